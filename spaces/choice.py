@@ -1,0 +1,103 @@
+"""The choice: one point of the search space, a method and its hyperparameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from spaces.errors import ChoiceError, nearest
+
+_ChoiceT = TypeVar("_ChoiceT", bound="Choice")
+
+
+def _refuse_bool(value: object) -> object:
+    # pydantic takes true for 1; in a choice that is a slip, never a number.
+    if isinstance(value, bool):
+        raise ValueError("it should be a number, not true or false")
+    return value
+
+
+Rank = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+"""A rank that a block must have."""
+OptionalRank = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
+"""A rank that may be 0, which leaves the block out."""
+Share = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
+"""A share of a whole, from 0 to 1."""
+PositiveShare = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, le=1)]
+"""A share of a whole that is not nothing."""
+Percent = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, le=100)]
+"""A percentage above 0."""
+Positive = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)]
+"""A positive number."""
+Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
+"""A seed of a random draw."""
+
+
+class ChoiceSection(BaseModel):
+    """A mapping in a choice: frozen, numbers finite, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Choice(ChoiceSection):
+    """What every method lets you choose."""
+
+    method: str
+    """The method, one of spaces.methods.METHODS."""
+    seed: Seed = 0
+    """Seed of the random variants; a choice without one does not read it."""
+    learning_rate: Positive = 2e-4
+    """Peak learning rate of the trial; a plan does not depend on it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The choice as plain values, ready for YAML and to be parsed again."""
+        return self.model_dump()
+
+
+def validated(
+    choice_class: type[_ChoiceT], mapping: Mapping[str, Any], where: str = ""
+) -> _ChoiceT:
+    """A choice of one class from plain values. Raises ChoiceError, one line, with the key under
+    `where`."""
+    try:
+        return choice_class.model_validate(dict(mapping))
+    except ValidationError as error:
+        raise choice_error(error, where, choice_class) from error
+
+
+def choice_error(
+    error: ValidationError, where: str, section: type[BaseModel] | None
+) -> ChoiceError:
+    """The first of pydantic's findings as a one-line ChoiceError; `section` is the model that was
+    validated."""
+    found = error.errors(include_url=False, include_context=True)[0]
+    path = ".".join([part for part in (where,) if part] + [str(part) for part in found["loc"]])
+    kind, message, given = found["type"], found["msg"], repr(found["input"])
+    shown = given if len(given) <= 60 else f"{given[:57]}..."
+    if kind == "extra_forbidden":
+        keys = _keys_beside(section, found["loc"])
+        return ChoiceError(f"{path}: unknown key; {nearest(str(found['loc'][-1]), keys)}")
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", found["ctx"]["expected"])
+        return ChoiceError(f"{path}: {shown} is unknown; {nearest(str(found['input']), known)}")
+    if kind == "value_error" and not found["loc"]:
+        # A check across keys names its key itself.
+        text = message.removeprefix("Value error, ")
+        return ChoiceError(f"{where}.{text}" if where and section else text)
+    text = message.removeprefix("Value error, ").replace("Input should", "it should")
+    return ChoiceError(f"{path}: {shown} is refused; {text}")
+
+
+def _keys_beside(section: type[BaseModel] | None, loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc[:-1]:
+        field = section.model_fields.get(str(part)) if section else None
+        annotation = field.annotation if field else None
+        section = (
+            annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            else None
+        )
+    return list(section.model_fields) if section else []

@@ -1,0 +1,69 @@
+"""The one hierarchy of errors that ranksweep raises on purpose.
+
+Every message is one line a user can act on: "<key or place>: <what is wrong>; <what to do>". The
+command line turns an error into its `exit_code`; anything else that escapes is a defect of
+ranksweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RanksweepError(Exception):
+    """Something failed while the work was being done (exit code 1)."""
+
+    exit_code: int = 1
+
+
+class UsageError(RanksweepError):
+    """What was asked for cannot be done as asked; found before anything is started (exit code
+    2)."""
+
+    exit_code: int = 2
+
+
+class ConfigError(UsageError):
+    """A sweep file, a `--set` or the arguments of a command are wrong."""
+
+
+class ChoiceError(UsageError):
+    """A choice, or the plan that it asks for, cannot be."""
+
+
+class ProfileError(UsageError):
+    """A profile file is wrong, or lacks what is asked of it."""
+
+
+class DataError(UsageError):
+    """The data of a task cannot be used."""
+
+
+class BaseModelError(UsageError):
+    """A base cannot be found or loaded, or has no such target modules."""
+
+
+class StoreError(RanksweepError):
+    """The object storage that holds profiles failed or holds something broken."""
+
+
+class TrackingError(RanksweepError):
+    """The tracking server cannot be reached or refused a write."""
+
+
+class JobError(RanksweepError):
+    """A job of the resident workers failed."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say which of the `known` words is meant by an unknown `word`.
+
+    Returns the tail of an error message: "did you mean 'rank'?" where one is near, else "use one of
+    a, b, c".
+    """
+    words = list(known)
+    close = get_close_matches(word, words, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"use one of {', '.join(words)}"

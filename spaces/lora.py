@@ -1,0 +1,55 @@
+"""LoRA: one block of one rank on every target module, all rows and all columns (Hu et al.,
+2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from spaces.choice import Choice, Positive, Rank
+from spaces.plan import Block, Plan, all_indices
+from spaces.profile import Profile
+from spaces.target import TargetModule, refuse_rank_above_limit
+
+DEFAULT_SPACE: dict[str, Any] = {"rank": [1, 2, 4, 8, 16, 32]}
+
+
+class LoraChoice(Choice):
+    """What LoRA lets you choose."""
+
+    method: Literal["lora"] = "lora"
+    rank: Rank = 8
+    """Rank of every module's update."""
+    alpha: Positive = 16.0
+    """The update is scaled by alpha / rank."""
+
+
+def needs_profile(choice: LoraChoice) -> bool:
+    """LoRA needs no profile."""
+    return False
+
+
+def plan(choice: LoraChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
+    """One stage, one block per module. Raises ChoiceError where the rank is above min(out, in)."""
+    refuse_rank_above_limit("rank", choice.rank, targets)
+    stage = {
+        target.name: [
+            Block(
+                rank=choice.rank,
+                rows=all_indices(target.shape[0]),
+                cols=all_indices(target.shape[1]),
+                scale=choice.alpha / choice.rank,
+            )
+        ]
+        for target in targets
+    }
+    return Plan.of([stage], targets)
+
+
+def count_range(
+    choice: LoraChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
+) -> tuple[int, int]:
+    """Trainable parameters, rank * (out + in) summed over the modules: exact."""
+    refuse_rank_above_limit("rank", choice.rank, targets)
+    count = sum(choice.rank * sum(target.shape) for target in targets)
+    return count, count

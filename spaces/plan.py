@@ -1,0 +1,262 @@
+"""The plan: what a choice means for a base, as stages of blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from spaces.errors import ChoiceError
+from spaces.target import TargetModule
+
+SCHEMA_VERSION = 1
+
+_METADATA_KEY = "ranksweep"
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A low-rank update scale * B A that writes only to `rows` and reads only from `cols` of one
+    weight matrix.
+
+    B is [len(rows), rank], A is [rank, len(cols)]; the learning rate of both is multiplied by
+    `lr_scale`.
+    """
+
+    rank: int
+    rows: NDArray[np.int32]
+    cols: NDArray[np.int32]
+    scale: float
+    lr_scale: float = 1.0
+
+    @property
+    def params(self) -> int:
+        """Trainable numbers: rank * (rows + cols)."""
+        return self.rank * (int(self.rows.shape[0]) + int(self.cols.shape[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Stages, each a map module name -> blocks, for the weight matrices `targets`. Build one with
+    `Plan.of`.
+
+    A stage trains its blocks while those of earlier stages stay frozen and go on adding their
+    update.
+    """
+
+    stages: tuple[Mapping[str, tuple[Block, ...]], ...]
+    targets: tuple[TargetModule, ...]
+
+    @classmethod
+    def of(
+        cls,
+        stages: Iterable[Mapping[str, Sequence[Block]]],
+        targets: Sequence[TargetModule],
+    ) -> Plan:
+        """A checked plan: blocks that hold nothing are left out, modules stand in the order of
+        `targets`.
+
+        A stage that is left without blocks stays as an empty map. Raises ChoiceError where a block
+        is out of the bounds of its matrix or its indices are not sorted and unique.
+        """
+        known = {target.name: target for target in targets}
+        ordered = []
+        for number, stage in enumerate(stages):
+            for name in stage:
+                if name not in known:
+                    raise ChoiceError(
+                        f"stage{number}/{name}: not a target module; list it in the targets"
+                    )
+            modules = {}
+            for name, target in known.items():
+                kept = tuple(block for block in stage.get(name, ()) if _holds_something(block))
+                for index, block in enumerate(kept):
+                    _check_block(f"stage{number}/{name}/block{index}", block, target)
+                if kept:
+                    modules[name] = kept
+            ordered.append(MappingProxyType(modules))
+        return cls(tuple(ordered), tuple(targets))
+
+    @property
+    def trainable_params(self) -> int:
+        """What must be stored: the sum over all stages of rank * (rows + cols)."""
+        return sum(_stage_params(stage) for stage in self.stages)
+
+    @property
+    def peak_trainable_params(self) -> int:
+        """What trains at one time: the largest stage's sum."""
+        return max((_stage_params(stage) for stage in self.stages), default=0)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the canonical metadata and the index tensors, whatever the file's
+        layout."""
+        digest = hashlib.sha256(self._canonical_metadata().encode())
+        for name, indices in self._tensors().items():
+            digest.update(f"\n{name} {indices.shape[0]}\n".encode())
+            digest.update(indices.astype("<i4", copy=False).tobytes())
+        return digest.hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """The plan without its indices, ready for JSON: counts of parameters, and each block's
+        shape."""
+        return {
+            "trainable_params": self.trainable_params,
+            "peak_trainable_params": self.peak_trainable_params,
+            "stages": [
+                {
+                    "modules": {
+                        name: [
+                            {
+                                "rank": block.rank,
+                                "rows": block.rows.shape[0],
+                                "cols": block.cols.shape[0],
+                                "scale": block.scale,
+                                "lr_scale": block.lr_scale,
+                            }
+                            for block in blocks
+                        ]
+                        for name, blocks in stage.items()
+                    }
+                }
+                for stage in self.stages
+            ],
+            "digest": self.digest,
+        }
+
+    def to_bytes(self) -> bytes:
+        """The plan as a safetensors file: int32 `stage<i>/<module>/block<j>/rows` and `/cols`."""
+        metadata = {_METADATA_KEY: self._canonical_metadata()}
+        return bytes(safetensors.numpy.save(self._tensors(), metadata=metadata))
+
+    def write(self, path: str | Path) -> None:
+        """Write the plan as a safetensors file."""
+        Path(path).write_bytes(self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, source: str = "plan") -> Plan:
+        """Parse the bytes of a plan file; `source` names them in errors. Raises ChoiceError."""
+        try:
+            tensors = safetensors.numpy.load(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            metadata = json.loads(header["__metadata__"][_METADATA_KEY])
+            if metadata["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema version {metadata['schema_version']!r}")
+            targets = [_target(item) for item in metadata["targets"]]
+            stages = [
+                {
+                    name: [
+                        _block(tensors, f"stage{number}/{name}/block{index}", block)
+                        for index, block in enumerate(blocks)
+                    ]
+                    for name, blocks in stage["modules"].items()
+                }
+                for number, stage in enumerate(metadata["stages"])
+            ]
+        except Exception as error:  # whatever a file that is not a plan makes its parsers raise
+            reason = str(error).replace("\n", " ") or type(error).__name__
+            raise ChoiceError(f"{source}: not a plan file ({reason}); write it again") from error
+        if tensors:
+            raise ChoiceError(
+                f"{source}: tensor {min(tensors)} belongs to no block; write it again"
+            )
+        return cls.of(stages, targets)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Plan:
+        """Read a plan file. Raises ChoiceError."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ChoiceError(
+                f"{path}: cannot be read ({error.strerror}); give the path of a plan file"
+            ) from error
+        return cls.from_bytes(data, str(path))
+
+    def _tensors(self) -> dict[str, NDArray[np.int32]]:
+        tensors = {}
+        for number, stage in enumerate(self.stages):
+            for name, blocks in stage.items():
+                for index, block in enumerate(blocks):
+                    prefix = f"stage{number}/{name}/block{index}"
+                    tensors[f"{prefix}/rows"] = block.rows
+                    tensors[f"{prefix}/cols"] = block.cols
+        return tensors
+
+    def _canonical_metadata(self) -> str:
+        # json writes a float64 as its repr, the shortest text that reads back to the same number.
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "targets": [
+                {"name": target.name, "shape": list(target.shape), "names": list(target.names)}
+                for target in self.targets
+            ],
+            "stages": [
+                {
+                    "modules": {
+                        name: [
+                            {"rank": block.rank, "scale": block.scale, "lr_scale": block.lr_scale}
+                            for block in blocks
+                        ]
+                        for name, blocks in stage.items()
+                    }
+                }
+                for stage in self.stages
+            ],
+        }
+        return json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def all_indices(size: int) -> NDArray[np.int32]:
+    """Every index of a row or column axis of `size`, written out."""
+    return np.arange(size, dtype=np.int32)
+
+
+def _holds_something(block: Block) -> bool:
+    return block.rank > 0 and block.rows.shape[0] > 0 and block.cols.shape[0] > 0
+
+
+def _stage_params(stage: Mapping[str, tuple[Block, ...]]) -> int:
+    return sum(block.params for blocks in stage.values() for block in blocks)
+
+
+def _check_block(where: str, block: Block, target: TargetModule) -> None:
+    for axis, indices, size in (
+        ("rows", block.rows, target.shape[0]),
+        ("cols", block.cols, target.shape[1]),
+    ):
+        if indices.dtype != np.int32 or indices.ndim != 1:
+            raise ChoiceError(f"{where}/{axis}: not a list of int32; write the indices as int32")
+        if indices[0] < 0 or indices[-1] >= size or np.any(indices[1:] <= indices[:-1]):
+            raise ChoiceError(
+                f"{where}/{axis}: indices not sorted, unique and within 0 to {size - 1}; sort them"
+            )
+    if block.rank > target.rank_limit:
+        raise ChoiceError(
+            f"{where}/rank: {block.rank} is above min(out, in) = {target.rank_limit}; lower it"
+        )
+
+
+def _target(item: Mapping[str, Any]) -> TargetModule:
+    out_features, in_features = item["shape"]
+    return TargetModule(item["name"], (out_features, in_features), tuple(item.get("names", ())))
+
+
+def _block(tensors: dict[str, NDArray[Any]], prefix: str, described: Mapping[str, Any]) -> Block:
+    return Block(
+        rank=int(described["rank"]),
+        rows=tensors.pop(f"{prefix}/rows"),
+        cols=tensors.pop(f"{prefix}/cols"),
+        scale=float(described["scale"]),
+        lr_scale=float(described["lr_scale"]),
+    )

@@ -1,0 +1,54 @@
+"""How many of a set of indices are taken, and which: the larger values first, ties by the lower
+index."""
+
+from __future__ import annotations
+
+from math import floor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def rounded_share(fraction: float, total: int) -> int:
+    """How many of `total` a fraction stands for: floor(fraction * total + 0.5) in float64."""
+    return floor(fraction * total + 0.5)
+
+
+def largest(values: NDArray[Any], count: int) -> NDArray[np.int32]:
+    """Indices of the `count` largest of `values` [n], sorted ascending; of equal values the lower
+    index is taken first.
+
+    A partition finds the smallest value taken, so the cost is O(n) and the ties are exact. `values`
+    holds no NaN.
+    """
+    size = values.shape[0]
+    if count <= 0:
+        return np.empty(0, dtype=np.int32)
+    if count >= size:
+        return np.arange(size, dtype=np.int32)
+    smallest_taken = np.partition(values, size - count)[size - count]
+    taken = values > smallest_taken
+    ties = np.flatnonzero(values == smallest_taken)
+    taken[ties[: count - np.count_nonzero(taken)]] = True
+    return np.flatnonzero(taken).astype(np.int32)
+
+
+def shortest_prefix(values: NDArray[Any], share: float) -> int:
+    """How many of the largest `values` [n] (not negative) it takes for at least `share` of their
+    sum, in float64.
+
+    The empty prefix has the share 0, so `share` 0 takes none; values that sum to zero take none
+    either.
+    """
+    descending = np.sort(values.astype(np.float64))[::-1]
+    sums = np.cumsum(descending)
+    if share <= 0 or sums.shape[0] == 0 or sums[-1] == 0:
+        return 0
+    return int(np.searchsorted(sums / sums[-1], share, side="left")) + 1
+
+
+def drawn(size: int, count: int, seed: tuple[int, ...]) -> NDArray[np.int32]:
+    """`count` of `size` indices at random, sorted; a larger count with the same seed draws a
+    superset."""
+    return largest(np.random.default_rng(seed).random(size), count)

@@ -1,0 +1,355 @@
+"""The search space: which methods a sweep tries, and between which values of their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Annotated, Any
+
+import optuna
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from spaces.choice import Choice, choice_error, validated
+from spaces.domain import (
+    Domain,
+    Fixed,
+    Range,
+    Value,
+    capped,
+    closest,
+    holds,
+    listed,
+    middle,
+    parse_domain,
+    restricted,
+    suggest,
+)
+from spaces.errors import ChoiceError, ConfigError, nearest
+from spaces.methods import METHODS, Method, method_named
+from spaces.target import TargetModule
+
+DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": 5e-5, "high": 2e-3, "log": True}
+
+_SECTION_KEYS = ("learning_rate", "methods")
+_ALWAYS_SEARCHED = "lora"
+_CEILINGS = ("rank", "mean_rank")
+_FLOORS = ("supplementary_rank", "min_rank")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The domain of every searched key of every method; keys that it does not name keep the
+    choice's default.
+
+    Keys of a nested section are written with a dot, as `partition.threshold`. Optuna's parameters
+    are `method` and `<method>.<key>`; a key with one value is no parameter, nor is one that the
+    choice would not read: the threshold of the rule `all`, the signal of a `uniform` allocation.
+    Values that contradict each other are reconciled in the choice that comes out:
+    `supplementary_rank` is at most `rank`, `min_rank` no more than the allocation leaves.
+    """
+
+    methods: tuple[str, ...]
+    domains: Mapping[str, Mapping[str, Domain]]
+    written: frozenset[tuple[str, str]] = frozenset()
+    """The (method, key) pairs that the user wrote, which are never narrowed in silence."""
+
+    @classmethod
+    def parse(cls, section: Mapping[str, Any] | None) -> SearchSpace:
+        """The space of a sweep's section `space`: `learning_rate` and `methods`, a list of names or
+        a mapping.
+
+        A method takes its default space; what the mapping says of a key stands in place of that
+        key's default, and nothing else changes. `lora` is always added. Raises ConfigError or
+        ChoiceError with the key under `space`.
+        """
+        section = {} if section is None else section
+        if not isinstance(section, Mapping):
+            raise ConfigError("space: not a mapping; write learning_rate and methods")
+        for key in section:
+            if key not in _SECTION_KEYS:
+                raise ConfigError(f"space.{key}: unknown key; {nearest(str(key), _SECTION_KEYS)}")
+        learning_rate = section.get("learning_rate")
+        if learning_rate is None:
+            learning_rate = DEFAULT_LEARNING_RATE
+        shared = _parse_keys(METHODS[_ALWAYS_SEARCHED], {"learning_rate": learning_rate}, "space")
+        domains: dict[str, Mapping[str, Domain]] = {}
+        written: set[tuple[str, str]] = set()
+        for name, keys in _written_methods(section.get("methods")).items():
+            where = f"space.methods.{name}"
+            method = METHODS[name]
+            own = _parse_keys(method, keys, where)
+            merged = {**shared, **_parse_keys(method, method.default_space, where), **own}
+            domains[name] = {key: merged[key] for key in _fields_of(method) if key in merged}
+            written.update((name, key) for key in own)
+            _refuse_contradiction(method, domains[name], where)
+        return cls(tuple(domains), domains, frozenset(written))
+
+    def suggest(self, trial: optuna.trial.BaseTrial, method: str | None = None) -> Choice:
+        """The choice that a trial stands for; `method` asserts which one it was enqueued with.
+
+        Raises ChoiceError where the trial's method is another.
+        """
+        name = trial.suggest_categorical("method", self.methods)
+        if method is not None and name != method:
+            raise ChoiceError(
+                f"method: the trial has {name} where {method} is asked; enqueue "
+                f"{{'method': '{method}'}} first"
+            )
+        values: dict[str, Value] = {}
+        for key, domain in self.domains[name].items():
+            if key not in METHODS[name].unread_keys(values):
+                values[key] = suggest(domain, trial, f"{name}.{key}")
+        return _choice(METHODS[name], values)
+
+    def default_choice(self, method: str) -> Choice:
+        """The paper's default, each key moved to the nearest value the space holds; the learning
+        rate is the middle.
+
+        Raises ChoiceError where the space lacks the method.
+        """
+        found = METHODS[self._known(method)]
+        defaults = dict(_flattened(found, found.choice_class(method=method).as_dict(), "choice"))
+        values: dict[str, Value] = {}
+        for key, domain in self.domains[method].items():
+            if key not in found.unread_keys(values):
+                values[key] = (
+                    middle(domain) if key == "learning_rate" else closest(domain, defaults[key])
+                )
+        return _choice(found, values)
+
+    def params_of(self, choice: Choice) -> dict[str, Value]:
+        """Optuna's parameters that `suggest` turns into `choice`, to be enqueued.
+
+        Raises ChoiceError naming the key whose value the space does not hold.
+        """
+        method = METHODS[self._known(choice.method)]
+        values = dict(_flattened(method, choice.as_dict(), "choice"))
+        params: dict[str, Value] = {"method": choice.method}
+        for key, domain in self.domains[choice.method].items():
+            if key in method.unread_keys(values):
+                continue
+            value = values[key]
+            if not holds(domain, value):
+                value = _value_behind(method, key, domain, values)
+            if not isinstance(domain, Fixed):
+                params[f"{choice.method}.{key}"] = closest(domain, value)
+        return params
+
+    def lora_of_budget(self, params: int, targets: Sequence[TargetModule]) -> Choice:
+        """The LoRA of the space whose count of parameters is nearest to `params`; of two, the
+        smaller.
+
+        Raises ChoiceError where no rank of the space fits the targets.
+        """
+        domain = self.domains[_ALWAYS_SEARCHED].get("rank", Fixed(8))
+        limit = min((target.rank_limit for target in targets), default=None)
+        ranks = sorted(rank for rank in listed(domain) if limit is None or rank <= limit)
+        if not ranks:
+            raise ChoiceError(
+                "space.methods.lora.rank: every rank is above min(out, in) of a target module; add "
+                "a lower one"
+            )
+        per_rank = sum(sum(target.shape) for target in targets)
+        rank = min(ranks, key=lambda candidate: abs(candidate * per_rank - params))
+        return self.default_choice(_ALWAYS_SEARCHED).model_copy(update={"rank": rank})
+
+    def fitted(
+        self, targets: Sequence[TargetModule], top_percent_grid: Sequence[float] | None = None
+    ) -> SearchSpace:
+        """The space without the default values that these weight matrices, or a profile of this
+        grid, cannot take.
+
+        Raises ChoiceError naming the key where the user wrote such a value.
+        """
+        fitted = {
+            name: {
+                key: self._fitted_domain(name, key, domain, targets, top_percent_grid)
+                for key, domain in domains.items()
+            }
+            for name, domains in self.domains.items()
+        }
+        return replace(self, domains=fitted)
+
+    def _fitted_domain(
+        self,
+        name: str,
+        key: str,
+        domain: Domain,
+        targets: Sequence[TargetModule],
+        grid: Sequence[float] | None,
+    ) -> Domain:
+        where = f"space.methods.{name}.{key}"
+        if key == "top_percent" and grid is not None:
+            allowed = tuple(float(value) for value in grid)
+            outside = isinstance(domain, Range) or any(
+                value not in allowed for value in listed(domain)
+            )
+            if outside and (name, key) in self.written:
+                shown = ", ".join(f"{value:g}" for value in allowed)
+                raise ChoiceError(
+                    f"{where}: holds a value that is not in profile.top_percent [{shown}]; use "
+                    "only these or add it "
+                    "there"
+                )
+            return restricted(domain, allowed, min(allowed, key=lambda value: abs(value - 5)))
+        searched = {
+            other: listed(values)
+            for other, values in self.domains[name].items()
+            if not isinstance(values, Range)
+        }
+        limit = METHODS[name].largest_values(targets, searched).get(key)
+        if limit is None:
+            return domain
+        greatest = domain.high if isinstance(domain, Range) else max(listed(domain))
+        if greatest > limit and (name, key) in self.written:
+            raise ChoiceError(
+                f"{where}: {greatest} is above {limit}, the largest that every target module can "
+                "take; lower it"
+            )
+        return capped(domain, limit)
+
+    def _known(self, method: str) -> str:
+        if method not in self.domains:
+            raise ChoiceError(
+                f"method: {method!r} is not in the space; {nearest(method, self.methods)}"
+            )
+        return method
+
+
+def _written_methods(written: object) -> dict[str, Mapping[str, Any]]:
+    """Method name -> what is written of its keys, lora always among them."""
+    where = "space.methods"
+    if written is None:
+        written = list(METHODS)
+    keys: dict[str, Mapping[str, Any]] = {}
+    if isinstance(written, Mapping):
+        for name, own in written.items():
+            method_named(name, where)
+            if own is not None and not isinstance(own, Mapping):
+                raise ConfigError(
+                    f"{where}.{name}: not a mapping; write its keys, or {{}} for its default"
+                )
+            keys[name] = own or {}
+    elif isinstance(written, list | tuple):
+        for name in written:
+            method_named(name, where)
+            if name in keys:
+                raise ConfigError(f"{where}: lists {name} twice; list it once")
+            keys[name] = {}
+    else:
+        raise ConfigError(f"{where}: neither a list of names nor a mapping; write one of them")
+    return keys if _ALWAYS_SEARCHED in keys else {_ALWAYS_SEARCHED: {}, **keys}
+
+
+def _parse_keys(method: Method, written: Mapping[str, Any], where: str) -> dict[str, Domain]:
+    """The domains of the written keys, flat. Raises ChoiceError."""
+    fields = _fields_of(method)
+    domains = {}
+    for key, value in _flattened(method, written, where):
+        field = fields.get(key)
+        if field is None:
+            *outer, last = key.split(".")
+            beside = [known.removeprefix(".".join([*outer, ""])) for known in fields]
+            names = dict.fromkeys(name.split(".")[0] for name in beside)
+            raise ChoiceError(f"{where}.{key}: unknown key; {nearest(last, names)}")
+        kind: Any = field.annotation
+        bounded: Any = Annotated[kind, *field.metadata] if field.metadata else kind
+        adapter = TypeAdapter[Any](bounded, config=ConfigDict(allow_inf_nan=False))
+
+        def check(given: object, place: str, adapter: TypeAdapter[Any] = adapter) -> Value:
+            try:
+                return adapter.validate_python(given)
+            except ValidationError as error:
+                raise choice_error(error, place, None) from error
+
+        number = kind if kind in (int, float) else None
+        domains[key] = parse_domain(value, f"{where}.{key}", number, check)
+    return domains
+
+
+def _fields_of(method: Method) -> dict[str, FieldInfo]:
+    """Flat key -> field of every key that can have a domain, in the order in which they are
+    suggested."""
+    fields: dict[str, FieldInfo] = {}
+    for key, field in method.choice_class.model_fields.items():
+        section = _section(field)
+        if section:
+            fields.update({f"{key}.{inner}": own for inner, own in section.model_fields.items()})
+        elif key != "method":
+            fields[key] = field
+    return fields
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _flattened(method: Method, values: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """Flat key and value of what stands in a mapping and in its nested sections. Raises
+    ChoiceError."""
+    fields = method.choice_class.model_fields
+    for key, value in values.items():
+        if not (key in fields and _section(fields[key])):
+            yield str(key), value
+        elif isinstance(value, Mapping):
+            for inner, own in value.items():
+                yield f"{key}.{inner}", own
+        else:
+            raise ChoiceError(f"{where}.{key}: {str(value)[:60]!r} is refused; write a mapping")
+
+
+def _choice(method: Method, values: Mapping[str, Value]) -> Choice:
+    """The choice with these flat values, reconciled with each other, and defaults for the rest."""
+    nested: dict[str, Any] = {"method": method.name}
+    for key, value in method.reconciled(values).items():
+        outer, _, inner = key.rpartition(".")
+        if outer:
+            nested.setdefault(outer, {})[inner] = value
+        else:
+            nested[inner] = value
+    return validated(method.choice_class, nested)
+
+
+def _refuse_contradiction(method: Method, domains: Mapping[str, Domain], where: str) -> None:
+    """Raise ChoiceError where no combination of values goes together as written."""
+    widest: dict[str, tuple[Value, ...]] = {}
+    for key, domain in domains.items():
+        if isinstance(domain, Range):
+            widest[key] = (domain.high if key in _CEILINGS else domain.low,)
+        elif key in _CEILINGS:
+            widest[key] = (max(listed(domain)),)
+        elif key in _FLOORS:
+            widest[key] = (min(listed(domain)),)
+        else:
+            names = tuple(value for value in listed(domain) if isinstance(value, str))
+            widest[key] = names or listed(domain)[:1]
+    contradicted: dict[str, tuple[Value, Value]] = {}
+    for combination in product(*widest.values()):
+        values = dict(zip(widest, combination, strict=True))
+        reconciled = method.reconciled(values)
+        contradicted = {
+            key: (value, reconciled[key])
+            for key, value in values.items()
+            if reconciled[key] != value
+        }
+        if not contradicted:
+            return
+    for key, (value, most) in contradicted.items():
+        raise ChoiceError(
+            f"{where}.{key}: {value} is above {most}, the most that the other keys allow; lower it"
+        )
+
+
+def _value_behind(method: Method, key: str, domain: Domain, values: Mapping[str, Value]) -> Value:
+    """A value of `domain` that is reconciled to the one in `values`. Raises ChoiceError where there
+    is none."""
+    for candidate in () if isinstance(domain, Range) and not domain.whole else listed(domain):
+        if method.reconciled({**values, key: candidate})[key] == values[key]:
+            return candidate
+    raise ChoiceError(
+        f"{method.name}.{key}: {values[key]!r} is not in the space; widen "
+        f"space.methods.{method.name}.{key}"
+    )

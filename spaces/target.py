@@ -1,0 +1,51 @@
+"""The weight matrices that are adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spaces.errors import ChoiceError
+
+
+@dataclass(frozen=True)
+class TargetModule:
+    """One weight matrix of a base, of shape [out, in] however the base stores it.
+
+    `names` lists every layer that uses the matrix; a matrix that is not tied has the one name.
+    `name` is the first.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            object.__setattr__(self, "names", (self.name,))
+
+    @property
+    def rank_limit(self) -> int:
+        """The largest rank that an update of this matrix can have, min(out, in)."""
+        return min(self.shape)
+
+
+def refuse_rank_above_limit(key: str, rank: int, targets: Iterable[TargetModule]) -> None:
+    """Raise ChoiceError naming the first module whose min(out, in) is below `rank`, the value of
+    `key`."""
+    for target in targets:
+        if rank > target.rank_limit:
+            out_features, in_features = target.shape
+            raise ChoiceError(
+                f"{key}: {rank} is above min(out, in) = {target.rank_limit} of module "
+                f"'{target.name}' "
+                f"[{out_features}, {in_features}]; use a rank of at most {target.rank_limit}"
+            )
+
+
+def largest_rank(
+    targets: Sequence[TargetModule], searched: Mapping[str, Sequence[Any]]
+) -> dict[str, int]:
+    """The largest `rank` that every one of `targets` can take, whatever else is searched."""
+    return {"rank": min(target.rank_limit for target in targets)} if targets else {}
