@@ -1,0 +1,163 @@
+"""The sections of a sweep that a worker reads accept what is right and say what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from trainables.settings import (
+    FILE_SUFFIXES,
+    DataSettings,
+    ProfileSettings,
+    TaskSettings,
+    TrainSettings,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FILES = {"train": "a.parquet", "dev": "b.csv", "test": "c.jsonl"}
+
+
+def task(**changes: Any) -> dict[str, Any]:
+    return {"name": "t", "data": FILES, "text": ["sentence"]} | changes
+
+
+@pytest.mark.parametrize("name", ["movie-minilm.yaml", "demo.yaml"])
+def test_the_sections_of_the_examples_are_valid(name: str) -> None:
+    sweep = yaml.safe_load((EXAMPLES / name).read_text())
+    assert TaskSettings.model_validate(sweep["task"]).text == ("sentence",)
+    assert ProfileSettings.model_validate(sweep["profile"]).top_percent == (1, 2, 5, 10)
+    assert TrainSettings.model_validate(sweep["train"]).warmup_ratio == 0.06
+
+
+def test_the_profile_sections_unwritten_keys_are_those_of_the_design() -> None:
+    profile = ProfileSettings(rank=4)
+    assert profile.learning_rate == 2e-4
+    assert profile.resolved_alpha == 8
+    assert (profile.lr_scheduler, profile.warmup_ratio) == ("linear", 0)
+    assert (profile.max_grad_norm, profile.weight_decay, profile.dropout) == (1, 0, 0)
+    assert not profile.base_dropout
+    assert ProfileSettings(alpha=3).resolved_alpha == 3
+
+
+def test_one_text_column_may_be_written_without_a_list() -> None:
+    assert TaskSettings.model_validate(task(text="sentence")).text == ("sentence",)
+
+
+def test_the_percentages_are_kept_ascending_and_once() -> None:
+    assert ProfileSettings(top_percent=(10, 1, 1, 0.5)).top_percent == (0.5, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "regression"}, "'regression' is not available yet; use classification"),
+        ({"kind": "guess"}, "'guess' is not a kind of task; use classification"),
+        ({"metric": "bleu"}, "'bleu' does not measure classification; use one of accuracy"),
+        ({"text": ["a", "b", "c"]}, "names 3 columns"),
+        ({"text": []}, "names 0 columns"),
+        ({"text": ["label"]}, "'label' is both text and label"),
+        ({"max_length": 0}, "greater than 0"),
+        ({"rows": {"train": 0}}, "greater than 0"),
+        ({"split": {"dev_fraction": 1.0}}, "less than 1"),
+        ({"template": "x"}, "Extra inputs are not permitted"),
+        ({"data": {"dev": "b.csv"}}, "neither train nor hub"),
+        ({"data": {"train": "a.xlsx"}}, "train is 'a.xlsx', not a data file"),
+        ({"data": FILES | {"name": "rte"}}, "name goes with hub only"),
+    ],
+)
+def test_a_wrong_task_is_refused_with_the_reason(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TaskSettings.model_validate(task(**changes))
+    assert said in str(caught.value)
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rank": 0},
+        {"epochs": 0},
+        {"score_every": 0},
+        {"calibration_batches": 0},
+        {"calibration_batches": "some"},
+        {"batch_size": 0},
+        {"top_percent": []},
+        {"top_percent": [0]},
+        {"top_percent": [101]},
+        {"target_modules": []},
+        {"target_modules": [""]},
+        {"learning_rate": 0},
+        {"learning_rate": float("inf")},
+        {"dropout": 1.0},
+        {"max_grad_norm": 0},
+        {"precision": "fp8"},
+        {"seed": -1},
+    ],
+)
+def test_a_wrong_value_of_the_profile_section_is_refused(values: dict[str, Any]) -> None:
+    (key,) = values
+    with pytest.raises(ValidationError) as caught:
+        ProfileSettings.model_validate(values)
+    assert all(error["loc"][0] == key for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 0},
+        {"batch_size": -1},
+        {"optimizer": "lion"},
+        {"lr_scheduler": "sawtooth"},
+        {"warmup_ratio": 1.5},
+        {"weight_decay": -0.1},
+    ],
+)
+def test_a_wrong_value_of_the_train_section_is_refused(values: dict[str, Any]) -> None:
+    (key,) = values
+    with pytest.raises(ValidationError) as caught:
+        TrainSettings.model_validate(values)
+    assert all(error["loc"][0] == key for error in caught.value.errors())
+
+
+def test_a_batch_must_divide_into_its_accumulation_steps() -> None:
+    with pytest.raises(ValidationError, match="batch_size 16 does not divide into 3"):
+        TrainSettings(batch_size=16, gradient_accumulation_steps=3)
+
+
+def test_settings_are_frozen_and_round_trip_through_plain_values() -> None:
+    settings = TaskSettings.model_validate(task())
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.max_length = 3  # type: ignore[misc]
+    assert TaskSettings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize("suffix", FILE_SUFFIXES)
+def test_packaged_files_are_accepted(suffix: str) -> None:
+    assert DataSettings(train=f"package:some_package/data/a{suffix}").train is not None
+
+
+@pytest.mark.parametrize("section", [TaskSettings, DataSettings, ProfileSettings, TrainSettings])
+def test_every_key_explains_itself(section: Any) -> None:
+    undocumented = [key for key, field in section.model_fields.items() if not field.description]
+    assert undocumented == []
+
+
+def test_importing_the_settings_imports_no_heavy_library() -> None:
+    script = (
+        "import sys, trainables.settings; "
+        "print([m for m in ('torch', 'transformers', 'datasets', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=EXAMPLES.parent,
+    )
+    assert done.stdout.strip() == "[]"

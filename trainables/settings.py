@@ -1,0 +1,264 @@
+"""The sections of a sweep that a worker reads: `task`, `profile` and `train`."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from trainables.metrics import METRICS
+
+KINDS = ("classification",)
+PLANNED_KINDS = (
+    "regression",
+    "multiple_choice",
+    "causal",
+    "generation",
+    "image_classification",
+)
+FILE_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
+ALL_LINEAR = "all-linear"
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Percent = Annotated[float, Field(gt=0.0, le=100.0)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def _as_list(value: object) -> object:
+    """A single name where a list of names is expected is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+
+
+class Settings(BaseModel):
+    """A section of a sweep: frozen, and any key it does not know is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class DataSettings(Settings):
+    """Where the rows are: local or packaged files, or a data set of the Hugging Face hub.
+
+    A file is a path, or `package:import_name/sub/file`, and ends in .parquet, .csv, .json or
+    .jsonl. With `hub`, train, dev and test are names of splits; where neither dev nor test is
+    named, the split "validation" is divided by `task.split`.
+    """
+
+    train: str | None = None
+    """File (or, with hub, split; default "train") that trains."""
+    dev: str | None = None
+    """File or split that steers the search; without it `task.split` says where dev comes from."""
+    test: str | None = None
+    """File or split that only `confirm` reads; may be left out."""
+    hub: str | None = None
+    """Name of a data set on the hub, such as glue."""
+    name: str | None = None
+    """Configuration (subset) of the hub data set, such as rte."""
+    revision: str | None = None
+    """Commit or tag of the hub data set; pin it for runs that can be repeated."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.hub is not None:
+            return self
+        for key in ("name", "revision"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} goes with hub only; name the data set in hub or drop it")
+        if self.train is None:
+            raise ValueError(
+                "has neither train nor hub; give {train: FILE, dev: FILE} or {hub: NAME}"
+            )
+        for key in ("train", "dev", "test"):
+            file = getattr(self, key)
+            if file is not None and PurePosixPath(file).suffix not in FILE_SUFFIXES:
+                raise ValueError(
+                    f"{key} is {file!r}, not a data file; use one that ends in "
+                    f"{', '.join(FILE_SUFFIXES)}"
+                )
+        return self
+
+
+class RowsSettings(Settings):
+    """How many rows of each split are kept: a seeded choice among its rows in content order."""
+
+    train: PositiveInt | None = None
+    """Training rows to keep; null keeps all."""
+    dev: PositiveInt | None = None
+    """Dev rows to keep; null keeps all."""
+    test: PositiveInt | None = None
+    """Test rows to keep; null keeps all."""
+    seed: NonNegativeInt = 0
+    """Seed of the choice."""
+
+
+class SplitSettings(Settings):
+    """Where dev comes from when `task.data` has none."""
+
+    source: Literal["test", "train"] = "test"
+    """The split dev is taken from: test (the papers' rule) or train."""
+    dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the source that becomes dev; the rest stays (the papers' 2:8)."""
+    seed: NonNegativeInt = 0
+    """Seed of the division."""
+
+
+class TaskSettings(Settings):
+    """A data set, how a row becomes an input, and the metric."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Name of the task, for people and for queries."""
+    kind: str = "classification"
+    """What is predicted; classification is what is available."""
+    data: DataSettings
+    """Where the rows are."""
+    text: Names
+    """One or two columns that hold the text; two are encoded as a pair."""
+    label: str = "label"
+    """Column that holds the label."""
+    metric: str = "accuracy"
+    """Metric of the dev and test splits: accuracy, f1, macro_f1 or matthews."""
+    max_length: PositiveInt = 128
+    """Tokens at which an input is cut, special tokens included."""
+    rows: RowsSettings = RowsSettings()
+    """How many rows of each split are kept."""
+    split: SplitSettings = SplitSettings()
+    """Where dev comes from when data has none."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        if kind in KINDS:
+            return kind
+        what = "is not available yet" if kind in PLANNED_KINDS else "is not a kind of task"
+        raise ValueError(f"{kind!r} {what}; use {', '.join(KINDS)}")
+
+    @field_validator("text")
+    @classmethod
+    def _one_or_two(cls, text: tuple[str, ...]) -> tuple[str, ...]:
+        if not 1 <= len(text) <= 2:
+            raise ValueError(f"names {len(text)} columns; name one, or two for a pair of texts")
+        return text
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        metric = METRICS.get(self.metric)
+        if metric is None or self.kind not in metric.kinds:
+            fitting = ", ".join(name for name, m in METRICS.items() if self.kind in m.kinds)
+            raise ValueError(
+                f"metric {self.metric!r} does not measure {self.kind}; use one of {fitting}"
+            )
+        if self.label in self.text:
+            raise ValueError(f"column {self.label!r} is both text and label; name two columns")
+        return self
+
+
+class ProfileSettings(Settings):
+    """The importance profile: PiLoRA's initial phase, then one static pass."""
+
+    target_modules: Names = (ALL_LINEAR,)
+    """Modules to adapt, by PEFT's suffix rule; all-linear takes every one outside the head."""
+    rank: PositiveInt = 8
+    """Rank of the LoRA that the initial phase trains."""
+    epochs: PositiveInt = 1
+    """Epochs of the initial phase."""
+    score_every: PositiveInt = 10
+    """Optimizer steps from one scored step to the next (the paper's K)."""
+    calibration_batches: PositiveInt | Literal["all"] = 32
+    """Micro-batches of the static pass, or all."""
+    batch_size: PositiveInt = 16
+    """Rows of one step over all workers."""
+    top_percent: tuple[Percent, ...] = (1.0, 2.0, 5.0, 10.0)
+    """Percentages k for which TASO's top-k% masks are counted, ascending."""
+    seed: NonNegativeInt = 0
+    """Seed of the head, the adapters and the order of the rows."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate of the initial phase."""
+    alpha: PositiveFloat | None = None
+    """LoRA's alpha in the initial phase; null means 2 x rank."""
+    lr_scheduler: Schedule = "linear"
+    """Learning-rate schedule of the initial phase."""
+    warmup_ratio: Fraction = 0.0
+    """Share of the steps that warm up."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradient norm to clip at; null does not clip."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of the adapters and the head."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapters' inputs."""
+    base_dropout: bool = False
+    """Whether the base's own dropout is on while profiling."""
+    precision: Precision = "auto"
+    """Precision of the base; auto is bf16 where the device computes it fast, else fp32."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some_targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if not targets or not all(targets):
+            raise ValueError("names no module; list suffixes such as [query, value] or all-linear")
+        return targets
+
+    @field_validator("top_percent")
+    @classmethod
+    def _ascending(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
+        if not grid:
+            raise ValueError("is empty; list percentages such as [1, 2, 5, 10]")
+        return tuple(sorted(set(grid)))
+
+    @property
+    def resolved_alpha(self) -> float:
+        """alpha, or 2 x rank where it is not set."""
+        return self.alpha if self.alpha is not None else 2.0 * self.rank
+
+
+class TrainSettings(Settings):
+    """How a trial trains its plan."""
+
+    epochs: PositiveInt = 3
+    """Epochs of a trial; its value is the dev metric of the last."""
+    batch_size: PositiveInt = 16
+    """Rows of one optimizer step over all workers and accumulation steps."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forward passes that one optimizer step is divided into."""
+    optimizer: Literal["adamw"] = "adamw"
+    """Optimizer."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of the adapters and the head."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradient norm to clip at; null does not clip."""
+    lr_scheduler: Schedule = "linear"
+    """Learning-rate schedule of each stage."""
+    warmup_ratio: Fraction = 0.06
+    """Share of a stage's steps that warm up."""
+    dropout: Fraction = 0.05
+    """Dropout on the input of a module's trainable blocks."""
+    precision: Precision = "auto"
+    """Precision of the base; auto is bf16 where the device computes it fast, else fp32."""
+    seed: NonNegativeInt = 0
+    """Seed of the adapters, a fresh head and the order of the rows."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into "
+                f"{self.gradient_accumulation_steps} gradient_accumulation_steps; "
+                "use a multiple of it"
+            )
+        return self
