@@ -1,0 +1,321 @@
+"""Fine-tuning: one plan, its stages one after another, measured on a split after every epoch.
+
+The loop is the same for a trial, a confirmation run and the initial phase of a profile. What a
+method adds to it goes through the adaptation it is given: attach (entering the context and
+`begin_stage`), `after_backward`, `after_step`, detach (`end_stage` and leaving the context).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from spaces.errors import JobError
+from trainables.adapters import Adaptation, StageParameters
+from trainables.metrics import metric_for
+from trainables.settings import ProfileSettings, TrainSettings
+from trainables.tasks import EncodedSplit, Task, collate, epoch_order
+from trainables.workers import Workers
+
+LOSS_CHECK_EVERY = 10  # steps between two looks at the loss for NaN
+EVALUATION_ROWS = 64  # rows of one forward pass when measuring
+
+EpochReport = Callable[[int, dict[str, float]], None]
+
+
+class DivergedError(JobError):
+    """The loss became NaN or infinite."""
+
+
+class CancelledError(Exception):
+    """The driver has stopped this job."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a job: `per_epoch` optimizer steps in each of `epochs`, cut into stages.
+
+    Stage i of S trains the steps [floor(i N / S), floor((i + 1) N / S)) of the N in all.
+    """
+
+    per_epoch: int
+    epochs: int
+    stages: int
+
+    @property
+    def steps(self) -> int:
+        """All optimizer steps N."""
+        return self.per_epoch * self.epochs
+
+    def stage_steps(self, stage: int) -> int:
+        """How many steps a stage trains."""
+        return (stage + 1) * self.steps // self.stages - stage * self.steps // self.stages
+
+    def stage_of(self, step: int) -> int:
+        """The stage that trains a step; an empty stage trains none."""
+        return next(i for i in range(self.stages) if step < (i + 1) * self.steps // self.stages)
+
+
+def engine_config(
+    settings: TrainSettings | ProfileSettings,
+    deepspeed: Mapping[str, Any],
+    *,
+    accumulation: int,
+    workers: int,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """DeepSpeed's config of a job: the user's section plus what the job decides."""
+    micro = math.ceil(settings.batch_size / accumulation / workers)
+    return {
+        "zero_optimization": {"stage": 0},
+        "zero_allow_untested_optimizer": True,
+        **deepspeed,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": settings.max_grad_norm or 0.0,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+        "steps_per_print": 10**9,
+    }
+
+
+def finetune(
+    model: nn.Module,
+    adaptation: Adaptation,
+    task: Task,
+    settings: TrainSettings | ProfileSettings,
+    *,
+    learning_rate: float,
+    seed: int,
+    workers: Workers,
+    deepspeed: Mapping[str, Any] | None = None,
+    evaluate_on: str | None = "dev",
+    base_dropout: bool = True,
+    evaluate_every_epoch: bool = True,
+    on_step: Callable[[int], None] | None = None,
+    on_epoch: EpochReport | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, float]:
+    """Train an attached adaptation for `settings.epochs` epochs; returns the last epoch's report.
+
+    Every step takes `settings.batch_size` rows over all workers, the last of an epoch what is
+    left; its loss is the mean over those rows, however they are divided. A report holds
+    train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds)
+    and, where `evaluate_on` names a split, its loss and metric.
+
+    Raises DivergedError on a NaN or infinite loss, CancelledError when `should_stop` says so.
+    """
+    split = task.splits["train"]
+    rows = len(split.labels)
+    accumulation = getattr(settings, "gradient_accumulation_steps", 1)
+    schedule = Schedule(
+        math.ceil(rows / settings.batch_size), settings.epochs, adaptation.stages
+    )
+    config = engine_config(
+        settings, deepspeed or {}, accumulation=accumulation, workers=workers.size,
+        dtype=next(model.parameters()).dtype,
+    )
+    _reseed(seed + 7919 * workers.rank)
+    report: dict[str, float] = {}
+    step, current, run = 0, -1, None
+    try:
+        for epoch in range(1, settings.epochs + 1):
+            model.train(base_dropout)
+            loss_sum = torch.zeros((), dtype=torch.float64, device=workers.device)
+            times: list[float] = []
+            trained = 0
+            order = epoch_order(rows, seed, epoch)
+            for batch in _batches(order, settings.batch_size):
+                started = time.perf_counter()
+                if schedule.stage_of(step) != current:
+                    if run is not None:
+                        run.close()
+                    current = schedule.stage_of(step)
+                    run = _StageRun(
+                        adaptation, current, settings, learning_rate,
+                        schedule.stage_steps(current), config,
+                    )
+                assert run is not None
+                loss_sum += run.step(split, batch, task.pad_token_id, accumulation, workers)
+                trained += len(batch) if run.trains else 0
+                step += 1
+                times.append(time.perf_counter() - started)
+                if on_step is not None:
+                    on_step(step)
+                if step % LOSS_CHECK_EVERY == 0:
+                    _check_finite(loss_sum, step, workers)
+                if should_stop is not None and workers.agree(should_stop()):
+                    raise CancelledError
+            _check_finite(loss_sum, step, workers)
+            assert run is not None
+            report = {
+                "train_loss": float(workers.sum_(loss_sum)) / max(trained, 1),
+                "learning_rate": run.last_learning_rate,
+                "step_time": float(np.median(times)),
+            }
+            if evaluate_on is not None and (evaluate_every_epoch or epoch == settings.epochs):
+                report |= evaluate(model, adaptation, task, evaluate_on, workers)
+            if on_epoch is not None:
+                on_epoch(epoch, report)
+    finally:
+        if run is not None:
+            run.close()
+    return report
+
+
+class _StageRun:
+    """One stage under its own DeepSpeed engine, optimizer and learning-rate schedule."""
+
+    def __init__(
+        self,
+        adaptation: Adaptation,
+        stage: int,
+        settings: TrainSettings | ProfileSettings,
+        learning_rate: float,
+        steps: int,
+        config: dict[str, Any],
+    ) -> None:
+        self._adaptation = adaptation
+        self.last_learning_rate = 0.0
+        parameters = adaptation.begin_stage(stage)
+        groups = parameters.parameter_groups(learning_rate, settings.weight_decay)
+        self._parameters: StageParameters = parameters
+        self._learning_rate = learning_rate
+        self._engine: Any = None
+        if not groups:
+            return
+        import deepspeed
+        from transformers import get_scheduler
+
+        optimizer = torch.optim.AdamW(groups)  # type: ignore[arg-type]
+        name = "constant_with_warmup" if settings.lr_scheduler == "constant" else (
+            settings.lr_scheduler
+        )
+        self._schedule = get_scheduler(
+            name, optimizer, math.ceil(settings.warmup_ratio * steps), steps
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=parameters, optimizer=optimizer, config=config, dist_init_required=False
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the stage has anything to train: not with an empty core and no head."""
+        return self._engine is not None
+
+    def step(
+        self,
+        split: EncodedSplit,
+        rows: NDArray[np.int64],
+        pad_token_id: int,
+        accumulation: int,
+        workers: Workers,
+    ) -> torch.Tensor:
+        """One optimizer step over `rows`; returns this worker's part of the summed loss."""
+        total = torch.zeros((), dtype=torch.float64, device=workers.device)
+        if self._engine is None:
+            return total
+        self._engine.train()
+        micro_batches = [m for m in np.array_split(rows, accumulation) if len(m)]
+        for i, micro_batch in enumerate(micro_batches):
+            self._engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
+            own = workers.share(micro_batch)
+            weight = 1.0 if len(own) else 0.0  # a rank without rows still joins the collectives
+            batch = to_device(
+                collate(split, own if len(own) else micro_batch[:1], pad_token_id), workers
+            )
+            labels = batch.pop("labels")
+            loss = weight * summed_loss(self._engine(**batch).logits, labels)
+            self._engine.backward(loss * (workers.size / len(rows)), scale_wrt_gas=False)
+            total += loss.detach()
+        self._adaptation.after_backward(self._engine)
+        self.last_learning_rate = self._learning_rate * self._factor()
+        self._engine.step()
+        skipped = bool(getattr(self._engine.optimizer, "overflow", False))
+        if not skipped:
+            self._schedule.step()
+        self._adaptation.after_step(skipped)
+        return total
+
+    def _factor(self) -> float:
+        group = self._schedule.optimizer.param_groups[0]
+        return float(group["lr"] / group["initial_lr"])
+
+    def close(self) -> None:
+        """Freeze the stage's blocks and let the engine go."""
+        self._adaptation.end_stage()
+        if self._engine is not None:
+            self._engine.destroy()
+            self._engine = None
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over rows: logits [n, classes], labels [n]."""
+    return F.cross_entropy(_at_least_float(logits), labels, reduction="sum")
+
+
+def _at_least_float(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, adaptation: Adaptation, task: Task, name: str, workers: Workers
+) -> dict[str, float]:
+    """{"<name>_loss": mean loss, "<metric>": the task's metric} of a split, all dropout off.
+
+    Rows of like length go through the model together; every rank takes its share.
+    """
+    split = task.splits[name]
+    model.eval()
+    adaptation.eval()
+    rows = len(split.labels)
+    by_length = np.argsort(np.diff(split.offsets), kind="stable")
+    logits = torch.zeros(
+        rows, len(task.labels), dtype=torch.float64, device=workers.device
+    )
+    batches = list(_batches(by_length, EVALUATION_ROWS))
+    for indices in workers.share(batches):
+        batch = to_device(collate(split, indices, task.pad_token_id), workers)
+        batch.pop("labels")
+        logits[torch.as_tensor(indices, device=workers.device)] = model(**batch).logits.double()
+    workers.sum_(logits)
+    labels = torch.tensor(split.labels, device=workers.device)
+    loss = summed_loss(logits, labels).item() / rows
+    metric = metric_for(task.metric, task.kind)
+    return {f"{name}_loss": loss, task.metric: metric(split.labels, logits.cpu().numpy())}
+
+
+def to_device(batch: Mapping[str, torch.Tensor], workers: Workers) -> dict[str, torch.Tensor]:
+    """The batch's tensors on the worker's device."""
+    return {key: tensor.to(workers.device) for key, tensor in batch.items()}
+
+
+def _batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _reseed(seed: int) -> None:
+    import random
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _check_finite(loss_sum: torch.Tensor, step: int, workers: Workers) -> None:
+    finite = torch.isfinite(loss_sum).to(torch.float64)
+    if float(workers.sum_(finite)) < workers.size:
+        raise DivergedError(
+            f"the training loss is not finite at step {step}; lower learning_rate or alpha"
+        )

@@ -1,0 +1,199 @@
+"""The queue between a sweep's driver and its resident workers: one small Ray actor.
+
+The driver submits jobs and reads their events; each group of resident workers takes one job at a
+time and appends events to it. The actor counts the deaths of workers per job, because Ray Train
+counts failures over a whole run only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MAX_IDLE_STARTS = 8  # starts of one group between two finished jobs
+
+Event = dict[str, Any]
+Job = dict[str, Any]
+State = Literal["waiting", "running", "over"]
+
+
+@dataclass
+class _Entry:
+    job: Job
+    state: State = "waiting"
+    group: int | None = None
+    events: list[Event] = field(default_factory=list)
+    read: int = 0
+    deaths: int = 0
+    cancelled: bool = False
+
+
+class JobQueue:
+    """State of all jobs of one sweep. Run it as a Ray actor: `start_job_queue()`.
+
+    A job's events, in order: ``started``, ``epoch`` (any number), then one of ``done``, ``failed``
+    and ``cancelled``. A job whose worker died goes back to the head of the queue and starts again
+    at its first epoch, `max_failures` times at most.
+    """
+
+    def __init__(self, max_failures: int = 2) -> None:
+        self._max_failures = max_failures
+        self._entries: dict[str, _Entry] = {}
+        self._waiting: deque[str] = deque()
+        self._numbers = itertools.count()
+        self._changed = asyncio.Condition()
+        self._closed = False
+        self._groups: dict[int, dict[str, Any]] = {}
+        self._idle_starts: dict[int, int] = {}
+        self._cancelled_early: set[str] = set()
+
+    async def submit(self, job: Job) -> str:
+        """Append a job; returns its id: the job's own `job_id` where it names one."""
+        job_id = job.get("job_id") or f"{job['kind']}-job-{next(self._numbers):05d}"
+        if job_id in self._entries:
+            raise ValueError(f"a job {job_id} was submitted before")
+        entry = self._entries[job_id] = _Entry(job)
+        if job_id in self._cancelled_early:
+            await self._finish(entry, {"type": "cancelled"})
+            return str(job_id)
+        async with self._changed:
+            self._waiting.append(job_id)
+            self._changed.notify_all()
+        return str(job_id)
+
+    async def next_event(self, job_id: str, timeout_s: float) -> Event | None:
+        """The job's next unread event; None when none came within `timeout_s` seconds."""
+        entry = self._entries[job_id]
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: entry.read < len(entry.events)), timeout_s
+                )
+            except TimeoutError:
+                return None
+            event = entry.events[entry.read]
+            entry.read += 1
+            if entry.state == "over" and entry.read == len(entry.events):
+                entry.job = {}  # a plan is large; nobody reads it any more
+            return event
+
+    async def cancel(self, job_id: str) -> None:
+        """Stop a job: at once where it waits or is yet to come, at its next step where it runs."""
+        if job_id not in self._entries:
+            self._cancelled_early.add(job_id)
+            return
+        entry = self._entries[job_id]
+        if entry.state == "over":
+            return
+        entry.cancelled = True
+        if entry.state == "waiting":
+            self._waiting.remove(job_id)
+            await self._finish(entry, {"type": "cancelled"})
+
+    async def close(self) -> None:
+        """Let every group leave its loop after the job in hand."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # -- what a group's rank 0 calls ------------------------------------------------------------
+
+    async def starting(self, group: int, size: int) -> bool:
+        """One of a group's `size` workers comes up. False where the group keeps dying before any job is done."""
+        self._idle_starts[group] = self._idle_starts.get(group, 0) + 1
+        if self._idle_starts[group] <= MAX_IDLE_STARTS * size:
+            return True
+        await self.group_lost(group, "the workers keep dying while they start; see Ray's logs")
+        return False
+
+    async def register(self, group: int, worker: dict[str, Any]) -> None:
+        """A group has (re)started. A job that it held when it died is queued again or failed."""
+        self._groups[group] = worker
+        for job_id, entry in self._entries.items():
+            if entry.state == "running" and entry.group == group:
+                await self._take_back(job_id, entry)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def take(self, group: int, timeout_s: float) -> tuple[str, Job] | None | Literal["closed"]:
+        """The next job for this group; None when none came in time; "closed" to leave the loop."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._waiting or self._closed), timeout_s
+                )
+            except TimeoutError:
+                return None
+            if not self._waiting:
+                return "closed"
+            job_id = self._waiting.popleft()
+            entry = self._entries[job_id]
+            entry.state, entry.group = "running", group
+            return job_id, entry.job
+
+    async def report(self, job_id: str, event: Event) -> bool:
+        """Append an event of a running job. True when the job is to stop."""
+        entry = self._entries[job_id]
+        if entry.state != "running":
+            return True
+        if event["type"] in ("done", "failed", "cancelled"):
+            await self._finish(entry, event)
+        else:
+            await self._append(entry, event)
+        return entry.cancelled
+
+    async def is_cancelled(self, job_id: str) -> bool:
+        """Whether the driver wants this job stopped."""
+        return self._entries[job_id].cancelled
+
+    # -- what the driver asks --------------------------------------------------------------------
+
+    async def group_lost(self, group: int, error: str) -> None:
+        """A group will not come back: fail its job and, where it was the last, all that wait."""
+        self._groups.pop(group, None)
+        for entry in self._entries.values():
+            if entry.state == "running" and entry.group == group:
+                await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+        if not self._groups:
+            while self._waiting:
+                entry = self._entries[self._waiting.popleft()]
+                await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+
+    async def groups(self) -> dict[int, dict[str, Any]]:
+        """The groups that have registered: group number -> what its rank 0 said of itself."""
+        return dict(self._groups)
+
+    async def _take_back(self, job_id: str, entry: _Entry) -> None:
+        entry.deaths += 1
+        entry.group = None
+        if entry.cancelled:
+            await self._finish(entry, {"type": "cancelled"})
+        elif entry.deaths > self._max_failures:
+            error = f"the worker died {entry.deaths} times in this job (cluster.max_failures)"
+            await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+        else:
+            entry.state = "waiting"
+            self._waiting.appendleft(job_id)
+            await self._append(entry, {"type": "requeued", "deaths": entry.deaths})
+
+    async def _finish(self, entry: _Entry, event: Event) -> None:
+        entry.state = "over"
+        if entry.group is not None:
+            self._idle_starts.pop(entry.group, None)
+        await self._append(entry, event)
+
+    async def _append(self, entry: _Entry, event: Event) -> None:
+        async with self._changed:
+            entry.events.append(event)
+            self._changed.notify_all()
+
+
+def start_job_queue(max_failures: int = 2) -> Any:
+    """Start the queue as a Ray actor that many callers can wait on at once."""
+    import ray
+
+    actor = ray.remote(JobQueue)
+    return actor.options(num_cpus=0, max_concurrency=1000).remote(max_failures)

@@ -1,0 +1,388 @@
+"""Resident workers: a Ray Train worker group that loads the base once and serves jobs to the end.
+
+`ResidentWorkers` is the driver's side: it starts the job queue and the groups. `serve` is the loop
+that each worker runs. Rank 0 takes a job from the queue and broadcasts it; all ranks run it and
+agree on every stop. Nothing of a job survives into the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spaces.errors import JobError
+from trainables.job_queue import Event, Job, start_job_queue
+from trainables.settings import ProfileSettings, TrainSettings
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 5.0  # rank 0 asks again after this long; the other ranks wait in a broadcast meanwhile
+CANCEL_POLL_S = 0.2  # how often a running job asks whether it was cancelled
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What the workers of every group are: how many, and what each of them takes of a node."""
+
+    groups: int = 1
+    workers_per_group: int = 1
+    resources_per_worker: Mapping[str, float] | None = None
+    max_failures: int = 2
+
+
+class ResidentWorkers:
+    """The driver's side: a context manager that starts the groups and closes them.
+
+    `storage_path` is where Ray Train writes its own small state. `precision` is that of the
+    sweep's base: auto, fp32, bf16 or fp16.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_uri: str,
+        base_fingerprint: str,
+        task: Any,
+        precision: str,
+        deepspeed: Mapping[str, Any],
+        settings: GroupSettings,
+        storage_path: str,
+    ) -> None:
+        self._settings, self._storage_path = settings, storage_path
+        self._config = {
+            "base_uri": base_uri,
+            "base_fingerprint": base_fingerprint,
+            "precision": precision,
+            "deepspeed": dict(deepspeed),
+        }
+        self._task = task
+        self._threads: list[threading.Thread] = []
+        self.queue: Any = None
+
+    def __enter__(self) -> ResidentWorkers:
+        import ray
+
+        self.queue = start_job_queue(self._settings.max_failures)
+        self._config |= {"queue": self.queue, "task": [ray.put(self._task)]}
+        for group in range(self._settings.groups):
+            thread = threading.Thread(target=self._run_group, args=(group,), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        import ray
+
+        ray.get(self.queue.close.remote())
+        if kind is None:
+            for thread in self._threads:
+                thread.join(timeout=60)
+
+    def run(self, job: Job, *, on_event: Callable[[Event], None] | None = None) -> dict[str, Any]:
+        """Submit a job, pass its events on and wait for its result. Raises JobError."""
+        import ray
+
+        job_id = ray.get(self.queue.submit.remote(job))
+        for event in events_of(self.queue, job_id):
+            if on_event is not None:
+                on_event(event)
+            if event["type"] == "done":
+                return dict(event["result"])
+            if event["type"] == "failed":
+                raise JobError(f"{job['kind']} failed: {event['error']}")
+        raise JobError(f"{job['kind']} was cancelled")
+
+    def _run_group(self, group: int) -> None:
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        resources = dict(self._settings.resources_per_worker or {"CPU": 1})
+        use_gpu = resources.get("GPU", 0) > 0
+        trainer = TorchTrainer(
+            serve,
+            train_loop_config=self._config | {"group": group},
+            scaling_config=ScalingConfig(
+                num_workers=self._settings.workers_per_group,
+                use_gpu=use_gpu,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=f"group-{group}",
+                storage_path=self._storage_path,
+                failure_config=FailureConfig(max_failures=-1),
+            ),
+            torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
+        )
+        error = "the group of resident workers ended"
+        try:
+            trainer.fit()
+        except Exception as failure:
+            error = f"{error}: {_one_line(failure)}"
+        try:
+            ray.get(self.queue.group_lost.remote(group, error))
+        except Exception:
+            logger.debug("the queue was gone before group %d", group)
+
+
+def events_of(queue: Any, job_id: str) -> Iterator[Event]:
+    """A job's events as they come, up to its last. Raises JobError where the queue is gone."""
+    import ray
+
+    while True:
+        try:
+            event = ray.get(queue.next_event.remote(job_id, POLL_S))
+        except ray.exceptions.RayActorError as error:
+            raise JobError("the sweep's job queue is gone; launch again with --resume") from error
+        if event is None:
+            continue
+        yield event
+        if event["type"] in ("done", "failed", "cancelled"):
+            return
+
+
+# --- the worker's side -----------------------------------------------------------------------
+
+
+@dataclass
+class _Resident:
+    """What a worker keeps from job to job."""
+
+    base: Any
+    task: Any
+    workers: Any
+    deepspeed: Mapping[str, Any]
+
+
+def serve(config: dict[str, Any]) -> None:
+    """The loop of one worker: load the base, then serve jobs until the queue is closed."""
+    import ray.train
+
+    queue, group = config["queue"], config["group"]
+    _quieten()
+    if not ray.get(queue.starting.remote(group, ray.train.get_context().get_world_size())):
+        return
+    try:
+        resident = _load(config)
+    except Exception as failure:
+        # Raised, Ray Train would start the group again for ever; the next start would fail alike.
+        error = f"a worker could not load the base: {_one_line(failure)}"
+        ray.get(queue.group_lost.remote(group, error))
+        return
+    gc.freeze()  # what a job leaves behind is then all that the collector has to look at
+    workers = resident.workers
+    if workers.rank == 0:
+        ray.get(queue.register.remote(group, _describe(resident)))
+    while True:
+        taken = None
+        if workers.rank == 0:
+            taken = ray.get(queue.take.remote(group, POLL_S))
+        taken = workers.broadcast_object(taken)
+        if taken == "closed":
+            return
+        if taken is not None:
+            _run_job(resident, queue, *taken)
+
+
+def _load(config: dict[str, Any]) -> _Resident:
+    import ray
+    import torch
+    from ray.train.torch import get_device
+
+    from trainables.bases import load_base
+    from trainables.workers import join
+
+    device = get_device()
+    workers = join(device)
+    if device.type == "cpu":
+        assigned = ray.get_runtime_context().get_assigned_resources()
+        torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
+    task = ray.get(config["task"][0])
+    base = load_base(
+        config["base_uri"], task.kind, len(task.labels), resolve_dtype(config["precision"], device),
+        device,
+    )  # fmt: skip
+    if base.fingerprint != config["base_fingerprint"]:
+        raise JobError(
+            f"base: {config['base_uri']} on this node differs from the driver's; install the same "
+            "files on every node"
+        )
+    return _Resident(base, task, workers, config["deepspeed"])
+
+
+def resolve_dtype(precision: str, device: Any) -> Any:
+    """The torch dtype of a precision setting; auto is bf16 where the device computes it fast."""
+    import torch
+
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _describe(resident: _Resident) -> dict[str, Any]:
+    import ray
+
+    return {
+        "pid": os.getpid(),
+        "node": ray.get_runtime_context().get_node_id(),
+        "device": str(resident.workers.device),
+        "workers": resident.workers.size,
+        "dtype": str(next(resident.base.model.parameters()).dtype).removeprefix("torch."),
+    }
+
+
+def _run_job(resident: _Resident, queue: Any, job_id: str, job: Job) -> None:
+    import ray
+
+    from trainables.finetuning import CancelledError, DivergedError
+
+    channel = _Channel(queue, job_id, resident.workers.rank == 0)
+    channel.send({"type": "started"})
+    try:
+        result = {"trial": _trial, "profile": _profile}[job["kind"]](resident, job, channel)
+        channel.send({"type": "done", "result": result})
+    except CancelledError:
+        channel.send({"type": "cancelled"})
+    except DivergedError as failure:  # every rank saw the same loss
+        channel.send({"type": "failed", "error": str(failure), "traceback": ""})
+    except Exception as failure:
+        # On any rank: the others may hang in a collective, so the queue hears of it first.
+        event = {
+            "type": "failed",
+            "error": _explain(failure),
+            "traceback": traceback.format_exc(limit=20),
+        }
+        ray.get(queue.report.remote(job_id, event))
+        if resident.workers.size > 1:
+            raise
+    finally:
+        gc.collect()
+
+
+class _Channel:
+    """A running job's line to the queue; only rank 0 speaks."""
+
+    def __init__(self, queue: Any, job_id: str, speaks: bool) -> None:
+        self._queue, self._job_id, self._speaks = queue, job_id, speaks
+        self._stop = False
+        self._asked: Any = None
+        self._next_poll = 0.0
+
+    def send(self, event: Event) -> None:
+        import ray
+
+        if self._speaks:
+            self._stop |= ray.get(self._queue.report.remote(self._job_id, event))
+
+    def should_stop(self) -> bool:
+        """Rank 0's knowledge of whether the driver cancelled the job; asks without waiting."""
+        import ray
+
+        if not self._speaks or self._stop:
+            return self._stop
+        if self._asked is not None:
+            ready, _ = ray.wait([self._asked], timeout=0)
+            if ready:
+                self._stop = ray.get(self._asked)
+                self._asked = None
+        elif time.monotonic() >= self._next_poll:
+            self._next_poll = time.monotonic() + CANCEL_POLL_S
+            self._asked = self._queue.is_cancelled.remote(self._job_id)
+        return self._stop
+
+
+def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
+    """Train one plan and measure it; `split` is dev, or test for a confirmation run."""
+    from spaces.plan import Plan
+    from trainables.adapters import Adaptation
+    from trainables.bases import fresh_head
+    from trainables.finetuning import finetune
+
+    settings = TrainSettings.model_validate(job["train"])
+    plan = Plan.from_bytes(job["plan"])
+    head = fresh_head(resident.base, job["seed"])
+    split = job.get("split", "dev")
+    first_step: list[float] = []
+
+    def on_step(_step: int) -> None:
+        if not first_step:
+            first_step.append(time.time())
+
+    def on_epoch(epoch: int, report: dict[str, float]) -> None:
+        channel.send({"type": "epoch", "epoch": epoch, "metrics": report})
+
+    with Adaptation(
+        resident.base.model, plan, seed=job["seed"], dropout=settings.dropout, head=head
+    ) as adaptation:
+        metrics = finetune(
+            resident.base.model, adaptation, resident.task, settings,
+            learning_rate=job["learning_rate"], seed=job["seed"], workers=resident.workers,
+            deepspeed=resident.deepspeed, evaluate_on=split, evaluate_every_epoch=split == "dev",
+            on_step=on_step, on_epoch=on_epoch, should_stop=channel.should_stop,
+        )  # fmt: skip
+    return {
+        "metrics": metrics,
+        "epochs": settings.epochs,
+        "trainable_params": plan.trainable_params,
+        "head_params": sum(p.numel() for module in head.values() for p in module.parameters()),
+        "plan_digest": plan.digest,
+        "first_step_at": first_step[0],
+    }
+
+
+def _profile(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
+    """Compute the profile; the result holds its file's bytes."""
+    from trainables.bases import fresh_head, resolve_targets
+    from trainables.profiling import compute_profile
+
+    settings = ProfileSettings.model_validate(job["settings"])
+    base = resident.base
+    targets = resolve_targets(base.model, base.head_modules, settings.target_modules)
+    started, last = time.monotonic(), 0.0
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5 or done == total:
+            last = time.monotonic()
+            channel.send({"type": "progress", "phase": phase, "done": done, "total": total})
+
+    profile = compute_profile(
+        base.model, fresh_head(base, settings.seed), targets, resident.task, settings,
+        workers=resident.workers, deepspeed=resident.deepspeed,
+        base_fingerprint=base.fingerprint, on_progress=on_progress,
+    )  # fmt: skip
+    data = profile.to_bytes() if resident.workers.rank == 0 else b""
+    return {"profile": data, "seconds": time.monotonic() - started}
+
+
+def _explain(failure: BaseException) -> str:
+    """A failure in one line, with the remedy where it is known."""
+    import torch
+
+    line = _one_line(failure)
+    if isinstance(failure, torch.OutOfMemoryError) or "out of memory" in line:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return f"{line}; lower train.batch_size or raise gradient_accumulation_steps"
+    return line
+
+
+def _one_line(failure: BaseException) -> str:
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
+
+
+def _quieten() -> None:
+    """Keep DeepSpeed's and transformers' news of every engine out of the workers' logs."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

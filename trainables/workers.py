@@ -1,0 +1,65 @@
+"""The worker's place in its group: rank, size, device, and the few collectives that jobs need."""
+
+from __future__ import annotations
+
+import os
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Workers:
+    """One worker of `size`, on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def share(self, items: Any) -> Any:
+        """Every size-th item, starting with the rank's own."""
+        return items[self.rank :: self.size]
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, flag: bool) -> bool:
+        """Rank 0's flag, on every rank."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor([int(flag)], device=self.device)
+        dist.broadcast(shared, src=0)
+        return bool(shared.item())
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's object, on every rank."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def join(device: torch.device | None = None) -> Workers:
+    """This process's place in its process group, with DeepSpeed's communication ready.
+
+    Without a process group (a test, a script) it makes one of a single worker. DeepSpeed's own
+    shared-memory all-reduce for CPUs is left out: it wants a compiler and up to a minute at first
+    use, and a group's gradients are small; gloo does the same sums.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    import deepspeed
+
+    if not deepspeed.comm.is_initialized():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    if device is None:
+        device = torch.device("cpu")
+    return Workers(dist.get_rank(), dist.get_world_size(), device)
