@@ -60,8 +60,10 @@ class Choice(ChoiceSection):
 def validated(
     choice_class: type[_ChoiceT], mapping: Mapping[str, Any], where: str = ""
 ) -> _ChoiceT:
-    """A choice of one class from plain values. Raises ChoiceError, one line, with the key under
-    `where`."""
+    """A choice of one class from plain values.
+
+    Raises ChoiceError, one line, with the key under `where`.
+    """
     try:
         return choice_class.model_validate(dict(mapping))
     except ValidationError as error:
@@ -71,8 +73,10 @@ def validated(
 def choice_error(
     error: ValidationError, where: str, section: type[BaseModel] | None
 ) -> ChoiceError:
-    """The first of pydantic's findings as a one-line ChoiceError; `section` is the model that was
-    validated."""
+    """The first of pydantic's findings as a one-line ChoiceError.
+
+    `section` is the model that was validated, None for a single value.
+    """
     found = error.errors(include_url=False, include_context=True)[0]
     path = ".".join([part for part in (where,) if part] + [str(part) for part in found["loc"]])
     kind, message, given = found["type"], found["msg"], repr(found["input"])

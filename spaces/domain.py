@@ -1,5 +1,4 @@
-"""The values that a search may give one key of a choice: one value, a list of values, or a
-range."""
+"""The values a search may give one key of a choice: one value, a list of values, or a range."""
 
 from __future__ import annotations
 
@@ -36,8 +35,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Range:
-    """Every number from `low` to `high`, both included; only whole ones or those `step` apart,
-    where said."""
+    """Every number from `low` to `high`, ends included.
+
+    Only whole numbers where `whole`, only those `step` apart where there is a step.
+    """
 
     low: float
     high: float
@@ -70,8 +71,7 @@ def parse_domain(
 
 
 def suggest(domain: Domain, trial: optuna.trial.BaseTrial, name: str) -> Value:
-    """A value of the domain; the trial is asked for the parameter `name` where there is more than
-    one."""
+    """A value of the domain, asked of the trial as `name` where there is more than one."""
     if isinstance(domain, Fixed):
         return domain.value
     if isinstance(domain, Options):
@@ -83,8 +83,7 @@ def suggest(domain: Domain, trial: optuna.trial.BaseTrial, name: str) -> Value:
 
 
 def closest(domain: Domain, value: Value) -> Value:
-    """The value of the domain that is nearest to `value`; the first one where nearness means
-    nothing."""
+    """The value of the domain nearest to `value`; the first one where nearness means nothing."""
     if isinstance(domain, Fixed):
         return domain.value
     if isinstance(domain, Options):

@@ -18,8 +18,7 @@ class RanksweepError(Exception):
 
 
 class UsageError(RanksweepError):
-    """What was asked for cannot be done as asked; found before anything is started (exit code
-    2)."""
+    """What was asked for cannot be done; found before anything is started (exit code 2)."""
 
     exit_code: int = 2
 

@@ -1,5 +1,4 @@
-"""joint: ranks by Sensitivity-LoRA, dominant rows by PiLoRA and core columns by TASO, in one
-stage."""
+"""joint: ranks by Sensitivity-LoRA, dominant rows by PiLoRA, core columns by TASO, in one stage."""
 
 from __future__ import annotations
 
@@ -45,8 +44,7 @@ DEFAULT_SPACE: dict[str, Any] = {
 
 
 class JointChoice(RankBudget):
-    """What the joint method lets you choose: all of Sensitivity-LoRA, PiLoRA's rows and TASO's
-    columns."""
+    """What joint lets you choose: all of Sensitivity-LoRA, PiLoRA's rows and TASO's columns."""
 
     method: Literal["joint"] = "joint"
     supplementary_rank: OptionalRank = 1
@@ -79,10 +77,10 @@ def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
 def core_cols(
     choice: JointChoice, target: TargetModule, profile: Profile | None
 ) -> NDArray[np.int32]:
-    """The floor(retention * in + 0.5) columns of a module with the most masked entries, sorted;
-    ties by index.
+    """The core columns C of a module: those with the most masked entries, sorted.
 
-    Raises ProfileError where the profile lacks what is read.
+    The first floor(retention * in + 0.5) of TASO's ranking of columns alone, ties by index. Raises
+    ProfileError where the profile lacks what is read.
     """
     if choice.retention == 1:
         return all_indices(target.shape[1])
@@ -94,11 +92,11 @@ def core_cols(
 
 
 def plan(choice: JointChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
-    """One stage; per module rank r^w on its dominant rows and rank min(r', r^w) on the others, over
-    its core columns.
+    """One stage, two blocks per module: r^w on its dominant rows, min(r', r^w) on the others.
 
-    Both blocks have scale alpha / r^w and lr_scale sqrt(in / |C|). Raises ChoiceError where the
-    budget of ranks cannot be met, ProfileError where the profile lacks what is read.
+    Both read the core columns C, with scale alpha / r^w and lr_scale sqrt(in / |C|). Raises
+    ChoiceError where the budget of ranks cannot be met, ProfileError where the profile lacks what
+    is read.
     """
     stage = {}
     ranks = allocated_ranks(choice, targets, profile)
@@ -126,8 +124,10 @@ def plan(choice: JointChoice, targets: Sequence[TargetModule], profile: Profile 
 def count_range(
     choice: JointChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
 ) -> tuple[int, int]:
-    """Least and most trainable parameters over all profiles; equal where every part is known
-    without one."""
+    """Least and most trainable parameters over all profiles.
+
+    Equal where every part is known without one.
+    """
 
     def params(target: TargetModule, rank: int) -> tuple[int, int]:
         out_features, in_features = target.shape

@@ -1,5 +1,4 @@
-"""LoRA: one block of one rank on every target module, all rows and all columns (Hu et al.,
-2021)."""
+"""LoRA: one block of one rank on every target module, all rows and columns (Hu et al., 2021)."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from spaces.target import TargetModule, largest_rank
 
 @dataclass(frozen=True)
 class Method:
-    """One way to share adaptation capacity out; what is callable here takes a choice of
-    `choice_class`, if any.
+    """One way to share adaptation capacity out; its functions take a choice of `choice_class`.
 
-    A search reads the last three. Keys are flat, as `partition.threshold`.
+    The last three are for a search, which knows no choice yet: they take flat keys, as
+    `partition.threshold`, and their values.
     """
 
     name: str

@@ -138,8 +138,7 @@ def other_rows(rows: NDArray[np.int32], out_features: int) -> NDArray[np.int32]:
 
 
 def plan(choice: PiloraChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
-    """One stage; per module a block of rank r on the dominant rows and one of rank r' on the others
-    (Eq. 10).
+    """One stage; rank r on each module's dominant rows and rank r' on the others (Eq. 10).
 
     Raises ChoiceError where the rank is above min(out, in), ProfileError where the profile lacks
     what is read.
@@ -160,12 +159,11 @@ def plan(choice: PiloraChoice, targets: Sequence[TargetModule], profile: Profile
 def dominant_count_extremes(
     partition: Partition, out_features: int, dominant_fraction: float | None
 ) -> list[int]:
-    """Numbers of dominant rows of a module among which every count of parameters is least and
-    greatest.
+    """Numbers of dominant rows among which a module's parameters are fewest and most.
 
     One number where it is known without a profile: `dominant_fraction` given, or a rule that fixes
-    it (`top` and `random` for a module of any importance at all). Between the inner ones a count of
-    parameters is linear.
+    it (`top` and `random` for a module of any importance at all). Between the inner ones the count
+    of parameters is linear.
     """
     if dominant_fraction is not None:
         return [rounded_share(dominant_fraction, out_features)]
@@ -187,8 +185,10 @@ def dominant_count_extremes(
 def count_range(
     choice: PiloraChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
 ) -> tuple[int, int]:
-    """Least and most trainable parameters over all profiles; equal where the number of dominant
-    rows is known."""
+    """Least and most trainable parameters over all profiles.
+
+    Equal where the number of dominant rows is known without one.
+    """
     refuse_rank_above_limit("rank", choice.rank, targets)
     least = most = 0
     for target in targets:
@@ -209,8 +209,10 @@ def count_range(
 def two_block_params(
     rank: int, supplementary_rank: int, dominant: int, out_features: int, cols: int
 ) -> int:
-    """Parameters of a module with `dominant` rows at `rank` and the others at `supplementary_rank`,
-    over `cols`."""
+    """Parameters of a module: `dominant` rows at `rank`, the others at `supplementary_rank`.
+
+    Both blocks read `cols` columns; one without rows or columns is left out.
+    """
     others = out_features - dominant
     first = rank * (dominant + cols) if dominant and cols else 0
     second = supplementary_rank * (others + cols) if others and cols else 0

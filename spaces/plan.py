@@ -26,8 +26,7 @@ _METADATA_KEY = "ranksweep"
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A low-rank update scale * B A that writes only to `rows` and reads only from `cols` of one
-    weight matrix.
+    """A low-rank update scale * B A that writes only to `rows` and reads only from `cols`.
 
     B is [len(rows), rank], A is [rank, len(cols)]; the learning rate of both is multiplied by
     `lr_scale`.
@@ -47,11 +46,10 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Stages, each a map module name -> blocks, for the weight matrices `targets`. Build one with
-    `Plan.of`.
+    """Stages, each a map module name -> blocks, for the weight matrices `targets`.
 
     A stage trains its blocks while those of earlier stages stay frozen and go on adding their
-    update.
+    update. Build one with `Plan.of`.
     """
 
     stages: tuple[Mapping[str, tuple[Block, ...]], ...]
@@ -63,11 +61,11 @@ class Plan:
         stages: Iterable[Mapping[str, Sequence[Block]]],
         targets: Sequence[TargetModule],
     ) -> Plan:
-        """A checked plan: blocks that hold nothing are left out, modules stand in the order of
-        `targets`.
+        """A checked plan; blocks that hold nothing are left out.
 
-        A stage that is left without blocks stays as an empty map. Raises ChoiceError where a block
-        is out of the bounds of its matrix or its indices are not sorted and unique.
+        Modules stand in the order of `targets`; a stage that is left without blocks stays as an
+        empty map. Raises ChoiceError where a block is out of the bounds of its matrix or its
+        indices are not sorted and unique.
         """
         known = {target.name: target for target in targets}
         ordered = []
@@ -99,8 +97,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over the canonical metadata and the index tensors, whatever the file's
-        layout."""
+        """SHA-256 (hex) of the canonical metadata and the index tensors, not of file bytes."""
         digest = hashlib.sha256(self._canonical_metadata().encode())
         for name, indices in self._tensors().items():
             digest.update(f"\n{name} {indices.shape[0]}\n".encode())
@@ -108,8 +105,7 @@ class Plan:
         return digest.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """The plan without its indices, ready for JSON: counts of parameters, and each block's
-        shape."""
+        """The plan without its indices, ready for JSON: parameter counts and each block's shape."""
         return {
             "trainable_params": self.trainable_params,
             "peak_trainable_params": self.peak_trainable_params,

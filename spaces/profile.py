@@ -43,8 +43,10 @@ _DTYPES: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class ModuleProfile:
-    """The statistics of one target module [out, in]; None where a file made by hand leaves a tensor
-    out."""
+    """The statistics of one target module [out, in].
+
+    A tensor that a file made by hand leaves out is None.
+    """
 
     hits: NDArray[np.int32] | None = None
     """[out]: on how many scored steps a row was above the mean (PiLoRA, Algorithm 1, line 12)."""
@@ -146,8 +148,10 @@ class Profile:
         Path(path).write_bytes(self.to_bytes())
 
     def require(self, module_name: str, field: str) -> NDArray[Any]:
-        """The tensor `field` of a module. Raises ProfileError naming the module and the tensor it
-        lacks."""
+        """The tensor `field` of a module.
+
+        Raises ProfileError naming the module and the tensor that the profile lacks.
+        """
         module = self.modules.get(module_name)
         if module is None:
             raise ProfileError(
@@ -157,8 +161,7 @@ class Profile:
         if values is None:
             raise ProfileError(
                 f"{module_name}/{field}: not in the profile; profile the base again or take a "
-                "choice that does not "
-                "need it"
+                "choice that does not need it"
             )
         return cast(NDArray[Any], values)
 
@@ -170,21 +173,21 @@ class Profile:
             if shape != target.shape:
                 raise ProfileError(
                     f"{target.name}: profiled as {list(shape)} but is {list(target.shape)} in the "
-                    "base; "
-                    "use a profile of this base"
+                    "base; use a profile of this base"
                 )
 
     def grid_line(self, top_percent: float) -> int:
-        """The line of the count tensors that holds `top_percent`. Raises ProfileError naming the
-        grid."""
+        """The line of the count tensors that holds `top_percent`.
+
+        Raises ProfileError naming the grid.
+        """
         for line, value in enumerate(self.top_percent_grid):
             if math.isclose(value, top_percent, rel_tol=1e-12):
                 return line
         grid = ", ".join(f"{value:g}" for value in self.top_percent_grid)
         raise ProfileError(
             f"top_percent: {top_percent:g} is not in the profile's grid [{grid}]; use one of these "
-            "or profile again "
-            "with it in profile.top_percent"
+            "or profile again with it in profile.top_percent"
         )
 
 
@@ -198,9 +201,8 @@ def _described(target: TargetModule) -> dict[str, Any]:
 def _parsed(data: bytes) -> Profile:
     try:
         entries = _deserialize(data)
-    except (
-        Exception
-    ) as error:  # safetensors' own error class is not raised for every malformed header
+    except Exception as error:
+        # A malformed header raises more than safetensors' own error class.
         reason = str(error).replace("\n", " ")
         raise ProfileError(
             f"not a whole safetensors file ({reason}); write or copy it again"
@@ -366,8 +368,7 @@ def _check_shape(where: str, values: NDArray[Any], shape: tuple[int, ...]) -> No
     if values.shape != shape:
         raise ProfileError(
             f"{where}: shape {list(values.shape)} where the modules list and the grid ask for "
-            f"{list(shape)}; "
-            "make the profile again"
+            f"{list(shape)}; make the profile again"
         )
 
 

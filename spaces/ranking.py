@@ -1,5 +1,4 @@
-"""How many of a set of indices are taken, and which: the larger values first, ties by the lower
-index."""
+"""How many of a set of indices are taken, and which: the larger first, ties by lower index."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ def rounded_share(fraction: float, total: int) -> int:
 
 
 def largest(values: NDArray[Any], count: int) -> NDArray[np.int32]:
-    """Indices of the `count` largest of `values` [n], sorted ascending; of equal values the lower
-    index is taken first.
+    """Indices of the `count` largest of `values` [n], sorted; ties go to the lower index.
 
     A partition finds the smallest value taken, so the cost is O(n) and the ties are exact. `values`
     holds no NaN.
@@ -35,11 +33,10 @@ def largest(values: NDArray[Any], count: int) -> NDArray[np.int32]:
 
 
 def shortest_prefix(values: NDArray[Any], share: float) -> int:
-    """How many of the largest `values` [n] (not negative) it takes for at least `share` of their
-    sum, in float64.
+    """How many of the largest `values` [n] it takes for at least `share` of their sum.
 
-    The empty prefix has the share 0, so `share` 0 takes none; values that sum to zero take none
-    either.
+    In float64, of values that are not negative. The empty prefix has the share 0, so `share` 0
+    takes none; values that sum to zero take none either.
     """
     descending = np.sort(values.astype(np.float64))[::-1]
     sums = np.cumsum(descending)
@@ -49,6 +46,5 @@ def shortest_prefix(values: NDArray[Any], share: float) -> int:
 
 
 def drawn(size: int, count: int, seed: tuple[int, ...]) -> NDArray[np.int32]:
-    """`count` of `size` indices at random, sorted; a larger count with the same seed draws a
-    superset."""
+    """`count` of `size` indices at random, sorted; a larger count holds the smaller one's."""
     return largest(np.random.default_rng(seed).random(size), count)

@@ -40,8 +40,7 @@ _FLOORS = ("supplementary_rank", "min_rank")
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The domain of every searched key of every method; keys that it does not name keep the
-    choice's default.
+    """The domain of every searched key of every method; other keys keep the choice's default.
 
     Keys of a nested section are written with a dot, as `partition.threshold`. Optuna's parameters
     are `method` and `<method>.<key>`; a key with one value is no parameter, nor is one that the
@@ -57,12 +56,11 @@ class SearchSpace:
 
     @classmethod
     def parse(cls, section: Mapping[str, Any] | None) -> SearchSpace:
-        """The space of a sweep's section `space`: `learning_rate` and `methods`, a list of names or
-        a mapping.
+        """The space of a sweep's section `space`: its keys `learning_rate` and `methods`.
 
-        A method takes its default space; what the mapping says of a key stands in place of that
-        key's default, and nothing else changes. `lora` is always added. Raises ConfigError or
-        ChoiceError with the key under `space`.
+        `methods` is a list of names or a mapping. A method takes its default space; what the
+        mapping says of a key stands in place of that key's default, and nothing else changes.
+        `lora` is always added. Raises ConfigError or ChoiceError with the key under `space`.
         """
         section = {} if section is None else section
         if not isinstance(section, Mapping):
@@ -104,10 +102,10 @@ class SearchSpace:
         return _choice(METHODS[name], values)
 
     def default_choice(self, method: str) -> Choice:
-        """The paper's default, each key moved to the nearest value the space holds; the learning
-        rate is the middle.
+        """The paper's default, each key moved to the nearest value that the space holds.
 
-        Raises ChoiceError where the space lacks the method.
+        The learning rate is the geometric middle of its domain. Raises ChoiceError where the space
+        lacks the method.
         """
         found = METHODS[self._known(method)]
         defaults = dict(_flattened(found, found.choice_class(method=method).as_dict(), "choice"))
@@ -138,8 +136,7 @@ class SearchSpace:
         return params
 
     def lora_of_budget(self, params: int, targets: Sequence[TargetModule]) -> Choice:
-        """The LoRA of the space whose count of parameters is nearest to `params`; of two, the
-        smaller.
+        """The LoRA of the space whose parameters are nearest to `params`; of two, the smaller.
 
         Raises ChoiceError where no rank of the space fits the targets.
         """
@@ -148,8 +145,8 @@ class SearchSpace:
         ranks = sorted(rank for rank in listed(domain) if limit is None or rank <= limit)
         if not ranks:
             raise ChoiceError(
-                "space.methods.lora.rank: every rank is above min(out, in) of a target module; add "
-                "a lower one"
+                "space.methods.lora.rank: every rank is above min(out, in) of a target module; "
+                "add a lower one"
             )
         per_rank = sum(sum(target.shape) for target in targets)
         rank = min(ranks, key=lambda candidate: abs(candidate * per_rank - params))
@@ -158,8 +155,7 @@ class SearchSpace:
     def fitted(
         self, targets: Sequence[TargetModule], top_percent_grid: Sequence[float] | None = None
     ) -> SearchSpace:
-        """The space without the default values that these weight matrices, or a profile of this
-        grid, cannot take.
+        """The space without default values that these matrices or a profile's grid cannot take.
 
         Raises ChoiceError naming the key where the user wrote such a value.
         """
@@ -190,8 +186,7 @@ class SearchSpace:
                 shown = ", ".join(f"{value:g}" for value in allowed)
                 raise ChoiceError(
                     f"{where}: holds a value that is not in profile.top_percent [{shown}]; use "
-                    "only these or add it "
-                    "there"
+                    "only these or add it there"
                 )
             return restricted(domain, allowed, min(allowed, key=lambda value: abs(value - 5)))
         searched = {
@@ -270,8 +265,7 @@ def _parse_keys(method: Method, written: Mapping[str, Any], where: str) -> dict[
 
 
 def _fields_of(method: Method) -> dict[str, FieldInfo]:
-    """Flat key -> field of every key that can have a domain, in the order in which they are
-    suggested."""
+    """Flat key -> field of every key that can have a domain, in the order they are suggested."""
     fields: dict[str, FieldInfo] = {}
     for key, field in method.choice_class.model_fields.items():
         section = _section(field)
@@ -288,8 +282,7 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _flattened(method: Method, values: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
-    """Flat key and value of what stands in a mapping and in its nested sections. Raises
-    ChoiceError."""
+    """Flat key and value of what stands in a mapping and its sections. Raises ChoiceError."""
     fields = method.choice_class.model_fields
     for key, value in values.items():
         if not (key in fields and _section(fields[key])):
@@ -344,8 +337,10 @@ def _refuse_contradiction(method: Method, domains: Mapping[str, Domain], where: 
 
 
 def _value_behind(method: Method, key: str, domain: Domain, values: Mapping[str, Value]) -> Value:
-    """A value of `domain` that is reconciled to the one in `values`. Raises ChoiceError where there
-    is none."""
+    """A value of `domain` that is reconciled to the one in `values`.
+
+    Raises ChoiceError where there is none.
+    """
     for candidate in () if isinstance(domain, Range) and not domain.whole else listed(domain):
         if method.reconciled({**values, key: candidate})[key] == values[key]:
             return candidate

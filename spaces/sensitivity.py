@@ -1,5 +1,4 @@
-"""Sensitivity-LoRA: one budget of ranks, shared out among modules by the diagonal of their
-Hessians."""
+"""Sensitivity-LoRA: a budget of ranks, shared out by the diagonals of the modules' Hessians."""
 
 from __future__ import annotations
 
@@ -24,6 +23,8 @@ DEFAULT_SPACE: dict[str, Any] = {
     "top_fraction": [0.33, 0.5],
     "energy": [0.8, 0.85, 0.9],
 }
+
+_SLACK = 1e-9
 
 ParamsOfRank = Callable[[TargetModule, int], tuple[int, int]]
 """Least and most parameters of a module at a rank."""
@@ -70,8 +71,7 @@ def needs_profile(choice: SensitivityChoice) -> bool:
 
 
 def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
-    """What a uniform allocation does not read, and the local metrics' keys where the signal is
-    global."""
+    """What a uniform allocation does not read, nor a global signal of the local metrics."""
     if values.get("allocation") == "uniform":
         return frozenset({"signal", "top_fraction", "energy", "weighting", "min_rank"})
     if values.get("signal") == "global":
@@ -80,8 +80,10 @@ def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
 
 
 def reconciled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with a min_rank that the budget allows: mean_rank, or one less where it is shared
-    progressively."""
+    """The values with a min_rank that the budget allows.
+
+    That is mean_rank, or one less where the budget is shared progressively.
+    """
     fields = RankBudget.model_fields
     most = values.get("mean_rank", fields["mean_rank"].default)
     if values.get("allocation") == "progressive":
@@ -92,8 +94,7 @@ def reconciled(values: Mapping[str, Any]) -> dict[str, Any]:
 def largest_values(
     targets: Sequence[TargetModule], searched: Mapping[str, Sequence[Any]]
 ) -> dict[str, int]:
-    """The largest mean_rank that the modules can take by every allocation searched, and the largest
-    min_rank."""
+    """The largest mean_rank, by every allocation searched, and min_rank that modules can take."""
     if not targets:
         return {}
     limits = [target.rank_limit for target in targets]
@@ -118,8 +119,10 @@ def topk_metric(diagonal: NDArray[np.float64], top_fraction: float) -> float:
 
 
 def effective_rank_metric(diagonal: NDArray[np.float64], energy: float) -> float:
-    """S_EffectiveRank: how many of the largest entries hold `energy` of the sum; 0 for a zero
-    diagonal (Eq. 10)."""
+    """S_EffectiveRank: how many of the largest entries hold `energy` of the sum (Eq. 10).
+
+    A diagonal of zeros has none.
+    """
     return float(shortest_prefix(diagonal, energy))
 
 
@@ -170,8 +173,7 @@ def allocated_ranks(
 
 
 def refuse_impossible_budget(choice: RankBudget, targets: Sequence[TargetModule]) -> None:
-    """Raise ChoiceError where no profile can give the modules ranks within their bounds that meet
-    the budget."""
+    """Raise ChoiceError where no ranks within the modules' bounds can meet the budget."""
     if choice.allocation == "scaled":
         total = choice.mean_rank * len(targets)
         least = choice.min_rank * len(targets)
@@ -180,8 +182,8 @@ def refuse_impossible_budget(choice: RankBudget, targets: Sequence[TargetModule]
         if not least <= total <= most:
             raise ChoiceError(
                 f"mean_rank: a budget of {total} ranks for {len(targets)} modules is outside "
-                f"{least} to {most}, what "
-                "min_rank and min(out, in) allow; change mean_rank or min_rank"
+                f"{least} to {most}, what min_rank and min(out, in) allow; change mean_rank or "
+                "min_rank"
             )
         return
     if choice.allocation == "uniform" or len(targets) < 3:
@@ -196,8 +198,11 @@ def refuse_impossible_budget(choice: RankBudget, targets: Sequence[TargetModule]
 def plan(
     choice: SensitivityChoice, targets: Sequence[TargetModule], profile: Profile | None
 ) -> Plan:
-    """One stage, one block per module, of the rank that the budget gives it, over all rows and
-    columns."""
+    """One stage, one block per module over all rows and columns, of the rank the budget gives.
+
+    Raises ChoiceError where the budget cannot be met, ProfileError where the profile lacks a
+    diagonal.
+    """
     stage = {
         target.name: [
             Block(
@@ -216,8 +221,7 @@ def plan(
 def count_range(
     choice: SensitivityChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
 ) -> tuple[int, int]:
-    """Least and most trainable parameters over all ways to share the budget out; equal for
-    `uniform`."""
+    """Least and most trainable parameters over all ways to share the budget; one if `uniform`."""
 
     def params(target: TargetModule, rank: int) -> tuple[int, int]:
         count = rank * sum(target.shape)
@@ -243,32 +247,22 @@ def budget_count_range(
     third = len(targets) // 3 if choice.allocation == "progressive" else 0
     if not third:
         return least, most
-    above = [
-        (params(target, choice.mean_rank + 1), here)
-        for target, here in zip(targets, at_mean, strict=True)
-    ]
-    below = [
-        (params(target, choice.mean_rank - 1), here)
-        for target, here in zip(targets, at_mean, strict=True)
-    ]
-    gains = (
-        sorted(up[0] - here[0] for up, here in above),
-        sorted(up[1] - here[1] for up, here in above),
+    up = [params(target, choice.mean_rank + 1) for target in targets]
+    down = [params(target, choice.mean_rank - 1) for target in targets]
+    gains = [sorted(u[end] - m[end] for u, m in zip(up, at_mean, strict=True)) for end in (0, 1)]
+    losses = [sorted(m[end] - d[end] for d, m in zip(down, at_mean, strict=True)) for end in (0, 1)]
+    # Sensitivities that are all zero leave every module at mean_rank, so that lies within too.
+    return (
+        min(least, least + sum(gains[0][:third]) - sum(losses[0][-third:])),
+        max(most, most + sum(gains[1][-third:]) - sum(losses[1][:third])),
     )
-    losses = (
-        sorted(here[0] - down[0] for down, here in below),
-        sorted(here[1] - down[1] for down, here in below),
-    )
-    least += sum(gains[0][:third]) - sum(losses[0][-third:])
-    most += sum(gains[1][-third:]) - sum(losses[1][:third])
-    # What every rank being mean_rank would give lies within, as zero sensitivities everywhere mean
-    # just that.
-    return min(least, sum(low for low, _ in at_mean)), max(most, sum(high for _, high in at_mean))
 
 
 def _weighed(metric: NDArray[np.float64], weighting: str) -> NDArray[np.float64]:
-    """A metric [modules] times its weight: sigma / mu^2 with the population's sigma, or 0.5 / mu;
-    zero where mu is 0."""
+    """A metric [modules] times its weight: sigma / mu^2, or 0.5 / mu; zero where mu is 0.
+
+    sigma is the population's (Eq. 11, 13 and appendix B.1).
+    """
     mean = float(np.mean(metric)) if metric.shape[0] else 0.0
     if mean == 0:
         return np.zeros_like(metric)
@@ -292,8 +286,8 @@ def _progressive(
         if not choice.min_rank <= rank <= target.rank_limit:
             raise ChoiceError(
                 f"mean_rank: progressive gives module '{target.name}' rank {rank}, outside "
-                f"{choice.min_rank} to "
-                f"{target.rank_limit}; change mean_rank or min_rank, or use allocation scaled"
+                f"{choice.min_rank} to {target.rank_limit}; change mean_rank or min_rank, or use "
+                "allocation scaled"
             )
     return [int(rank) for rank in ranks]
 
@@ -301,8 +295,7 @@ def _progressive(
 def _water_filled(
     theta: NDArray[np.float64], low: int, limits: NDArray[np.float64], total: int
 ) -> NDArray[np.float64]:
-    """clip(lambda * theta, low, limits), float64 [modules], for the lambda at which it sums to
-    `total`.
+    """clip(lambda * theta, low, limits), float64 [modules], that sums to `total`.
 
     The sum grows with lambda and is linear between the lambdas at which a module meets a bound, so
     the two around `total` give lambda without iterating. Raises ChoiceError where no lambda meets
@@ -316,17 +309,18 @@ def _water_filled(
     leaves_low, meets_limit = low / theta[moving], limits[moving] / theta[moving]
     bends = np.unique(np.concatenate([leaves_low, meets_limit]))
     sums = np.array([np.sum(np.clip(bend * theta, low, limits)) for bend in bends])
-    after = int(np.searchsorted(sums, total))
+    # The noise of float64 stays far below this slack, and ranks are whole.
+    after = int(np.searchsorted(sums, total - _SLACK))
     if after == len(bends):
         raise ChoiceError(
             f"mean_rank: {total} ranks do not fit, as {np.count_nonzero(~moving)} of {len(theta)} "
-            "modules have zero "
-            "sensitivity and the others are full; lower mean_rank or use allocation uniform"
+            "modules have zero sensitivity and the others are full; lower mean_rank or use "
+            "allocation uniform"
         )
     filled: NDArray[np.float64] = np.clip(bends[after] * theta, low, limits)
-    if sums[after] == total:
+    if sums[after] <= total + _SLACK:
         return filled
-    # At the first bend every module stands at min_rank, a sum that is never above the budget.
+    # Not the first bend: there every module stands at min_rank, which is never above the budget.
     free = np.zeros(len(theta), dtype=np.bool_)
     free[moving] = (leaves_low <= bends[after - 1]) & (meets_limit >= bends[after])
     filled[free] = theta[free] * ((total - np.sum(filled[~free])) / np.sum(theta[free]))
@@ -334,8 +328,10 @@ def _water_filled(
 
 
 def _largest_remainder(values: NDArray[np.float64], total: int) -> list[int]:
-    """Whole ranks that sum to `total` as `values` do: rounded down, then one more by remainder,
-    ties by module order."""
+    """Whole ranks that sum to `total` as `values` do: rounded down, then one more by remainder.
+
+    Ties by module order.
+    """
     # Remainders that differ by the noise of float64 alone are ties.
     values = np.round(values, 9)
     ranks = np.floor(values).astype(np.int64)
@@ -346,8 +342,11 @@ def _largest_remainder(values: NDArray[np.float64], total: int) -> list[int]:
 def _scaled_range(
     choice: RankBudget, targets: Sequence[TargetModule], params: ParamsOfRank, kink: int
 ) -> tuple[int, int]:
-    """Bounds under sum of ranks = budget: each module's bounds as convex (concave) pieces, filled
-    cheapest first."""
+    """Bounds where the ranks sum to the budget: each module's pieces, filled cheapest first.
+
+    A module's bounds are replaced by their convex (for the least) and concave (for the most) hulls,
+    for which filling by slope is optimal.
+    """
     spare = (choice.mean_rank - choice.min_rank) * len(targets)
     least = most = 0
     cheap: list[tuple[float, int]] = []
@@ -366,8 +365,7 @@ def _scaled_range(
 
 
 def _pieces(points: Mapping[int, int], sign: int) -> list[tuple[float, int]]:
-    """(slope, width) of the lower convex hull (sign 1) or upper concave hull (sign -1) of up to
-    three points."""
+    """(slope, width) of the lower hull (sign 1) or upper hull (sign -1) of up to three points."""
     ranks = sorted(points)
     pieces = [
         ((points[right] - points[left]) / (right - left), right - left)

@@ -32,15 +32,17 @@ class TargetModule:
 
 
 def refuse_rank_above_limit(key: str, rank: int, targets: Iterable[TargetModule]) -> None:
-    """Raise ChoiceError naming the first module whose min(out, in) is below `rank`, the value of
-    `key`."""
+    """Raise ChoiceError naming the first module whose min(out, in) is below `rank`.
+
+    `key` is the key of a choice that holds the rank.
+    """
     for target in targets:
         if rank > target.rank_limit:
             out_features, in_features = target.shape
             raise ChoiceError(
                 f"{key}: {rank} is above min(out, in) = {target.rank_limit} of module "
-                f"'{target.name}' "
-                f"[{out_features}, {in_features}]; use a rank of at most {target.rank_limit}"
+                f"'{target.name}' [{out_features}, {in_features}]; use a rank of at most "
+                f"{target.rank_limit}"
             )
 
 

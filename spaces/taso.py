@@ -89,8 +89,7 @@ def core(
 
 
 def plan(choice: TasoChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
-    """Two stages per round: core rows with all columns, then all rows with core columns (TASO,
-    section 4.2).
+    """Two stages per round: core rows, all columns; then all rows, core columns (section 4.2).
 
     rho, the share of zeros in a stage's update, is 1 - |R| / out for rows and 1 - |C| / in for
     columns. Raises ChoiceError where the rank is above min(out, in), ProfileError where the profile
@@ -126,11 +125,11 @@ def plan(choice: TasoChoice, targets: Sequence[TargetModule], profile: Profile |
 def count_range(
     choice: TasoChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
 ) -> tuple[int, int]:
-    """Least and most stored parameters: rank * rounds * ([R](|R| + in) + [C](out + |C|)) over all
-    profiles.
+    """Least and most stored parameters over all profiles.
 
-    How many indices are kept is known, how they fall on rows and columns is not: the most is
-    reached where every stage of every module keeps one, which is (1 + retention)(out + in).
+    A module stores rank * rounds * ([R](|R| + in) + [C](out + |C|)). How many indices are kept is
+    known, how they fall on rows and columns is not: the most is reached where every stage of every
+    module keeps one, which is (1 + retention)(out + in).
     """
     refuse_rank_above_limit("rank", choice.rank, targets)
     least = most = 0
@@ -145,8 +144,7 @@ def count_range(
 
 
 def _kept_range(targets: Sequence[TargetModule], kept: int) -> tuple[int, int]:
-    """Bounds of the rank-1 parameters of one round that keeps `kept` of all rows and columns of
-    `targets`.
+    """Bounds of the rank-1 parameters of a round that keeps `kept` rows and columns in all.
 
     A module's rows hold up to `out` of them and cost `in` more as soon as they hold one; its
     columns the reverse.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -23,3 +24,62 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+WORDS = ("good", "fine", "great", "bad", "poor", "awful", "film", "plot", "scene", "actor", "a", "the")
+
+
+@pytest.fixture(scope="session")
+def tiny_sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A sweep on a two-layer BERT with random weights and on sentences of twelve words.
+
+    A sentence is positive when it has more good words than bad ones. The mapping is fresh in every
+    test that copies it; base and data are written once.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS) + 4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=48, max_position_embeddings=32, initializer_range=0.2,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder / "base")
+    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(folder / "base")
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", 96), ("dev", 40), ("test", 40)):
+        sentences = [rng.choice(WORDS, rng.integers(5, 12)) for _ in range(rows)]
+        labels = [
+            "positive" if np.isin(s, WORDS[:3]).sum() > np.isin(s, WORDS[3:6]).sum() else "negative"
+            for s in sentences
+        ]
+        table = pa.table({"sentence": [" ".join(s) for s in sentences], "label": labels})
+        pq.write_table(table, folder / f"{split}.parquet")
+    return {
+        "name": "tiny",
+        "base": f"path:{folder / 'base'}",
+        "task": {
+            "name": "tiny-sentiment",
+            "data": {split: str(folder / f"{split}.parquet") for split in ("train", "dev", "test")},
+            "text": ["sentence"],
+            "max_length": 16,
+        },
+        "profile": {
+            "target_modules": ["query", "output.dense"], "rank": 4, "score_every": 2,
+            "calibration_batches": 3, "batch_size": 16,
+        },
+        "space": {"methods": ["pilora", "taso", "sensitivity", "joint"]},
+        "search": {"trials": 6},
+        "train": {"epochs": 2, "batch_size": 16},
+        "confirm": None,
+    }  # fmt: skip

@@ -39,8 +39,8 @@ class JobQueue:
     at its first epoch, `max_failures` times at most.
     """
 
-    def __init__(self, max_failures: int = 2) -> None:
-        self._max_failures = max_failures
+    def __init__(self, groups: int = 1, max_failures: int = 2) -> None:
+        self._number_of_groups, self._max_failures = groups, max_failures
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[str] = deque()
         self._numbers = itertools.count()
@@ -49,6 +49,7 @@ class JobQueue:
         self._groups: dict[int, dict[str, Any]] = {}
         self._idle_starts: dict[int, int] = {}
         self._cancelled_early: set[str] = set()
+        self._lost: dict[int, str] = {}
 
     async def submit(self, job: Job) -> str:
         """Append a job; returns its id: the job's own `job_id` where it names one."""
@@ -58,6 +59,10 @@ class JobQueue:
         entry = self._entries[job_id] = _Entry(job)
         if job_id in self._cancelled_early:
             await self._finish(entry, {"type": "cancelled"})
+            return str(job_id)
+        if len(self._lost) == self._number_of_groups:
+            error = next(iter(self._lost.values()))
+            await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
             return str(job_id)
         async with self._changed:
             self._waiting.append(job_id)
@@ -154,10 +159,11 @@ class JobQueue:
     async def group_lost(self, group: int, error: str) -> None:
         """A group will not come back: fail its job and, where it was the last, all that wait."""
         self._groups.pop(group, None)
+        self._lost.setdefault(group, error)
         for entry in self._entries.values():
             if entry.state == "running" and entry.group == group:
                 await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
-        if not self._groups:
+        if len(self._lost) == self._number_of_groups:
             while self._waiting:
                 entry = self._entries[self._waiting.popleft()]
                 await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
@@ -191,9 +197,9 @@ class JobQueue:
             self._changed.notify_all()
 
 
-def start_job_queue(max_failures: int = 2) -> Any:
+def start_job_queue(groups: int = 1, max_failures: int = 2) -> Any:
     """Start the queue as a Ray actor that many callers can wait on at once."""
     import ray
 
     actor = ray.remote(JobQueue)
-    return actor.options(num_cpus=0, max_concurrency=1000).remote(max_failures)
+    return actor.options(num_cpus=0, max_concurrency=1000).remote(groups, max_failures)

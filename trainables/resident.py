@@ -69,7 +69,7 @@ class ResidentWorkers:
     def __enter__(self) -> ResidentWorkers:
         import ray
 
-        self.queue = start_job_queue(self._settings.max_failures)
+        self.queue = start_job_queue(self._settings.groups, self._settings.max_failures)
         self._config |= {"queue": self.queue, "task": [ray.put(self._task)]}
         for group in range(self._settings.groups):
             thread = threading.Thread(target=self._run_group, args=(group,), daemon=True)
@@ -254,6 +254,8 @@ def _run_job(resident: _Resident, queue: Any, job_id: str, job: Job) -> None:
     except DivergedError as failure:  # every rank saw the same loss
         channel.send({"type": "failed", "error": str(failure), "traceback": ""})
     except Exception as failure:
+        if _peer_is_gone(failure):
+            raise  # the group starts again and the job with it; its death is what counts
         # On any rank: the others may hang in a collective, so the queue hears of it first.
         event = {
             "type": "failed",
@@ -361,6 +363,15 @@ def _profile(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]
     )  # fmt: skip
     data = profile.to_bytes() if resident.workers.rank == 0 else b""
     return {"profile": data, "seconds": time.monotonic() - started}
+
+
+def _peer_is_gone(failure: BaseException) -> bool:
+    """Whether a collective failed because another rank died: gloo says so in a bare RuntimeError."""
+    import torch.distributed as dist
+
+    return isinstance(failure, dist.DistError) or (
+        isinstance(failure, RuntimeError) and ("gloo" in str(failure) or "NCCL" in str(failure))
+    )
 
 
 def _explain(failure: BaseException) -> str:

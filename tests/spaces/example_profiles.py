@@ -25,7 +25,7 @@ SMALL = (
 def drawn_profile(
     targets: Sequence[TargetModule] = SMALL, seed: int = 0, steps: int = 10, levels: int = 0
 ) -> Profile:
-    """A profile of random statistics; with `levels` its numbers take so few values that ties abound."""
+    """A profile of random statistics; with `levels` they take so few values that ties abound."""
     rng = np.random.default_rng(seed)
 
     def counts(limit: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -55,7 +55,7 @@ def drawn_profile(
 
 
 def qwen_2_5_3b() -> tuple[TargetModule, ...]:
-    """Every linear layer of Qwen2.5-3B: 36 layers, hidden 2048, key/value 256, intermediate 11008."""
+    """Every linear layer of Qwen2.5-3B: hidden 2048, key and value 256, intermediate 11008."""
     shapes = {
         "self_attn.q_proj": (2048, 2048),
         "self_attn.k_proj": (256, 2048),

@@ -191,7 +191,7 @@ def test_blocks_cover_every_row_once(
 
 
 @given(data=st.data(), rule=st.sampled_from(["hits", "cumulative"]), threshold=st.floats(0, 1))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_count_range_holds_for_any_statistics(
     data: st.DataObject, rule: str, threshold: float
 ) -> None:

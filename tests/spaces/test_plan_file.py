@@ -153,7 +153,7 @@ def test_files_that_are_no_plans_are_refused_in_one_line(tmp_path: Path) -> None
     for name, data in bad.items():
         path = tmp_path / name
         path.write_bytes(data)
-        with pytest.raises(ChoiceError, match="not a plan file|belongs to no block") as caught:
+        with pytest.raises(ChoiceError, match=r"not a plan file|belongs to no block") as caught:
             Plan.read(path)
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)

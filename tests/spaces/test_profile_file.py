@@ -193,7 +193,7 @@ def test_a_wrong_file_is_refused_by_name(
 @pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 100_000, '"text"'])
 def test_metadata_that_is_no_object_is_refused(text: str) -> None:
     data = safetensors.numpy.save(parts()[0], metadata={"ranksweep": text})
-    with pytest.raises(ProfileError, match="^p: metadata 'ranksweep' is not "):
+    with pytest.raises(ProfileError, match=r"^p: metadata 'ranksweep' is not "):
         Profile.from_bytes(data, "p")
 
 
@@ -205,7 +205,7 @@ def test_a_file_without_metadata_is_refused() -> None:
 def test_every_truncation_is_refused() -> None:
     data = file_of(*parts())
     for size in range(0, len(data), 7):
-        with pytest.raises(ProfileError, match="^p: not a whole safetensors file"):
+        with pytest.raises(ProfileError, match=r"^p: not a whole safetensors file"):
             Profile.from_bytes(data[:size], "p")
 
 

@@ -252,7 +252,7 @@ def test_a_budget_that_no_lambda_meets_is_refused() -> None:
     signal=st.sampled_from(["combined", "global", "local"]),
     weighting=st.sampled_from(["spread", "equal"]),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_budgets_are_met_exactly_within_the_bounds(
     diagonals: list[list[float]], mean_rank: int, min_rank: int, signal: str, weighting: str
 ) -> None:
@@ -309,3 +309,18 @@ def test_a_profile_without_a_diagonal_is_refused_by_name() -> None:
     bare = Profile(profile.targets, 0, (), {}, {})
     with pytest.raises(ProfileError, match="m0/hessian_diag: not in the profile"):
         make_plan(budget(mean_rank=1), profile.targets, bare)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_budgets_at_the_ends_of_the_bounds_are_met(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 8))
+    profile = profile_of([[float(v)] + [0.0] * 11 for v in rng.random(count) ** 8 + 1e-9])
+    limit, low = int(rng.integers(3, 12)), int(rng.integers(0, 3))
+    targets = tuple(TargetModule(target.name, (limit, 12)) for target in profile.targets)
+    for mean_rank in {max(low, 1), limit}:
+        choice = budget(mean_rank=mean_rank, min_rank=low, signal="global", weighting="equal")
+        ranks = allocated_ranks(choice, targets, profile)
+        assert sum(ranks) == mean_rank * count
+        if mean_rank in (low, limit):
+            assert ranks == [mean_rank] * count

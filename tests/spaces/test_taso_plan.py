@@ -165,7 +165,7 @@ def test_random_keeps_the_size_of_each_core(scope: str) -> None:
     rounds=st.integers(1, 3),
     seed=st.integers(0, 30),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_stored_parameters_follow_the_formula(
     retention: float, scope: str, rank: int, rounds: int, seed: int
 ) -> None:
@@ -194,7 +194,7 @@ def test_stored_parameters_follow_the_formula(
     importance=st.sampled_from(["sensitivity", "gradient", "random"]),
     seed=st.integers(0, 30),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_more_retention_never_removes_an_index(
     retentions: tuple[float, float], scope: str, importance: str, seed: int
 ) -> None:

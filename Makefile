@@ -1,0 +1,44 @@
+# Every target does all of its own set-up: a fresh clone needs Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := data/movie
+
+.PHONY: setup demo test test-fast check bench clean
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+setup: $(VENV)/.ready
+
+$(DATA)/train.parquet: $(VENV)/.ready examples/prepare_movie.py
+	$(BIN)/python examples/prepare_movie.py --out $(DATA)
+	touch $@
+
+# Each demo is a sweep of its own name, so that it can be run again; the profile is then cached.
+demo: $(DATA)/train.parquet
+	$(BIN)/ranksweep launch examples/demo.yaml --set name=demo-$$(date +%Y%m%d-%H%M%S)
+
+test: setup
+	$(BIN)/python -m pytest
+
+# The part without Ray or servers.
+test-fast: setup
+	$(BIN)/python -m pytest -m "not ray and not server"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DATA)/train.parquet
+	$(BIN)/python benchmarks/profile_cost.py
+	$(BIN)/python benchmarks/handover.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

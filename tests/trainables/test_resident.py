@@ -1,0 +1,161 @@
+"""Resident workers on a real Ray Train group: what survives, what leaks, what stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import ray
+
+from spaces.errors import JobError
+from spaces.methods import make_plan, parse_choice
+from spaces.profile import Profile
+from trainables.bases import fingerprint, meta_targets
+from trainables.resident import GroupSettings, ResidentWorkers, events_of
+from trainables.settings import ProfileSettings, TaskSettings, TrainSettings
+from trainables.tasks import Task, build_task
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def task(tiny_sweep: dict[str, Any]) -> Task:
+    return build_task(TaskSettings.model_validate(tiny_sweep["task"]), tiny_sweep["base"])
+
+
+@contextmanager
+def group_of(tiny_sweep, task, tmp_path, **settings: Any) -> Iterator[ResidentWorkers]:
+    """One group on the tiny base."""
+    with ResidentWorkers(
+        base_uri=tiny_sweep["base"],
+        base_fingerprint=settings.pop("base_fingerprint", fingerprint(tiny_sweep["base"])),
+        task=task,
+        precision="fp32",
+        deepspeed={},
+        settings=GroupSettings(resources_per_worker={"CPU": 1}, **settings),
+        storage_path=str(tmp_path),
+    ) as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def group(
+    ray_cluster: None, tiny_sweep: dict[str, Any], task: Task, tmp_path_factory
+) -> Iterator[ResidentWorkers]:
+    """A group of two workers that the tests of this file share."""
+    folder = tmp_path_factory.mktemp("group")
+    with group_of(tiny_sweep, task, folder, workers_per_group=2, max_failures=1) as workers:
+        yield workers
+
+
+def trial(tiny_sweep, choice: dict[str, Any], profile: Profile | None = None, **train: Any):
+    """A job that trains the plan of a choice."""
+    targets = meta_targets(
+        tiny_sweep["base"], "classification", 2, tiny_sweep["profile"]["target_modules"]
+    )
+    parsed = parse_choice(choice)
+    return {
+        "kind": "trial",
+        "plan": make_plan(parsed, targets, profile).to_bytes(),
+        "learning_rate": train.pop("learning_rate", 5e-3),
+        "seed": 3,
+        "train": TrainSettings(batch_size=16, **train).model_dump(mode="json"),
+    }
+
+
+LORA = {"method": "lora", "rank": 4}
+
+
+def losses(workers: ResidentWorkers, job: dict[str, Any]) -> list[tuple[float, float]]:
+    found = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["type"] == "epoch":
+            found.append((event["metrics"]["train_loss"], event["metrics"]["dev_loss"]))
+
+    workers.run(job, on_event=on_event)
+    return found
+
+
+def test_nothing_of_a_job_survives_into_the_next(group, tiny_sweep) -> None:
+    first = losses(group, trial(tiny_sweep, LORA, epochs=3))
+    assert len(first) == 3
+    settings = ProfileSettings.model_validate(tiny_sweep["profile"])
+    answer = group.run({"kind": "profile", "settings": settings.model_dump(mode="json")})
+    profile = Profile.from_bytes(answer["profile"], "test")
+    for method in ("pilora", "taso", "sensitivity", "joint"):
+        for seed in (0, 1):
+            other = losses(group, trial(tiny_sweep, {"method": method, "seed": seed}, profile))
+            assert len(other) == 3
+    assert losses(group, trial(tiny_sweep, LORA, epochs=3)) == first
+
+
+def test_a_job_that_fails_leaves_the_group_at_work(group, tiny_sweep) -> None:
+    with pytest.raises(JobError, match="not finite"):
+        group.run(trial(tiny_sweep, LORA, learning_rate=1e30))
+    assert len(losses(group, trial(tiny_sweep, LORA, epochs=1))) == 1
+
+
+def test_a_cancelled_job_stops_long_before_its_end(group, tiny_sweep) -> None:
+    job_id = ray.get(group.queue.submit.remote(trial(tiny_sweep, LORA, epochs=100_000)))
+    seen = []
+    for event in events_of(group.queue, job_id):
+        seen.append(event["type"])
+        if seen.count("epoch") == 2:
+            ray.get(group.queue.cancel.remote(job_id))
+    assert seen[-1] == "cancelled"
+    assert seen.count("epoch") < 1000
+
+
+def kill_a_worker(group: ResidentWorkers) -> None:
+    pid = ray.get(group.queue.groups.remote())[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_workers_job_is_done_again_with_the_same_result(group, tiny_sweep) -> None:
+    job = trial(tiny_sweep, LORA, epochs=40)
+    undisturbed = losses(group, job)
+    job_id = ray.get(group.queue.submit.remote(job))
+    seen, found = [], {}
+    for event in events_of(group.queue, job_id):
+        seen.append(event["type"])
+        if event["type"] == "epoch":
+            found[event["epoch"]] = (event["metrics"]["train_loss"], event["metrics"]["dev_loss"])
+            if event["epoch"] == 3 and "requeued" not in seen:
+                kill_a_worker(group)
+    assert seen.count("requeued") == 1
+    assert seen[-1] == "done"
+    assert [found[epoch] for epoch in range(1, 41)] == undisturbed
+
+
+def test_a_job_that_keeps_killing_its_worker_fails_and_the_next_is_served(
+    group, tiny_sweep
+) -> None:
+    job_id = ray.get(group.queue.submit.remote(trial(tiny_sweep, LORA, epochs=100_000)))
+    killed, last = set(), {}
+    for event in events_of(group.queue, job_id):
+        last = event
+        pid = ray.get(group.queue.groups.remote())[0]["pid"]
+        if event["type"] == "epoch" and pid not in killed:
+            killed.add(pid)
+            kill_a_worker(group)
+    assert last["type"] == "failed"
+    assert "died 2 times" in last["error"]
+    assert len(losses(group, trial(tiny_sweep, LORA, epochs=1))) == 1
+
+
+def test_a_base_that_differs_from_the_drivers_fails_every_job_and_says_why(
+    ray_cluster, tiny_sweep, task, tmp_path
+) -> None:
+    started = time.monotonic()
+    with (
+        group_of(tiny_sweep, task, tmp_path, base_fingerprint="0" * 64) as workers,
+        pytest.raises(JobError, match="differs from the driver's"),
+    ):
+        workers.run(trial(tiny_sweep, LORA))
+    assert time.monotonic() - started < 300
