@@ -1,0 +1,657 @@
+"""The command line `ranksweep`: what a user types, and nothing of how it is done.
+
+Results go to stdout, everything else to stderr. Exit codes: 0, 1 (failed, nothing found), 2 (bad
+usage or config, told on one line before anything is started), 130 (Ctrl-C). The heavy packages are
+imported by the commands that need them, so that help and errors come at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spaces.errors import ConfigError, RanksweepError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from search.config import SweepConfig
+    from search.launch import LaunchResult
+    from search.store import ProfileStore
+    from spaces.plan import Plan
+    from spaces.profile import Profile
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+PIPE_WIDTH = 160
+
+app = typer.Typer(
+    name="ranksweep",
+    help="Finds how to spend low-rank adaptation capacity: one profile, many cheap trials.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+profiles_app = typer.Typer(help="What the store of profiles holds.", no_args_is_help=True)
+app.add_typer(profiles_app, name="profiles")
+
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as train.epochs=5."),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URI",
+        help="Store of profiles; else the sweep's, RANKSWEEP_STORE, file://.ranksweep/store.",
+    ),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        metavar="URI",
+        help="MLflow tracking; else the sweep's, MLFLOW_TRACKING_URI, .ranksweep/mlflow.db.",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")
+]
+ChoiceFile = Annotated[
+    Path, typer.Option("--choice", metavar="CHOICE.yaml", help="A method and its settings.")
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"ranksweep {version('ranksweep')}")
+        except PackageNotFoundError:
+            print("ranksweep (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options of every command; `main` reads --debug itself, for it must know of every error."""
+
+
+# -- sweeps ----------------------------------------------------------------------------------------
+
+
+@app.command()
+def launch(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep of this name where it stopped.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check all and estimate the cost; start nothing."),
+    ] = False,
+    store: StoreOption = None,
+    tracking: TrackingOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Profile if not cached, search, log, and confirm the best."""
+    from search.config import load_sweep
+
+    config = load_sweep(sweep, overrides or (), store=store, tracking=tracking)
+    if dry_run:
+        _show_dry_run(config, json_output)
+    else:
+        _launch(config, json_output, resume=resume)
+
+
+@app.command()
+def profile(
+    sweep: SweepFile,
+    overrides: Overrides = None,
+    store: StoreOption = None,
+    tracking: TrackingOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Compute the profile of a sweep, if it is not cached, and stop there."""
+    from search.config import load_sweep
+
+    config = load_sweep(sweep, overrides or (), store=store, tracking=tracking)
+    _launch(config, json_output, profile_only=True)
+
+
+def _show_dry_run(config: SweepConfig, json_output: bool) -> None:
+    with _logs_on_stderr():
+        from search.dry_run import dry_run
+
+        result = dry_run(config)
+    _print_result(result.as_dict() if json_output else result.render(), json_output)
+
+
+def _launch(
+    config: SweepConfig, json_output: bool, *, resume: bool = False, profile_only: bool = False
+) -> None:
+    from search.live import View
+
+    with (
+        _logs_on_stderr(),
+        View(config.name, config.search.trials, metric=config.search.metric) as view,
+    ):
+        from search.launch import launch as launch_sweep
+
+        result = launch_sweep(config, resume=resume, profile_only=profile_only, view=view)
+    if json_output:
+        _print_result(result.as_dict(), json_output)
+    else:
+        _print_launch(config, result, profile_only)
+    if not profile_only and not result.best:
+        raise RanksweepError(
+            f"{config.name}: no trial ran to its end; see the trials' errors above and in MLflow"
+        )
+
+
+def _print_launch(config: SweepConfig, result: LaunchResult, profile_only: bool) -> None:
+    from rich.text import Text
+
+    from search.confirm import confirmation_table
+    from search.live import duration, results_table
+    from search.paths import redacted
+
+    where = "taken from the store" if result.profile_cached else "computed"
+    _print_result(Text(f"profile {result.profile_key} ({where})"))
+    if profile_only:
+        _print_result(Text(f"  ranksweep profiles show {result.profile_key[:12]}"))
+        return
+    states = ", ".join(f"{count} {state}" for state, count in sorted(result.states.items()))
+    took = duration(sum(result.seconds.values()))
+    _print_result(Text(f"trials: {states or 'none'}; {took} in all"))
+    if not result.best:
+        return
+    title = f"best of each method on dev ({config.search.metric})"
+    _print_result(results_table(result.best, config.search.metric, title))
+    if result.confirmation:
+        _print_result(confirmation_table(result.confirmation))
+    uri = redacted(result.tracking_uri)
+    _print_result(
+        Text(
+            "look further:\n"
+            f"  ranksweep best --task {config.task.name} --tracking {uri} --top 10\n"
+            f"  mlflow ui --backend-store-uri {uri}"
+        )
+    )
+
+
+# -- profiles --------------------------------------------------------------------------------------
+
+
+@profiles_app.command("list")
+def profiles_list(store: StoreOption = None, json_output: JsonOption = False) -> None:
+    """List the profiles of the store."""
+    from rich.table import Table
+
+    manifests = _store(store).list()
+    if json_output:
+        _print_result(manifests, json_output)
+        return
+    table = Table()
+    table.add_column("key", no_wrap=True)
+    for name in ("base", "task", "modules", "scored steps", "size", "published"):
+        table.add_column(name, overflow="fold")
+    for manifest in manifests:
+        told = (manifest.get(name) for name in ("base", "task", "modules", "scored_steps"))
+        table.add_row(
+            str(manifest["key"])[:12],
+            *(_shown(each) for each in told),
+            _bytes(manifest.get("size")),
+            _shown(manifest.get("published")),
+        )
+    _print_result(table)
+
+
+@profiles_app.command("show")
+def profiles_show(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A key, or its first digits.")],
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show what the manifest of one profile says."""
+    import yaml
+    from rich.text import Text
+
+    opened = _store(store)
+    manifest = opened.manifest(opened.resolve(key))
+    if manifest is None:
+        raise RanksweepError(
+            f"profile: the manifest of {key} cannot be read; run `ranksweep profiles verify {key}`"
+        )
+    text = Text(yaml.safe_dump(manifest, sort_keys=True).rstrip())
+    _print_result(manifest if json_output else text, json_output)
+
+
+@profiles_app.command("verify")
+def profiles_verify(
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="A key, or its first digits; else all.")
+    ] = None,
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Read profiles back and check every byte; what is damaged goes to quarantine."""
+    from rich.table import Table
+
+    opened = _store(store)
+    checked = opened.verify(opened.resolve(key) if key is not None else None)
+    if json_output:
+        documents = [{"key": each.key, "ok": each.ok, "detail": each.detail} for each in checked]
+        _print_result(documents, json_output)
+    else:
+        table = Table("key", "verified", "detail")
+        for each in checked:
+            mark = "[green]yes[/]" if each.ok else "[red]no[/]"
+            table.add_row(each.key[:12], mark, _shown(each.detail))
+        _print_result(table)
+    if not all(each.ok for each in checked):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@profiles_app.command("remove")
+def profiles_remove(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A key, or its first digits.")],
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Remove one profile from the store."""
+    from rich.text import Text
+
+    opened = _store(store)
+    resolved = opened.resolve(key)
+    removed = opened.remove(resolved)
+    if json_output:
+        _print_result({"key": resolved, "removed": removed}, json_output)
+    elif removed:
+        _print_result(Text(f"removed {resolved}"))
+    if not removed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _store(option: str | None) -> ProfileStore:
+    from search.config import resolve_store
+    from search.store import ProfileStore
+
+    return ProfileStore(resolve_store(option))
+
+
+# -- plans -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    profile_ref: Annotated[
+        str, typer.Option("--profile", metavar="FILE|KEY", help="A profile: its file or its key.")
+    ],
+    choice_file: ChoiceFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PLAN.safetensors", help="Write the plan here.")
+    ] = None,
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Derive the plan that a choice means for a profiled base."""
+    from search.config import read_mapping
+    from spaces.methods import make_plan, parse_choice
+
+    choice = parse_choice(read_mapping(choice_file))
+    loaded = _load_profile(profile_ref, store)
+    made = make_plan(choice, loaded.targets, loaded)
+    if out is not None:
+        try:
+            made.write(out)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigError(f"--out: {out} cannot be written ({reason}); name another") from None
+    if json_output:
+        _print_result(made.summary(), json_output)
+    else:
+        _print_result(_plan_table(made))
+
+
+def _load_profile(reference: str, store: str | None) -> Profile:
+    from search.store import load_profile
+
+    if Path(reference).suffix == ".safetensors" and not Path(reference).is_file():
+        raise ConfigError(f"--profile: {reference} is no file; give a profile's file or its key")
+    return load_profile(reference, _store(store))
+
+
+def _plan_table(made: Plan) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shapes = {target.name: target.shape for target in made.targets}
+    table = Table(
+        title=f"{made.trainable_params:,} parameters, {made.peak_trainable_params:,} at one time",
+        title_justify="left",
+    )
+    for name in ("stage", "modules", "rank", "rows", "cols", "params"):
+        table.add_column(name, justify="right")
+    for number, stage in enumerate(made.stages):
+        blocks = [block for each in stage.values() for block in each]
+        first = {name: each[0] for name, each in stage.items()}
+        ranks = [block.rank for block in blocks]
+        table.add_row(
+            str(number),
+            f"{len(stage)} of {len(made.targets)}",
+            _range(min(ranks, default=0), max(ranks, default=0)),
+            _share(sum(len(b.rows) for b in first.values()), sum(shapes[n][0] for n in first)),
+            _share(sum(len(b.cols) for b in first.values()), sum(shapes[n][1] for n in first)),
+            f"{sum(block.params for block in blocks):,}",
+        )
+    return Group(table, Text(f"digest {made.digest}"))
+
+
+@app.command()
+def count(
+    *,
+    base: Annotated[
+        str,
+        typer.Option("--base", metavar="BASE", help="hub:org/name, path:DIR or package:name/dir."),
+    ],
+    targets: Annotated[
+        str,
+        typer.Option("--targets", metavar="a,b,c", help="Suffixes of module names, or all-linear."),
+    ],
+    choice_file: ChoiceFile,
+    kind: Annotated[
+        str,
+        typer.Option("--kind", metavar="KIND", help="Kind of task to put a head on for."),
+    ] = "classification",
+    dominant_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--dominant-fraction", metavar="F", help="Share of the rows taken to be dominant."
+        ),
+    ] = None,
+    profile_ref: Annotated[
+        str | None,
+        typer.Option("--profile", metavar="FILE|KEY", help="Count exactly, by this profile."),
+    ] = None,
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Count the trainable parameters of a choice from the base's config; no weights are read."""
+    from search.config import read_mapping
+    from spaces.methods import count_range, make_plan, parse_choice
+
+    choice = parse_choice(read_mapping(choice_file))
+    if dominant_fraction is not None and profile_ref is not None:
+        raise ConfigError("--dominant-fraction: contradicts --profile; give one of the two")
+    if dominant_fraction is not None and not 0 <= dominant_fraction <= 1:
+        raise ConfigError(f"--dominant-fraction: {dominant_fraction} is no share; use 0 to 1")
+    patterns = tuple(part.strip() for part in targets.split(",") if part.strip())
+    if not patterns:
+        raise ConfigError("--targets: names no module; list suffixes such as query,value")
+    loaded = _load_profile(profile_ref, store) if profile_ref is not None else None
+    with _logs_on_stderr():
+        from search.dry_run import base_parameters
+        from trainables.bases import meta_targets
+
+        found = meta_targets(base, kind, 2, patterns)
+        whole = base_parameters(base)
+    if loaded is not None:
+        exact = make_plan(choice, found, loaded).trainable_params
+        least, most = exact, exact
+    else:
+        least, most = count_range(choice, found, dominant_fraction)
+    _print_count(base, choice.method, len(found), (least, most), whole, json_output)
+
+
+def _print_count(
+    base: str, method: str, modules: int, span: tuple[int, int], whole: int, json_output: bool
+) -> None:
+    from rich.table import Table
+
+    least, most = span
+    percents = [100 * least / whole, 100 * most / whole]
+    if json_output:
+        document = {
+            "method": method,
+            "base": base,
+            "base_params": whole,
+            "modules": modules,
+            "exact": least == most,
+            "trainable_params": least if least == most else [least, most],
+            "percent": percents[0] if least == most else percents,
+        }
+        _print_result(document, json_output)
+        return
+    table = Table("method", "modules", "params", "% of the base")
+    shares = [f"{percent:.3f}" for percent in percents]
+    table.add_row(
+        method,
+        str(modules),
+        _range(least, most),
+        shares[0] if least == most else f"{shares[0]} to {shares[1]}",
+    )
+    _print_result(table)
+
+
+# -- looking back, looking around ------------------------------------------------------------------
+
+
+@app.command()
+def best(
+    *,
+    task: Annotated[str, typer.Option("--task", metavar="T", help="Name of the task.")],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="B", help="Part of the base's name, or its fingerprint."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="M", help="Only trials of this method.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", metavar="M", help="Rank by this metric, not the searched one."),
+    ] = None,
+    max_params: Annotated[
+        int | None, typer.Option("--max-params", metavar="N", help="At most N parameters.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", metavar="K", help="How many to show; default 1.")
+    ] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="The front of metric against parameters.")
+    ] = False,
+    tracking: TrackingOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show the best complete trials of a task, from MLflow alone."""
+    from search.config import resolve_tracking
+
+    uri = resolve_tracking(tracking)
+    with _logs_on_stderr():
+        from search import queries
+
+        rows = queries.best(
+            uri,
+            task,
+            base=base,
+            method=method,
+            metric=metric,
+            max_params=max_params,
+            top=top,
+            pareto=pareto,
+        )
+    if json_output:
+        _print_result(queries.best_json(rows), json_output)
+    elif rows:
+        _print_result(queries.best_table(rows))
+    if not rows:
+        raise RanksweepError(f"--task: no complete trial of {task!r} fits; loosen what is asked")
+
+
+@app.command()
+def doctor(
+    address: Annotated[
+        str,
+        typer.Option("--address", metavar="RAY", help="Ray to ask: local, auto or an address."),
+    ] = "local",
+    store: StoreOption = None,
+    tracking: TrackingOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Say what this machine or cluster can run, and why not."""
+    from search.config import resolve_store, resolve_tracking
+
+    with _logs_on_stderr():
+        from search import doctor as physician
+
+        checks = physician.examine(resolve_store(store), resolve_tracking(tracking), address)
+    if json_output:
+        _print_result(physician.checks_json(checks), json_output)
+    else:
+        _print_result(physician.checks_table(checks))
+    if physician.exit_code(checks):
+        raise typer.Exit(physician.exit_code(checks))
+
+
+# -- output ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _logs_on_stderr() -> Iterator[None]:
+    """While open, whatever libraries and child processes write to stdout goes to stderr."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # stdout is closed: nothing can reach it
+        yield
+        return
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _print_result(result: Any, json_output: bool = False) -> None:
+    """Print one result on stdout: a JSON document, or what Rich can draw."""
+    if json_output:
+        print(json.dumps(_jsonable(result), indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+
+    # A pipe has no width of its own: what reads it wants whole values.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    Console(width=width).print(result, highlight=False)
+
+
+def _jsonable(value: Any) -> Any:
+    """`value` with what JSON has no word for, NaN and infinity, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_jsonable(inner) for inner in value]
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A cell of a table; what a manifest says is not to be read as Rich's markup."""
+    from rich.markup import escape
+
+    return "-" if value is None else escape(str(value))
+
+
+def _bytes(size: Any) -> str:
+    if not isinstance(size, int):
+        return "-"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _range(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _complain(message: str) -> None:
+    """One red line on stderr."""
+    line = "error: " + " ".join(message.split())
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        line = f"\033[31m{line}\033[0m"
+    print(line, file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    # Wherever it stands, also behind the command's name.
+    given = [argument for argument in given if argument != "--debug"]
+    sys.exit(_run(given, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        code = app(args=arguments, prog_name="ranksweep", standalone_mode=False)
+    except RanksweepError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(str(error))
+        return error.exit_code
+    except typer.TyperException as error:
+        return _usage_error(error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _complain(
+            f"ranksweep failed unexpectedly: {type(error).__name__}: {error} "
+            "(a defect; --debug shows where)"
+        )
+        return EXIT_FAILED
+    if code == EXIT_INTERRUPTED:
+        _complain("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _usage_error(error: typer.TyperException) -> int:
+    """A wrong option or argument, on one line."""
+    message = error.format_message()
+    if message:  # empty where a command without arguments has shown its help
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "ranksweep"
+        _complain(f"{message.rstrip('.')}; see `{command} --help`")
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""What this machine, its cluster, its store and its tracking server can do, and why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from rich.table import Table
+from rich.text import Text
+
+from search.paths import SweepPaths, redacted
+from search.store import ProfileStore
+from search.tracking import absolute_uri, call, connect, sqlite_file
+from spaces.errors import RanksweepError
+
+_DISTRIBUTION = "ranksweep"
+_SHM_COMM = "deepspeed_shm_comm"
+_SMALLEST_DISK = 2 * 2**30
+_MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("-", "yellow")}
+
+# Run in a process of its own: a Ray that hangs must not hang the doctor, and this process must not
+# be left connected to a cluster.
+_RAY_SCRIPT = """
+import json, sys, ray
+address = sys.argv[1]
+options = dict(log_to_driver=False, logging_level="ERROR")
+if address == "local":
+    options |= dict(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
+ray.init(address=address, **options)
+try:
+    if address == "local":
+        answer = ray.get(ray.remote(num_cpus=1)(lambda: 42).remote(), timeout=60)
+        assert answer == 42, answer
+    total = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    print("RANKSWEEP", json.dumps({"nodes": nodes, "CPU": total.get("CPU", 0),
+                                   "GPU": total.get("GPU", 0)}))
+finally:
+    ray.shutdown()
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried. `ok` is None where it does not matter on this machine."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
+
+
+def examine(
+    store_uri: str | None = None,
+    tracking_uri: str | None = None,
+    ray_address: str = "local",
+    *,
+    root: Path | str = ".ranksweep",
+    ray_timeout: float = 90.0,
+) -> list[Check]:
+    """Try everything that a sweep needs; nothing that is started outlives the call.
+
+    The URIs default to those under `root`. `ray_address` is `local` (a Ray of one CPU is started on
+    loopback and stopped again), `auto`, `host:port` or `ray://...`; `ray_timeout` is in seconds.
+    """
+    paths = SweepPaths(root)
+    return [
+        check_python(),
+        *check_packages(),
+        *check_devices(),
+        check_compiler(),
+        check_ray(ray_address, ray_timeout),
+        *check_store(store_uri or paths.store_uri),
+        check_tracking(tracking_uri or paths.tracking_uri),
+        check_disk(paths.base),
+    ]
+
+
+def exit_code(checks: Sequence[Check]) -> int:
+    """1 when any check is not ok, else 0."""
+    return int(any(check.ok is False for check in checks))
+
+
+def checks_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """The checks as JSON can hold them, with the verdict over all of them."""
+    return {"ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """The checks as a table for the terminal."""
+    table = Table("check", "", "what was found")
+    for check in checks:
+        mark, style = _MARKS[check.ok]
+        found = f"{check.detail}; {check.remedy}" if check.remedy else check.detail
+        table.add_row(Text(check.name), Text(mark, style=style), Text(found, overflow="fold"))
+    return table
+
+
+# This machine ---------------------------------------------------------------------------------
+
+
+def check_python() -> Check:
+    """Whether this Python is one that ranksweep is made for."""
+    wanted = _requires_python()
+    running = platform.python_version()
+    return Check(
+        "python",
+        running in wanted,
+        f"{running} ({wanted})",
+        "" if running in wanted else f"use a Python {wanted}",
+    )
+
+
+def check_packages() -> list[Check]:
+    """Whether each package that ranksweep depends on is there, in a version within its bounds."""
+    checks = []
+    for requirement in _requirements():
+        name = f"package {requirement.name}"
+        bounds = str(requirement.specifier) or "any version"
+        remedy = f"pip install '{requirement}'"
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            checks.append(Check(name, False, f"not installed ({bounds})", remedy))
+            continue
+        fits = requirement.specifier.contains(installed, prereleases=True)
+        checks.append(Check(name, fits, f"{installed} ({bounds})", "" if fits else remedy))
+    return checks
+
+
+def check_devices() -> list[Check]:
+    """The processors that torch can train on, with their memory."""
+    memory = psutil.virtual_memory().total
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    checks = [Check("cpu", True, f"{cores} cores, {_gib(memory)} of memory")]
+    try:
+        import torch  # here, for its absence is a finding
+    except (ImportError, OSError) as error:
+        return [*checks, Check("torch", False, _first_line(error), "install torch again")]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            detail = f"{properties.name}, {_gib(properties.total_memory)}"
+            checks.append(Check(f"cuda:{index}", True, detail))
+    elif Path("/dev/nvidia0").exists():
+        checks.append(
+            Check(
+                "cuda",
+                False,
+                f"there is an NVIDIA device, but torch {torch.__version__} cannot use it",
+                "install a CUDA build of torch that fits the driver",
+            )
+        )
+    else:
+        checks.append(Check("cuda", None, "no device; training runs on the CPU"))
+    return checks
+
+
+def check_compiler() -> Check:
+    """Whether DeepSpeed can build and load the operation that it communicates with on a CPU."""
+    name = "compiler"
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    ninja = shutil.which("ninja")
+    built = compiled_shm_comm()
+    state = f"{_SHM_COMM} is compiled" if built else f"{_SHM_COMM} is not compiled yet"
+    missing = [
+        tool for tool, path in (("a C++ compiler", compiler), ("ninja", ninja)) if path is None
+    ]
+    if not missing:
+        wait = "" if built else "; the first trial takes up to a minute more"
+        return Check(name, True, f"{compiler}, {ninja}; {state}{wait}")
+    detail = f"{' and '.join(missing)} not on the PATH; {state}"
+    if _has_cuda():
+        return Check(name, None, f"{detail}; not needed on a GPU")
+    # torch asks for both also when the operation is compiled already.
+    return Check(name, False, detail, "install g++ and ninja, or put them on the PATH")
+
+
+def compiled_shm_comm() -> Path | None:
+    """The compiled operation under the torch extensions folder; None when there is none."""
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if given is not None:
+        folders = [Path(given)]
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        version = f"py{sys.version_info.major}{sys.version_info.minor}"
+        folders = sorted((cache / "torch_extensions").glob(f"{version}*"))
+    for folder in folders:
+        file = folder / _SHM_COMM / f"{_SHM_COMM}.so"
+        if file.is_file():
+            return file
+    return None
+
+
+def check_disk(root: Path) -> Check:
+    """Whether there is room for a sweep's files where they are written."""
+    place = _nearest_folder(root)
+    free = shutil.disk_usage(place).free
+    enough = free >= _SMALLEST_DISK
+    return Check(
+        "disk",
+        enough,
+        f"{_gib(free)} free in {place}",
+        "" if enough else f"free at least {_gib(_SMALLEST_DISK)}",
+    )
+
+
+# What a sweep talks to ------------------------------------------------------------------------
+
+
+def check_ray(address: str = "local", timeout: float = 90.0) -> Check:
+    """Whether a Ray starts here (`local`) or answers at `address`, within `timeout` seconds."""
+    name = f"ray {redacted(address)}"
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    if address == "local":
+        # Despite its name it is read on Linux too: without clusters Ray listens on loopback alone.
+        environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _RAY_SCRIPT, address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return Check(name, False, f"no answer in {timeout:g} s", _ray_remedy(address))
+    finally:
+        _end_with_children(process)
+    for line in output.splitlines():
+        if line.startswith("RANKSWEEP "):
+            found = json.loads(line.removeprefix("RANKSWEEP "))
+            verb = "starts" if address == "local" else "answers"
+            sizes = ", ".join(f"{key} {found[key]:g}" for key in ("nodes", "CPU", "GPU"))
+            return Check(name, True, f"{verb} ({sizes})")
+    last = [line for line in errors.splitlines() if line.strip()][-1:] or ["no reason given"]
+    return Check(name, False, last[0].strip(), _ray_remedy(address))
+
+
+def check_store(uri: str) -> list[Check]:
+    """Whether the store can be written, read, listed and removed from, and creates only once."""
+    try:
+        store = ProfileStore(uri)
+    except RanksweepError as error:
+        return [Check("store", False, *_split(error))]
+    checks = []
+    for step in store.probe():
+        detail = f"{store.name}{': ' + step.detail if step.detail else ''}"
+        remedy = "" if step.ok else "choose another with --store or RANKSWEEP_STORE"
+        checks.append(Check(f"store: {step.name}", step.ok, detail, remedy))
+    return checks
+
+
+def check_tracking(uri: str) -> Check:
+    """Whether MLflow answers with its experiments; a local database is not created for that."""
+    shown = redacted(uri)
+    try:
+        file = sqlite_file(absolute_uri(uri))
+        if file is not None and not file.exists():
+            folder = _nearest_folder(file.parent)
+            writable = os.access(folder, os.W_OK)
+            return Check(
+                "tracking",
+                writable,
+                f"{shown} is not there yet{'' if writable else f', and {folder} is read-only'}",
+                "" if writable else "name another database with --tracking",
+            )
+        client = connect(uri)
+        found = call(uri, lambda: client.search_experiments(max_results=1000))
+    except RanksweepError as error:
+        return Check("tracking", False, *_split(error))
+    return Check("tracking", True, f"{shown} answers: {len(found)} experiments")
+
+
+# Inside ---------------------------------------------------------------------------------------
+
+
+def _requires_python() -> SpecifierSet:
+    try:
+        text = metadata.metadata(_DISTRIBUTION).json.get("requires_python", "")
+    except metadata.PackageNotFoundError:
+        text = _project().get("requires-python", "")
+    return SpecifierSet(str(text))
+
+
+def _requirements() -> list[Requirement]:
+    """What ranksweep depends on here, extras left out.
+
+    From the installed distribution; from pyproject.toml where the sources run as they stand.
+    """
+    try:
+        lines = metadata.requires(_DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        lines = _project().get("dependencies", [])
+    found = [Requirement(line) for line in lines]
+    return [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
+
+
+def _project() -> dict[str, Any]:
+    file = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if not file.is_file():
+        return {}
+    project: dict[str, Any] = tomllib.loads(file.read_text()).get("project", {})
+    return project
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return False
+    return torch.cuda.is_available()
+
+
+def _ray_remedy(address: str) -> str:
+    if address == "local":
+        return "see the newest logs under /tmp/ray, and that /dev/shm and the memory suffice"
+    return "check cluster.address, and that the cluster runs this Python and this Ray"
+
+
+def _end_with_children(process: subprocess.Popen[str]) -> None:
+    """End a process that still runs, with all that it has started."""
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(timeout=3)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for each in family:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.communicate()
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _split(error: Exception) -> tuple[str, str]:
+    """Detail and remedy of one of our own errors."""
+    detail, _, remedy = str(error).rpartition("; ")
+    return (detail, remedy) if detail else (remedy, "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,251 @@
+"""Every local path and every object key that ranksweep writes or reads, in one place."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from spaces.errors import ConfigError, StoreError
+
+_SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_PROFILE_KEY = re.compile(r"[0-9a-f]{64}")
+_PROFILE_FILE = re.compile(r"profile-([0-9a-f]{64})\.safetensors")
+_URI_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+
+PROFILES = "profiles"
+QUARANTINE = "quarantine"
+PROBES = "probes"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """Where one working directory keeps its store, its tracking database and its sweeps.
+
+    `root` is relative to the current directory unless absolute; `name` is the sweep's name, and
+    None where no sweep is meant (the store and the tracking database are shared by all sweeps).
+
+    Raises:
+        ConfigError: the name could leave its folder or is not a portable file name.
+    """
+
+    root: Path | str = ".ranksweep"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+        if self.name is not None:
+            check_sweep_name(self.name)
+
+    @property
+    def base(self) -> Path:
+        """The root as a path."""
+        return Path(self.root)
+
+    @property
+    def store(self) -> Path:
+        """Folder of the default store."""
+        return self.base / "store"
+
+    @property
+    def store_uri(self) -> str:
+        """URI of the default store; relative to the current directory when the root is."""
+        return f"file://{self.store}"
+
+    @property
+    def tracking_db(self) -> Path:
+        """SQLite file of the default tracking database."""
+        return self.base / "mlflow.db"
+
+    @property
+    def tracking_uri(self) -> str:
+        """URI of the default tracking database."""
+        return f"sqlite:///{self.tracking_db}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of the artifacts of runs tracked in the default database."""
+        return artifacts_beside(self.tracking_db)
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what can be computed or fetched again."""
+        return self.base / "cache"
+
+    @property
+    def sweep(self) -> Path:
+        """Folder of the named sweep."""
+        if self.name is None:
+            raise ValueError("these paths name no sweep")
+        return self.base / "sweeps" / self.name
+
+    @property
+    def sweep_file(self) -> Path:
+        """The resolved sweep, as it was launched."""
+        return self.sweep / "sweep.yaml"
+
+    @property
+    def study_db(self) -> Path:
+        """SQLite file of the sweep's Optuna study."""
+        return self.sweep / "study.db"
+
+    @property
+    def study_uri(self) -> str:
+        """URI of the sweep's Optuna study."""
+        return f"sqlite:///{self.study_db}"
+
+    @property
+    def tune(self) -> Path:
+        """Folder that Ray Tune and Ray Train keep their own state in."""
+        return self.sweep / "tune"
+
+    @property
+    def log(self) -> Path:
+        """The sweep's log file."""
+        return self.sweep / "launch.log"
+
+    def absolute(self) -> SweepPaths:
+        """The same paths from the file system's root, for a process that runs elsewhere."""
+        return SweepPaths(self.base.absolute(), self.name)
+
+    def make_sweep(self) -> None:
+        """Create the sweep's folders, readable by their owner alone."""
+        with private_files():
+            self.tune.mkdir(parents=True, exist_ok=True)
+
+
+def check_sweep_name(name: str) -> str:
+    """The name itself, when it can be a file name everywhere.
+
+    Raises:
+        ConfigError: it is empty, too long, hidden, or holds anything but letters, digits, `.`,
+            `_` and `-`.
+    """
+    if not _SWEEP_NAME.fullmatch(name):
+        raise ConfigError(
+            f"name: {name[:120]!r} cannot name a sweep; use up to 100 letters, digits, '.', '_' "
+            "and '-', the first a letter or a digit"
+        )
+    return name
+
+
+def artifacts_beside(tracking_db: Path) -> Path:
+    """Folder of the artifacts that belong to a SQLite tracking database."""
+    return tracking_db.parent / "mlartifacts"
+
+
+# Object keys of the store ---------------------------------------------------------------------
+
+
+def check_profile_key(key: str) -> str:
+    """The key itself, when it is one: 64 lower-case hexadecimal digits.
+
+    Raises:
+        StoreError: it is anything else.
+    """
+    if not _PROFILE_KEY.fullmatch(key):
+        raise StoreError(
+            f"profile: {key[:80]!r} is not a profile key; a key is 64 hexadecimal digits "
+            "(`ranksweep profiles list` shows them)"
+        )
+    return key
+
+
+def profile_prefix(key: str) -> str:
+    """Prefix under which all objects of one profile lie."""
+    return f"{PROFILES}/{check_profile_key(key)}"
+
+
+def manifest_object(key: str) -> str:
+    """Object key of a profile's manifest: its creation is the moment of publication."""
+    return f"{profile_prefix(key)}/manifest.json"
+
+
+def profile_file_name(sha256: str) -> str:
+    """File name of a profile whose bytes have this SHA-256 (hexadecimal)."""
+    return f"profile-{sha256}.safetensors"
+
+
+def sha256_of_file_name(name: str) -> str | None:
+    """The SHA-256 that a profile's file name promises; None when it is no such name."""
+    match = _PROFILE_FILE.fullmatch(name)
+    return match.group(1) if match else None
+
+
+def profile_object(key: str, sha256: str) -> str:
+    """Object key of a profile's safetensors file."""
+    return f"{profile_prefix(key)}/{profile_file_name(sha256)}"
+
+
+def quarantine_prefix(key: str, occasion: str) -> str:
+    """Prefix that the damaged objects of one profile are moved under, one per occasion."""
+    return f"{QUARANTINE}/{check_profile_key(key)}/{occasion}"
+
+
+def key_of_object(path: str) -> str | None:
+    """The profile key in the object key of a manifest; None for every other object."""
+    parts = path.split("/")
+    if len(parts) == 3 and parts[0] == PROFILES and parts[2] == "manifest.json":
+        return parts[1] if _PROFILE_KEY.fullmatch(parts[1]) else None
+    return None
+
+
+def probe_object(token: str) -> str:
+    """Object key of a throwaway object that tells what a store can do."""
+    return f"{PROBES}/{token}"
+
+
+# What may be shown, and who may read ----------------------------------------------------------
+
+
+def redacted(uri: str) -> str:
+    """A URI without its credentials: user information, query and fragment are replaced by `***`."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    mark = rest[len(place) :][:1]
+    authority, slash, path = place.partition("/")
+    _, at, host = authority.rpartition("@")
+    shown = f"***@{host}" if at else authority
+    return f"{scheme}://{shown}{slash}{path}{mark}{'***' if mark else ''}"
+
+
+def redacted_text(text: str) -> str:
+    """A text with the credentials of every URI in it replaced by `***`."""
+    return _URI_IN_TEXT.sub(lambda match: redacted(match.group(0)), text)
+
+
+class _PrivateUmask:
+    """A umask of 077 that overlapping threads share; the last to leave puts the old one back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._before = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                self._before = os.umask(0o077)
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                os.umask(self._before)
+
+
+_private_umask = _PrivateUmask()
+
+
+def private_files() -> AbstractContextManager[None]:
+    """While open, what this process creates is readable by its owner alone (umask 077).
+
+    The mask belongs to the whole process, not to a thread.
+    """
+    return _private_umask

