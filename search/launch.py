@@ -41,7 +41,7 @@ SEARCH_MAY_CHANGE = ("trials", "time_budget")
 
 @dataclass
 class LaunchResult:
-    """What a launch did. `seconds` has one entry per stage; `best` one row per method, best first."""
+    """What a launch did: seconds per stage, and the best trial of each method, best first."""
 
     name: str
     profile_key: str
@@ -100,7 +100,7 @@ def launch(
             end = ("complete", None)
         except KeyboardInterrupt:
             end = ("interrupted", "Ctrl-C")
-            view.message(f"interrupted; go on with: ranksweep launch ... --resume ({config.name})")
+            view.message("interrupted; the same command with --resume goes on with this sweep")
             raise
         except RanksweepError as error:
             end = ("failed", str(error))
@@ -110,7 +110,7 @@ def launch(
     return result
 
 
-# --- the sweep's folder and run --------------------------------------------------------------------
+# --- the sweep's folder and run ------------------------------------------------------------------
 
 
 def _check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
@@ -203,7 +203,7 @@ def _log_file(paths: SweepPaths) -> Iterator[None]:
         handler.close()
 
 
-# --- Ray and the resident workers ------------------------------------------------------------------
+# --- Ray and the resident workers ----------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -231,8 +231,8 @@ def _ray(config: SweepConfig) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"cluster.address: no Ray cluster answers at {config.cluster.address} ({reason}); start "
-            "one with `ray start --head` or `ray up cluster.yaml`, or use local"
+            f"cluster.address: no Ray cluster answers at {config.cluster.address} ({reason}); "
+            "start one with `ray start --head` or `ray up cluster.yaml`, or use local"
         ) from error
     try:
         yield
@@ -261,7 +261,7 @@ def _resident_workers(
     )
 
 
-# --- the stages ------------------------------------------------------------------------------------
+# --- the stages ----------------------------------------------------------------------------------
 
 
 def _profile(
@@ -350,7 +350,7 @@ def _check_inputs_unchanged(config: SweepConfig, prepared: Prepared) -> None:
     if fingerprint(prepared.base_uri) != prepared.base_fingerprint:
         raise JobError("base: its files changed while it was profiled; launch again")
     if build_task(config.task, config.base).train_fingerprint != prepared.task.train_fingerprint:
-        raise JobError("task.data: the training rows changed while they were profiled; launch again")
+        raise JobError("task.data: the rows changed while they were profiled; launch again")
 
 
 def _search(
@@ -415,8 +415,8 @@ def _search(
             observer=_Observer(config, result, tracker, view, searcher),
         )
         result.ended_by = outcome.ended_by
-        if outcome.shortfall:
-            view.message(outcome.shortfall)
+        if outcome.reason:
+            view.message(outcome.reason)
     finally:
         result.states = states_of(study)
         result.best = best_of_each_method(study, search.mode)
@@ -430,9 +430,7 @@ def first_choices(prepared: Prepared, profile: Profile) -> list[Choice]:
         for method in prepared.space.methods
         if method != "lora"
     ]
-    counts = [
-        make_plan(choice, prepared.targets, profile).trainable_params for choice in defaults
-    ]
+    counts = [make_plan(choice, prepared.targets, profile).trainable_params for choice in defaults]
     if not counts:
         return [prepared.space.default_choice("lora")]
     return [prepared.space.lora_of_budget(max(counts), prepared.targets), *defaults]
@@ -495,9 +493,8 @@ class _Observer:
         self._view, self._searcher = view, searcher
         self._runs: dict[int, str] = {}
         self._methods: dict[int, tuple[str, int]] = {}
-        sign = 1.0 if config.search.mode == "max" else -1.0
-        self._gain = lambda value: sign * value
-        self._best = max((self._gain(row["value"]) for row in result.best), default=None)
+        self._sign = 1.0 if config.search.mode == "max" else -1.0
+        self._best = max((self._sign * row["value"] for row in result.best), default=None)
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
         self._methods[number] = choice.method, plan.trainable_params
@@ -524,7 +521,7 @@ class _Observer:
             self._view.message(f"trial {number} failed: {error}")
         method, params = self._methods.get(number, ("", 0))
         if state == "complete" and value is not None:
-            gain = self._gain(float(value))
+            gain = self._sign * float(value)
             if self._best is None or gain > self._best:
                 self._best = gain
                 self._view.best(number, method, float(value), params)
@@ -570,9 +567,7 @@ def _confirm(
     confirmed: Sequence[Confirmation] = confirm_best(
         chosen,
         config=config,
-        plans=[
-            make_plan(parse_choice(row["choice"]), prepared.targets, profile) for row in chosen
-        ],
+        plans=[make_plan(parse_choice(row["choice"]), prepared.targets, profile) for row in chosen],
         workers=workers,
         tracker=tracker,
         sweep_run_id=result.sweep_run_id,

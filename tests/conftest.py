@@ -26,7 +26,8 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-WORDS = ("good", "fine", "great", "bad", "poor", "awful", "film", "plot", "scene", "actor", "a", "the")
+GOOD, BAD = ("good", "fine", "great"), ("bad", "poor", "awful")
+WORDS = (*GOOD, *BAD, "film", "plot", "scene", "actor", "a", "the")
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +61,7 @@ def tiny_sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for split, rows in (("train", 96), ("dev", 40), ("test", 40)):
         sentences = [rng.choice(WORDS, rng.integers(5, 12)) for _ in range(rows)]
         labels = [
-            "positive" if np.isin(s, WORDS[:3]).sum() > np.isin(s, WORDS[3:6]).sum() else "negative"
+            "positive" if np.isin(s, GOOD).sum() > np.isin(s, BAD).sum() else "negative"
             for s in sentences
         ]
         table = pa.table({"sentence": [" ".join(s) for s in sentences], "label": labels})

@@ -1,1 +1,1 @@
-"""What runs on a worker: bases, tasks, profiling, adapters, fine-tuning and the resident workers."""
+"""The middle floor: what runs on a worker. Bases, tasks, profiling, adapters, fine-tuning."""

@@ -12,12 +12,13 @@ replaced, and detaching leaves it as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from spaces.plan import Block, Plan
@@ -51,7 +52,8 @@ class BlockParameters(nn.Module):
 
     def wide_factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(A [rank, in], scale * B [out, rank]) with zeros outside the block's cols and rows."""
-        A, B = self.A, self.B * self.scale
+        A: torch.Tensor = self.A
+        B = self.B * self.scale
         if self._cols is not None:
             A = A.new_zeros(A.shape[0], self.shape[1]).index_copy(1, self._cols, A)
         if self._rows is not None:
@@ -59,7 +61,7 @@ class BlockParameters(nn.Module):
         return A, B
 
 
-def _indices(index: Sequence[int], size: int, device: torch.device) -> torch.Tensor | None:
+def _indices(index: NDArray[np.int32], size: int, device: torch.device) -> torch.Tensor | None:
     """The index as a tensor; None where it takes every position."""
     if len(index) == size:
         return None
@@ -75,6 +77,7 @@ class ModuleAdapter(nn.Module):
     def __init__(self, blocks: Sequence[BlockParameters], dropout: float) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.trainable = tuple(blocks)
         self.dropout = dropout
         self.frozen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -82,8 +85,8 @@ class ModuleAdapter(nn.Module):
         """What the blocks add to the layer's output: x [..., in] -> [..., out]."""
         total = None
         if len(self.blocks):
-            factors = [block.wide_factors() for block in self.blocks]  # type: ignore[operator]
-            dropped = F.dropout(x, self.dropout, training=self.training)
+            factors = [block.wide_factors() for block in self.trainable]
+            dropped = nn.functional.dropout(x, self.dropout, training=self.training)
             total = _low_rank(dropped, factors)
         if self.frozen:
             frozen = _low_rank(x, self.frozen)
@@ -94,10 +97,10 @@ class ModuleAdapter(nn.Module):
 def _low_rank(
     x: torch.Tensor, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
-    """x A^T B^T with the factors of several blocks side by side: two products, whatever the number."""
+    """x A^T B^T with the factors of several blocks side by side, in two products."""
     A = torch.cat([a for a, _ in factors]) if len(factors) > 1 else factors[0][0]
     B = torch.cat([b for _, b in factors], dim=1) if len(factors) > 1 else factors[0][1]
-    return F.linear(F.linear(x.to(A.dtype), A), B)
+    return nn.functional.linear(nn.functional.linear(x.to(A.dtype), A), B)
 
 
 class StageParameters(nn.Module):
@@ -115,19 +118,19 @@ class StageParameters(nn.Module):
     ) -> None:
         super().__init__()
         object.__setattr__(self, "_model", model)
-        self.names = tuple(adapters)
+        self.by_name = dict(adapters)
         self.adapters = nn.ModuleList(adapters.values())
-        self.head_names = tuple(head)
         self.head = nn.ModuleList(head.values())
 
-    def forward(self, **batch: torch.Tensor) -> object:
-        return self._model(**batch)
+    def forward(self, **batch: torch.Tensor) -> Any:
+        """The resident base's output, the adapters and the head in place."""
+        return self._model(**batch)  # type: ignore[operator]
 
-    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, object]]:
+    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups, one per learning-rate scale; the head trains at scale 1."""
         by_scale: dict[float, list[nn.Parameter]] = {}
-        for adapter in self.adapters:
-            for block in adapter.blocks:  # type: ignore[union-attr]
+        for adapter in self.by_name.values():
+            for block in adapter.trainable:
                 by_scale.setdefault(block.lr_scale, []).extend([block.A, block.B])
         head = list(self.head.parameters())
         if head:
@@ -175,7 +178,7 @@ class Adaptation:
         """How many stages the plan trains one after another."""
         return len(self._plan.stages)
 
-    def __enter__(self) -> Adaptation:
+    def __enter__(self) -> Self:
         for name, module in self._head.items():
             self._resident_head[name] = self._model.get_submodule(name)
             self._model.set_submodule(name, module)
@@ -211,10 +214,10 @@ class Adaptation:
         """Freeze the current stage's blocks; they go on adding their update."""
         assert self._stage is not None
         with torch.no_grad():
-            for name, adapter in zip(self._stage.names, self._stage.adapters, strict=True):
-                for block in adapter.blocks:  # type: ignore[union-attr]
-                    wide = tuple(factor.detach().clone() for factor in block.wide_factors())
-                    self._frozen.setdefault(name, []).append(wide)  # type: ignore[arg-type]
+            for name, adapter in self._stage.by_name.items():
+                for block in adapter.trainable:
+                    A, B = block.wide_factors()
+                    self._frozen.setdefault(name, []).append((A.clone(), B.clone()))
         self._remove_hooks()
         self._stage = None
 
@@ -232,10 +235,7 @@ class Adaptation:
     def updates(self) -> dict[str, torch.Tensor]:
         """The finished stages' total update per module: float64 [out, in]; for export and tests."""
         return {
-            name: sum(
-                (B.double() @ A.double() for A, B in factors),
-                start=torch.zeros(self._targets[name].shape, dtype=torch.float64),
-            )
+            name: torch.stack([B.double() @ A.double() for A, B in factors]).sum(0)
             for name, factors in self._frozen.items()
         }
 
@@ -252,7 +252,9 @@ class Adaptation:
         self._hooks = []
 
 
-def _adding(adapter: ModuleAdapter):  # type: ignore[no-untyped-def]
+def _adding(
+    adapter: ModuleAdapter,
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
     def hook(
         _layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
@@ -263,7 +265,7 @@ def _adding(adapter: ModuleAdapter):  # type: ignore[no-untyped-def]
 
 
 def _stage_seed(seed: int, stage: int) -> int:
-    """A seed of its own for each stage, so that TASO's column stage does not repeat its row stage."""
+    """A seed of its own for each stage: TASO's column stage does not repeat its row stage."""
     return (seed * 1_000_003 + stage) % (2**63)
 
 

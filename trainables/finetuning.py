@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 
 from spaces.errors import JobError
 from trainables.adapters import Adaptation, StageParameters
@@ -117,11 +116,12 @@ def finetune(
     split = task.splits["train"]
     rows = len(split.labels)
     accumulation = getattr(settings, "gradient_accumulation_steps", 1)
-    schedule = Schedule(
-        math.ceil(rows / settings.batch_size), settings.epochs, adaptation.stages
-    )
+    schedule = Schedule(math.ceil(rows / settings.batch_size), settings.epochs, adaptation.stages)
     config = engine_config(
-        settings, deepspeed or {}, accumulation=accumulation, workers=workers.size,
+        settings,
+        deepspeed or {},
+        accumulation=accumulation,
+        workers=workers.size,
         dtype=next(model.parameters()).dtype,
     )
     _reseed(seed + 7919 * workers.rank)
@@ -141,8 +141,12 @@ def finetune(
                         run.close()
                     current = schedule.stage_of(step)
                     run = _StageRun(
-                        adaptation, current, settings, learning_rate,
-                        schedule.stage_steps(current), config,
+                        adaptation,
+                        current,
+                        settings,
+                        learning_rate,
+                        schedule.stage_steps(current),
+                        config,
                     )
                 assert run is not None
                 loss_sum += run.step(split, batch, task.pad_token_id, accumulation, workers)
@@ -196,9 +200,11 @@ class _StageRun:
         import deepspeed
         from transformers import get_scheduler
 
-        optimizer = torch.optim.AdamW(groups)  # type: ignore[arg-type]
-        name = "constant_with_warmup" if settings.lr_scheduler == "constant" else (
-            settings.lr_scheduler
+        optimizer = torch.optim.AdamW(groups)
+        name = (
+            "constant_with_warmup"
+            if settings.lr_scheduler == "constant"
+            else (settings.lr_scheduler)
         )
         self._schedule = get_scheduler(
             name, optimizer, math.ceil(settings.warmup_ratio * steps), steps
@@ -260,7 +266,7 @@ class _StageRun:
 
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over rows: logits [n, classes], labels [n]."""
-    return F.cross_entropy(_at_least_float(logits), labels, reduction="sum")
+    return nn.functional.cross_entropy(_at_least_float(logits), labels, reduction="sum")
 
 
 def _at_least_float(logits: torch.Tensor) -> torch.Tensor:
@@ -280,9 +286,7 @@ def evaluate(
     adaptation.eval()
     rows = len(split.labels)
     by_length = np.argsort(np.diff(split.offsets), kind="stable")
-    logits = torch.zeros(
-        rows, len(task.labels), dtype=torch.float64, device=workers.device
-    )
+    logits = torch.zeros(rows, len(task.labels), dtype=torch.float64, device=workers.device)
     batches = list(_batches(by_length, EVALUATION_ROWS))
     for indices in workers.share(batches):
         batch = to_device(collate(split, indices, task.pad_token_id), workers)

@@ -107,7 +107,7 @@ class JobQueue:
     # -- what a group's rank 0 calls ------------------------------------------------------------
 
     async def starting(self, group: int, size: int) -> bool:
-        """One of a group's `size` workers comes up. False where the group keeps dying before any job is done."""
+        """One of a group's `size` workers comes up. False where the group only ever starts."""
         self._idle_starts[group] = self._idle_starts.get(group, 0) + 1
         if self._idle_starts[group] <= MAX_IDLE_STARTS * size:
             return True
@@ -123,7 +123,9 @@ class JobQueue:
         async with self._changed:
             self._changed.notify_all()
 
-    async def take(self, group: int, timeout_s: float) -> tuple[str, Job] | None | Literal["closed"]:
+    async def take(
+        self, group: int, timeout_s: float
+    ) -> tuple[str, Job] | Literal["closed"] | None:
         """The next job for this group; None when none came in time; "closed" to leave the loop."""
         async with self._changed:
             try:

@@ -102,9 +102,7 @@ class ScoredLoRA(Adaptation):
     S_i > mean(S). Each module is scored by one rank.
     """
 
-    def __init__(
-        self, *args: Any, every: int, workers: Workers, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, every: int, workers: Workers, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._every, self._workers = every, workers
         self._steps = 0
@@ -121,10 +119,8 @@ class ScoredLoRA(Adaptation):
         scale = float(getattr(engine.optimizer, "cur_scale", 1.0)) if engine.fp16_enabled() else 1.0
         assert self._stage is not None
         self._pending = {}
-        for i, (name, adapter) in enumerate(
-            zip(self._stage.names, self._stage.adapters, strict=True)
-        ):
-            (block,) = adapter.blocks  # type: ignore[union-attr, misc]
+        for i, (name, adapter) in enumerate(self._stage.by_name.items()):
+            (block,) = adapter.trainable
             # a collective where gradients are partitioned: every rank asks for every gradient
             grad_A, grad_B = safe_get_full_grad(block.A), safe_get_full_grad(block.B)
             if i % self._workers.size == self._workers.rank:
@@ -144,10 +140,10 @@ class ScoredLoRA(Adaptation):
         """(hits int32 [out], row_importance float32 [out]) per module, from every rank."""
         hits, importance = {}, {}
         for name in self._targets:
-            both = torch.as_tensor(np.stack([self._hits[name], self._importance[name]]))
-            both = self._workers.sum_(both.to(self._workers.device)).cpu().numpy()
-            hits[name] = both[0].astype(np.int32)
-            importance[name] = (both[1] / max(self.scored_steps, 1)).astype(np.float32)
+            own = torch.as_tensor(np.stack([self._hits[name], self._importance[name]]))
+            hit, summed = self._workers.sum_(own.to(self._workers.device)).cpu().numpy()
+            hits[name] = hit.astype(np.int32)
+            importance[name] = (summed / max(self.scored_steps, 1)).astype(np.float32)
         return hits, importance
 
 
@@ -159,11 +155,10 @@ def approximate_row_scores(
     The approximate gradient [out, in] exists a few rows at a time.
     """
     A, B = block.A.detach(), block.B.detach()
+    grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(A.dtype)
     scores = [
-        (B[i : i + ROWS_PER_SCORE] @ grad_A.to(A.dtype) + grad_B[i : i + ROWS_PER_SCORE].to(A.dtype) @ A)
-        .abs()
-        .sum(1, dtype=torch.float64)
-        for i in range(0, B.shape[0], ROWS_PER_SCORE)
+        (b @ grad_A + grad_b @ A).abs().sum(1, dtype=torch.float64)
+        for b, grad_b in zip(B.split(ROWS_PER_SCORE), grad_B.split(ROWS_PER_SCORE), strict=True)
     ]
     return torch.cat(scores)
 
@@ -184,7 +179,7 @@ class _StaticPass:
 
     def __init__(self, model: nn.Module, targets: Sequence[TargetModule]) -> None:
         self._model, self._targets = model, {target.name: target for target in targets}
-        self._weights = {t.name: model.get_submodule(t.names[0]).weight for t in targets}
+        self._weights = {t.name: model.get_parameter(f"{t.names[0]}.weight") for t in targets}
         accumulate_in = {torch.float64: torch.float64}
         self._abs_gradient = {
             name: torch.zeros_like(weight, dtype=accumulate_in.get(weight.dtype, torch.float32))
@@ -231,7 +226,8 @@ class _StaticPass:
             batch = to_device(collate(split, rows, task.pad_token_id), workers)
             labels = batch.pop("labels")
             self._mask = batch["attention_mask"].bool()
-            (summed_loss(self._model(**batch).logits, labels) / len(rows)).backward()
+            loss = summed_loss(self._model(**batch).logits, labels) / len(rows)
+            loss.backward()
             progress("static pass", min(done * workers.size, len(batches)), len(batches))
         self._model.eval()
         self._micro_batches = len(batches)

@@ -366,7 +366,7 @@ def _profile(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]
 
 
 def _peer_is_gone(failure: BaseException) -> bool:
-    """Whether a collective failed because another rank died: gloo says so in a bare RuntimeError."""
+    """Whether a collective failed because another rank died; gloo raises a bare RuntimeError."""
     import torch.distributed as dist
 
     return isinstance(failure, dist.DistError) or (

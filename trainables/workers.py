@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +44,10 @@ class Workers:
         return box[0]
 
 
+def _store_of_one() -> Any:
+    return dist.HashStore()  # type: ignore[attr-defined]  # left out of torch's own exports
+
+
 def join(device: torch.device | None = None) -> Workers:
     """This process's place in its process group, with DeepSpeed's communication ready.
 
@@ -53,7 +56,7 @@ def join(device: torch.device | None = None) -> Workers:
     use, and a group's gradients are small; gloo does the same sums.
     """
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=_store_of_one(), rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 

@@ -122,9 +122,7 @@ def test_the_same_trial_first_and_tenth_gives_the_same_losses_bit_for_bit(alone)
     settings = SETTINGS.model_copy(update={"dropout": 0.1})
     profile_settings = ProfileSettings(target_modules=PATTERNS, rank=2, batch_size=6)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    profile = compute_profile(
-        model, head_of(model), targets, task, profile_settings, workers=alone
-    )
+    profile = compute_profile(model, head_of(model), targets, task, profile_settings, workers=alone)
     first = reports_of(model, lora(model), alone, settings)
     for method in ("pilora", "taso", "sensitivity", "joint"):
         for rounds in ({}, {"seed": 1}):
