@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,6 +154,8 @@ def _launch(
 ) -> None:
     from search.live import View
 
+    # A cluster's scheduler ends a job with SIGTERM: it ends the sweep as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with (
         _logs_on_stderr(),
         View(config.name, config.search.trials, metric=config.search.metric) as view,

@@ -79,7 +79,7 @@ class SearchSettings(Settings):
     trials: PositiveInt = 24
     """Trials over all methods, those enqueued first included."""
     time_budget: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
-    """Seconds after which no new trial starts; null sets no limit."""
+    """Seconds after which trials that run are cancelled and none starts; null sets no limit."""
     metric: str = "accuracy"
     """Dev metric of a trial's last epoch; default: task.metric."""
     mode: Literal["max", "min"] = "max"
@@ -187,11 +187,22 @@ class SweepConfig(Settings):
                 raise ValueError(
                     f"{key} is decided by the trial; remove it and set {DECIDED_BY_TRIAL[key]}"
                 )
+        zero = deepspeed.get("zero_optimization")
+        if isinstance(zero, Mapping) and zero.get("stage", 0) not in (0, 1, 2):
+            raise ValueError(
+                f"zero_optimization.stage {zero['stage']} would divide the resident base, which "
+                "stays whole on each worker; use 0, 1 or 2"
+            )
         return deepspeed
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         metric_for(self.search.metric, self.task.kind, key="search.metric")
+        if self.search.metric != self.task.metric:
+            raise ConfigError(
+                f"search.metric: {self.search.metric!r} is not what the task measures "
+                f"({self.task.metric}); set task.metric, and leave search.metric out"
+            )
         _check_objectives(self.search)
         scheduler = self.search.scheduler
         if scheduler.name == "asha" and scheduler.grace_epochs > self.train.epochs:

@@ -69,18 +69,22 @@ def confirm_best(
 ) -> list[Confirmation]:
     """Retrain each row of `chosen` (best first) with `confirm.seeds` seeds; every run is logged.
 
-    A run that fails is told and left out; a choice without any value is left out of the summary.
+    A run that fails is told and left out; a choice without any value is left out of the summary. A
+    run that an earlier launch of the sweep has logged is not done again.
     """
     assert config.confirm is not None
     seeds = [config.train.seed + 1 + i for i in range(config.confirm.seeds)]
     jobs = [(row, plan, seed) for row, plan in zip(chosen, plans, strict=True) for seed in seeds]
     view.stage("confirm", f"{len(chosen)} choices x {len(seeds)} seeds on test")
+    known = _logged(tracker, sweep_run_id, config.task.metric)
     done = 0
 
     def run(job: tuple[Mapping[str, Any], Plan, int]) -> float | None:
         nonlocal done
         row, plan, seed = job
-        value = _run_one(row, plan, seed, config, workers, tracker, sweep_run_id)
+        value = known.get((row["number"], seed))
+        if value is None:
+            value = _run_one(row, plan, seed, config, workers, tracker, sweep_run_id)
         done += 1
         shown = "failed" if value is None else f"{config.task.metric} {value:.4f}"
         view.message(f"confirm {done}/{len(jobs)}: {row['method']} seed {seed}: {shown}")
@@ -102,6 +106,24 @@ def confirm_best(
     ]
     sign = -1.0 if config.search.mode == "max" else 1.0
     return sorted(summary, key=lambda each: sign * each.mean)
+
+
+def _logged(tracker: Tracker, sweep_run_id: str, metric: str) -> dict[tuple[int, int], float]:
+    """(trial number, seed) -> test metric of the confirmation runs that MLflow already has."""
+    try:
+        children = tracker.children(sweep_run_id)
+    except TrackingError as error:
+        logger.warning("earlier confirmation runs are not looked up: %s", error)
+        return {}
+    return {
+        (int(run.data.tags["ranksweep.number"]), int(run.data.tags["ranksweep.seed"])): float(
+            run.data.metrics[f"test_{metric}"]
+        )
+        for run in children
+        if run.data.tags.get("ranksweep.kind") == "confirm"
+        and run.data.tags.get("ranksweep.status") == "complete"
+        and f"test_{metric}" in run.data.metrics
+    }
 
 
 def _run_one(

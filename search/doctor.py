@@ -27,7 +27,6 @@ from search.tracking import absolute_uri, call, connect, sqlite_file
 from spaces.errors import RanksweepError
 
 _DISTRIBUTION = "ranksweep"
-_SHM_COMM = "deepspeed_shm_comm"
 _SMALLEST_DISK = 2 * 2**30
 _MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("-", "yellow")}
 
@@ -81,7 +80,6 @@ def examine(
         check_python(),
         *check_packages(),
         *check_devices(),
-        check_compiler(),
         check_ray(ray_address, ray_timeout),
         *check_store(store_uri or paths.store_uri),
         check_tracking(tracking_uri or paths.tracking_uri),
@@ -167,42 +165,6 @@ def check_devices() -> list[Check]:
     else:
         checks.append(Check("cuda", None, "no device; training runs on the CPU"))
     return checks
-
-
-def check_compiler() -> Check:
-    """Whether DeepSpeed can build and load the operation that it communicates with on a CPU."""
-    name = "compiler"
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    ninja = shutil.which("ninja")
-    built = compiled_shm_comm()
-    state = f"{_SHM_COMM} is compiled" if built else f"{_SHM_COMM} is not compiled yet"
-    missing = [
-        tool for tool, path in (("a C++ compiler", compiler), ("ninja", ninja)) if path is None
-    ]
-    if not missing:
-        wait = "" if built else "; the first trial takes up to a minute more"
-        return Check(name, True, f"{compiler}, {ninja}; {state}{wait}")
-    detail = f"{' and '.join(missing)} not on the PATH; {state}"
-    if _has_cuda():
-        return Check(name, None, f"{detail}; not needed on a GPU")
-    # torch asks for both also when the operation is compiled already.
-    return Check(name, False, detail, "install g++ and ninja, or put them on the PATH")
-
-
-def compiled_shm_comm() -> Path | None:
-    """The compiled operation under the torch extensions folder; None when there is none."""
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if given is not None:
-        folders = [Path(given)]
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        version = f"py{sys.version_info.major}{sys.version_info.minor}"
-        folders = sorted((cache / "torch_extensions").glob(f"{version}*"))
-    for folder in folders:
-        file = folder / _SHM_COMM / f"{_SHM_COMM}.so"
-        if file.is_file():
-            return file
-    return None
 
 
 def check_disk(root: Path) -> Check:

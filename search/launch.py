@@ -7,22 +7,24 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from search.config import SweepConfig
-from search.confirm import Confirmation, confirm_best
+from search.confirm import confirm_best
 from search.live import View
 from search.paths import SweepPaths, private_files, redacted
-from search.prepare import Prepared, prepare
+from search.prepare import Prepared, dtype_name, prepare
 from search.tracking import Tracker, absolute_uri
 from spaces.choice import Choice
-from spaces.errors import ConfigError, JobError, RanksweepError, TrackingError
+from spaces.errors import ConfigError, JobError, RanksweepError, StoreError, TrackingError
 from spaces.methods import make_plan, parse_choice
 from spaces.plan import Plan
 from spaces.profile import Profile
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 MAY_CHANGE_ON_RESUME = ("cluster", "confirm", "store", "tracking")
 SEARCH_MAY_CHANGE = ("trials", "time_budget")
+TRACKING_RETRY_S = 30.0  # between two tries to write to an MLflow that is away
 
 
 @dataclass
@@ -85,18 +88,18 @@ def launch(
         if profile_only:
             return result
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
-    paths.make_sweep()
-    with _log_file(paths):
+    with _ray(config), _log_file(paths):
         if not profile_only:
             result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
         result.seconds["prepare"] = time.monotonic() - started
         end: tuple[str, str | None] = ("failed", None)
+        job = _Launch(config, prepared, paths, tracker, view, result)
         try:
-            with _ray(config), _resident_workers(config, prepared, paths) as workers:
-                profile = _profile(config, prepared, profile, workers, tracker, view, result)
+            with _resident_workers(config, prepared, paths) as workers:
+                profile = job.profile(profile, workers)
                 if not profile_only:
-                    _search(config, prepared, profile, workers, tracker, view, result, paths)
-                    _confirm(config, prepared, profile, workers, tracker, view, result, paths)
+                    job.search(profile, workers)
+                    job.confirm(profile, workers)
             end = ("complete", None)
         except KeyboardInterrupt:
             end = ("interrupted", "Ctrl-C")
@@ -190,7 +193,8 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: Any, error: str 
 
 @contextlib.contextmanager
 def _log_file(paths: SweepPaths) -> Iterator[None]:
-    """Keep what is logged during the launch in the sweep's folder."""
+    """Make the sweep's folder, and keep there what is logged during the launch."""
+    paths.make_sweep()
     with private_files():
         handler = logging.FileHandler(paths.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -218,6 +222,7 @@ def _ray(config: SweepConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _check_address(config.cluster.address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.cluster.address == "local":
@@ -240,6 +245,20 @@ def _ray(config: SweepConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def _check_address(address: str) -> None:
+    """Ray itself goes on trying for minutes where nobody listens."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.address: nobody listens at {address} ({error.strerror or error}); start Ray "
+            "there with `ray start --head` or `ray up cluster.yaml`, or use local"
+        ) from None
+
+
 def _resident_workers(
     config: SweepConfig, prepared: Prepared, paths: SweepPaths
 ) -> ResidentWorkers:
@@ -249,7 +268,7 @@ def _resident_workers(
         base_uri=prepared.base_uri,
         base_fingerprint=prepared.base_fingerprint,
         task=prepared.task,
-        precision=config.precision,
+        dtype=dtype_name(config),
         deepspeed=config.deepspeed,
         settings=GroupSettings(
             groups=config.cluster.groups,
@@ -264,163 +283,209 @@ def _resident_workers(
 # --- the stages ----------------------------------------------------------------------------------
 
 
-def _profile(
-    config: SweepConfig,
-    prepared: Prepared,
-    profile: Profile | None,
-    workers: ResidentWorkers,
-    tracker: Tracker,
-    view: View,
-    result: LaunchResult,
-) -> Profile:
-    """The profile from the store, or computed, published and logged."""
-    run_id = tracker.start_profile(
-        result.sweep_run_id,
-        prepared.key,
-        params=config.profile.model_dump(mode="json"),
-        tags={
-            "task": config.task.name,
-            "base": prepared.base_fingerprint,
-            "base_uri": prepared.base_uri,
-        },
-    )
-    if profile is not None:
-        if tracker.find_profile(prepared.key) != run_id:
-            tracker.finish_profile(run_id, "complete", tags={"from_store": prepared.store.name})
-        return profile
-    view.stage("profile", f"{len(prepared.targets)} modules; the workers are starting")
-    started = time.monotonic()
+@dataclass
+class _Launch:
+    """The three stages of a launch, and what they share."""
 
-    def on_event(event: Mapping[str, Any]) -> None:
-        if event["type"] == "started":
-            view.stage("profile", f"{len(prepared.targets)} modules")
-        elif event["type"] == "progress":
-            view.stage("profile", str(event["phase"]))
-            view.profile_step(int(event["done"]), int(event["total"]))
+    config: SweepConfig
+    prepared: Prepared
+    paths: SweepPaths
+    tracker: Tracker
+    view: View
+    result: LaunchResult
 
-    try:
-        answer = workers.run(
-            {"kind": "profile", "settings": config.profile.model_dump(mode="json")},
-            on_event=on_event,
+    def profile(self, profile: Profile | None, workers: ResidentWorkers) -> Profile:
+        """The profile from the store, or computed, published and logged."""
+        config, prepared, tracker, view = self.config, self.prepared, self.tracker, self.view
+        run_id = tracker.start_profile(
+            self.result.sweep_run_id,
+            prepared.key,
+            params=config.profile.model_dump(mode="json"),
+            tags={
+                "task": config.task.name,
+                "base": prepared.base_fingerprint,
+                "base_uri": prepared.base_uri,
+            },
         )
-        data = answer["profile"]
+        if profile is not None:
+            if tracker.find_profile(prepared.key) != run_id:
+                tracker.finish_profile(run_id, "complete", tags={"store": prepared.store.name})
+            return profile
+        started = time.monotonic()
+        try:
+            data, seconds = self._computed(workers)
+        except BaseException as error:
+            tracker.finish_profile(run_id, "failed", error=str(error) or type(error).__name__)
+            raise
         profile = Profile.from_bytes(data, "the computed profile")
-        _check_inputs_unchanged(config, prepared)
-    except BaseException as error:
-        tracker.finish_profile(run_id, "failed", error=str(error) or type(error).__name__)
-        raise
-    digest = hashlib.sha256(data).hexdigest()
-    first = prepared.store.put(
-        prepared.key,
-        data,
-        {
+        where = self._publish(data, profile, seconds)
+        self.result.seconds["profile"] = time.monotonic() - started
+        tracker.finish_profile(
+            run_id,
+            "complete",
+            metrics={
+                "seconds": seconds,
+                "scored_steps": float(profile.scored_steps),
+                "bytes": float(len(data)),
+            },
+            tags={"profile_sha256": hashlib.sha256(data).hexdigest(), "store": where},
+        )
+        view.message(f"profile {prepared.key[:12]} is in {where}")
+        return profile
+
+    def _computed(self, workers: ResidentWorkers) -> tuple[bytes, float]:
+        """The profile's file as bytes, and the seconds that it took."""
+        view, kept = self.view, self.paths.unpublished_profile(self.prepared.key)
+        if kept.is_file():
+            view.message(f"profile {self.prepared.key[:12]} is taken from {kept}")
+            return kept.read_bytes(), 0.0
+        modules = f"{len(self.prepared.targets)} modules"
+        view.stage("profile", f"{modules}; the workers are starting")
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            if event["type"] == "started":
+                view.stage("profile", modules)
+            elif event["type"] == "progress":
+                view.stage("profile", str(event["phase"]))
+                view.profile_step(int(event["done"]), int(event["total"]))
+
+        settings = self.config.profile.model_dump(mode="json")
+        answer = workers.run({"kind": "profile", "settings": settings}, on_event=on_event)
+        self._check_inputs_unchanged()
+        return answer["profile"], float(answer["seconds"])
+
+    def _check_inputs_unchanged(self) -> None:
+        """Hash base and training rows again: a profile is published for what it was made of."""
+        from trainables.bases import fingerprint
+        from trainables.tasks import build_task
+
+        if fingerprint(self.prepared.base_uri) != self.prepared.base_fingerprint:
+            raise JobError("base: its files changed while it was profiled; launch again")
+        task = build_task(self.config.task, self.config.base)
+        if task.train_fingerprint != self.prepared.task.train_fingerprint:
+            raise JobError("task.data: the rows changed while they were profiled; launch again")
+
+    def _publish(self, data: bytes, profile: Profile, seconds: float) -> str:
+        """Publish a profile; returns where it is: a store that is away costs nobody the profile."""
+        prepared, kept = self.prepared, self.paths.unpublished_profile(self.prepared.key)
+        manifest = {
             "base": prepared.base_uri,
             "base_fingerprint": prepared.base_fingerprint,
-            "task": config.task.name,
+            "task": self.config.task.name,
             "train_fingerprint": prepared.task.train_fingerprint,
             "modules": len(prepared.targets),
             "scored_steps": profile.scored_steps,
             "top_percent_grid": list(profile.top_percent_grid),
-            "seconds": round(float(answer["seconds"]), 3),
-        },
-    )
-    if not first:
-        view.message("another launch has published this profile first; its copy is used")
-        profile = prepared.store.get(prepared.key) or profile
-    result.seconds["profile"] = time.monotonic() - started
-    tracker.finish_profile(
-        run_id,
-        "complete",
-        metrics={
-            "seconds": float(answer["seconds"]),
-            "scored_steps": float(profile.scored_steps),
-            "bytes": float(len(data)),
-        },
-        tags={"profile_sha256": digest, "store": prepared.store.name},
-    )
-    view.message(f"profile {prepared.key[:12]} is in {prepared.store.name}")
-    return profile
+            "seconds": round(seconds, 3),
+        }
+        try:
+            first = prepared.store.put(prepared.key, data, manifest)
+        except StoreError as error:
+            with private_files():
+                kept.write_bytes(data)
+            self.view.message(f"{error}; the profile is kept in {kept}, for the next launch")
+            return str(kept)
+        kept.unlink(missing_ok=True)
+        if not first:
+            self.view.message("another launch has published this profile first")
+        return prepared.store.name
 
+    def search(self, profile: Profile, workers: ResidentWorkers) -> None:
+        """All trials of the sweep, through Ray Tune and Optuna."""
+        from search.searcher import StudySearcher, interrupted
+        from search.tuning import tune_search
 
-def _check_inputs_unchanged(config: SweepConfig, prepared: Prepared) -> None:
-    """Hash base and training rows again: a profile is published for what it was computed on."""
-    from trainables.bases import fingerprint
-    from trainables.tasks import build_task
-
-    if fingerprint(prepared.base_uri) != prepared.base_fingerprint:
-        raise JobError("base: its files changed while it was profiled; launch again")
-    if build_task(config.task, config.base).train_fingerprint != prepared.task.train_fingerprint:
-        raise JobError("task.data: the rows changed while they were profiled; launch again")
-
-
-def _search(
-    config: SweepConfig,
-    prepared: Prepared,
-    profile: Profile,
-    workers: ResidentWorkers,
-    tracker: Tracker,
-    view: View,
-    result: LaunchResult,
-    paths: SweepPaths,
-) -> None:
-    """All trials of the sweep, through Ray Tune and Optuna."""
-    from search.searcher import StudySearcher, interrupted, open_study
-    from search.tuning import tune_search
-
-    search = config.search
-    started = time.monotonic()
-    with private_files():
-        study = open_study(
-            paths.study_uri,
-            config.name,
-            objectives=search.objectives,
-            mode=search.mode,
-            sampler=search.sampler,
-            seed=search.seed,
-        )
-    again = interrupted(study)
-    first = first_choices(prepared, profile) if search.warm_start else []
-    searcher = StudySearcher(
-        study,
-        prepared.space,
-        targets=prepared.targets,
-        profile=profile,
-        metric=search.metric,
-        objectives=search.objectives,
-        mode=search.mode,
-        epochs=config.train.epochs,
-        trials=search.trials,
-        max_params=search.max_params,
-        allocation=search.allocation,
-        enqueue=[*again, *first],
-    )
-    left = search.trials - searcher.handed
-    view.stage("search", f"{left} trials over {', '.join(prepared.space.methods)}")
-    result.states = states_of(study)
-    try:
-        outcome = tune_search(
-            searcher=searcher,
-            queue=workers.queue,
+        config, prepared, search = self.config, self.prepared, self.config.search
+        started = time.monotonic()
+        study = self._study()
+        again = interrupted(study)
+        first = first_choices(prepared, profile) if search.warm_start else []
+        searcher = StudySearcher(
+            study,
+            prepared.space,
             targets=prepared.targets,
             profile=profile,
-            train=config.train.model_dump(mode="json"),
-            epochs=config.train.epochs,
-            scheduler=search.scheduler.model_dump(mode="json"),
             metric=search.metric,
+            objectives=search.objectives,
             mode=search.mode,
-            max_concurrent_trials=config.cluster.groups + 1,
-            time_budget=search.time_budget,
-            storage_path=paths.tune,
-            name="search",
-            observer=_Observer(config, result, tracker, view, searcher),
+            epochs=config.train.epochs,
+            trials=search.trials,
+            max_params=search.max_params,
+            allocation=search.allocation,
+            enqueue=[*again, *first],
         )
-        result.ended_by = outcome.ended_by
-        if outcome.reason:
-            view.message(outcome.reason)
-    finally:
-        result.states = states_of(study)
-        result.best = best_of_each_method(study, search.mode)
-        result.seconds["search"] = time.monotonic() - started
+        left = search.trials - searcher.handed
+        self.view.stage("search", f"{left} trials over {', '.join(prepared.space.methods)}")
+        if search.trials < len(prepared.space.methods):
+            self.view.message(
+                f"search.trials: {search.trials} is fewer than the {len(prepared.space.methods)} "
+                "methods; some get no trial"
+            )
+        self.result.states = states_of(study)
+        self.result.best = best_of_each_method(study, search.mode)
+        observer = _Observer(config, self.result, self.tracker, self.view, searcher)
+        try:
+            outcome = tune_search(
+                searcher=searcher,
+                queue=workers.queue,
+                targets=prepared.targets,
+                profile=profile,
+                train=config.train.model_dump(mode="json"),
+                epochs=config.train.epochs,
+                scheduler=search.scheduler.model_dump(mode="json"),
+                metric=search.metric,
+                mode=search.mode,
+                max_concurrent_trials=config.cluster.groups + 1,
+                time_budget=search.time_budget,
+                storage_path=self.paths.tune,
+                name="search",
+                observer=observer,
+            )
+            self.result.ended_by = outcome.ended_by
+            if outcome.reason:
+                self.view.message(outcome.reason)
+        finally:
+            observer.write_the_rest()
+            self.result.states = states_of(study)
+            self.result.best = best_of_each_method(study, search.mode)
+            self.result.seconds["search"] = time.monotonic() - started
+
+    def confirm(self, profile: Profile, workers: ResidentWorkers) -> None:
+        """Retrain the best of each method with more seeds and measure them on test."""
+        config, result = self.config, self.result
+        if config.confirm is None or not result.best or result.ended_by != "trials":
+            return
+        started = time.monotonic()
+        chosen = best_of_each_method(self._study(), config.search.mode, config.confirm.top)
+        plans = [
+            make_plan(parse_choice(row["choice"]), self.prepared.targets, profile) for row in chosen
+        ]
+        assert result.sweep_run_id is not None
+        confirmed = confirm_best(
+            chosen,
+            config=config,
+            plans=plans,
+            workers=workers,
+            tracker=self.tracker,
+            sweep_run_id=result.sweep_run_id,
+            view=self.view,
+        )
+        result.confirmation = [each.as_dict() for each in confirmed]
+        result.seconds["confirm"] = time.monotonic() - started
+
+    def _study(self) -> optuna.Study:
+        from search.searcher import open_study
+
+        search = self.config.search
+        with private_files():
+            return open_study(
+                self.paths.study_uri,
+                self.config.name,
+                objectives=search.objectives,
+                mode=search.mode,
+                sampler=search.sampler,
+                seed=search.seed,
+            )
 
 
 def first_choices(prepared: Prepared, profile: Profile) -> list[Choice]:
@@ -479,7 +544,11 @@ def best_of_each_method(study: optuna.Study, mode: str, top: int = 1) -> list[di
 
 
 class _Observer:
-    """Writes what Tune reports to MLflow and to the view."""
+    """Writes what Tune reports to the view and to MLflow.
+
+    What MLflow does not take, for it is away, is kept in order and written later; training does not
+    wait for it.
+    """
 
     def __init__(
         self,
@@ -493,24 +562,21 @@ class _Observer:
         self._view, self._searcher = view, searcher
         self._runs: dict[int, str] = {}
         self._methods: dict[int, tuple[str, int]] = {}
+        self._unwritten: deque[Callable[[], None]] = deque()
+        self._try_again = 0.0
         self._sign = 1.0 if config.search.mode == "max" else -1.0
         self._best = max((self._sign * row["value"] for row in result.best), default=None)
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
         self._methods[number] = choice.method, plan.trainable_params
         self._view.trial_started(number, choice.method, plan.trainable_params)
-        assert self._result.sweep_run_id is not None
-        run_id = self._tracker.start_trial(
-            self._result.sweep_run_id, number, choice.as_dict(), plan
-        )
-        self._runs[number] = run_id
-        self._searcher.set_run_id(number, run_id)
+        self._write(partial(self._start, number, choice, plan))
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
         self._view.trial_epoch(number, epoch, self._config.train.epochs, value)
-        if number in self._runs:
-            self._tracker.log_epoch(self._runs[number], epoch, _epoch_metrics(metrics))
+        logged = _epoch_metrics(metrics)
+        self._write(lambda: self._tracker.log_epoch(self._runs[number], epoch, logged))
 
     def trial_ended(
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
@@ -525,11 +591,47 @@ class _Observer:
             if self._best is None or gain > self._best:
                 self._best = gain
                 self._view.best(number, method, float(value), params)
-        if number in self._runs:
-            last = {
-                key: float(metrics[key]) for key in ("head_params",) if metrics.get(key) is not None
-            }
-            self._tracker.finish_trial(self._runs.pop(number), state, metrics=last, error=error)
+        last = {k: float(metrics[k]) for k in ("head_params",) if metrics.get(k) is not None}
+        self._write(
+            lambda: self._tracker.finish_trial(self._runs[number], state, metrics=last, error=error)
+        )
+
+    def write_the_rest(self) -> None:
+        """Try once more to write what MLflow has not taken, and say what is left."""
+        self._try_again = 0.0
+        self._flush()
+        if self._unwritten:
+            self._view.message(
+                f"MLflow did not take {len(self._unwritten)} writes; the study in the sweep's "
+                "folder holds every trial"
+            )
+
+    def _start(self, number: int, choice: Choice, plan: Plan) -> None:
+        assert self._result.sweep_run_id is not None
+        run_id = self._tracker.start_trial(
+            self._result.sweep_run_id, number, choice.as_dict(), plan
+        )
+        self._runs[number] = run_id
+        with contextlib.suppress(KeyError):  # the trial may have ended by now
+            self._searcher.set_run_id(number, run_id)
+
+    def _write(self, work: Callable[[], None]) -> None:
+        self._unwritten.append(work)
+        self._flush()
+
+    def _flush(self) -> None:
+        if time.monotonic() < self._try_again:
+            return
+        while self._unwritten:
+            try:
+                self._unwritten[0]()
+            except TrackingError as error:
+                self._try_again = time.monotonic() + TRACKING_RETRY_S
+                self._view.message(f"{error}; what is not logged is kept and tried again")
+                return
+            except KeyError:
+                logger.warning("a write for a run that was never opened is dropped")
+            self._unwritten.popleft()
 
 
 def _epoch_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -539,39 +641,3 @@ def _epoch_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         for key, value in metrics.items()
         if key not in hidden and isinstance(value, int | float)
     }
-
-
-def _confirm(
-    config: SweepConfig,
-    prepared: Prepared,
-    profile: Profile,
-    workers: ResidentWorkers,
-    tracker: Tracker,
-    view: View,
-    result: LaunchResult,
-    paths: SweepPaths,
-) -> None:
-    """Retrain the best of each method with more seeds and measure them on test."""
-    if config.confirm is None or not result.best or result.ended_by == "time_budget":
-        return
-    from search.searcher import open_study
-
-    search = config.search
-    study = open_study(
-        paths.study_uri, config.name, objectives=search.objectives, mode=search.mode,
-        sampler=search.sampler, seed=search.seed,
-    )  # fmt: skip
-    chosen = best_of_each_method(study, search.mode, config.confirm.top)
-    started = time.monotonic()
-    assert result.sweep_run_id is not None
-    confirmed: Sequence[Confirmation] = confirm_best(
-        chosen,
-        config=config,
-        plans=[make_plan(parse_choice(row["choice"]), prepared.targets, profile) for row in chosen],
-        workers=workers,
-        tracker=tracker,
-        sweep_run_id=result.sweep_run_id,
-        view=view,
-    )
-    result.confirmation = [each.as_dict() for each in confirmed]
-    result.seconds["confirm"] = time.monotonic() - started

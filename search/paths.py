@@ -102,6 +102,10 @@ class SweepPaths:
         """Folder that Ray Tune and Ray Train keep their own state in."""
         return self.sweep / "tune"
 
+    def unpublished_profile(self, key: str) -> Path:
+        """File of a profile that the store did not take when it was computed."""
+        return self.sweep / f"unpublished-{check_profile_key(key)}.safetensors"
+
     @property
     def log(self) -> Path:
         """The sweep's log file."""

@@ -102,14 +102,18 @@ def profile_key_of(
 
 
 def dtype_name(config: SweepConfig) -> str:
-    """The dtype that the base is loaded in: float32, bfloat16 or float16.
+    """The dtype that every worker loads the base in: float32, bfloat16 or float16.
 
-    `auto` is decided by this machine's device where a worker asks for a GPU.
+    The driver decides `auto`, for the profile's key depends on it: float32 on CPUs; on GPUs
+    bfloat16, unless the driver sees one that does not compute it.
     """
+    if config.precision != "auto":
+        return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.precision]
+    if config.cluster.resources_per_worker.get("GPU", 0) == 0:
+        return "float32"
     import torch
 
-    from trainables.resident import resolve_dtype
-
-    wants_gpu = config.cluster.resources_per_worker.get("GPU", 0) > 0
-    device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
-    return str(resolve_dtype(config.precision, device)).removeprefix("torch.")
+    unfit = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    return "float32" if unfit else "bfloat16"

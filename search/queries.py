@@ -112,8 +112,9 @@ def best_table(rows: Sequence[BestRow]) -> Table:
     """The rows as a table for the terminal."""
     name = rows[0].metric if rows else "value"
     table = Table()
-    for column in ("run", "sweep", "method"):
-        table.add_column(column)
+    table.add_column("run", overflow="fold", min_width=16)
+    for column in ("sweep", "method"):
+        table.add_column(column, overflow="fold")
     for column in (name, "params", "head", "epochs"):
         table.add_column(column, justify="right")
     table.add_column("choice", overflow="fold")

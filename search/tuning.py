@@ -43,7 +43,7 @@ POLL_S = 30.0
 #: Share of a CPU that a light trial asks for; Tune takes no zero.
 TRIAL_CPUS = 0.001
 
-_TUNE_KEYS = frozenset({*AUTO_RESULT_KEYS, DONE, TRIAL_ID, "experiment_tag", "job_id"})
+_TUNE_KEYS = frozenset({*AUTO_RESULT_KEYS, DONE, TRIAL_ID, "experiment_tag"})
 
 
 EndedBy = Literal["trials", "time_budget", "shortfall", "stopped"]
@@ -101,7 +101,7 @@ class TrialContext:
 
 
 def job_name(number: int) -> str:
-    """The id that the job of an Optuna trial asks the queue for."""
+    """The id that the job of an Optuna trial asks the queue for; the driver cancels by it."""
     return f"trial-{number:05d}"
 
 
@@ -131,7 +131,6 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
             }
         )
     )
-    constant = {"trainable_params": plan.trainable_params, "job_id": job_id}
     last: dict[str, Any] = {}
     reported = 0
     for event in _events(queue, job_id):
@@ -145,7 +144,12 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
                     f"search.metric: the job reports {', '.join(sorted(event['metrics']))} and no "
                     f"{context.metric}; use one of these"
                 )
-            row = {**event["metrics"], **constant, "epoch": epoch, "epochs_done": epoch}
+            row = {
+                **event["metrics"],
+                "trainable_params": plan.trainable_params,
+                "epoch": epoch,
+                "epochs_done": epoch,
+            }
             if epoch < context.epochs:
                 tune.report(row)
                 reported = epoch
@@ -278,7 +282,6 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         self._trials: dict[str, Trial] = {}
         self._started: set[str] = set()
         self._metrics: dict[str, dict[str, Any]] = {}
-        self._jobs: dict[str, str] = {}
         self._cancels: list[Any] = []
         self.interrupted = False
         self.stop_reason: str | None = None
@@ -320,9 +323,10 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Tell the observer of an epoch."""
+        if self._searcher.open_trial(trial.trial_id) is None:
+            return  # it was cut off and has not heard of it yet
         metrics = {k: v for k, v in result.items() if k not in _TUNE_KEYS}
         self._metrics[trial.trial_id] = metrics
-        self._jobs[trial.trial_id] = result["job_id"]
         self._tell("trial_epoch", trial.config["number"], int(result["epoch"]), metrics)
 
     def on_trial_complete(
@@ -339,6 +343,7 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Find the trials that Tune has ended without a word."""
+        self._trials.update({trial.trial_id: trial for trial in trials})
         for trial_id in self._searcher.open_ids:
             trial = self._trials.get(trial_id)
             if trial is not None and trial.status == Trial.TERMINATED:
@@ -362,17 +367,16 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         found = self._searcher.open_trial(trial_id)
         if found is None:
             return
-        self._cancel(trial_id, found.number)
+        self._cancel(found.number)
         ended = self._searcher.cancel(trial_id, reason)
         if ended is not None:
             self._tell_end(trial_id, ended)
 
     def settle(self) -> None:
         """After Tune's loop: cancel again what a function may have submitted since then."""
-        for trial_id, trial in self._trials.items():
-            ended = self._searcher.ended_trial(trial_id)
-            if ended is not None and ended.state == "cancelled":
-                self._cancel(trial_id, trial.config["number"])
+        for ended in self._searcher.ended:
+            if ended.state == "cancelled":
+                self._cancel(ended.number)
         if self._cancels:
             ray.wait(self._cancels, num_returns=len(self._cancels), timeout=10)
         for answer in self._cancels:
@@ -387,7 +391,7 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         if ended is None:
             return
         if ended.state != "complete":
-            self._cancel(trial.trial_id, ended.number)
+            self._cancel(ended.number)
         self._tell_end(trial.trial_id, ended)
 
     def _tell_end(self, trial_id: str, ended: EndedTrial) -> None:
@@ -395,9 +399,8 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         if trial_id in self._started:
             self._tell("trial_ended", ended.number, ended.state, metrics, ended.reason)
 
-    def _cancel(self, trial_id: str, number: int) -> None:
-        job_id = self._jobs.get(trial_id, job_name(number))
-        self._cancels.append(self._queue.cancel.remote(job_id))
+    def _cancel(self, number: int) -> None:
+        self._cancels.append(self._queue.cancel.remote(job_name(number)))
 
     def _tell(self, what: str, *arguments: Any) -> None:
         if self._observer is None:

@@ -98,8 +98,11 @@ class JobQueue:
             self._waiting.remove(job_id)
             await self._finish(entry, {"type": "cancelled"})
 
-    async def close(self) -> None:
-        """Let every group leave its loop after the job in hand."""
+    async def close(self, cancel: bool = False) -> None:
+        """Let every group leave its loop after what is queued; with `cancel`, at once."""
+        if cancel:
+            for job_id in list(self._entries):
+                await self.cancel(job_id)
         async with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -7,6 +7,7 @@ agree on every stop. Nothing of a job survives into the next.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -40,8 +41,8 @@ class GroupSettings:
 class ResidentWorkers:
     """The driver's side: a context manager that starts the groups and closes them.
 
-    `storage_path` is where Ray Train writes its own small state. `precision` is that of the
-    sweep's base: auto, fp32, bf16 or fp16.
+    `storage_path` is where Ray Train writes its own small state. `dtype` names the torch dtype that
+    the base is loaded in.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class ResidentWorkers:
         base_uri: str,
         base_fingerprint: str,
         task: Any,
-        precision: str,
+        dtype: str,
         deepspeed: Mapping[str, Any],
         settings: GroupSettings,
         storage_path: str,
@@ -59,15 +60,20 @@ class ResidentWorkers:
         self._config = {
             "base_uri": base_uri,
             "base_fingerprint": base_fingerprint,
-            "precision": precision,
+            "dtype": dtype,
             "deepspeed": dict(deepspeed),
         }
         self._task = task
         self._threads: list[threading.Thread] = []
+        self._leaving = threading.Event()
         self.queue: Any = None
 
     def __enter__(self) -> ResidentWorkers:
         import ray
+
+        # Here, not in the threads: two imports of Ray's libraries at once can collide.
+        import ray.train.torch
+        import ray.tune
 
         self.queue = start_job_queue(self._settings.groups, self._settings.max_failures)
         self._config |= {"queue": self.queue, "task": [ray.put(self._task)]}
@@ -80,10 +86,11 @@ class ResidentWorkers:
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         import ray
 
-        ray.get(self.queue.close.remote())
-        if kind is None:
-            for thread in self._threads:
-                thread.join(timeout=60)
+        self._leaving.set()
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.queue.close.remote(cancel=kind is not None), timeout=10)
+        for thread in self._threads:  # shutting Ray down under a thread that waits for it aborts
+            thread.join(timeout=60)
 
     def run(self, job: Job, *, on_event: Callable[[Event], None] | None = None) -> dict[str, Any]:
         """Submit a job, pass its events on and wait for its result. Raises JobError."""
@@ -100,13 +107,28 @@ class ResidentWorkers:
         raise JobError(f"{job['kind']} was cancelled")
 
     def _run_group(self, group: int) -> None:
+        """Run one group to its end, in a thread of its own, and tell the queue when it is lost."""
         import ray
+
+        error = "the group of resident workers ended"
+        try:
+            self._trainer(group).fit()
+        except Exception as failure:
+            error = f"{error}: {_one_line(failure)}"
+        if self._leaving.is_set():  # Ray may be gone by now, and asking it would start it anew
+            return
+        try:
+            ray.get(self.queue.group_lost.remote(group, error))
+        except ray.exceptions.RayError:
+            logger.debug("the queue was gone before group %d", group)
+
+    def _trainer(self, group: int) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         resources = dict(self._settings.resources_per_worker or {"CPU": 1})
         use_gpu = resources.get("GPU", 0) > 0
-        trainer = TorchTrainer(
+        return TorchTrainer(
             serve,
             train_loop_config=self._config | {"group": group},
             scaling_config=ScalingConfig(
@@ -121,15 +143,6 @@ class ResidentWorkers:
             ),
             torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
         )
-        error = "the group of resident workers ended"
-        try:
-            trainer.fit()
-        except Exception as failure:
-            error = f"{error}: {_one_line(failure)}"
-        try:
-            ray.get(self.queue.group_lost.remote(group, error))
-        except Exception:
-            logger.debug("the queue was gone before group %d", group)
 
 
 def events_of(queue: Any, job_id: str) -> Iterator[Event]:
@@ -206,25 +219,14 @@ def _load(config: dict[str, Any]) -> _Resident:
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     task = ray.get(config["task"][0])
     base = load_base(
-        config["base_uri"], task.kind, len(task.labels), resolve_dtype(config["precision"], device),
-        device,
-    )  # fmt: skip
+        config["base_uri"], task.kind, len(task.labels), getattr(torch, config["dtype"]), device
+    )
     if base.fingerprint != config["base_fingerprint"]:
         raise JobError(
             f"base: {config['base_uri']} on this node differs from the driver's; install the same "
             "files on every node"
         )
     return _Resident(base, task, workers, config["deepspeed"])
-
-
-def resolve_dtype(precision: str, device: Any) -> Any:
-    """The torch dtype of a precision setting; auto is bf16 where the device computes it fast."""
-    import torch
-
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _describe(resident: _Resident) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def test_a_search_ends_with_a_study_that_is_true_to_the_trial(ray_cluster, tmp_p
     notebook = Notebook()
     free = ray.available_resources()["CPU"]
     with paper_group(script) as (queue, log):
-        outcome = search(searcher, queue, tmp_path, observer=notebook)
+        # One at a time, so that the first of the rungs is a good one.
+        outcome = search(searcher, queue, tmp_path, observer=notebook, max_concurrent_trials=1)
     # Nothing is left behind, and nothing was printed.
     wait_for(lambda: ray.available_resources().get("CPU") == free)
     assert live_placement_groups() == []
@@ -184,11 +185,11 @@ def test_a_stopped_trial_gives_its_placement_group_back_while_the_search_goes_on
     # Without reuse every trial has a placement group of its own: seven, were they not given back.
     searcher = searcher_over(toy_study(tmp_path), toy_space("lora"), trials=7)
     notebook = Notebook()
-    with paper_group({number: "bad" for number in range(2, 7)}) as (queue, _):
-        outcome = search(searcher, queue, tmp_path, observer=notebook, reuse_actors=False)
-    assert outcome.count("complete") + outcome.count("pruned") == 7
-    assert outcome.count("pruned") >= 4
-    assert max(notebook.placement_groups) <= 4
+    with paper_group(dict.fromkeys(range(2, 7), "bad")) as (queue, _):
+        settings = {"reuse_actors": False, "max_concurrent_trials": 1}
+        outcome = search(searcher, queue, tmp_path, observer=notebook, **settings)
+    assert (outcome.count("complete"), outcome.count("pruned")) == (2, 5)
+    assert max(notebook.placement_groups) <= 3
     wait_for(lambda: live_placement_groups() == [])
 
 
@@ -235,11 +236,12 @@ def test_a_spent_time_budget_cancels_the_jobs_and_a_resumed_sweep_redoes_them(
     assert len(cut) + len(done) == len(outcome.trials)
     for trial in cut:
         assert study.trials[trial.number].state == TrialState.FAIL
-        assert notebook.ended[trial.number][0] == "cancelled"
-        assert notebook.ended[trial.number][2] == "the time budget was spent"
+        assert trial.reason == "the time budget was spent"
+        if trial.number in notebook.started:
+            assert notebook.ended[trial.number][0] == "cancelled"
     for trial in done:
         assert study.trials[trial.number].state == TrialState.COMPLETE
-    assert ("trial-00001", 0, "cancelled") in log
+    assert {entry[1:] for entry in log} <= {(EPOCHS, "done"), (0, "cancelled")}
     assert [entry[2] for entry in log].count("done") == len(done)
 
     again = interrupted(study)

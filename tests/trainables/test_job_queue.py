@@ -64,6 +64,19 @@ def test_jobs_that_still_wait_are_served_before_a_closed_queue_lets_go() -> None
     run(scenario())
 
 
+def test_closing_with_cancel_stops_what_runs_and_what_waits() -> None:
+    async def scenario() -> None:
+        queue = JobQueue()
+        running, waiting = await queue.submit(JOB), await queue.submit(JOB)
+        await queue.take(0, 0.01)
+        await queue.close(cancel=True)
+        assert await queue.is_cancelled(running)
+        assert await events(queue, waiting) == ["cancelled"]
+        assert await queue.take(0, 0.01) == "closed"
+
+    run(scenario())
+
+
 def test_cancelling_reaches_a_job_that_waits_runs_or_is_yet_to_come() -> None:
     async def scenario() -> None:
         queue = JobQueue()

@@ -35,7 +35,7 @@ def group_of(tiny_sweep, task, tmp_path, **settings: Any) -> Iterator[ResidentWo
         base_uri=tiny_sweep["base"],
         base_fingerprint=settings.pop("base_fingerprint", fingerprint(tiny_sweep["base"])),
         task=task,
-        precision="fp32",
+        dtype="float32",
         deepspeed={},
         settings=GroupSettings(resources_per_worker={"CPU": 1}, **settings),
         storage_path=str(tmp_path),

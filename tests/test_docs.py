@@ -1,0 +1,311 @@
+"""The documentation says what the code does: its keys, its YAML, its commands, its links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from search.cli import app
+from search.config import (
+    ClusterSettings,
+    ConfirmSettings,
+    SchedulerSettings,
+    SearchSettings,
+    SweepConfig,
+    TrackingSettings,
+    apply_overrides,
+    parse_sweep,
+    parse_yaml,
+)
+from spaces.methods import METHODS, parse_choice
+from spaces.search_space import DEFAULT_LEARNING_RATE
+from trainables.settings import (
+    DataSettings,
+    ProfileSettings,
+    RowsSettings,
+    SplitSettings,
+    TaskSettings,
+    TrainSettings,
+)
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/methods.md", "docs/files.md")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+SECTIONS: Mapping[str, type[BaseModel]] = {
+    "sweep": SweepConfig,
+    "task": TaskSettings,
+    "task.data": DataSettings,
+    "task.rows": RowsSettings,
+    "task.split": SplitSettings,
+    "profile": ProfileSettings,
+    "search": SearchSettings,
+    "search.scheduler": SchedulerSettings,
+    "train": TrainSettings,
+    "cluster": ClusterSettings,
+    "tracking": TrackingSettings,
+    "confirm": ConfirmSettings,
+}
+SPACE = {"learning_rate": DEFAULT_LEARNING_RATE, "methods": list(METHODS)}
+OF_EVERY_CHOICE = {"method", "seed", "learning_rate"}
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def table(mark: str) -> dict[str, list[str]]:
+    """Key -> the other cells of the README's table that stands behind <!-- mark -->."""
+    found = re.search(rf"<!-- {re.escape(mark)} -->\n((?:\|.*\n)+)", README)
+    assert found, f"README.md has no table behind <!-- {mark} -->"
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in found.group(1).splitlines()[2:]]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def value_of(cell: str) -> Any:
+    """The value that a cell such as `{CPU: 1}` writes as YAML."""
+    code = re.fullmatch(r"`([^`]+)`", cell)
+    assert code, f"{cell!r} is no value in backticks"
+    return parse_yaml(code.group(1), "README.md")
+
+
+def plain(value: Any) -> Any:
+    """A default as YAML would give it: no models, no tuples."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump())
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def flat_fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Dotted key -> default of a choice class."""
+    fields: dict[str, Any] = {}
+    for key, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inner = flat_fields(field.annotation)
+            fields |= {f"{key}.{name}": value for name, value in inner.items()}
+        else:
+            fields[key] = field.default
+    return fields
+
+
+def fenced(page: str, language: str, mark: str = "") -> list[str]:
+    """The code blocks of a page in this language, of those behind <!-- mark --> where given."""
+    before = rf"<!-- {mark} -->\n" if mark else ""
+    return re.findall(rf"{before}```{language}\n(.*?)```", text_of(page), flags=re.DOTALL)
+
+
+# -- keys and defaults -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_readme_lists_the_keys_of_a_section(section: str) -> None:
+    assert list(table(f"keys: {section}")) == list(SECTIONS[section].model_fields)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_readme_gives_the_defaults_of_a_section(section: str) -> None:
+    for key, (default, *_) in table(f"keys: {section}").items():
+        field = SECTIONS[section].model_fields[key]
+        if default == "required":
+            assert field.is_required(), key
+        elif default.startswith("*"):
+            assert field.default is not PydanticUndefined, key
+        elif isinstance(field.default, BaseModel):
+            # "{}" stands for a section whose every key has its default.
+            assert type(field.default)(**value_of(default)) == field.default, key
+        else:
+            assert value_of(default) == plain(field.default), key
+
+
+def test_the_readme_gives_the_space_that_is_searched_by_default() -> None:
+    documented = table("keys: space")
+    assert list(documented) == list(SPACE)
+    assert value_of(documented["learning_rate"][0]) == SPACE["learning_rate"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_readme_lists_the_keys_of_a_method_with_its_defaults(method: str) -> None:
+    fields = flat_fields(METHODS[method].choice_class)
+    documented = {key: value_of(cells[0]) for key, cells in table(f"choice: {method}").items()}
+    assert documented == {k: v for k, v in fields.items() if k not in OF_EVERY_CHOICE}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_readme_gives_the_default_space_of_a_method(method: str) -> None:
+    documented: dict[str, Any] = {}
+    for key, cells in table(f"choice: {method}").items():
+        if cells[-1] != "-":
+            *outer, last = key.split(".")
+            place = documented
+            for name in outer:
+                place = place.setdefault(name, {})
+            place[last] = value_of(cells[-1])
+    assert documented == plain(METHODS[method].default_space)
+
+
+def test_the_readme_names_every_method() -> None:
+    for method in METHODS:
+        assert f"| `{method}` |" in README
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+
+def test_the_sweeps_of_the_readme_are_sweeps() -> None:
+    sweeps = fenced("README.md", "yaml", "sweep")
+    assert len(sweeps) >= 2
+    for text in sweeps:
+        parse_sweep(parse_yaml(text, "README.md"))
+
+
+def test_the_choices_of_the_pages_are_choices() -> None:
+    choices = [text for page in PAGES for text in fenced(page, "yaml", "choice")]
+    assert len(choices) >= 3
+    for text in choices:
+        parse_choice(parse_yaml(text, "a page"))
+
+
+def test_every_yaml_block_is_marked_for_what_it_is() -> None:
+    for page in PAGES:
+        marked = fenced(page, "yaml", "sweep") + fenced(page, "yaml", "choice")
+        assert sorted(fenced(page, "yaml")) == sorted(marked), page
+
+
+def commands() -> Iterator[str]:
+    """Every `ranksweep` command line of the pages, those inside of a Ray job too."""
+    for page in PAGES:
+        for block in fenced(page, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["ranksweep"]:
+                    yield line.partition(" > ")[0]
+                elif words[:3] == ["ray", "job", "submit"]:
+                    parts = words[-1].split(" && ")
+                    yield from (part for part in parts if part.startswith("ranksweep "))
+
+
+def parse_command(line: str) -> None:
+    """Let the command line parse a command without running it; raises typer's usage errors."""
+    arguments = shlex.split(line, comments=True)[1:]
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("ranksweep", arguments)
+    while hasattr(command, "commands"):
+        rest = [*context._protected_args, *context.args]
+        name, command, rest = command.resolve_command(context, rest)
+        context = command.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_the_command_line_takes_a_command_of_the_pages(line: str) -> None:
+    parse_command(line)
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    with pytest.raises(typer.TyperException):
+        parse_command("ranksweep launch sweep.yaml --no-such-option")
+    with pytest.raises(typer.TyperException):
+        parse_command("ranksweep plan --choice choice.yaml")
+
+
+def test_every_command_has_an_example() -> None:
+    root: Any = typer.main.get_command(app)
+    names = {
+        f"{name} {inner}" if inner else name
+        for name, command in root.commands.items()
+        for inner in getattr(command, "commands", {"": None})
+    }
+    shown = [line.removeprefix("ranksweep ") for line in commands()]
+    assert {name for name in names if not any(line.startswith(name) for line in shown)} == set()
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if "--set" in line])
+def test_the_overrides_of_the_pages_fit_a_sweep(line: str) -> None:
+    words = shlex.split(line)
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    sweep = parse_yaml(fenced("README.md", "yaml", "sweep")[0], "README.md")
+    parse_sweep(apply_overrides(sweep, overrides))
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE)
+    for named in set(re.findall(r"`make (?:PYTHON=\S+ )?([a-z-]+)`", README)):
+        assert named in targets
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings as GitHub makes them, and those written out."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), flags=re.MULTILINE)
+    made = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+    return made | set(re.findall(r'<a id="([^"]+)">', text_of(page)))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_within_the_project_leads_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", text_of(page))
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(str(target.resolve().relative_to(ROOT))), link
+
+
+# -- the cluster -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(text_of("cluster.yaml"))
+    return loaded
+
+
+def test_ray_accepts_the_cluster(cluster: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(cluster))
+
+
+def test_a_worker_of_the_readme_fits_a_gpu_node(cluster: dict[str, Any]) -> None:
+    (line,) = [line for line in commands() if "cluster.address=auto" in line]
+    words = shlex.split(line)
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    asked = apply_overrides({}, overrides)["cluster"]
+    node = cluster["available_node_types"]["gpu"]
+    for name, amount in asked["resources_per_worker"].items():
+        assert amount <= node["resources"][name]
+    assert asked["groups"] <= node["max_workers"] <= cluster["max_workers"]
+
+
+def test_the_cluster_installs_what_it_copies(cluster: dict[str, Any]) -> None:
+    for source in cluster["file_mounts"].values():
+        assert (ROOT / source).exists(), source
+    folder = Path(next(iter(cluster["file_mounts"]))).parent
+    assert any(f"pip install --no-cache-dir {folder}" in c for c in cluster["setup_commands"])
+
+
+def test_the_cluster_runs_the_ray_of_the_project(cluster: dict[str, Any]) -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    dependencies = tomllib.loads(text_of("pyproject.toml"))["project"]["dependencies"]
+    (ray,) = [r for r in map(Requirement, dependencies) if r.name == "ray"]
+    for image in (cluster["docker"]["head_image"], cluster["docker"]["worker_image"]):
+        assert ray.specifier.contains(image.partition(":")[2].split("-")[0]), image
