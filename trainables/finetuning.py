@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spaces.errors import JobError
-from trainables.adapters import Adaptation, StageParameters
+from trainables.adapters import Adaptation
 from trainables.metrics import metric_for
 from trainables.settings import ProfileSettings, TrainSettings
 from trainables.tasks import EncodedSplit, Task, collate, epoch_order
@@ -126,7 +126,8 @@ def finetune(
     )
     _reseed(seed + 7919 * workers.rank)
     report: dict[str, float] = {}
-    step, current, run = 0, -1, None
+    step, current = 0, -1
+    run: _StageRun | None = None
     try:
         for epoch in range(1, settings.epochs + 1):
             model.train(base_dropout)
@@ -139,6 +140,7 @@ def finetune(
                 if schedule.stage_of(step) != current:
                     if run is not None:
                         run.close()
+                        run = None
                     current = schedule.stage_of(step)
                     run = _StageRun(
                         adaptation,
@@ -192,7 +194,6 @@ class _StageRun:
         self.last_learning_rate = 0.0
         parameters = adaptation.begin_stage(stage)
         groups = parameters.parameter_groups(learning_rate, settings.weight_decay)
-        self._parameters: StageParameters = parameters
         self._learning_rate = learning_rate
         self._engine: Any = None
         if not groups:
@@ -201,11 +202,8 @@ class _StageRun:
         from transformers import get_scheduler
 
         optimizer = torch.optim.AdamW(groups)
-        name = (
-            "constant_with_warmup"
-            if settings.lr_scheduler == "constant"
-            else (settings.lr_scheduler)
-        )
+        constant = settings.lr_scheduler == "constant"
+        name = "constant_with_warmup" if constant else settings.lr_scheduler
         self._schedule = get_scheduler(
             name, optimizer, math.ceil(settings.warmup_ratio * steps), steps
         )
