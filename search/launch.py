@@ -440,8 +440,11 @@ class _Launch:
                 storage_path=self.paths.tune,
                 name="search",
                 observer=observer,
+                should_stop=workers.lost,
             )
             self.result.ended_by = outcome.ended_by
+            if outcome.ended_by == "stopped":
+                raise JobError(f"no workers are left: {outcome.reason}; go on with --resume")
             if outcome.reason:
                 self.view.message(outcome.reason)
         finally:

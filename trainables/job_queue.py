@@ -161,8 +161,11 @@ class JobQueue:
 
     # -- what the driver asks --------------------------------------------------------------------
 
-    async def group_lost(self, group: int, error: str) -> None:
-        """A group will not come back: fail its job and, where it was the last, all that wait."""
+    async def group_lost(self, group: int, error: str) -> str:
+        """A group will not come back: fail its job and, where it was the last, all that wait.
+
+        Returns the error that it was first lost with.
+        """
         self._groups.pop(group, None)
         self._lost.setdefault(group, error)
         for entry in self._entries.values():
@@ -172,6 +175,7 @@ class JobQueue:
             while self._waiting:
                 entry = self._entries[self._waiting.popleft()]
                 await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+        return self._lost[group]
 
     async def groups(self) -> dict[int, dict[str, Any]]:
         """The groups that have registered: group number -> what its rank 0 said of itself."""

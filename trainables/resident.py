@@ -66,6 +66,7 @@ class ResidentWorkers:
         self._task = task
         self._threads: list[threading.Thread] = []
         self._leaving = threading.Event()
+        self._lost: dict[int, str] = {}
         self.queue: Any = None
 
     def __enter__(self) -> ResidentWorkers:
@@ -106,6 +107,12 @@ class ResidentWorkers:
                 raise JobError(f"{job['kind']} failed: {event['error']}")
         raise JobError(f"{job['kind']} was cancelled")
 
+    def lost(self) -> str | None:
+        """Why no group is left to serve a job; None while there is one."""
+        if len(self._lost) < self._settings.groups:
+            return None
+        return next(iter(self._lost.values()))
+
     def _run_group(self, group: int) -> None:
         """Run one group to its end, in a thread of its own, and tell the queue when it is lost."""
         import ray
@@ -118,9 +125,10 @@ class ResidentWorkers:
         if self._leaving.is_set():  # Ray may be gone by now, and asking it would start it anew
             return
         try:
-            ray.get(self.queue.group_lost.remote(group, error))
+            error = ray.get(self.queue.group_lost.remote(group, error))
         except ray.exceptions.RayError:
             logger.debug("the queue was gone before group %d", group)
+        self._lost[group] = error
 
     def _trainer(self, group: int) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
