@@ -129,12 +129,12 @@ def test_metric_and_mode_follow_the_task() -> None:
 
 
 def test_two_objectives_stop_no_trial_unless_a_scheduler_is_named() -> None:
-    objectives = ["f1", "trainable_params"]
-    both = parse_sweep(raw(search={"objectives": objectives}))
+    objectives, task = ["f1", "trainable_params"], raw()["task"] | {"metric": "f1"}
+    both = parse_sweep(raw(task=task, search={"objectives": objectives}))
     assert both.pareto
     assert both.search.metric == "f1"
     assert both.search.scheduler.name == "none"
-    named = parse_sweep(raw(search={"objectives": objectives, "scheduler": "asha"}))
+    named = parse_sweep(raw(task=task, search={"objectives": objectives, "scheduler": "asha"}))
     assert named.search.scheduler.name == "asha"
 
 
@@ -276,6 +276,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(
         ("search.sampler=grid", ("search.sampler:", "'tpe'", "'random'")),
         ("search.metric=rouge", ("search.metric:", "'rouge'", "classification")),
         ("search.objectives=[f1]", ("search.objectives:", "accuracy")),
+        ("search.metric=f1", ("search.metric:", "accuracy", "task.metric")),
         ("search.objectives=[accuracy, loss]", ("search.objectives:", "trainable_params")),
         ("search.time_budget=-1", ("search.time_budget:",)),
         ("search.time_budget=.inf", ("search.time_budget:", "finite")),
