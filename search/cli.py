@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spaces.errors import ConfigError, RanksweepError
+from spaces.errors import BaseModelError, ConfigError, RanksweepError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -419,7 +419,10 @@ def count(
         from search.dry_run import base_parameters
         from trainables.bases import meta_targets
 
-        found = meta_targets(base, kind, 2, patterns)
+        try:
+            found = meta_targets(base, kind, 2, patterns)
+        except BaseModelError as error:
+            raise ConfigError(str(error).replace("profile.target_modules", "--targets")) from None
         whole = base_parameters(base)
     if loaded is not None:
         exact = make_plan(choice, found, loaded).trainable_params

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -73,7 +74,6 @@ def launch(
     paths = SweepPaths(name=config.name).absolute()
     if not profile_only:
         _check_name(config, paths, resume)
-    view.stage("prepare", f"{config.base} on {config.task.name}")
     started = time.monotonic()
     prepared = prepare(config)
     profile = prepared.store.get(prepared.key)
@@ -88,7 +88,7 @@ def launch(
         if profile_only:
             return result
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
-    with _ray(config), _log_file(paths):
+    with _alone(config, paths), _ray(config), _log_file(paths):
         if not profile_only:
             result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
         result.seconds["prepare"] = time.monotonic() - started
@@ -103,7 +103,7 @@ def launch(
             end = ("complete", None)
         except KeyboardInterrupt:
             end = ("interrupted", "Ctrl-C")
-            view.message("interrupted; the same command with --resume goes on with this sweep")
+            view.message("interrupted; launch with --resume goes on with this sweep")
             raise
         except RanksweepError as error:
             end = ("failed", str(error))
@@ -192,9 +192,29 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: Any, error: str 
 
 
 @contextlib.contextmanager
-def _log_file(paths: SweepPaths) -> Iterator[None]:
-    """Make the sweep's folder, and keep there what is logged during the launch."""
+def _alone(config: SweepConfig, paths: SweepPaths) -> Iterator[None]:
+    """Hold the sweep's lock: two launches of one name would undo each other's trials."""
     paths.make_sweep()
+    with private_files():
+        lock = paths.lock.open("a+")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                f"name: the sweep {config.name!r} is being run by process {lock.read().strip()}; "
+                "wait for it or stop it, or launch under another name (--set name=...)"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _log_file(paths: SweepPaths) -> Iterator[None]:
+    """Keep what is logged during the launch in the sweep's folder."""
     with private_files():
         handler = logging.FileHandler(paths.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -565,6 +585,8 @@ class _Observer:
         self._view, self._searcher = view, searcher
         self._runs: dict[int, str] = {}
         self._methods: dict[int, tuple[str, int]] = {}
+        self._queued: dict[int, None] = {}
+        self._shown: set[int] = set()
         self._unwritten: deque[Callable[[], None]] = deque()
         self._try_again = 0.0
         self._sign = 1.0 if config.search.mode == "max" else -1.0
@@ -572,11 +594,13 @@ class _Observer:
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
         self._methods[number] = choice.method, plan.trainable_params
-        self._view.trial_started(number, choice.method, plan.trainable_params)
+        self._queued[number] = None
+        self._show_next()
         self._write(partial(self._start, number, choice, plan))
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
+        self._show(number)
         self._view.trial_epoch(number, epoch, self._config.train.epochs, value)
         logged = _epoch_metrics(metrics)
         self._write(lambda: self._tracker.log_epoch(self._runs[number], epoch, logged))
@@ -585,7 +609,10 @@ class _Observer:
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
     ) -> None:
         value = metrics.get(self._config.search.metric)
+        self._show(number)
         self._view.trial_finished(number, state, value)
+        self._shown.discard(number)
+        self._show_next()
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")
         method, params = self._methods.get(number, ("", 0))
@@ -608,6 +635,17 @@ class _Observer:
                 f"MLflow did not take {len(self._unwritten)} writes; the study in the sweep's "
                 "folder holds every trial"
             )
+
+    def _show_next(self) -> None:
+        """One trial more than the groups can hold waits; it is shown when its turn comes."""
+        while self._queued and len(self._shown) < self._config.cluster.groups:
+            self._show(next(iter(self._queued)))
+
+    def _show(self, number: int) -> None:
+        if number in self._queued:
+            del self._queued[number]
+            self._shown.add(number)
+            self._view.trial_started(number, *self._methods[number])
 
     def _start(self, number: int, choice: Choice, plan: Plan) -> None:
         assert self._result.sweep_run_id is not None

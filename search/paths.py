@@ -102,6 +102,11 @@ class SweepPaths:
         """Folder that Ray Tune and Ray Train keep their own state in."""
         return self.sweep / "tune"
 
+    @property
+    def lock(self) -> Path:
+        """File that the launch of the sweep holds a lock on, with its process id."""
+        return self.sweep / "lock"
+
     def unpublished_profile(self, key: str) -> Path:
         """File of a profile that the store did not take when it was computed."""
         return self.sweep / f"unpublished-{check_profile_key(key)}.safetensors"

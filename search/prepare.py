@@ -77,8 +77,8 @@ def check_resources(cluster: ClusterSettings) -> None:
     for name, amount in cluster.resources_per_worker.items():
         if amount * workers > have.get(name, 0.0):
             raise ConfigError(
-                f"cluster.resources_per_worker: {workers} workers need {amount * workers:g} "
-                f"{name}, this machine has {have.get(name, 0.0):g}; lower {name}, groups or "
+                f"cluster.resources_per_worker: {workers} x {amount:g} {name} are asked for, "
+                f"this machine has {have.get(name, 0.0):g}; lower {name}, groups or "
                 "workers_per_group, or join a cluster with cluster.address"
             )
 

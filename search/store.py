@@ -172,10 +172,11 @@ class ProfileStore:
         """The one key that starts with `prefix` (at least 4 hexadecimal digits).
 
         Raises:
+            ConfigError: it is no beginning of a key.
             StoreError: no key, or more than one, starts so.
         """
         if not _HEX.fullmatch(prefix):
-            raise StoreError(
+            raise ConfigError(
                 f"profile: {prefix[:80]!r} is not a key; give at least 4 of its hexadecimal digits"
             )
         matches = [key for key in self.keys() if key.startswith(prefix)]

@@ -602,6 +602,8 @@ def _one_line(text: str, uri: str) -> str:
     """The first line of an error of MLflow or SQLAlchemy, cut to be read, without credentials."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = paths.redacted_text(lines[0]) if lines else "no reason given"
+    if refused := re.search(r"\[Errno -?\d+\] ([\w ]+)", line):  # at the end of a long story
+        return refused.group(1)
     authority = uri.partition("://")[2].rpartition("@")[0]
     for secret in authority.split(":"):
         if secret:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -297,6 +298,7 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
 
         def note_and_pass_on(number: int, frame: Any) -> None:
             self.interrupted = True
+            print("interrupted: the trials that run are being cancelled", file=sys.stderr)
             inner(number, frame)
 
         signal.signal(signal.SIGINT, note_and_pass_on)

@@ -14,6 +14,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -149,6 +150,15 @@ class TaskSettings(Settings):
         what = "is not available yet" if kind in PLANNED_KINDS else "is not a kind of task"
         raise ValueError(f"{kind!r} {what}; use {', '.join(KINDS)}")
 
+    @field_validator("metric")
+    @classmethod
+    def _fitting_metric(cls, metric: str, info: ValidationInfo) -> str:
+        kind = info.data.get("kind", "classification")
+        fitting = [name for name, known in METRICS.items() if kind in known.kinds]
+        if metric not in fitting:
+            raise ValueError(f"{metric!r} does not measure {kind}; use one of {', '.join(fitting)}")
+        return metric
+
     @field_validator("text")
     @classmethod
     def _one_or_two(cls, text: tuple[str, ...]) -> tuple[str, ...]:
@@ -158,12 +168,6 @@ class TaskSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        metric = METRICS.get(self.metric)
-        if metric is None or self.kind not in metric.kinds:
-            fitting = ", ".join(name for name, m in METRICS.items() if self.kind in m.kinds)
-            raise ValueError(
-                f"metric {self.metric!r} does not measure {self.kind}; use one of {fitting}"
-            )
         if self.label in self.text:
             raise ValueError(f"column {self.label!r} is both text and label; name two columns")
         return self

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 from search.config import SweepConfig, load_sweep
 from search.launch import LaunchResult, launch
 from search.live import View
+from search.paths import SweepPaths
 from search.prepare import prepare
 from search.queries import best
 from spaces.errors import ConfigError, UsageError
@@ -301,3 +304,25 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
     assert not (tmp_path / ".ranksweep").exists()
     assert not (tmp_path / "mlflow.db").exists()
     assert mlflow.active_run() is None
+
+
+def test_a_sweep_that_is_being_run_is_left_alone(tiny_sweep, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = config_of(tiny_sweep, tmp_path)
+    paths = SweepPaths(name=config.name).absolute()
+    held = (
+        "import fcntl, os, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "f.write(str(os.getpid())); f.flush(); print('held', flush=True); sys.stdin.read()"
+    )
+    paths.make_sweep()
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(paths.lock)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"is being run by process {other.pid}"):
+            run(config, tmp_path)
+        assert other.stdin is not None
+        other.stdin.close()
+    assert not paths.sweep_file.exists()

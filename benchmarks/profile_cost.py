@@ -1,0 +1,232 @@
+"""What a profile costs: all three statistics in one job, against one epoch of plain LoRA.
+
+Both run in this process, in turn, on the same resident base and the same rows, with one thread like
+a resident worker with one CPU. The plain epoch is LoRA of the profile's rank through the same
+fine-tuning loop and nothing else. The profile is that epoch with its gradients scored (PiLoRA),
+then a static pass over `--calibration-batches` micro-batches at the untouched base (TASO,
+Sensitivity-LoRA), then the counting of the masks.
+
+    python benchmarks/profile_cost.py --rows 640 --repeat 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import logging
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil  # type: ignore[import-untyped]
+from conditions import BASE, TARGET_MODULES, load, machine, movie_task, spread
+
+if TYPE_CHECKING:
+    from trainables.bases import Base
+    from trainables.settings import ProfileSettings
+    from trainables.tasks import Task
+    from trainables.workers import Workers
+
+SAMPLE_S = 0.02  # how often the resident memory is read
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run: seconds in all and by phase, and resident memory in bytes before it and at most."""
+
+    seconds: float
+    phases: dict[str, float]
+    memory_before: int
+    memory_peak: int
+
+    @property
+    def memory(self) -> float:
+        """What the run added to the process's resident memory at its peak, in MiB."""
+        return (self.memory_peak - self.memory_before) / MIB
+
+
+class _Peak:
+    """The highest resident memory of this process while the thread runs."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._done = threading.Event()
+        self.before = self.highest = self._process.memory_info().rss
+
+    def watch(self) -> None:
+        """Sample until `stop`."""
+        while not self._done.wait(SAMPLE_S):
+            self.highest = max(self.highest, self._process.memory_info().rss)
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._done.set()
+
+
+@contextmanager
+def _peak_memory() -> Iterator[_Peak]:
+    """Watch the resident memory, from a state in which freed memory has gone back."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    peak = _Peak()
+    thread = threading.Thread(target=peak.watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        peak.stop()
+        thread.join()
+
+
+def plain_epoch(base: Base, task: Task, settings: ProfileSettings, workers: Workers) -> Cost:
+    """Train LoRA of the profile's rank for one epoch, and do nothing else."""
+    from trainables.adapters import Adaptation, plain_lora
+    from trainables.bases import fresh_head, resolve_targets
+    from trainables.finetuning import finetune
+
+    with _peak_memory() as peak:
+        started = time.perf_counter()
+        targets = resolve_targets(base.model, base.head_modules, settings.target_modules)
+        plan = plain_lora(targets, settings.rank, settings.resolved_alpha)
+        head = fresh_head(base, settings.seed)
+        with Adaptation(base.model, plan, seed=settings.seed, head=head) as adaptation:
+            finetune(
+                base.model, adaptation, task, settings,
+                learning_rate=settings.learning_rate, seed=settings.seed, workers=workers,
+                evaluate_on=None, base_dropout=settings.base_dropout,
+            )  # fmt: skip
+        seconds = time.perf_counter() - started
+    return Cost(seconds, {}, peak.before, peak.highest)
+
+
+def profile(base: Base, task: Task, settings: ProfileSettings, workers: Workers) -> Cost:
+    """Compute the profile and its file's bytes; its phases end at their last step."""
+    from trainables.bases import fresh_head, resolve_targets
+    from trainables.profiling import compute_profile
+
+    ends: dict[str, float] = {}
+
+    def on_progress(phase: str, _done: int, _total: int) -> None:
+        ends[phase] = time.perf_counter()
+
+    with _peak_memory() as peak:
+        started = time.perf_counter()
+        targets = resolve_targets(base.model, base.head_modules, settings.target_modules)
+        compute_profile(
+            base.model, fresh_head(base, settings.seed), targets, task, settings,
+            workers=workers, base_fingerprint=base.fingerprint, on_progress=on_progress,
+        ).to_bytes()  # fmt: skip
+        ended = time.perf_counter()
+    phases = {
+        "initial phase": ends["initial phase"] - started,
+        "static pass": ends["static pass"] - ends["initial phase"],
+        "masks": ended - ends["static pass"],
+    }
+    return Cost(ended - started, phases, peak.before, peak.highest)
+
+
+def measure(
+    rows: int | None, repeat: int, calibration_batches: int, report: Callable[[str], None]
+) -> tuple[int, list[Cost], list[Cost]]:
+    """(training rows, plain epochs, profiles), taken in turn after a short warm-up of each."""
+    import torch
+
+    from trainables.bases import load_base
+    from trainables.settings import ProfileSettings
+    from trainables.workers import join
+
+    torch.set_num_threads(1)
+    settings = ProfileSettings(
+        target_modules=TARGET_MODULES, calibration_batches=calibration_batches
+    )
+    workers = join()
+    task = movie_task(rows, dev_rows=64)
+    base = load_base(BASE, task.kind, len(task.labels))
+    warm_up = movie_task(4 * settings.batch_size, dev_rows=64)
+    plain_epoch(base, warm_up, settings, workers)
+    profile(base, warm_up, settings, workers)
+    plain: list[Cost] = []
+    profiles: list[Cost] = []
+    for number in range(1, repeat + 1):
+        plain.append(plain_epoch(base, task, settings, workers))
+        profiles.append(profile(base, task, settings, workers))
+        phases = ", ".join(f"{name} {s:.2f}" for name, s in profiles[-1].phases.items())
+        report(
+            f"{number}/{repeat}: plain epoch {plain[-1].seconds:.2f} s, "
+            f"profile {profiles[-1].seconds:.2f} s ({phases})"
+        )
+    return len(task.splits["train"].labels), plain, profiles
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, then print the figures and a row for the table in README.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--rows", type=int, default=640, help="training rows, 0 for all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="runs of each, in turn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--calibration-batches", type=int, default=32, metavar="N",
+        help="micro-batches of the static pass (default: %(default)s, as in a sweep)",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    if options.rows < 0 or options.repeat < 1 or options.calibration_batches < 1:
+        parser.error("--rows must not be negative, --repeat and --calibration-batches at least 1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    load_before = load()
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    rows, plain, profiles = measure(
+        options.rows or None, options.repeat, options.calibration_batches, report
+    )
+    ratios = [b.seconds / a.seconds for a, b in zip(plain, profiles, strict=True)]
+    epoch = statistics.median(cost.seconds for cost in plain)
+    print(f"{machine()}; load before {load_before:.2f}; {rows} rows, batch 16, rank 8")
+    print(f"plain epoch     {spread([c.seconds for c in plain])} s")
+    print(f"profile         {spread([c.seconds for c in profiles])} s")
+    parts = []
+    for phase in profiles[0].phases:
+        seconds = [cost.phases[phase] for cost in profiles]
+        parts.append(f"{phase} {statistics.median(seconds) / epoch:.2f}")
+        print(f"  {phase:13} {spread(seconds)} s, {parts[-1].rpartition(' ')[2]} of an epoch")
+    print(f"ratio           {spread(ratios)}")
+    all_rows = movie_task(None, dev_rows=64).splits["train"].labels.size
+    initial, static, masks = (
+        statistics.median(cost.phases[phase] for cost in profiles) for phase in profiles[0].phases
+    )
+    scaled = (initial + (static + masks) * rows / all_rows) / epoch
+    print(f"computed        {scaled:.2f} with all {all_rows} rows and as long a static pass")
+    print(f"memory added    plain {spread([c.memory for c in plain], 0)} MiB, "
+          f"profile {spread([c.memory for c in profiles], 0)} MiB")  # fmt: skip
+    print(f"peak resident   plain {max(c.memory_peak for c in plain) / MIB:.0f} MiB, "
+          f"profile {max(c.memory_peak for c in profiles) / MIB:.0f} MiB")  # fmt: skip
+    command = f"profile_cost.py --rows {options.rows} --repeat {options.repeat}"
+    if options.calibration_batches != 32:
+        command += f" --calibration-batches {options.calibration_batches}"
+    print()
+    print(
+        f"| profile against one plain epoch, {rows} rows | `python benchmarks/{command}` "
+        f"| {statistics.median(c.seconds for c in profiles):.1f} s against {epoch:.1f} s "
+        f"| **{spread(ratios)}** of an epoch: {', '.join(parts)}; peak memory "
+        f"{max(c.memory_peak for c in profiles) / MIB:.0f} against "
+        f"{max(c.memory_peak for c in plain) / MIB:.0f} MiB | {load_before:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
