@@ -71,11 +71,6 @@ class SweepPaths:
         return artifacts_beside(self.tracking_db)
 
     @property
-    def cache(self) -> Path:
-        """Folder of what can be computed or fetched again."""
-        return self.base / "cache"
-
-    @property
     def sweep(self) -> Path:
         """Folder of the named sweep."""
         if self.name is None:
