@@ -28,10 +28,14 @@ Share = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
 """A share of a whole, from 0 to 1."""
 PositiveShare = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, le=1)]
 """A share of a whole that is not nothing."""
+Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+"""A number of things, at least one."""
 Percent = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, le=100)]
 """A percentage above 0."""
 Positive = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)]
 """A positive number."""
+NonNegative = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0)]
+"""A number that may be 0, which switches off what it weighs."""
 Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
 """A seed of a random draw."""
 
@@ -55,6 +59,10 @@ class Choice(ChoiceSection):
     def as_dict(self) -> dict[str, Any]:
         """The choice as plain values, ready for YAML and to be parsed again."""
         return self.model_dump()
+
+    def own_values(self) -> dict[str, Any]:
+        """The values of the keys that the method has beside those of every choice."""
+        return self.model_dump(exclude=set(Choice.model_fields))
 
 
 def validated(

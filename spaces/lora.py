@@ -23,11 +23,6 @@ class LoraChoice(Choice):
     """The update is scaled by alpha / rank."""
 
 
-def needs_profile(choice: LoraChoice) -> bool:
-    """LoRA needs no profile."""
-    return False
-
-
 def plan(choice: LoraChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
     """One stage, one block per module. Raises ChoiceError where the rank is above min(out, in)."""
     refuse_rank_above_limit("rank", choice.rank, targets)
@@ -48,7 +43,15 @@ def plan(choice: LoraChoice, targets: Sequence[TargetModule], profile: Profile |
 def count_range(
     choice: LoraChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
 ) -> tuple[int, int]:
-    """Trainable parameters, rank * (out + in) summed over the modules: exact."""
-    refuse_rank_above_limit("rank", choice.rank, targets)
-    count = sum(choice.rank * sum(target.shape) for target in targets)
+    """Trainable parameters: exact."""
+    count = lora_params(choice.rank, targets)
     return count, count
+
+
+def lora_params(rank: int, targets: Sequence[TargetModule], key: str = "rank") -> int:
+    """Numbers in A [rank, in] and B [out, rank] of every module.
+
+    Raises ChoiceError naming the choice's `key` where the rank is above min(out, in).
+    """
+    refuse_rank_above_limit(key, rank, targets)
+    return sum(rank * sum(target.shape) for target in targets)

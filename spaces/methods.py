@@ -7,35 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from spaces import joint, lora, pilora, sensitivity, taso
+from spaces.baselines import (
+    adalora,
+    bitfit,
+    bottleneck,
+    dora,
+    full,
+    ia3,
+    lora_dash,
+    lora_xs,
+    sora,
+    two_factors,
+    vera,
+)
 from spaces.choice import Choice, validated
 from spaces.errors import ChoiceError, ProfileError, nearest
-from spaces.plan import Plan
+from spaces.plan import Plan, Tuner
 from spaces.profile import Profile
-from spaces.target import TargetModule, largest_rank
+from spaces.target import BaseSize, TargetModule, largest_rank, no_largest_values
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to share adaptation capacity out; its functions take a choice of `choice_class`.
-
-    The last three are for a search, which knows no choice yet: they take flat keys, as
-    `partition.threshold`, and their values.
-    """
-
-    name: str
-    choice_class: type[Choice]
-    default_space: Mapping[str, Any]
-    """Key -> domain, as a sweep would write it."""
-    needs_profile: Callable[[Any], bool]
-    plan: Callable[[Any, Sequence[TargetModule], Profile | None], Plan]
-    count_range: Callable[[Any, Sequence[TargetModule], float | None], tuple[int, int]]
-    unread_keys: Callable[[Mapping[str, Any]], frozenset[str]]
-    """Keys that do not matter, given the values of others."""
-    reconciled: Callable[[Mapping[str, Any]], dict[str, Any]]
-    """The values with those that contradict another lowered to what it allows."""
-    largest_values: Callable[[Sequence[TargetModule], Mapping[str, Sequence[Any]]], dict[str, int]]
-    """Key -> largest value that every module can take, given the values that other keys may
-    have."""
+def _without_a_profile(choice: Choice) -> bool:
+    return False
 
 
 def _every_key_is_read(values: Mapping[str, Any]) -> frozenset[str]:
@@ -46,63 +39,112 @@ def _as_they_are(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
-METHODS: Mapping[str, Method] = {
-    "lora": Method(
-        name="lora",
-        choice_class=lora.LoraChoice,
-        default_space=lora.DEFAULT_SPACE,
-        needs_profile=lora.needs_profile,
-        plan=lora.plan,
-        count_range=lora.count_range,
-        unread_keys=_every_key_is_read,
-        reconciled=_as_they_are,
-        largest_values=largest_rank,
+@dataclass(frozen=True)
+class Blocks:
+    """How a choice becomes a plan of blocks; the functions take one of the method's own."""
+
+    plan: Callable[[Any, Sequence[TargetModule], Profile | None], Plan]
+    count_range: Callable[[Any, Sequence[TargetModule], float | None], tuple[int, int]]
+    needs_profile: Callable[[Any], bool] = _without_a_profile
+
+
+TunerOf = Callable[[Any, Sequence[TargetModule], BaseSize | None], Tuner]
+"""How a baseline's choice becomes a tuner; no baseline reads a profile."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to share adaptation capacity out.
+
+    The last three are for a search, which knows no choice yet: they take flat keys, as
+    `partition.threshold`, and their values.
+    """
+
+    choice_class: type[Choice]
+    default_space: Mapping[str, Any]
+    """Key -> domain, as a sweep would write it. A learning_rate among them stands in place of the
+    one that methods share."""
+    made_of: Blocks | TunerOf
+    """Blocks for what ranksweep searches on its own, a tuner for a baseline."""
+    unread_keys: Callable[[Mapping[str, Any]], frozenset[str]] = _every_key_is_read
+    """Keys that do not matter, given the values of others."""
+    reconciled: Callable[[Mapping[str, Any]], dict[str, Any]] = _as_they_are
+    """The values with those that contradict another moved to the nearest that it allows."""
+    largest_values: Callable[
+        [Sequence[TargetModule], Mapping[str, Sequence[Any]]], dict[str, int]
+    ] = largest_rank
+    """Key -> largest value that every module can take, given the values that other keys may
+    have."""
+
+    @property
+    def name(self) -> str:
+        """What a choice writes under `method`."""
+        return str(self.choice_class.model_fields["method"].default)
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is there to be compared with, and searched only where a sweep names it."""
+        return not isinstance(self.made_of, Blocks)
+
+
+_METHODS = (
+    Method(lora.LoraChoice, lora.DEFAULT_SPACE, Blocks(lora.plan, lora.count_range)),
+    Method(
+        pilora.PiloraChoice,
+        pilora.DEFAULT_SPACE,
+        Blocks(pilora.plan, pilora.count_range, pilora.needs_profile),
+        pilora.unread_keys,
+        pilora.reconciled,
     ),
-    "pilora": Method(
-        name="pilora",
-        choice_class=pilora.PiloraChoice,
-        default_space=pilora.DEFAULT_SPACE,
-        needs_profile=pilora.needs_profile,
-        plan=pilora.plan,
-        count_range=pilora.count_range,
-        unread_keys=pilora.unread_keys,
-        reconciled=pilora.reconciled,
-        largest_values=largest_rank,
+    Method(
+        taso.TasoChoice,
+        taso.DEFAULT_SPACE,
+        Blocks(taso.plan, taso.count_range, taso.needs_profile),
     ),
-    "taso": Method(
-        name="taso",
-        choice_class=taso.TasoChoice,
-        default_space=taso.DEFAULT_SPACE,
-        needs_profile=taso.needs_profile,
-        plan=taso.plan,
-        count_range=taso.count_range,
-        unread_keys=_every_key_is_read,
-        reconciled=_as_they_are,
-        largest_values=largest_rank,
+    Method(
+        sensitivity.SensitivityChoice,
+        sensitivity.DEFAULT_SPACE,
+        Blocks(sensitivity.plan, sensitivity.count_range, sensitivity.needs_profile),
+        sensitivity.unread_keys,
+        sensitivity.reconciled,
+        sensitivity.largest_values,
     ),
-    "sensitivity": Method(
-        name="sensitivity",
-        choice_class=sensitivity.SensitivityChoice,
-        default_space=sensitivity.DEFAULT_SPACE,
-        needs_profile=sensitivity.needs_profile,
-        plan=sensitivity.plan,
-        count_range=sensitivity.count_range,
-        unread_keys=sensitivity.unread_keys,
-        reconciled=sensitivity.reconciled,
-        largest_values=sensitivity.largest_values,
+    Method(
+        joint.JointChoice,
+        joint.DEFAULT_SPACE,
+        Blocks(joint.plan, joint.count_range, joint.needs_profile),
+        joint.unread_keys,
+        sensitivity.reconciled,
+        sensitivity.largest_values,
     ),
-    "joint": Method(
-        name="joint",
-        choice_class=joint.JointChoice,
-        default_space=joint.DEFAULT_SPACE,
-        needs_profile=joint.needs_profile,
-        plan=joint.plan,
-        count_range=joint.count_range,
-        unread_keys=joint.unread_keys,
-        reconciled=sensitivity.reconciled,
-        largest_values=sensitivity.largest_values,
+    Method(two_factors.RsloraChoice, two_factors.DEFAULT_SPACE, two_factors.tuner),
+    Method(dora.DoraChoice, dora.DEFAULT_SPACE, dora.tuner),
+    Method(two_factors.PissaChoice, two_factors.DEFAULT_SPACE, two_factors.tuner),
+    Method(
+        adalora.AdaloraChoice,
+        adalora.DEFAULT_SPACE,
+        adalora.tuner,
+        reconciled=adalora.reconciled,
+        largest_values=adalora.largest_values,
     ),
-}
+    Method(ia3.Ia3Choice, ia3.DEFAULT_SPACE, ia3.tuner),
+    Method(vera.VeraChoice, vera.DEFAULT_SPACE, vera.tuner, largest_values=no_largest_values),
+    Method(lora_xs.LoraXsChoice, lora_xs.DEFAULT_SPACE, lora_xs.tuner),
+    Method(bottleneck.BottleneckChoice, bottleneck.DEFAULT_SPACE, bottleneck.tuner),
+    Method(bitfit.BitfitChoice, bitfit.DEFAULT_SPACE, bitfit.tuner),
+    Method(full.FullChoice, full.DEFAULT_SPACE, full.tuner),
+    Method(two_factors.MiloraChoice, two_factors.DEFAULT_SPACE, two_factors.tuner),
+    Method(
+        lora_dash.LoraDashChoice,
+        lora_dash.DEFAULT_SPACE,
+        lora_dash.tuner,
+        largest_values=lora_dash.largest_values,
+    ),
+    Method(two_factors.DyloraChoice, two_factors.DEFAULT_SPACE, two_factors.tuner),
+    Method(sora.SoraChoice, sora.DEFAULT_SPACE, sora.tuner),
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
 
 
 def method_named(name: object, where: str = "method") -> Method:
@@ -138,25 +180,38 @@ def parse_choice(mapping: object, where: str = "") -> Choice:
 
 def needs_profile(choice: Choice) -> bool:
     """Whether the plan of a choice depends on the profile."""
-    return METHODS[choice.method].needs_profile(choice)
+    made_of = METHODS[choice.method].made_of
+    return isinstance(made_of, Blocks) and made_of.needs_profile(choice)
 
 
-def make_plan(choice: Choice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
-    """What a choice means for the weight matrices `targets`: the same three give the same plan.
+def make_plan(
+    choice: Choice,
+    targets: Sequence[TargetModule],
+    profile: Profile | None,
+    size: BaseSize | None = None,
+) -> Plan:
+    """What a choice means for the weight matrices `targets`: the same input gives the same plan.
 
-    Raises ChoiceError where a rank is above min(out, in) of a module or a budget cannot be met,
-    ProfileError where the profile is missing, of another base, or lacks a module, a tensor or the
-    top_percent that is read.
+    `size` is that of the base, which `bitfit` and `full` need. Raises ChoiceError where a rank is
+    above min(out, in) of a module, a budget cannot be met or the base is one that the method cannot
+    take; ProfileError where the profile is missing, of another base, or lacks a module, a tensor or
+    the top_percent that is read.
     """
     if profile is None and needs_profile(choice):
         raise ProfileError(f"method: this {choice.method} choice needs a profile; give one")
     if profile is not None:
         profile.require_targets(tuple(targets))
-    return METHODS[choice.method].plan(choice, targets, profile)
+    made_of = METHODS[choice.method].made_of
+    if isinstance(made_of, Blocks):
+        return made_of.plan(choice, targets, profile)
+    return Plan.of_tuner(made_of(choice, targets, size), targets)
 
 
 def count_range(
-    choice: Choice, targets: Sequence[TargetModule], dominant_fraction: float | None = None
+    choice: Choice,
+    targets: Sequence[TargetModule],
+    dominant_fraction: float | None = None,
+    size: BaseSize | None = None,
 ) -> tuple[int, int]:
     """Least and most trainable parameters that the choice can take without looking at a profile.
 
@@ -167,4 +222,8 @@ def count_range(
         raise ChoiceError(
             f"dominant_fraction: {dominant_fraction!r} is outside 0 to 1; give a share of the rows"
         )
-    return METHODS[choice.method].count_range(choice, targets, dominant_fraction)
+    made_of = METHODS[choice.method].made_of
+    if isinstance(made_of, Blocks):
+        return made_of.count_range(choice, targets, dominant_fraction)
+    params = made_of(choice, targets, size).params
+    return params, params

@@ -1,4 +1,4 @@
-"""The plan: what a choice means for a base, as stages of blocks."""
+"""The plan: what a choice means for a base, as stages of blocks or as a baseline's tuner."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,16 +45,30 @@ class Block:
         return self.rank * (int(self.rows.shape[0]) + int(self.cols.shape[0]))
 
 
+@dataclass(frozen=True)
+class Tuner:
+    """What trains in place of blocks: a baseline's settings, read by the worker."""
+
+    name: str
+    """The method's name."""
+    settings: Mapping[str, int | float | str | bool]
+    """The choice's own keys, and what the method derives from the target modules."""
+    params: int
+    """Trainable numbers, the task's head apart."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Stages, each a map module name -> blocks, for the weight matrices `targets`.
 
     A stage trains its blocks while those of earlier stages stay frozen and go on adding their
-    update. Build one with `Plan.of`.
+    update. A baseline's plan holds a tuner instead, and one stage without blocks. Build one with
+    `Plan.of` or `Plan.of_tuner`.
     """
 
     stages: tuple[Mapping[str, tuple[Block, ...]], ...]
     targets: tuple[TargetModule, ...]
+    tuner: Tuner | None = None
 
     @classmethod
     def of(
@@ -85,15 +100,33 @@ class Plan:
             ordered.append(MappingProxyType(modules))
         return cls(tuple(ordered), tuple(targets))
 
+    @classmethod
+    def of_tuner(cls, tuner: Tuner, targets: Sequence[TargetModule]) -> Plan:
+        """A baseline's plan: one stage, in which the tuner trains in place of blocks.
+
+        Raises ChoiceError where a setting cannot be written to a file or the count is negative.
+        """
+        for key, value in tuner.settings.items():
+            plain = isinstance(value, bool | int | float | str)
+            if not plain or (isinstance(value, float) and not isfinite(value)):
+                raise ChoiceError(
+                    f"tuner/{key}: {str(value)[:60]!r} is refused; write a finite number, true, "
+                    "false or text"
+                )
+        if tuner.params < 0:
+            raise ChoiceError(f"tuner/params: {tuner.params} is below 0; count them again")
+        return cls((MappingProxyType({}),), tuple(targets), tuner)
+
     @property
     def trainable_params(self) -> int:
-        """What must be stored: the sum over all stages of rank * (rows + cols)."""
-        return sum(_stage_params(stage) for stage in self.stages)
+        """What must be stored: the sum over all stages of rank * (rows + cols), or the tuner's."""
+        return sum(_stage_params(stage) for stage in self.stages) + self._tuner_params
 
     @property
     def peak_trainable_params(self) -> int:
-        """What trains at one time: the largest stage's sum."""
-        return max((_stage_params(stage) for stage in self.stages), default=0)
+        """What trains at one time: the largest stage's sum, or the tuner's."""
+        largest_stage = max((_stage_params(stage) for stage in self.stages), default=0)
+        return largest_stage + self._tuner_params
 
     @cached_property
     def digest(self) -> str:
@@ -106,9 +139,11 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """The plan without its indices, ready for JSON: parameter counts and each block's shape."""
+        tuner = {} if self.tuner is None else {"tuner": _described_tuner(self.tuner)}
         return {
             "trainable_params": self.trainable_params,
             "peak_trainable_params": self.peak_trainable_params,
+            **tuner,
             "stages": [
                 {
                     "modules": {
@@ -159,6 +194,7 @@ class Plan:
                 }
                 for number, stage in enumerate(metadata["stages"])
             ]
+            tuner = _tuner(metadata["tuner"], stages) if "tuner" in metadata else None
         except Exception as error:  # whatever a file that is not a plan makes its parsers raise
             reason = str(error).replace("\n", " ") or type(error).__name__
             raise ChoiceError(f"{source}: not a plan file ({reason}); write it again") from error
@@ -166,7 +202,7 @@ class Plan:
             raise ChoiceError(
                 f"{source}: tensor {min(tensors)} belongs to no block; write it again"
             )
-        return cls.of(stages, targets)
+        return cls.of(stages, targets) if tuner is None else cls.of_tuner(tuner, targets)
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
@@ -185,13 +221,18 @@ class Plan:
             for name, blocks in stage.items():
                 for index, block in enumerate(blocks):
                     prefix = f"stage{number}/{name}/block{index}"
-                    tensors[f"{prefix}/rows"] = block.rows
-                    tensors[f"{prefix}/cols"] = block.cols
+                    # safetensors writes the memory of a strided view as it lies
+                    tensors[f"{prefix}/rows"] = np.ascontiguousarray(block.rows)
+                    tensors[f"{prefix}/cols"] = np.ascontiguousarray(block.cols)
         return tensors
+
+    @property
+    def _tuner_params(self) -> int:
+        return 0 if self.tuner is None else self.tuner.params
 
     def _canonical_metadata(self) -> str:
         # json writes a float64 as its repr, the shortest text that reads back to the same number.
-        metadata = {
+        metadata: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "targets": [
                 {"name": target.name, "shape": list(target.shape), "names": list(target.names)}
@@ -210,6 +251,8 @@ class Plan:
                 for stage in self.stages
             ],
         }
+        if self.tuner is not None:
+            metadata["tuner"] = _described_tuner(self.tuner)
         return json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -256,3 +299,21 @@ def _block(tensors: dict[str, NDArray[Any]], prefix: str, described: Mapping[str
         scale=float(described["scale"]),
         lr_scale=float(described["lr_scale"]),
     )
+
+
+def _described_tuner(tuner: Tuner) -> dict[str, Any]:
+    return {
+        "name": tuner.name,
+        "settings": dict(sorted(tuner.settings.items())),
+        "params": tuner.params,
+    }
+
+
+def _tuner(described: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> Tuner:
+    """The tuner of a plan file. Raises where it is none or stands beside blocks."""
+    name, settings, params = (described[key] for key in ("name", "settings", "params"))
+    if not isinstance(name, str) or not isinstance(settings, dict) or type(params) is not int:
+        raise ValueError("tuner without a name, settings and a count of parameters")
+    if list(stages) != [{}]:
+        raise ValueError("a tuner beside blocks or other stages")
+    return Tuner(name, settings, params)

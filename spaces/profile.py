@@ -127,7 +127,8 @@ class Profile:
     def to_bytes(self) -> bytes:
         """The profile as a safetensors file; the same profile gives the same bytes."""
         tensors = {
-            f"{name}/{field}": values
+            # safetensors writes the memory of a strided view as it lies
+            f"{name}/{field}": np.ascontiguousarray(values)
             for name, module in self.modules.items()
             for field in FIELDS
             if (values := getattr(module, field)) is not None

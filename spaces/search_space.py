@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,6 +16,7 @@ from spaces.choice import Choice, choice_error, validated
 from spaces.domain import (
     Domain,
     Fixed,
+    Options,
     Range,
     Value,
     capped,
@@ -34,8 +36,22 @@ DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": 5e-5, "high": 2e-3, "log": Tr
 
 _SECTION_KEYS = ("learning_rate", "methods")
 _ALWAYS_SEARCHED = "lora"
-_CEILINGS = ("rank", "mean_rank")
-_FLOORS = ("supplementary_rank", "min_rank")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method, or a method with some keys fixed, that is given trials of its own."""
+
+    name: str
+    method: str
+    values: Mapping[str, Value]
+    """Flat key -> value of what is fixed."""
+
+    @property
+    def params(self) -> dict[str, Value]:
+        """Optuna's parameters that stand for the arm."""
+        fixed = {f"{self.method}.{key}": value for key, value in self.values.items()}
+        return {"method": self.method, **fixed}
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,8 @@ class SearchSpace:
     are `method` and `<method>.<key>`; a key with one value is no parameter, nor is one that the
     choice would not read: the threshold of the rule `all`, the signal of a `uniform` allocation.
     Values that contradict each other are reconciled in the choice that comes out:
-    `supplementary_rank` is at most `rank`, `min_rank` no more than the allocation leaves.
+    `supplementary_rank` is at most `rank`, `min_rank` no more than the allocation leaves,
+    `initial_rank` at least `rank`.
     """
 
     methods: tuple[str, ...]
@@ -58,9 +75,11 @@ class SearchSpace:
     def parse(cls, section: Mapping[str, Any] | None) -> SearchSpace:
         """The space of a sweep's section `space`: its keys `learning_rate` and `methods`.
 
-        `methods` is a list of names or a mapping. A method takes its default space; what the
-        mapping says of a key stands in place of that key's default, and nothing else changes.
-        `lora` is always added. Raises ConfigError or ChoiceError with the key under `space`.
+        `methods` is a list of names or a mapping, by default of all that are no baselines. A method
+        takes its default space; what the mapping says of a key stands in place of that key's
+        default, and nothing else changes. The section's `learning_rate` is that of every method
+        whose default space has none of its own. `lora` is always added. Raises
+        ConfigError or ChoiceError with the key under `space`.
         """
         section = {} if section is None else section
         if not isinstance(section, Mapping):
@@ -101,14 +120,52 @@ class SearchSpace:
                 values[key] = suggest(domain, trial, f"{name}.{key}")
         return _choice(METHODS[name], values)
 
-    def default_choice(self, method: str) -> Choice:
+    def arms(self, keys: Sequence[str]) -> tuple[Arm, ...]:
+        """Every method, divided by the values that it may give to `keys` (flat, as `rank`).
+
+        Raises ChoiceError for a key that no method searches over a list of values.
+        """
+        for key in keys:
+            found = [domains[key] for domains in self.domains.values() if key in domains]
+            if not any(isinstance(domain, Options) for domain in found):
+                raise ChoiceError(
+                    f"search.arms: {key} has a list of values in no method of the space; list "
+                    "its values in space.methods"
+                )
+        arms: dict[str, Arm] = {}
+        for method in self.methods:
+            divided = self._divided(method, keys)
+            for combination in product(*(divided[key].values for key in divided)):
+                values = dict(zip(divided, combination, strict=True))
+                arm = self._arm(method, values)
+                arms.setdefault(arm.name, arm)
+        return tuple(arms.values())
+
+    def arm_of(self, choice: Choice, keys: Sequence[str]) -> str:
+        """The name of the arm of `arms(keys)` that a choice belongs to."""
+        values = dict(_flattened(METHODS[choice.method], choice.as_dict(), "choice"))
+        divided = self._divided(self._known(choice.method), keys)
+        return self._arm(choice.method, {key: values[key] for key in divided}).name
+
+    def _divided(self, method: str, keys: Sequence[str]) -> dict[str, Options]:
+        domains = self.domains[method]
+        return {key: d for key in keys if isinstance(d := domains.get(key), Options)}
+
+    def _arm(self, method: str, values: Mapping[str, Value]) -> Arm:
+        unread = METHODS[method].unread_keys(values)
+        read = {key: value for key, value in values.items() if key not in unread}
+        shown = [f"{key}={json.dumps(v) if isinstance(v, bool) else v}" for key, v in read.items()]
+        return Arm(" ".join([method, *shown]), method, read)
+
+    def default_choice(self, method: str, fixed: Mapping[str, Value] | None = None) -> Choice:
         """The paper's default, each key moved to the nearest value that the space holds.
 
-        The learning rate is the geometric middle of its domain. Raises ChoiceError where the space
-        lacks the method.
+        `fixed` gives some keys (flat) another value. The learning rate is the geometric middle of
+        its domain. Raises ChoiceError where the space lacks the method.
         """
         found = METHODS[self._known(method)]
         defaults = dict(_flattened(found, found.choice_class(method=method).as_dict(), "choice"))
+        defaults |= fixed or {}
         values: dict[str, Value] = {}
         for key, domain in self.domains[method].items():
             if key not in found.unread_keys(values):
@@ -217,7 +274,7 @@ def _written_methods(written: object) -> dict[str, Mapping[str, Any]]:
     """Method name -> what is written of its keys, lora always among them."""
     where = "space.methods"
     if written is None:
-        written = list(METHODS)
+        written = [name for name, method in METHODS.items() if not method.baseline]
     keys: dict[str, Mapping[str, Any]] = {}
     if isinstance(written, Mapping):
         for name, own in written.items():
@@ -308,20 +365,10 @@ def _choice(method: Method, values: Mapping[str, Value]) -> Choice:
 
 def _refuse_contradiction(method: Method, domains: Mapping[str, Domain], where: str) -> None:
     """Raise ChoiceError where no combination of values goes together as written."""
-    widest: dict[str, tuple[Value, ...]] = {}
-    for key, domain in domains.items():
-        if isinstance(domain, Range):
-            widest[key] = (domain.high if key in _CEILINGS else domain.low,)
-        elif key in _CEILINGS:
-            widest[key] = (max(listed(domain)),)
-        elif key in _FLOORS:
-            widest[key] = (min(listed(domain)),)
-        else:
-            names = tuple(value for value in listed(domain) if isinstance(value, str))
-            widest[key] = names or listed(domain)[:1]
-    contradicted: dict[str, tuple[Value, Value]] = {}
-    for combination in product(*widest.values()):
-        values = dict(zip(widest, combination, strict=True))
+    nearest_to_none: dict[str, tuple[Value, Value]] = {}
+    least = float("inf")
+    for combination in product(*(_extremes(domain) for domain in domains.values())):
+        values = dict(zip(domains, combination, strict=True))
         reconciled = method.reconciled(values)
         contradicted = {
             key: (value, reconciled[key])
@@ -330,10 +377,26 @@ def _refuse_contradiction(method: Method, domains: Mapping[str, Domain], where: 
         }
         if not contradicted:
             return
-    for key, (value, most) in contradicted.items():
-        raise ChoiceError(
-            f"{where}.{key}: {value} is above {most}, the most that the other keys allow; lower it"
+        gap = sum(abs(value - allowed) for value, allowed in contradicted.values())
+        if gap < least:
+            least, nearest_to_none = gap, contradicted
+    for key, (value, allowed) in nearest_to_none.items():
+        wrong = (
+            f"above {allowed}, the most that the other keys allow; lower it"
+            if value > allowed
+            else f"below {allowed}, the least that the other keys allow; raise it"
         )
+        raise ChoiceError(f"{where}.{key}: {value} is {wrong}")
+
+
+def _extremes(domain: Domain) -> tuple[Value, ...]:
+    """The least and the greatest of a domain of numbers, where contradictions end; else all."""
+    if isinstance(domain, Range):
+        return domain.low, domain.high
+    values = listed(domain)
+    if any(isinstance(value, bool | str) for value in values):
+        return values
+    return tuple(dict.fromkeys((min(values), max(values))))
 
 
 def _value_behind(method: Method, key: str, domain: Domain, values: Mapping[str, Value]) -> Value:

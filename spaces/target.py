@@ -1,4 +1,4 @@
-"""The weight matrices that are adapted."""
+"""The weight matrices that are adapted, and the size of the base they belong to."""
 
 from __future__ import annotations
 
@@ -31,6 +31,28 @@ class TargetModule:
         return min(self.shape)
 
 
+@dataclass(frozen=True)
+class BaseSize:
+    """How many parameters a base has, its task's head left out.
+
+    A matrix that several layers use counts once.
+    """
+
+    params: int
+    bias_params: int
+    """Of those, the ones in parameters whose name ends in "bias"."""
+
+
+def require_size(method: str, size: BaseSize | None) -> BaseSize:
+    """The size of the base that `method` trains. Raises ChoiceError where it is not known."""
+    if size is None:
+        raise ChoiceError(
+            f"method: {method} needs the base's size, which target modules do not tell; name the "
+            "base"
+        )
+    return size
+
+
 def refuse_rank_above_limit(key: str, rank: int, targets: Iterable[TargetModule]) -> None:
     """Raise ChoiceError naming the first module whose min(out, in) is below `rank`.
 
@@ -51,3 +73,10 @@ def largest_rank(
 ) -> dict[str, int]:
     """The largest `rank` that every one of `targets` can take, whatever else is searched."""
     return {"rank": min(target.rank_limit for target in targets)} if targets else {}
+
+
+def no_largest_values(
+    targets: Sequence[TargetModule], searched: Mapping[str, Sequence[Any]]
+) -> dict[str, int]:
+    """Nothing that the shapes of the targets bound."""
+    return {}

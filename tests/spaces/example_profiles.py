@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spaces.profile import ModuleProfile, Profile
-from spaces.target import TargetModule
+from spaces.target import BaseSize, TargetModule
 
 GRID = (1.0, 2.0, 5.0, 10.0)
 
@@ -15,11 +15,14 @@ SMALL = (
     TargetModule("layers.0.query", (12, 8)),
     TargetModule("layers.0.dense", (8, 20), ("layers.0.dense", "layers.1.dense")),
     TargetModule("layers.1.query", (12, 8)),
-    TargetModule("layers.1.output", (9, 9)),
+    TargetModule("layers.1.output.dense", (9, 9)),
     TargetModule("layers.1.up", (30, 10)),
-    TargetModule("layers.1.down", (10, 30)),
+    TargetModule("layers.1.down_proj", (10, 30)),
     TargetModule("layers.2.narrow", (5, 40)),
 )
+
+SIZE = BaseSize(params=5_000, bias_params=120)
+"""Of the base that the small targets belong to."""
 
 
 def drawn_profile(

@@ -156,40 +156,6 @@ def test_random_is_unbiased_over_rows() -> None:
     assert np.all(np.abs(counts - 120) < 5 * np.sqrt(400 * 0.3 * 0.7))
 
 
-@given(
-    rank=st.integers(1, 5),
-    supplementary=st.integers(0, 5),
-    rule=st.sampled_from(["hits", "cumulative", "top", "random", "all"]),
-    threshold=st.floats(0, 1),
-    seed=st.integers(0, 50),
-)
-@settings(max_examples=80, deadline=None, derandomize=True)
-def test_blocks_cover_every_row_once(
-    rank: int, supplementary: int, rule: str, threshold: float, seed: int
-) -> None:
-    profile = drawn_profile(seed=seed, levels=seed % 3)
-    choice = parse_choice(
-        {
-            "method": "pilora",
-            "rank": rank,
-            "supplementary_rank": min(rank, supplementary),
-            "partition": {"rule": rule, "threshold": threshold},
-        }
-    )
-    plan = make_plan(choice, SMALL, profile)
-    for target in SMALL:
-        rows = [i for b in plan.stages[0].get(target.name, ()) for i in b.rows.tolist()]
-        assert len(rows) == len(set(rows))
-        if supplementary:
-            assert sorted(rows) == list(range(target.shape[0]))
-        assert all(len(b.cols) == target.shape[1] for b in plan.stages[0].get(target.name, ()))
-    # The counts of top and random presume some importance, which tied profiles may lack.
-    zero = any(not np.any(profile.modules[t.name].row_importance) for t in SMALL)
-    least, most = count_range(choice, SMALL)
-    if not (zero and rule in ("top", "random")):
-        assert least <= plan.trainable_params <= most
-
-
 @given(data=st.data(), rule=st.sampled_from(["hits", "cumulative"]), threshold=st.floats(0, 1))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_count_range_holds_for_any_statistics(

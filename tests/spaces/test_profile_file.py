@@ -85,6 +85,14 @@ def test_the_file_has_the_dtypes_of_the_format(tmp_path: Path) -> None:
     assert metadata["schema_version"] == 1
 
 
+def test_strided_arrays_survive_the_file() -> None:
+    target = TargetModule("m", (4, 3))
+    hits = np.arange(8, dtype=np.int32)[::2]
+    profile = Profile((target,), 8, (1.0,), {"m": ModuleProfile(hits=hits)}, {})
+    again = Profile.from_bytes(profile.to_bytes(), "p")
+    np.testing.assert_array_equal(again.modules["m"].hits, [0, 2, 4, 6])
+
+
 def test_a_tied_matrix_keeps_its_names() -> None:
     again = Profile.from_bytes(drawn_profile().to_bytes(), "p")
     assert again.targets[1].names == ("layers.0.dense", "layers.1.dense")

@@ -14,15 +14,19 @@ from spaces.errors import ChoiceError, ConfigError, UsageError
 from spaces.methods import METHODS, count_range, make_plan, parse_choice
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
-from tests.spaces.example_profiles import GRID, drawn_profile
+from tests.spaces.example_profiles import GRID, SIZE, drawn_profile
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 FRESH = (
     TargetModule("query", (32, 32)),
     TargetModule("intermediate", (64, 32)),
-    TargetModule("output", (32, 64)),
+    TargetModule("output.dense", (32, 64)),
 )
+
+SEARCHED = ("lora", "pilora", "taso", "sensitivity", "joint")
+"""The methods that a sweep searches where it names none."""
+BASELINES = tuple(name for name in METHODS if name not in SEARCHED)
 
 EXAMPLE = """
 learning_rate: {low: 5.0e-5, high: 2.0e-3, log: true}
@@ -53,7 +57,7 @@ def drawn(of: SearchSpace, count: int = 150) -> list[tuple[Choice, dict[str, Any
 
 def test_the_example_gives_what_it_says() -> None:
     parsed = space(EXAMPLE)
-    assert parsed.methods == ("lora", "pilora", "taso", "sensitivity", "joint")
+    assert parsed.methods == SEARCHED
     seen: dict[str, set[Any]] = {}
     for choice, params in drawn(parsed):
         values = choice.as_dict()
@@ -75,13 +79,20 @@ def test_the_example_gives_what_it_says() -> None:
     assert seen["pilora"] == {0, 1, 2, 4}
     assert seen["taso"] == {2, 5, 10}
     assert seen["sensitivity"] == {2, 4, 8}
-    assert set(seen) == set(METHODS)
+    assert set(seen) == set(SEARCHED)
 
 
 @pytest.mark.parametrize("text", ["null", "{}", "methods: null", "learning_rate: null"])
-def test_nothing_written_is_every_method_by_default(text: str) -> None:
+def test_nothing_written_is_every_method_but_the_baselines(text: str) -> None:
     assert space(text) == SearchSpace.parse(None)
-    assert set(SearchSpace.parse(None).methods) == set(METHODS)
+    assert SearchSpace.parse(None).methods == SEARCHED
+    assert [name for name, method in METHODS.items() if not method.baseline] == list(SEARCHED)
+
+
+def test_a_sweep_may_name_any_method() -> None:
+    every = space(f"methods: [{', '.join(METHODS)}]")
+    assert every.methods == tuple(METHODS)
+    assert space("methods: {vera: {}, full: null}").methods == ("lora", "vera", "full")
 
 
 @pytest.mark.parametrize(
@@ -111,19 +122,19 @@ def test_loras_own_space_goes_down_to_rank_one() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_default_choice_of_a_fresh_small_base_is_a_plan(name: str) -> None:
+def test_every_choice_of_the_default_space_of_a_fresh_small_base_is_a_plan(name: str) -> None:
     fitted = space(f"methods: [{name}]").fitted(FRESH, GRID)
     profile = drawn_profile(FRESH)
     for choice, params in drawn(fitted):
-        plan = make_plan(choice, FRESH, profile)
-        least, most = count_range(choice, FRESH)
+        plan = make_plan(choice, FRESH, profile, SIZE)
+        least, most = count_range(choice, FRESH, None, SIZE)
         assert least <= plan.trainable_params <= most
         assert fitted.suggest(optuna.trial.FixedTrial(params)) == choice
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_choice_becomes_parameters_that_become_the_choice(name: str) -> None:
-    of = space(EXAMPLE)
+    of = space(EXAMPLE + "".join(f"  {baseline}: {{}}\n" for baseline in BASELINES))
     choices = [choice for choice, _ in drawn(of) if choice.method == name]
     study = optuna.create_study()
     for choice in [of.default_choice(name), *choices]:
@@ -136,7 +147,7 @@ def test_a_choice_becomes_parameters_that_become_the_choice(name: str) -> None:
 
 
 def test_a_trial_enqueued_with_its_method_keeps_it() -> None:
-    of, study = SearchSpace.parse(None), optuna.create_study()
+    of, study = space(f"methods: [{', '.join(METHODS)}]"), optuna.create_study()
     for name in of.methods:
         study.enqueue_trial({"method": name})
         assert of.suggest(study.ask(), name).method == name
@@ -227,8 +238,51 @@ def test_a_method_may_have_its_own_learning_rate() -> None:
     assert of.default_choice("lora").learning_rate == 1e-3
 
 
+@pytest.mark.parametrize("name", ["full", "bitfit", "ia3", "vera", "lora_xs"])
+def test_what_is_no_low_rank_update_has_a_range_of_learning_rates_of_its_own(name: str) -> None:
+    of = space(f"{{learning_rate: 1.0e-3, methods: [{name}, dora]}}")
+    own, shared = of.domains[name]["learning_rate"], of.domains["dora"]["learning_rate"]
+    assert own != shared == of.domains["lora"]["learning_rate"]
+    written = space(f"{{methods: {{{name}: {{learning_rate: 7.0e-3}}}}}}")
+    assert written.default_choice(name).learning_rate == 7e-3
+
+
+def test_learning_rates_of_full_fine_tuning_are_low() -> None:
+    of = space("methods: [full]")
+    rates = [choice.learning_rate for choice, _ in drawn(of) if choice.method == "full"]
+    assert 1e-5 <= min(rates) < 1e-4 < max(rates) <= 5e-4
+    assert of.default_choice("full").learning_rate == pytest.approx(sqrt(1e-5 * 5e-4))
+
+
+def test_adaloras_initial_rank_is_raised_to_the_rank() -> None:
+    of = space(
+        "methods: {adalora: {rank: [2, 8], initial_rank: [4, 12], final_share: [0.3, 0.95]}}"
+    )
+    seen = set()
+    for choice, params in drawn(of, 200):
+        if choice.method == "adalora":
+            values = choice.as_dict()
+            seen.add((values["rank"], values["initial_rank"]))
+            share = params["adalora.final_share"]
+            # The schedule leaves 0.9 of the steps after the initial share of 0.1.
+            assert values["final_share"] == pytest.approx(min(share, 0.9))
+    assert seen == {(2, 4), (2, 12), (8, 8), (8, 12)}
+    raised = parse_choice(
+        {"method": "adalora", "rank": 8, "initial_rank": 8, "learning_rate": 3e-4}
+    )
+    assert of.params_of(raised)["adalora.initial_rank"] == 4
+
+
+def test_what_a_search_leaves_out_still_fits_the_matrices() -> None:
+    narrow = (TargetModule("m", (5, 40)),)
+    fitted = space("methods: {lora_dash: {rank: 2}, adalora: {rank: 2}, vera: {}}").fitted(narrow)
+    assert fitted.default_choice("lora_dash").as_dict()["directions"] == 5
+    assert fitted.default_choice("adalora").as_dict()["initial_rank"] == 5
+    assert fitted.default_choice("vera").as_dict()["rank"] == 256
+
+
 def test_default_choices_of_the_default_space_are_the_papers() -> None:
-    of = SearchSpace.parse(None)
+    of = space(f"methods: [{', '.join(METHODS)}]")
     for name in METHODS:
         choice = of.default_choice(name)
         assert (
@@ -252,13 +306,13 @@ def test_lora_of_budget_is_the_nearest_count() -> None:
 
 @pytest.mark.parametrize("limit", [1, 3, 5, 9])
 def test_fitted_leaves_out_ranks_that_no_plan_can_take(limit: int) -> None:
-    targets = tuple(TargetModule(f"m{i}", (limit, 40)) for i in range(4))
-    fitted = SearchSpace.parse(None).fitted(targets, (5,))
+    targets = tuple(TargetModule(f"{i}.o_proj", (limit, 40)) for i in range(4))
+    fitted = space(f"methods: [{', '.join(METHODS)}]").fitted(targets, (5,))
     profile = drawn_profile(targets)
-    for choice, _ in drawn(fitted):
-        assert make_plan(choice, targets, profile).targets == targets
+    for choice, _ in drawn(fitted, 300):
+        assert make_plan(choice, targets, profile, SIZE).targets == targets
     for name in METHODS:
-        make_plan(fitted.default_choice(name), targets, profile)
+        make_plan(fitted.default_choice(name), targets, profile, SIZE)
     assert {c.as_dict()["top_percent"] for c, _ in drawn(fitted) if c.method == "taso"} == {5}
 
 
@@ -273,6 +327,8 @@ def test_fitted_leaves_out_ranks_that_no_plan_can_take(limit: int) -> None:
             "space.methods.sensitivity.mean_rank: 32 is above 31",
         ),
         ("joint: {min_rank: 40, mean_rank: 41}", "space.methods.joint.mean_rank: 41 is above 32"),
+        ("adalora: {initial_rank: 40}", "space.methods.adalora.initial_rank: 40 is above 32"),
+        ("lora_dash: {directions: [4, 33]}", "space.methods.lora_dash.directions: 33 is above 32"),
         ("taso: {top_percent: [5, 3]}", "space.methods.taso.top_percent: "),
         ("taso: {top_percent: {low: 1, high: 5}}", "space.methods.taso.top_percent: "),
     ],
@@ -352,6 +408,20 @@ def test_what_the_user_wrote_and_cannot_be_is_refused(text: str, message: str) -
             "methods: {sensitivity: {mean_rank: 2, min_rank: 3}}",
             "space.methods.sensitivity.min_rank: 3 is above 2",
         ),
+        (
+            "methods: {pilora: {rank: [2, 4], supplementary_rank: [6, 8]}}",
+            "space.methods.pilora.supplementary_rank: 6 is above 4, the most that the other keys",
+        ),
+        (
+            "methods: {adalora: {rank: [8, 16], initial_rank: [4, 6]}}",
+            "space.methods.adalora.initial_rank: 6 is below 8, the least that the other keys",
+        ),
+        (
+            "methods: {adalora: {initial_share: 0.8, final_share: 0.3}}",
+            "space.methods.adalora.final_share: 0.3 is above 0.2, the most that the other keys",
+        ),
+        ("methods: {ia3: {rank: 8}}", "space.methods.ia3.rank: unknown key; use one of"),
+        ("methods: {bottleneck: {activation: [gelu, silu]}}", "space.methods.bottleneck.activatio"),
     ],
 )
 def test_a_slip_in_the_space_is_named(text: str, message: str) -> None:

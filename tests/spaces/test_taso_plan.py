@@ -16,14 +16,14 @@ from spaces.methods import count_range, make_plan, parse_choice
 from spaces.plan import Plan
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
-from tests.spaces.example_profiles import GRID, SMALL, drawn_profile
+from tests.spaces.example_profiles import SMALL, drawn_profile
 
 Core = dict[str, tuple[list[int], list[int]]]
 
 
 def core(profile: Profile, keys: dict[str, Any]) -> Core:
     """Core rows and columns by ranking every (u, module, rows first, index) of the scope."""
-    line = GRID.index(keys.get("top_percent", 5))
+    line = profile.top_percent_grid.index(keys.get("top_percent", 5))
     kind = keys.get("importance", "sensitivity")
     ranked: list[tuple[Fraction, int, int, int]] = []
     for number, target in enumerate(profile.targets):
@@ -156,54 +156,6 @@ def test_random_keeps_the_size_of_each_core(scope: str) -> None:
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
     assert drawn[0] != expected
-
-
-@given(
-    retention=st.floats(0.001, 1),
-    scope=st.sampled_from(["module", "model"]),
-    rank=st.integers(1, 4),
-    rounds=st.integers(1, 3),
-    seed=st.integers(0, 30),
-)
-@settings(max_examples=40, deadline=None, derandomize=True)
-def test_stored_parameters_follow_the_formula(
-    retention: float, scope: str, rank: int, rounds: int, seed: int
-) -> None:
-    profile = drawn_profile(seed=seed, levels=seed % 4)
-    keys = {"retention": retention, "scope": scope}
-    plan = planned(profile, rank=rank, rounds=rounds, **keys)
-    expected = 0
-    for target in SMALL:
-        out, inner = target.shape
-        rows, cols = core(profile, keys)[target.name]
-        expected += (len(rows) + inner if rows else 0) + (out + len(cols) if cols else 0)
-    assert plan.trainable_params == rank * rounds * expected
-    choice = parse_choice({"method": "taso", "rank": rank, "rounds": rounds, **keys})
-    least, most = count_range(choice, SMALL)
-    assert least <= plan.trainable_params <= most
-    kept = sum(len(rows) + len(cols) for rows, cols in core_of(plan).values())
-    if scope == "model":
-        assert kept == floor(retention * sum(sum(t.shape) for t in SMALL) + 0.5)
-    else:
-        assert kept == sum(floor(retention * sum(t.shape) + 0.5) for t in SMALL)
-
-
-@given(
-    retentions=st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)),
-    scope=st.sampled_from(["module", "model"]),
-    importance=st.sampled_from(["sensitivity", "gradient", "random"]),
-    seed=st.integers(0, 30),
-)
-@settings(max_examples=40, deadline=None, derandomize=True)
-def test_more_retention_never_removes_an_index(
-    retentions: tuple[float, float], scope: str, importance: str, seed: int
-) -> None:
-    profile = drawn_profile(seed=seed, levels=seed % 3)
-    keys = {"scope": scope, "importance": importance, "seed": seed}
-    less, more = (core_of(planned(profile, retention=r, **keys)) for r in sorted(retentions))
-    for name, (rows, cols) in less.items():
-        assert set(rows) <= set(more[name][0])
-        assert set(cols) <= set(more[name][1])
 
 
 @given(data=st.data())
