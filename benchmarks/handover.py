@@ -140,7 +140,7 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
     from transformers import AutoModelForSequenceClassification
 
     from spaces.plan import Plan
-    from trainables.adapters import Adaptation
+    from trainables.adapters import BlockAdaptation
     from trainables.bases import Base, fresh_head, locate
     from trainables.finetuning import finetune
     from trainables.settings import TrainSettings
@@ -162,7 +162,7 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
             at["first_step"] = time.time()
 
     settings = TrainSettings.model_validate(config["train"])
-    with Adaptation(
+    with BlockAdaptation(
         model, Plan.from_bytes(config["plan"]), seed=settings.seed, dropout=settings.dropout,
         head=fresh_head(base, settings.seed),
     ) as adaptation:  # fmt: skip

@@ -89,7 +89,7 @@ def _peak_memory() -> Iterator[_Peak]:
 
 def plain_epoch(base: Base, task: Task, settings: ProfileSettings, workers: Workers) -> Cost:
     """Train LoRA of the profile's rank for one epoch, and do nothing else."""
-    from trainables.adapters import Adaptation, plain_lora
+    from trainables.adapters import BlockAdaptation, plain_lora
     from trainables.bases import fresh_head, resolve_targets
     from trainables.finetuning import finetune
 
@@ -98,7 +98,7 @@ def plain_epoch(base: Base, task: Task, settings: ProfileSettings, workers: Work
         targets = resolve_targets(base.model, base.head_modules, settings.target_modules)
         plan = plain_lora(targets, settings.rank, settings.resolved_alpha)
         head = fresh_head(base, settings.seed)
-        with Adaptation(base.model, plan, seed=settings.seed, head=head) as adaptation:
+        with BlockAdaptation(base.model, plan, seed=settings.seed, head=head) as adaptation:
             finetune(
                 base.model, adaptation, task, settings,
                 learning_rate=settings.learning_rate, seed=settings.seed, workers=workers,

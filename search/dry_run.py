@@ -15,7 +15,7 @@ import numpy as np
 
 from search.config import SweepConfig
 from search.paths import SweepPaths
-from search.prepare import prepare
+from search.prepare import Prepared, prepare
 from spaces.methods import count_range, make_plan
 from spaces.profile import Profile
 from spaces.target import TargetModule
@@ -24,7 +24,7 @@ from trainables.settings import ALL_LINEAR
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from trainables.tasks import EncodedSplit, Task
+    from trainables.tasks import Split, Task
 
 TYPICAL_RANK = 8
 """Rank of the adapters that the probe times: every method stays near it."""
@@ -89,7 +89,7 @@ def dry_run(config: SweepConfig) -> DryRun:
     cached = prepared.store.get(prepared.key)
 
     methods = tuple(
-        _method_count(space.default_choice(method), targets, cached) for method in space.methods
+        _method_count(space.default_choice(method), prepared, cached) for method in space.methods
     )
     profile = {
         "key": prepared.key,
@@ -127,20 +127,26 @@ def dry_run(config: SweepConfig) -> DryRun:
 
 
 def base_parameters(uri: str) -> int:
-    """Parameters of a base without any head, from its config alone.
+    """Parameters of a base as its config names it, a language model's head included, from that
+    config alone: what the papers' percentages are of.
 
     Raises BaseModelError where there is no such base or transformers does not know it.
     """
     import torch
-    from transformers import AutoModel
+    import transformers
 
     from spaces.errors import BaseModelError
     from trainables.bases import load_config
 
     config = load_config(uri)
+    named = next(iter(config.architectures or ()), "")
+    model_class = getattr(transformers, named, None)
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(config, trust_remote_code=False)
+            if isinstance(model_class, type):
+                model = model_class(config)
+            else:
+                model = transformers.AutoModel.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise BaseModelError(
@@ -152,14 +158,12 @@ def base_parameters(uri: str) -> int:
 # -- what would be done ----------------------------------------------------------------------------
 
 
-def _method_count(
-    choice: Any, targets: Sequence[TargetModule], profile: Profile | None
-) -> MethodCount:
+def _method_count(choice: Any, prepared: Prepared, profile: Profile | None) -> MethodCount:
     if profile is not None:
-        exact = make_plan(choice, targets, profile).trainable_params
-        span = (exact, exact)
+        plan = make_plan(choice, prepared.targets, profile, prepared.size)
+        span = (plan.trainable_params, plan.trainable_params)
     else:
-        span = count_range(choice, targets)
+        span = count_range(choice, prepared.targets, size=prepared.size)
     return MethodCount(choice.method, choice.as_dict(), span, span[0] == span[1])
 
 
@@ -191,7 +195,7 @@ def _confirm(config: SweepConfig, task: Task, methods: int) -> dict[str, Any] | 
 
 
 def _task_summary(task: Task) -> dict[str, Any]:
-    lengths = {name: np.diff(split.offsets) for name, split in task.splits.items()}
+    lengths = {name: split.lengths for name, split in task.splits.items()}
     return {
         "name": task.name,
         "labels": list(task.labels),
@@ -304,9 +308,9 @@ def _threads(config: SweepConfig) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _padded(split: EncodedSplit, batch_size: int, *, shuffled: bool) -> tuple[float, float]:
+def _padded(split: Split, batch_size: int, *, shuffled: bool) -> tuple[float, float]:
     """Tokens of one pass over a split, padding included, and the mean padded length of a row."""
-    lengths = np.diff(split.offsets)
+    lengths = split.lengths
     order = np.random.default_rng(0).permutation(len(lengths)) if shuffled else lengths.argsort()
     batches = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
     tokens = float(sum(len(batch) * batch.max() for batch in batches))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
+from trainables.adaptation import Adaptation, Factors, StageParameters, stage_seed, taken
 
 
 class BlockParameters(nn.Module):
@@ -103,99 +104,20 @@ def _low_rank(
     return nn.functional.linear(nn.functional.linear(x.to(A.dtype), A), B)
 
 
-class StageParameters(nn.Module):
-    """What a stage trains and nothing else: the adapters' blocks and the task's fresh head.
+class BlockAdaptation(Adaptation):
+    """A plan of blocks, stage by stage; those of a finished stage go on adding their update."""
 
-    This is the module that a DeepSpeed engine is given. Its forward runs the resident base, which
-    it holds without registering it: the engine then neither casts nor broadcasts the base.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        adapters: Mapping[str, ModuleAdapter],
-        head: Mapping[str, nn.Module],
-    ) -> None:
-        super().__init__()
-        object.__setattr__(self, "_model", model)
-        self.by_name = dict(adapters)
-        self.adapters = nn.ModuleList(adapters.values())
-        self.head = nn.ModuleList(head.values())
-
-    def forward(self, **batch: torch.Tensor) -> Any:
-        """The resident base's output, the adapters and the head in place."""
-        return self._model(**batch)  # type: ignore[operator]
-
-    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups, one per learning-rate scale; the head trains at scale 1."""
-        by_scale: dict[float, list[nn.Parameter]] = {}
-        for adapter in self.by_name.values():
-            for block in adapter.trainable:
-                by_scale.setdefault(block.lr_scale, []).extend([block.A, block.B])
-        head = list(self.head.parameters())
-        if head:
-            by_scale.setdefault(1.0, []).extend(head)
-        return [
-            {
-                "params": parameters,
-                "lr": learning_rate * scale,
-                "lr_scale": scale,
-                "weight_decay": weight_decay,
-            }
-            for scale, parameters in by_scale.items()
-        ]
-
-
-class Adaptation:
-    """One plan on one resident base, from attaching its first stage to detaching it.
-
-    Use it as a context manager: leaving it removes every hook and puts the base's own head back,
-    whatever happened inside.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        *,
-        seed: int,
-        dropout: float = 0.0,
-        head: Mapping[str, nn.Module] | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self._model, self._plan, self._seed, self._dropout = model, plan, seed, dropout
-        parameter = next(model.parameters())
-        self._dtype, self._device = dtype or parameter.dtype, parameter.device
-        self._targets = {target.name: target for target in plan.targets}
-        self._head = {} if head is None else dict(head)
-        self._resident_head: dict[str, nn.Module] = {}
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._frozen: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._finished: dict[str, torch.Tensor] = {}
         self._hooks: list[RemovableHandle] = []
-        self._stage: StageParameters | None = None
+        self._adapters: dict[str, ModuleAdapter] = {}
+        self._index = 0
 
-    @property
-    def stages(self) -> int:
-        """How many stages the plan trains one after another."""
-        return len(self._plan.stages)
-
-    def __enter__(self) -> Self:
-        for name, module in self._head.items():
-            self._resident_head[name] = self._model.get_submodule(name)
-            self._model.set_submodule(name, module)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._remove_hooks()
-        for name, module in self._resident_head.items():
-            self._model.set_submodule(name, module)
-        self._resident_head = {}
-        self._stage = None
-
-    def begin_stage(self, index: int) -> StageParameters:
-        """Attach the blocks of stage `index`, those of finished stages frozen beside them."""
-        generator = torch.Generator().manual_seed(_stage_seed(self._seed, index))
-        adapters = {}
-        stage = self._plan.stages[index]
+    def begin_stage(self, index: int, steps: int) -> StageParameters:
+        generator = torch.Generator().manual_seed(stage_seed(self._seed, index))
+        stage, adapters = self._plan.stages[index], {}
         for name, target in self._targets.items():
             blocks = [
                 BlockParameters(
@@ -207,49 +129,81 @@ class Adaptation:
                 adapters[name] = ModuleAdapter(blocks, self._dropout)
                 adapters[name].frozen = self._frozen.get(name, [])
         self._attach(adapters)
-        self._stage = StageParameters(self._model, adapters, self._head)
-        return self._stage
+        self._index = index
+        scaled: dict[float, list[nn.Parameter]] = {}
+        for adapter in adapters.values():
+            for block in adapter.trainable:
+                scaled.setdefault(block.lr_scale, []).extend([block.A, block.B])
+        return StageParameters(self._model, adapters.values(), scaled, self._head)
 
     def end_stage(self) -> None:
-        """Freeze the current stage's blocks; they go on adding their update."""
-        assert self._stage is not None
-        with torch.no_grad():
-            for name, adapter in self._stage.by_name.items():
-                for block in adapter.trainable:
-                    A, B = block.wide_factors()
-                    self._frozen.setdefault(name, []).append((A.clone(), B.clone()))
-        self._remove_hooks()
-        self._stage = None
+        for name, adapter in self._adapters.items():
+            self._freeze(name, f"stage{self._index}/{name}", adapter.trainable)
+        self._attach_frozen()
 
     def eval(self) -> None:
-        """Turn the adapters' dropout off until the next training step."""
-        if self._stage is not None:
-            self._stage.eval()
+        for adapter in self._adapters.values():
+            adapter.eval()
 
-    def after_backward(self, engine: Any) -> None:
-        """Called by the loop after an optimizer step's last backward pass, gradients averaged."""
+    def weights(self) -> dict[str, torch.Tensor]:
+        """`stage<i>/<module>/block<j>/A` [rank, cols] and `/B` [rows, rank]."""
+        return dict(self._finished)
 
-    def after_step(self, skipped: bool) -> None:
-        """Called by the loop after an optimizer step; `skipped` where a loss scaler refused it."""
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        generator = torch.Generator()
+        for index, stage in enumerate(self._plan.stages):
+            for name, blocks in stage.items():
+                place, loaded = f"stage{index}/{name}", []
+                for j, block in enumerate(blocks):
+                    parameters = BlockParameters(
+                        block, self._targets[name].shape, generator,
+                        dtype=self._dtype, device=self._device,
+                    )  # fmt: skip
+                    with torch.no_grad():
+                        for factor in ("A", "B"):
+                            own = getattr(parameters, factor)
+                            own.copy_(taken(weights, f"{place}/block{j}/{factor}", own.shape))
+                    loaded.append(parameters)
+                self._freeze(name, place, loaded)
+        self._attach_frozen()
 
-    def updates(self) -> dict[str, torch.Tensor]:
-        """The finished stages' total update per module: float64 [out, in]; for export and tests."""
+    def factors(self) -> dict[str, Factors]:
         return {
-            name: torch.stack([B.double() @ A.double() for A, B in factors]).sum(0)
-            for name, factors in self._frozen.items()
+            name: (
+                torch.cat([A.double().cpu() for A, _ in frozen]),
+                torch.cat([B.double().cpu() for _, B in frozen], dim=1),
+            )
+            for name, frozen in self._frozen.items()
         }
 
+    def _freeze(self, name: str, place: str, blocks: Sequence[BlockParameters]) -> None:
+        with torch.no_grad():
+            for j, block in enumerate(blocks):
+                A, B = block.wide_factors()
+                self._frozen.setdefault(name, []).append((A.clone(), B.clone()))
+                for factor in ("A", "B"):
+                    value = getattr(block, factor).detach().clone()
+                    self._finished[f"{place}/block{j}/{factor}"] = value
+
+    def _attach_frozen(self) -> None:
+        adapters = {}
+        for name, frozen in self._frozen.items():
+            adapters[name] = ModuleAdapter((), self._dropout)
+            adapters[name].frozen = frozen
+        self._attach(adapters)
+
     def _attach(self, adapters: Mapping[str, ModuleAdapter]) -> None:
-        self._remove_hooks()
+        self.detach()
+        self._adapters = dict(adapters)
         for name, adapter in adapters.items():
             for alias in self._targets[name].names:
                 layer = self._model.get_submodule(alias)
                 self._hooks.append(layer.register_forward_hook(_adding(adapter)))
 
-    def _remove_hooks(self) -> None:
+    def detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        self._hooks, self._adapters = [], {}
 
 
 def _adding(
@@ -262,11 +216,6 @@ def _adding(
         return output if delta is None else output + delta.to(output.dtype)
 
     return hook
-
-
-def _stage_seed(seed: int, stage: int) -> int:
-    """A seed of its own for each stage: TASO's column stage does not repeat its row stage."""
-    return (seed * 1_000_003 + stage) % (2**63)
 
 
 def plain_lora(targets: Sequence[TargetModule], rank: int, alpha: float) -> Plan:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import huggingface_hub
@@ -32,8 +33,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from spaces.errors import BaseModelError, nearest
-from spaces.target import TargetModule
-from trainables.settings import ALL_LINEAR
+from spaces.target import BaseSize, TargetModule
+from trainables.settings import ALL_LINEAR, IMAGE_KINDS
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -50,6 +51,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _POOLER = "pooler"
 
 
@@ -62,6 +64,21 @@ def locate(uri: str) -> Path:
     Raises BaseModelError where there is no such base or its weights are in no readable format.
     """
     return _located(uri, weights=True)
+
+
+def from_pretrained_arguments(uri: str) -> tuple[str, dict[str, str]]:
+    """What a user gives to transformers' `from_pretrained`: name or folder, and keyword arguments.
+
+    These are `revision` of a hub base that names one, and `gguf_file`. Raises BaseModelError as
+    `locate` does.
+    """
+    scheme, where = _split(uri)
+    if scheme == "hub":
+        repo, file, revision = _hub_parts(uri, where)
+        named = {"revision": revision, "gguf_file": file}
+        return repo, {key: value for key, value in named.items() if value is not None}
+    path = locate(uri).resolve()
+    return (str(path.parent), {"gguf_file": path.name}) if path.is_file() else (str(path), {})
 
 
 def pin(uri: str) -> str:
@@ -92,10 +109,11 @@ def package_path(uri: str, where: str) -> Path:
 
 
 def fingerprint(uri: str) -> str:
-    """Name the content of a base: SHA-256 over the model's and the tokenizer's files, in hex.
+    """Name the content of a base: SHA-256 over its files, in hex.
 
-    Modification times, README files and copies of the weights for other frameworks do not count. A
-    hub base is named by its commit hash. Raises BaseModelError as `locate` does.
+    They are those of the model and of its tokenizer or image processor. Modification times, README
+    files and copies of the weights for other frameworks do not count. A hub base is named by its
+    commit hash. Raises BaseModelError as `locate` does.
     """
     if _split(uri)[0] == "hub":
         return _hub_commit(uri)
@@ -163,7 +181,7 @@ def _hub_parts(uri: str, where: str) -> tuple[str, str | None, str | None]:
 def _hub_snapshot(uri: str, where: str, weights: bool) -> Path:
     """Fetch a hub base at its revision, from the local cache where the hub cannot be reached."""
     repo, file, revision = _hub_parts(uri, where)
-    patterns = ["config.json", WEIGHTS_INDEX, *TOKENIZER_FILES]
+    patterns = ["config.json", WEIGHTS_INDEX, *TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES]
     if file is not None:
         patterns = [file]
     elif weights:
@@ -221,9 +239,10 @@ def _weight_files(path: Path, uri: str) -> list[str]:
 
 
 def _defining_files(path: Path) -> list[str]:
-    """Names of the files of a folder that decide what model and tokenizer are loaded from it."""
-    tokenizer = [name for name in TOKENIZER_FILES if (path / name).is_file()]
-    return ["config.json", *_weight_files(path, str(path)), *tokenizer]
+    """Names of the files of a folder that decide what is loaded from it: model and processor."""
+    small = (*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES)
+    present = [name for name in small if (path / name).is_file()]
+    return ["config.json", *_weight_files(path, str(path)), *present]
 
 
 def _sha256(path: Path) -> str:
@@ -239,7 +258,7 @@ def _source(path: Path) -> tuple[str, dict[str, Any]]:
     return str(path), kwargs
 
 
-# --- tokenizer and config ----------------------------------------------------------------------
+# --- tokenizer, image processor and config ------------------------------------------------------
 
 
 def load_tokenizer(uri: str) -> Any:
@@ -251,7 +270,7 @@ def load_tokenizer(uri: str) -> Any:
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise BaseModelError(f"base: {uri} has no tokenizer; add its tokenizer files")
     folder, kwargs = _source(path)
-    with _quiet():
+    with quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
         except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
@@ -269,13 +288,35 @@ def load_tokenizer(uri: str) -> Any:
     return tokenizer
 
 
+def load_image_processor(uri: str) -> Any:
+    """The image processor of a base, computing with Pillow whatever else is installed.
+
+    Raises BaseModelError where there is none, or none that transformers knows without running code.
+    """
+    path = _located(uri, weights=False)
+    if path.is_file() or not any((path / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+        raise BaseModelError(
+            f"base: {uri} has no image processor; add its {IMAGE_PROCESSOR_FILES[0]}, or use a "
+            "base that reads pictures"
+        )
+    folder, kwargs = _source(path)
+    with quiet():
+        try:
+            return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **kwargs)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+            raise BaseModelError(
+                f"base: {uri} has an image processor that cannot be read ({_first_line(error)}); "
+                "use one that transformers knows without remote code"
+            ) from error
+
+
 def load_config(uri: str) -> Any:
     """The transformers config of a base; its weights are not needed.
 
     Raises BaseModelError where there is none, or none that transformers knows without running code.
     """
     folder, kwargs = _source(_located(uri, weights=False))
-    with _quiet():
+    with quiet():
         try:
             return transformers.AutoConfig.from_pretrained(folder, **kwargs)
         except (
@@ -293,7 +334,7 @@ def load_config(uri: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from reporting a fresh head, and its progress, as if they were news."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -309,15 +350,18 @@ def _quiet() -> Iterator[None]:
 def _task_config(uri: str, kind: str, num_labels: int) -> Any:
     """The config of a base for a task of `kind` with `num_labels` classes."""
     config = load_config(uri)
-    _auto_class(kind)
+    auto_class(kind)
     config.num_labels = num_labels
     config.problem_type = "single_label_classification"
     return config
 
 
-def _auto_class(kind: str) -> Any:
+def auto_class(kind: str) -> Any:
     """The transformers class that puts a head for a task of `kind` on a base."""
-    heads = {"classification": transformers.AutoModelForSequenceClassification}
+    heads = {
+        "classification": transformers.AutoModelForSequenceClassification,
+        "image_classification": transformers.AutoModelForImageClassification,
+    }
     if kind not in heads:
         raise BaseModelError(f"task.kind: no head is known for {kind!r}; {nearest(kind, heads)}")
     return heads[kind]
@@ -325,10 +369,10 @@ def _auto_class(kind: str) -> Any:
 
 def _skeleton(uri: str, kind: str, config: Any) -> Any:
     """The base's model with its head on the meta device: shapes and names, no weights."""
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         try:
-            return _auto_class(kind).from_config(config, trust_remote_code=False)
-        except (ValueError, KeyError) as error:
+            return auto_class(kind).from_config(config, trust_remote_code=False)
+        except (ValueError, KeyError, TypeError, ImportError) as error:
             raise BaseModelError(
                 f"base: {uri} ({config.model_type}) has no head for {kind} in transformers; use a "
                 "base of another family"
@@ -341,16 +385,35 @@ def _skeleton(uri: str, kind: str, config: Any) -> Any:
 def meta_targets(
     uri: str, kind: str, num_labels: int, patterns: Sequence[str]
 ) -> tuple[TargetModule, ...]:
-    """The target modules of a base, found without loading a weight.
+    """The target modules of a base, found without loading a weight: those of `meta_base`."""
+    return meta_base(uri, kind, num_labels, patterns)[0]
 
-    They are those that `resolve_targets` finds in the loaded base. Raises BaseModelError as
-    `resolve_targets` and `load_config` do.
+
+def meta_base(
+    uri: str, kind: str, num_labels: int, patterns: Sequence[str]
+) -> tuple[tuple[TargetModule, ...], BaseSize]:
+    """The target modules of a base and its size, found without loading a weight.
+
+    They are those that `resolve_targets` and `base_size` find in the loaded base. Raises
+    BaseModelError as `resolve_targets` and `load_config` do.
     """
     config = _task_config(uri, kind, num_labels)
     model = _skeleton(uri, kind, config)
     shapes = _checkpoint_shapes(uri)
     missing = _outside_backbone(model) if shapes is None else _missing(model, config, shapes, uri)
-    return resolve_targets(model, _head_modules(model, missing, uri), patterns)
+    head_modules = _head_modules(model, missing, uri)
+    return resolve_targets(model, head_modules, patterns), base_size(model, head_modules)
+
+
+def base_size(model: nn.Module, head_modules: Sequence[str]) -> BaseSize:
+    """How many parameters a model has outside its head, and how many of them are biases."""
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not _is_within(name, head_modules)
+    }
+    biases = sum(size for name, size in sizes.items() if name.endswith("bias"))
+    return BaseSize(params=sum(sizes.values()), bias_params=biases)
 
 
 def resolve_targets(
@@ -503,7 +566,7 @@ def _missing(model: Any, config: Any, shapes: Mapping[str, tuple[int, ...]], uri
     The tensors are loaded as shapes alone, so that transformers' own renaming of keys decides.
     """
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    with _quiet():
+    with quiet():
         try:
             _, info = type(model).from_pretrained(
                 None,
@@ -571,9 +634,9 @@ def load_base(
     else:
         kwargs["use_safetensors"] = True
     config = _task_config(uri, kind, num_labels)
-    with _quiet(), _seeded(0):
+    with quiet(), _seeded(0):
         try:
-            model, info = _auto_class(kind).from_pretrained(
+            model, info = auto_class(kind).from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -585,9 +648,16 @@ def load_base(
             raise _unloadable(uri, error) from error
     model.requires_grad_(False)
     model.eval()
-    # A decoder's classifier finds the last token of a row by the padding token, so it must be the
-    # one that rows are padded with.
-    model.config.get_text_config().pad_token_id = _pad_token_id(uri, path, config)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # In training mode it would overwrite the base's running statistics.
+            module.train = MethodType(_unmoved, module)  # type: ignore[method-assign]
+    if kind in IMAGE_KINDS:
+        model.register_forward_pre_hook(_in_its_precision, with_kwargs=True)
+    else:
+        # A decoder's classifier finds the last token of a row by the padding token, so it must be
+        # the one that rows are padded with.
+        model.config.get_text_config().pad_token_id = _pad_token_id(uri, path, config)
     return Base(
         uri=uri,
         fingerprint=fingerprint(uri),
@@ -595,6 +665,21 @@ def load_base(
         head_modules=_head_modules(model, _unfilled(model, info), uri),
         model_kind=config.model_type,
     )
+
+
+def _unmoved(module: nn.Module, mode: bool = True) -> nn.Module:
+    """In place of `module.train`: stay in evaluation mode."""
+    return module
+
+
+def _in_its_precision(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand a model pixels in the precision of its weights; not every family sees to it itself."""
+    pixels = kwargs.get("pixel_values")
+    if pixels is not None:
+        kwargs = kwargs | {"pixel_values": pixels.to(next(model.parameters()).dtype)}
+    return args, kwargs
 
 
 def _pad_token_id(uri: str, path: Path, config: Any) -> int:

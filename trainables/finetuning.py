@@ -2,7 +2,8 @@
 
 The loop is the same for a trial, a confirmation run and the initial phase of a profile. What a
 method adds to it goes through the adaptation it is given: attach (entering the context and
-`begin_stage`), `after_backward`, `after_step`, detach (`end_stage` and leaving the context).
+`begin_stage`), `penalty`, `after_backward`, `after_step`, detach (`end_stage` and leaving the
+context).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spaces.errors import JobError
-from trainables.adapters import Adaptation
+from trainables.adaptation import Adaptation
 from trainables.metrics import metric_for
 from trainables.settings import ProfileSettings, TrainSettings
-from trainables.tasks import EncodedSplit, Task, collate, epoch_order
+from trainables.tasks import Split, Task, epoch_order
 from trainables.workers import Workers
 
 LOSS_CHECK_EVERY = 10  # steps between two looks at the loss for NaN
@@ -74,10 +75,15 @@ def engine_config(
 ) -> dict[str, Any]:
     """DeepSpeed's config of a job: the user's section plus what the job decides."""
     micro = math.ceil(settings.batch_size / accumulation / workers)
+    zero = {"stage": 0, **deepspeed.get("zero_optimization", {})}
+    if dtype == torch.float16 and zero["stage"] == 0:
+        # DeepSpeed 0.19 divides stage 0's float16 gradients by a loss scale that its backward pass
+        # has not multiplied them with; stage 1 trains the same and scales right.
+        zero["stage"] = 1
     return {
-        "zero_optimization": {"stage": 0},
         "zero_allow_untested_optimizer": True,
         **deepspeed,
+        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": settings.max_grad_norm or 0.0,
@@ -149,9 +155,10 @@ def finetune(
                         learning_rate,
                         schedule.stage_steps(current),
                         config,
+                        base_dropout,
                     )
                 assert run is not None
-                loss_sum += run.step(split, batch, task.pad_token_id, accumulation, workers)
+                loss_sum += run.step(split, batch, accumulation, workers)
                 trained += len(batch) if run.trains else 0
                 step += 1
                 times.append(time.perf_counter() - started)
@@ -189,10 +196,11 @@ class _StageRun:
         learning_rate: float,
         steps: int,
         config: dict[str, Any],
+        base_dropout: bool,
     ) -> None:
-        self._adaptation = adaptation
+        self._adaptation, self._base_dropout = adaptation, base_dropout
         self.last_learning_rate = 0.0
-        parameters = adaptation.begin_stage(stage)
+        parameters = adaptation.begin_stage(stage, steps)
         groups = parameters.parameter_groups(learning_rate, settings.weight_decay)
         self._learning_rate = learning_rate
         self._engine: Any = None
@@ -218,9 +226,8 @@ class _StageRun:
 
     def step(
         self,
-        split: EncodedSplit,
+        split: Split,
         rows: NDArray[np.int64],
-        pad_token_id: int,
         accumulation: int,
         workers: Workers,
     ) -> torch.Tensor:
@@ -229,17 +236,19 @@ class _StageRun:
         if self._engine is None:
             return total
         self._engine.train()
+        self._engine.module.head.train(self._base_dropout)  # a head's dropout is the base's
         micro_batches = [m for m in np.array_split(rows, accumulation) if len(m)]
         for i, micro_batch in enumerate(micro_batches):
             self._engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
             own = workers.share(micro_batch)
             weight = 1.0 if len(own) else 0.0  # a rank without rows still joins the collectives
-            batch = to_device(
-                collate(split, own if len(own) else micro_batch[:1], pad_token_id), workers
-            )
+            batch = to_device(split.batch(own if len(own) else micro_batch[:1]), workers)
             labels = batch.pop("labels")
             loss = weight * summed_loss(self._engine(**batch).logits, labels)
-            self._engine.backward(loss * (workers.size / len(rows)), scale_wrt_gas=False)
+            mean = loss * (workers.size / len(rows))
+            if (penalty := self._adaptation.penalty()) is not None:
+                mean = mean + penalty / len(micro_batches)
+            self._engine.backward(mean, scale_wrt_gas=False)
             total += loss.detach()
         self._adaptation.after_backward(self._engine)
         self.last_learning_rate = self._learning_rate * self._factor()
@@ -247,7 +256,7 @@ class _StageRun:
         skipped = bool(getattr(self._engine.optimizer, "overflow", False))
         if not skipped:
             self._schedule.step()
-        self._adaptation.after_step(skipped)
+        self._adaptation.after_step(skipped, self.last_learning_rate)
         return total
 
     def _factor(self) -> float:
@@ -283,11 +292,11 @@ def evaluate(
     model.eval()
     adaptation.eval()
     rows = len(split.labels)
-    by_length = np.argsort(np.diff(split.offsets), kind="stable")
+    by_length = np.argsort(split.lengths, kind="stable")
     logits = torch.zeros(rows, len(task.labels), dtype=torch.float64, device=workers.device)
     batches = list(_batches(by_length, EVALUATION_ROWS))
     for indices in workers.share(batches):
-        batch = to_device(collate(split, indices, task.pad_token_id), workers)
+        batch = to_device(split.batch(indices), workers)
         batch.pop("labels")
         logits[torch.as_tensor(indices, device=workers.device)] = model(**batch).logits.double()
     workers.sum_(logits)

@@ -68,7 +68,7 @@ def _matthews(labels: Labels, logits: Logits) -> float:
     return float(matthews_corrcoef(labels, logits.argmax(axis=-1)))
 
 
-_CLASSIFICATION = ("classification",)
+_CLASSIFICATION = ("classification", "image_classification")
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,15 @@ from transformers.pytorch_utils import Conv1D
 from spaces.errors import JobError
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
-from trainables.adapters import Adaptation, BlockParameters, plain_lora
+from trainables.adapters import BlockAdaptation, BlockParameters, plain_lora
 from trainables.finetuning import finetune, summed_loss, to_device
 from trainables.settings import ProfileSettings
-from trainables.tasks import Task, collate, epoch_order
+from trainables.tasks import Task, epoch_order
 from trainables.workers import Workers
 
 ROWS_PER_SCORE = 1024  # rows of the approximate gradient that exist at once
+# Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
+FLOAT16_LOSS_SCALE = 1024.0
 PACKAGES = ("torch", "transformers", "deepspeed", "numpy")
 
 Progress = Callable[[str, int, int], None]
@@ -67,6 +68,7 @@ def compute_profile(
             on_step=lambda done: progress("initial phase", done, steps),
         )  # fmt: skip
         hits, row_importance = initial_phase.scores()
+        initial_phase.detach()
         static = _StaticPass(model, targets)
         with static:
             static.run(task, settings, workers, progress)
@@ -94,7 +96,7 @@ def compute_profile(
     )
 
 
-class ScoredLoRA(Adaptation):
+class ScoredLoRA(BlockAdaptation):
     """PiLoRA's initial phase: plain LoRA whose approximate weight gradient is scored as it trains.
 
     At optimizer steps 0, K, 2K, ... that a loss scaler did not skip, on unscaled gradients averaged
@@ -116,17 +118,16 @@ class ScoredLoRA(Adaptation):
             return
         from deepspeed.utils import safe_get_full_grad
 
-        scale = float(getattr(engine.optimizer, "cur_scale", 1.0)) if engine.fp16_enabled() else 1.0
-        assert self._stage is not None
+        scale = float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
         self._pending = {}
-        for i, (name, adapter) in enumerate(self._stage.by_name.items()):
+        for i, (name, adapter) in enumerate(self._adapters.items()):
             (block,) = adapter.trainable
             # a collective where gradients are partitioned: every rank asks for every gradient
             grad_A, grad_B = safe_get_full_grad(block.A), safe_get_full_grad(block.B)
             if i % self._workers.size == self._workers.rank:
-                self._pending[name] = approximate_row_scores(block, grad_A / scale, grad_B / scale)
+                self._pending[name] = approximate_row_scores(block, grad_A, grad_B, scale)
 
-    def after_step(self, skipped: bool) -> None:
+    def after_step(self, skipped: bool, learning_rate: float) -> None:
         if skipped:
             return
         if self._steps % self._every == 0:
@@ -148,14 +149,16 @@ class ScoredLoRA(Adaptation):
 
 
 def approximate_row_scores(
-    block: BlockParameters, grad_A: torch.Tensor, grad_B: torch.Tensor
+    block: BlockParameters, grad_A: torch.Tensor, grad_B: torch.Tensor, loss_scale: float = 1.0
 ) -> torch.Tensor:
     """S_i = sum_j abs(B G^A + G^B A)_ij, float64 [out] (PiLoRA Eqs. 7 and 8).
 
-    The approximate gradient [out, in] exists a few rows at a time.
+    The gradients are those of the loss times `loss_scale`. The approximate gradient [out, in]
+    exists a few rows at a time, in float32 at least: unscaled, it may be too small for float16.
     """
-    A, B = block.A.detach(), block.B.detach()
-    grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(A.dtype)
+    dtype = torch.promote_types(block.A.dtype, torch.float32)
+    A, B = block.A.detach().to(dtype), block.B.detach().to(dtype)
+    grad_A, grad_B = grad_A.to(dtype) / loss_scale, grad_B.to(dtype) / loss_scale
     scores = [
         (b @ grad_A + grad_b @ A).abs().sum(1, dtype=torch.float64)
         for b, grad_b in zip(B.split(ROWS_PER_SCORE), grad_B.split(ROWS_PER_SCORE), strict=True)
@@ -163,12 +166,17 @@ def approximate_row_scores(
     return torch.cat(scores)
 
 
-@dataclass
 class _Inputs:
-    """Sum over tokens of x^2 [in] in float64, and how many tokens."""
+    """Sum of x^2 [in] in float64 over what a layer has read, and over how many vectors x."""
 
-    squares: torch.Tensor
-    tokens: int = 0
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.squares = torch.zeros(width, dtype=torch.float64, device=device)
+        self.number = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Count the vectors x [n, in]."""
+        self.squares += x.double().square().sum(0)
+        self.number += len(x)
 
 
 class _StaticPass:
@@ -185,10 +193,11 @@ class _StaticPass:
             name: torch.zeros_like(weight, dtype=accumulate_in.get(weight.dtype, torch.float32))
             for name, weight in self._weights.items()
         }
-        self._inputs = {
-            t.name: _Inputs(torch.zeros(t.shape[1], dtype=torch.float64, device=w.device))
-            for t, w in zip(targets, self._weights.values(), strict=True)
-        }
+        sized = {t.name: (t.shape[1], self._weights[t.name].device) for t in targets}
+        self._of_tokens = {name: _Inputs(*size) for name, size in sized.items()}
+        self._of_others = {name: _Inputs(*size) for name, size in sized.items()}
+        half = any(weight.dtype == torch.float16 for weight in self._weights.values())
+        self._loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
         self._mask: torch.Tensor | None = None
         self._hooks: list[RemovableHandle] = []
 
@@ -223,11 +232,11 @@ class _StaticPass:
             batches = batches[: settings.calibration_batches]
         self._model.train(settings.base_dropout)
         for done, rows in enumerate(workers.share(batches), start=1):
-            batch = to_device(collate(split, rows, task.pad_token_id), workers)
+            batch = to_device(split.batch(rows), workers)
             labels = batch.pop("labels")
-            self._mask = batch["attention_mask"].bool()
+            self._mask = batch.get("attention_mask")
             loss = summed_loss(self._model(**batch).logits, labels) / len(rows)
-            loss.backward()
+            (loss * self._loss_scale).backward()
             progress("static pass", min(done * workers.size, len(batches)), len(batches))
         self._model.eval()
         self._micro_batches = len(batches)
@@ -237,7 +246,10 @@ class _StaticPass:
     ) -> dict[str, np.ndarray]:
         """Entries of TASO's top-k% masks per row and column, one line per k (TASO Eq. 2)."""
         weight = self._weights[name].detach()
-        gradient = workers.sum_(self._abs_gradient.pop(name)) / self._micro_batches
+        gradient = workers.sum_(self._abs_gradient.pop(name))
+        gradient /= self._micro_batches * self._loss_scale
+        if not torch.isfinite(gradient).all():
+            raise _not_finite(name, "the mean gradient")
         if isinstance(self._model.get_submodule(name), Conv1D):  # stored [in, out]
             weight, gradient = weight.T, gradient.T
         counts = {}
@@ -250,32 +262,33 @@ class _StaticPass:
         return counts
 
     def hessian_diag(self, name: str, workers: Workers) -> np.ndarray:
-        """Diagonal of H = 2 E[x x^T] over non-padding tokens, float32 [in]."""
-        seen = self._inputs[name]
-        tokens = torch.tensor(float(seen.tokens), dtype=torch.float64, device=workers.device)
-        squares = workers.sum_(seen.squares)
-        return (2 * squares / workers.sum_(tokens).clamp(min=1)).cpu().numpy().astype(np.float32)
+        """Diagonal of H = 2 E[x x^T] over non-padding tokens, float32 [in].
+
+        A layer that reads no tokens (DeBERTa's projections of relative positions) is measured on
+        what it reads; one that reads both, on its tokens alone, so that the mean does not depend
+        on how the rows are divided into micro-batches.
+        """
+        tokens, others = (
+            (workers.sum_(seen.squares), workers.sum_(seen.number))
+            for seen in (self._of_tokens[name], self._of_others[name])
+        )
+        squares, number = tokens if tokens[1] > 0 else others
+        return (2 * squares / number.clamp(min=1)).cpu().numpy().astype(np.float32)
 
     def _seeing(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        seen = self._inputs[name]
-
         def hook(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x = _real_tokens(inputs[0].detach(), self._mask)
-            seen.squares += x.double().square().sum(0)
-            seen.tokens += len(x)
+            x, mask = inputs[0].detach(), self._mask
+            flat = x.reshape(-1, x.shape[-1])
+            if mask is None:  # pictures are not padded
+                self._of_tokens[name].add(flat)
+            elif x.shape[:-1] == mask.shape or x.shape[:-1] == (mask.numel(),):
+                self._of_tokens[name].add(flat[mask.reshape(-1).bool()])
+            elif x.ndim == 2:  # one vector a row, as a pooler reads
+                self._of_tokens[name].add(flat)
+            else:
+                self._of_others[name].add(flat)
 
         return hook
-
-
-def _real_tokens(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The rows [n, in] of an input [..., in] that belong to non-padding tokens.
-
-    An input without a token dimension (a pooler's, one vector a row) has no padding.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    if mask is None or flat.shape[0] != mask.numel():
-        return flat
-    return flat[mask.reshape(-1)]
 
 
 def _taking(accumulator: torch.Tensor) -> Callable[[torch.Tensor], None]:
@@ -319,7 +332,11 @@ def top_percent_counts(
 def _check_finite(name: str, module: ModuleProfile) -> None:
     for field in ("row_importance", "hessian_diag"):
         if not np.isfinite(getattr(module, field)).all():
-            raise JobError(
-                f"profile of {name}: {field} is not finite; use profile.precision: fp32 or a lower "
-                "profile.learning_rate"
-            )
+            raise _not_finite(name, field)
+
+
+def _not_finite(name: str, what: str) -> JobError:
+    return JobError(
+        f"profile of {name}: {what} is not finite; use profile.precision: fp32 or a lower "
+        "profile.learning_rate"
+    )

@@ -21,14 +21,9 @@ from pydantic import (
 
 from trainables.metrics import METRICS
 
-KINDS = ("classification",)
-PLANNED_KINDS = (
-    "regression",
-    "multiple_choice",
-    "causal",
-    "generation",
-    "image_classification",
-)
+KINDS = ("classification", "image_classification")
+IMAGE_KINDS = ("image_classification",)
+PLANNED_KINDS = ("regression", "multiple_choice", "causal", "generation")
 FILE_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 ALL_LINEAR = "all-linear"
 
@@ -126,17 +121,21 @@ class TaskSettings(Settings):
     name: Annotated[str, Field(min_length=1)]
     """Name of the task, for people and for queries."""
     kind: str = "classification"
-    """What is predicted; classification is what is available."""
+    """What is predicted: classification (of texts) or image_classification."""
     data: DataSettings
     """Where the rows are."""
-    text: Names
-    """One or two columns that hold the text; two are encoded as a pair."""
+    text: Annotated[Names, Field(validate_default=True)] = ()
+    """One or two columns that hold the text, which every kind but image_classification needs; two
+    are encoded as a pair."""
+    image: Annotated[str | None, Field(validate_default=True)] = None
+    """Column that holds the pictures of image_classification: paths (relative to the data file),
+    encoded bytes (PNG, JPEG or WebP), or datasets' {bytes, path}."""
     label: str = "label"
     """Column that holds the label."""
     metric: str = "accuracy"
     """Metric of the dev and test splits: accuracy, f1, macro_f1 or matthews."""
     max_length: PositiveInt = 128
-    """Tokens at which an input is cut, special tokens included."""
+    """Tokens at which a text is cut, special tokens included; pictures are not cut."""
     rows: RowsSettings = RowsSettings()
     """How many rows of each split are kept."""
     split: SplitSettings = SplitSettings()
@@ -161,16 +160,43 @@ class TaskSettings(Settings):
 
     @field_validator("text")
     @classmethod
-    def _one_or_two(cls, text: tuple[str, ...]) -> tuple[str, ...]:
-        if not 1 <= len(text) <= 2:
+    def _texts_of_its_kind(cls, text: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        kind = info.data.get("kind")
+        if kind is None:  # wrong itself, and said so
+            return text
+        if kind in IMAGE_KINDS:
+            if text:
+                raise ValueError(f"does not go with {kind}; name the column of pictures in image")
+            return text
+        if not text:
+            raise ValueError("is required; name one column, or two for a pair of texts")
+        if len(text) > 2:
             raise ValueError(f"names {len(text)} columns; name one, or two for a pair of texts")
         return text
 
+    @field_validator("image")
+    @classmethod
+    def _image_of_its_kind(cls, image: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if kind in IMAGE_KINDS and not image:
+            raise ValueError("is required; name the column of pictures")
+        if kind is not None and kind not in IMAGE_KINDS and image is not None:
+            raise ValueError(
+                f"does not go with {kind}; set kind: {IMAGE_KINDS[0]}, or name text instead"
+            )
+        return image
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.label in self.text:
-            raise ValueError(f"column {self.label!r} is both text and label; name two columns")
+        key = "image" if self.image is not None else "text"
+        if self.label in self.inputs:
+            raise ValueError(f"column {self.label!r} is both {key} and label; name two columns")
         return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that a row's input is made of."""
+        return self.text if self.image is None else (self.image,)
 
 
 class ProfileSettings(Settings):

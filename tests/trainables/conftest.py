@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from tests.trainables.families import FAMILIES, Made, make
 from trainables.tasks import EncodedSplit, Task
 from trainables.workers import Workers, join
 
@@ -35,6 +36,12 @@ def alone() -> Workers:
     return join_in_float64()
 
 
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A tiny base of each family and a task for it; a test that asks for it runs for every one."""
+    return make(request.param, tmp_path_factory.mktemp(request.param))
+
+
 def tiny_bert(dtype: torch.dtype = torch.float64, dropout: float = 0.0, seed: int = 0):
     """A two-layer BERT classifier with random weights, frozen and in evaluation mode."""
     torch.manual_seed(seed)
@@ -55,7 +62,9 @@ def split_of(rows: int, seed: int) -> EncodedSplit:
     tokens = rng.integers(1, VOCABULARY, int(lengths.sum())).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     labels = (tokens[offsets[:-1]] >= VOCABULARY // 2).astype(np.int64)
-    return EncodedSplit(input_ids=tokens, offsets=offsets, token_type_ids=None, labels=labels)
+    return EncodedSplit(
+        input_ids=tokens, offsets=offsets, token_type_ids=None, labels=labels, pad_token_id=0
+    )
 
 
 def tiny_task(train: int = 21, dev: int = 10) -> Task:
@@ -63,7 +72,7 @@ def tiny_task(train: int = 21, dev: int = 10) -> Task:
     return Task(
         name="tiny", kind="classification", labels=("0", "1"),
         splits={"train": split_of(train, 1), "dev": split_of(dev, 2)},
-        metric="accuracy", pad_token_id=0, train_fingerprint="t" * 64, fingerprint="f" * 64,
+        metric="accuracy", train_fingerprint="t" * 64, fingerprint="f" * 64,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
-from trainables.adapters import Adaptation
+from trainables.adapters import BlockAdaptation
 
 OUT, IN = 7, 5
 
@@ -58,9 +58,9 @@ class Layered(nn.Module):
 TARGETS = (TargetModule("first", (OUT, IN)), TargetModule("second", (IN, OUT)))
 
 
-def randomised(adaptation: Adaptation, stage: int):
+def randomised(adaptation: BlockAdaptation, stage: int):
     """Begin a stage and give its B factors values, so that the update is not zero."""
-    parameters = adaptation.begin_stage(stage)
+    parameters = adaptation.begin_stage(stage, 1)
     generator = torch.Generator().manual_seed(stage)
     with torch.no_grad():
         for adapter in parameters.adapters:
@@ -96,7 +96,7 @@ def test_forward_and_gradients_equal_the_dense_reference(name: str, transposed: 
     model, blocks = Layered(transposed), BLOCKS[name]
     x = torch.randn(4, 3, IN, dtype=torch.float64, requires_grad=True)
     plan = Plan.of([{"first": blocks}], TARGETS)
-    with Adaptation(model, plan, seed=1) as adaptation:
+    with BlockAdaptation(model, plan, seed=1) as adaptation:
         parameters = randomised(adaptation, 0)
         trained = list(parameters.parameters())
         y = model(x)
@@ -116,7 +116,7 @@ def test_finished_stages_go_on_adding_their_update_frozen() -> None:
     first, second = BLOCKS["two row groups"], BLOCKS["rows and columns"]
     plan = Plan.of([{"first": first}, {"first": second}], TARGETS)
     x = torch.randn(6, IN, dtype=torch.float64)
-    with Adaptation(model, plan, seed=1) as adaptation:
+    with BlockAdaptation(model, plan, seed=1) as adaptation:
         one = randomised(adaptation, 0)
         update_one = dense_update(first, one.adapters[0], (OUT, IN)).detach()
         adaptation.end_stage()
@@ -149,7 +149,7 @@ def test_a_weight_of_several_layers_is_updated_in_all_of_them() -> None:
     target = TargetModule("one", (IN, IN), ("one", "two"))
     block = Block(2, indices(0, 2), np.arange(IN, dtype=np.int32), 1.0)
     x = torch.randn(3, IN, dtype=torch.float64)
-    with Adaptation(model, Plan.of([{"one": [block]}], (target,)), seed=0) as adaptation:
+    with BlockAdaptation(model, Plan.of([{"one": [block]}], (target,)), seed=0) as adaptation:
         parameters = randomised(adaptation, 0)
         W = model.one.weight + dense_update([block], parameters.adapters[0], (IN, IN))
         torch.testing.assert_close(model(x), torch.tanh(x @ W.T) @ W.T, rtol=1e-12, atol=1e-12)
@@ -165,7 +165,7 @@ def test_leaving_puts_the_base_back_bit_for_bit_also_after_an_error() -> None:
     plan = Plan.of([{"first": BLOCKS["whole"]}], TARGETS[:1])
 
     def fail() -> None:
-        with Adaptation(model, plan, seed=0, head=head) as adaptation:
+        with BlockAdaptation(model, plan, seed=0, head=head) as adaptation:
             randomised(adaptation, 0)
             assert not torch.equal(model(x), y)
             raise RuntimeError("in the middle of a job")
@@ -182,8 +182,8 @@ def test_blocks_start_at_zero_with_the_kaiming_draw_of_the_full_matrix() -> None
     model = nn.Sequential(nn.Linear(50, 60))
     block = Block(40, indices(1, 2), np.arange(20, dtype=np.int32), 1.0)  # 20 columns of 50
     plan = Plan.of([{"0": [block]}], (TargetModule("0", (60, 50)),))
-    with Adaptation(model, plan, seed=3) as adaptation:
-        (adapter,) = adaptation.begin_stage(0).adapters
+    with BlockAdaptation(model, plan, seed=3) as adaptation:
+        (adapter,) = adaptation.begin_stage(0, 1).adapters
         A, B = adapter.blocks[0].A, adapter.blocks[0].B
     assert B.shape == (2, 40)
     assert not B.any()
@@ -199,10 +199,10 @@ def test_the_draw_depends_on_seed_and_stage_alone() -> None:
 
     def draws(seed: int) -> list[torch.Tensor]:
         found = []
-        with Adaptation(Layered(False), plan, seed=seed) as adaptation:
+        with BlockAdaptation(Layered(False), plan, seed=seed) as adaptation:
             for stage in range(2):
                 torch.rand(17)  # other uses of the global generator do not matter
-                parameters = adaptation.begin_stage(stage)
+                parameters = adaptation.begin_stage(stage, 1)
                 found.append(parameters.adapters[0].blocks[0].A.detach().clone())
                 adaptation.end_stage()
         return found
@@ -220,9 +220,9 @@ def test_trainable_blocks_share_one_dropout_mask_and_frozen_ones_read_the_whole_
     blocks = [Block(1, indices(0), whole, 1.0), Block(1, indices(1), whole, 1.0)]
     plan = Plan.of([{"first": blocks}, {"first": blocks}], TARGETS)
     x = torch.ones(64, IN, dtype=torch.float64)
-    with Adaptation(model, plan, seed=0, dropout=0.5) as adaptation:
+    with BlockAdaptation(model, plan, seed=0, dropout=0.5) as adaptation:
         with torch.no_grad():
-            for block in adaptation.begin_stage(0).adapters[0].blocks:
+            for block in adaptation.begin_stage(0, 1).adapters[0].blocks:
                 block.A.fill_(1.0)
                 block.B.fill_(1.0)
         base = nn.functional.linear(x, model.first.weight, model.first.bias)
@@ -231,6 +231,6 @@ def test_trainable_blocks_share_one_dropout_mask_and_frozen_ones_read_the_whole_
         assert set(delta[:, 0].round().tolist()) <= {0.0, 2.0, 4.0, 6.0, 8.0, 10.0}
         assert len(set(delta[:, 0].round().tolist())) > 2
         adaptation.end_stage()
-        adaptation.begin_stage(1)
+        adaptation.begin_stage(1, 1)
         frozen = model.first(x) - base  # the new blocks' B is zero
         torch.testing.assert_close(frozen[:, 0], torch.full((64,), 5.0, dtype=torch.float64))

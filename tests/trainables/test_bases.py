@@ -30,6 +30,7 @@ from trainables.bases import (
     fresh_head,
     load_base,
     load_config,
+    load_image_processor,
     load_tokenizer,
     locate,
     meta_targets,
@@ -291,6 +292,42 @@ def test_a_base_is_loaded_in_the_precision_asked_for(tmp_path: Path) -> None:
     assert {p.dtype for p in fresh_head(base, 0)["score"].parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.ViTConfig(**ENCODER, image_size=16, patch_size=8),
+        transformers.BeitConfig(**ENCODER, image_size=16, patch_size=8),
+        transformers.SwinConfig(
+            image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2
+        ),
+        transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]),
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_base_of_pictures_takes_pixels_in_any_precision(
+    config: Any, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    base = load_base(f"path:{tmp_path}", "image_classification", 3, dtype=dtype)
+    logits = base.model(pixel_values=torch.rand(2, 3, 16, 16)).logits
+    assert logits.dtype == dtype
+    assert logits.shape == (2, 3)
+    assert base.head_modules
+
+
+def test_the_running_statistics_of_a_base_stay_as_they_are_in_training(tmp_path: Path) -> None:
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    model = load_base(f"path:{tmp_path}", "image_classification", 3).model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    model.train()
+    logits = model(pixel_values=torch.rand(4, 3, 16, 16)).logits
+    assert logits.isfinite().all()
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
 def test_a_decoder_without_a_padding_token_can_take_a_padded_batch(
     family: str, tmp_path: Path
@@ -415,6 +452,25 @@ def test_any_change_of_model_or_tokenizer_changes_the_name(
     assert fingerprint(uri) != before
 
 
+def test_any_change_of_the_image_processor_changes_the_name(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    uri = f"path:{tmp_path}"
+    names = {fingerprint(uri)}
+    for size in (8, 9):
+        transformers.ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(
+            tmp_path
+        )
+        assert load_image_processor(uri).size == {"height": size, "width": size}
+        names.add(fingerprint(uri))
+    (tmp_path / "preprocessor_config.json").rename(tmp_path / "processor_config.json")
+    names.add(fingerprint(uri))
+    assert len(names) == 4
+
+
 # --- what is refused ---------------------------------------------------------------------------
 
 
@@ -507,10 +563,18 @@ def test_a_family_without_a_head_for_the_kind_is_refused(tmp_path: Path) -> None
     transformers.CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     ).save_pretrained(tmp_path)
-    with pytest.raises(BaseModelError, match="has no head for classification"):
-        meta_targets(f"path:{tmp_path}", "classification", 2, ["q_proj"])
+    for kind in ("classification", "image_classification"):  # CLIP's classifier wants both towers
+        with pytest.raises(BaseModelError, match=f"has no head for {kind}"):
+            meta_targets(f"path:{tmp_path}", kind, 2, ["q_proj"])
     with pytest.raises(BaseModelError, match=r"task.kind: no head is known for 'causal'"):
         meta_targets(f"path:{tmp_path}", "causal", 2, ["q_proj"])
+
+
+def test_a_base_without_an_image_processor_says_so(tmp_path: Path) -> None:
+    with pytest.raises(
+        BaseModelError, match=r"has no image processor; add its preprocessor_config"
+    ):
+        load_image_processor(save(tmp_path, "bert"))
 
 
 # --- the hub's cache and GGUF ------------------------------------------------------------------

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from spaces.methods import make_plan, parse_choice
 from spaces.plan import Block, Plan
 from tests.trainables.conftest import head_of, tiny_bert, tiny_task
-from trainables.adapters import Adaptation
+from trainables.adapters import BlockAdaptation
 from trainables.bases import resolve_targets
 from trainables.finetuning import (
     CancelledError,
@@ -23,7 +23,7 @@ from trainables.finetuning import (
 )
 from trainables.profiling import compute_profile
 from trainables.settings import ProfileSettings, TrainSettings
-from trainables.tasks import collate, epoch_order
+from trainables.tasks import epoch_order
 
 PATTERNS = ("query", "output.dense")
 SETTINGS = TrainSettings(epochs=3, batch_size=6, dropout=0.0, warmup_ratio=0.2)
@@ -41,7 +41,7 @@ def lora(model, rank: int = 2) -> Plan:
 def reports_of(model, plan, workers, settings=SETTINGS, *, rate=1e-2, seed=3, task=None, **more):
     """The report of every epoch of one job."""
     found = []
-    with Adaptation(
+    with BlockAdaptation(
         model, plan, seed=seed, dropout=settings.dropout, head=head_of(model, seed)
     ) as adaptation:
         finetune(
@@ -56,10 +56,10 @@ def reports_of(model, plan, workers, settings=SETTINGS, *, rate=1e-2, seed=3, ta
 def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone) -> None:
     model, task = tiny_bert(), tiny_task()
     plan, names = lora(model), [t.name for t in targets_of(model)]
-    with Adaptation(model, plan, seed=3) as drawn:
+    with BlockAdaptation(model, plan, seed=3) as drawn:
         draws = {
             name: adapter.blocks[0].A.detach().clone()
-            for name, adapter in zip(names, drawn.begin_stage(0).adapters, strict=True)
+            for name, adapter in zip(names, drawn.begin_stage(0, 1).adapters, strict=True)
         }
     ours = reports_of(model, plan, alone)
 
@@ -82,7 +82,7 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone) -> None:
     for epoch in (1, 2, 3):
         order, losses = epoch_order(rows, 3, epoch), []
         for start in range(0, rows, 6):
-            batch = collate(split, order[start : start + 6], 0)
+            batch = split.batch(order[start : start + 6])
             labels = batch.pop("labels")
             loss = torch.nn.functional.cross_entropy(peer(**batch).logits, labels)
             optimizer.zero_grad()
@@ -95,7 +95,7 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone) -> None:
             step += 1
         with torch.no_grad():
             dev = task.splits["dev"]
-            batch = collate(dev, np.arange(len(dev.labels)), 0)
+            batch = dev.batch(np.arange(len(dev.labels)))
             labels = batch.pop("labels")
             logits = peer(**batch).logits
         report = ours[epoch - 1]
@@ -147,7 +147,7 @@ def test_every_stage_of_a_plan_is_trained_and_the_schedule_starts_anew(alone) ->
         for offset in (0, 4)
     ]  # fmt: skip
     plan = Plan.of(half, targets)
-    with Adaptation(model, plan, seed=0, head=head_of(model)) as adaptation:
+    with BlockAdaptation(model, plan, seed=0, head=head_of(model)) as adaptation:
         rates = []
         finetune(
             model, adaptation, tiny_task(), SETTINGS.model_copy(update={"warmup_ratio": 0.0}),
@@ -197,12 +197,14 @@ def test_a_cancelled_job_stops_at_its_next_step(alone) -> None:
 
 def test_measuring_in_batches_equals_measuring_row_by_row(alone) -> None:
     model, task = tiny_bert(dropout=0.3), tiny_task(dev=70)
-    with Adaptation(model, lora(model), seed=0, dropout=0.5, head=head_of(model)) as adaptation:
-        adaptation.begin_stage(0)
+    with BlockAdaptation(
+        model, lora(model), seed=0, dropout=0.5, head=head_of(model)
+    ) as adaptation:
+        adaptation.begin_stage(0, 1)
         found = evaluate(model, adaptation, task, "dev", alone)
         split, losses, right = task.splits["dev"], [], 0
         for i in range(70):
-            batch = collate(split, np.array([i]), 0)
+            batch = split.batch(np.array([i]))
             label = batch.pop("labels")
             logits = model(**batch).logits
             losses.append(torch.nn.functional.cross_entropy(logits, label).item())

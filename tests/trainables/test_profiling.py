@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from torch.func import functional_call
+import transformers
 
+from spaces.errors import JobError
 from spaces.profile import Profile
-from tests.trainables.conftest import head_of, join_in_float64, tiny_bert, tiny_task
-from trainables.adapters import Adaptation, plain_lora
+from tests.trainables.conftest import VOCABULARY, head_of, join_in_float64, tiny_bert, tiny_task
+from tests.trainables.profile_oracle import (
+    assert_profile_is,
+    initial_phase,
+    mask_counts,
+    static_pass,
+)
+from trainables.adaptations import adaptation_for
+from trainables.adapters import plain_lora
 from trainables.bases import resolve_targets
-from trainables.profiling import compute_profile, top_percent_counts
-from trainables.settings import ProfileSettings
-from trainables.tasks import epoch_order
+from trainables.finetuning import finetune
+from trainables.profiling import ScoredLoRA, compute_profile, top_percent_counts
+from trainables.settings import ProfileSettings, TrainSettings
 
 SETTINGS = ProfileSettings(
     target_modules=("query", "output.dense"), rank=3, epochs=2, score_every=3,
@@ -35,116 +44,6 @@ def targets_of(model):
     return resolve_targets(model, ("classifier",), SETTINGS.target_modules)
 
 
-def row_of(split, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = split.input_ids[split.offsets[i] : split.offsets[i + 1]]
-    return torch.tensor(tokens, dtype=torch.long)[None], torch.tensor(split.labels[i])
-
-
-def loss_of_rows(model, weights, split, rows) -> torch.Tensor:
-    """Mean cross-entropy, one unpadded row at a time, with some of the weights replaced."""
-    losses = []
-    for i in rows:
-        tokens, label = row_of(split, i)
-        logits = functional_call(model, weights, (tokens,)).logits
-        losses.append(torch.nn.functional.cross_entropy(logits[0], label))
-    return torch.stack(losses).mean()
-
-
-def brute_force_initial_phase(model, targets, task):
-    """PiLoRA Algorithm 1, lines 3 to 13, with LoRA written out as W + (alpha / r) B A."""
-    split, names = task.splits["train"], [t.name for t in targets]
-    with Adaptation(model, plain_lora(targets, 3, 6.0), seed=SETTINGS.seed) as drawn:
-        start = [adapter.blocks[0].A.detach().clone() for adapter in drawn.begin_stage(0).adapters]
-    A = [a.requires_grad_() for a in start]
-    B = [torch.zeros(t.shape[0], 3, dtype=torch.float64, requires_grad=True) for t in targets]
-    head = head_of(model)["classifier"]
-    head_weights = {"classifier.weight": head.weight, "classifier.bias": head.bias}
-    everything = [*A, *B, *head_weights.values()]
-    optimizer = torch.optim.AdamW(everything, lr=SETTINGS.learning_rate, weight_decay=0.01)
-    base = dict(model.named_parameters())
-    rows = len(split.labels)
-    steps = math.ceil(rows / 5) * 2
-    hits = [np.zeros(t.shape[0], int) for t in targets]
-    importance = [np.zeros(t.shape[0]) for t in targets]
-    scored = step = 0
-    for epoch in (1, 2):
-        order = epoch_order(rows, SETTINGS.seed, epoch)
-        for start_row in range(0, rows, 5):
-            weights = {
-                f"{name}.weight": base[f"{name}.weight"] + 6.0 / 3 * b @ a
-                for name, a, b in zip(names, A, B, strict=True)
-            }
-            loss = loss_of_rows(
-                model, weights | head_weights, split, order[start_row : start_row + 5]
-            )
-            gradients = torch.autograd.grad(loss, everything)
-            if step % 3 == 0:
-                for m in range(len(targets)):
-                    grad_A, grad_B = gradients[m], gradients[len(targets) + m]
-                    G = B[m].detach() @ grad_A + grad_B @ A[m].detach()  # Eq. 7
-                    S = G.abs().sum(1).numpy()  # Eq. 8
-                    hits[m] += S.mean() < S
-                    importance[m] += S
-                scored += 1
-            norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
-            for parameter, gradient in zip(everything, gradients, strict=True):
-                parameter.grad = gradient * min(1.0, 0.05 / (norm + 1e-6))
-            optimizer.param_groups[0]["lr"] = SETTINGS.learning_rate * (steps - step) / steps
-            optimizer.step()
-            step += 1
-    trained_head = {name: value.detach() for name, value in head_weights.items()}
-    return hits, [i / scored for i in importance], scored, trained_head
-
-
-def brute_force_counts(score: np.ndarray, percent: float) -> tuple[np.ndarray, np.ndarray]:
-    """TASO Eq. 2 by sorting every entry: largest first, ties row-major, zeros left out."""
-    out, in_ = score.shape
-    entries = sorted(
-        ((-score[i, j], i * in_ + j) for i in range(out) for j in range(in_)),
-    )
-    mask = np.zeros(out * in_, bool)
-    for value, at in entries[: math.floor(percent / 100 * out * in_ + 0.5)]:
-        mask[at] = value < 0
-    mask = mask.reshape(out, in_)
-    return mask.sum(1), mask.sum(0)
-
-
-def brute_force_static_pass(model, targets, task, trained_head):
-    """Mean abs(g) over micro-batches, and 2 E[x x^T] from one unpadded row at a time."""
-    split = task.splits["train"]
-    order = epoch_order(len(split.labels), SETTINGS.seed, 0)
-    batches = [order[i : i + 5] for i in range(0, len(order), 5)][:3]
-    base = dict(model.named_parameters())
-    mean_gradient = {t.name: np.zeros(t.shape) for t in targets}
-    for rows in batches:
-        leaves = {
-            f"{t.name}.weight": base[f"{t.name}.weight"].detach().clone().requires_grad_()
-            for t in targets
-        }
-        loss = loss_of_rows(model, leaves | trained_head, split, rows)
-        for target, gradient in zip(
-            targets, torch.autograd.grad(loss, leaves.values()), strict=True
-        ):
-            mean_gradient[target.name] += gradient.abs().numpy() / len(batches)
-    outer = {t.name: np.zeros((t.shape[1], t.shape[1])) for t in targets}
-    tokens = {t.name: 0 for t in targets}
-    hooks = []
-    for target in targets:
-
-        def see(_layer, inputs, _output, name=target.name) -> None:
-            x = inputs[0].detach().numpy().reshape(-1, inputs[0].shape[-1])
-            outer[name] += x.T @ x
-            tokens[name] += len(x)
-
-        hooks.append(model.get_submodule(target.name).register_forward_hook(see))
-    with torch.no_grad():
-        for i in np.concatenate(batches):
-            model(row_of(split, int(i))[0])
-    for hook in hooks:
-        hook.remove()
-    return mean_gradient, {n: np.diag(2 * outer[n] / tokens[n]) for n in outer}
-
-
 def test_every_statistic_equals_brute_force(alone) -> None:
     model, task = tiny_bert(), tiny_task()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -152,28 +51,232 @@ def test_every_statistic_equals_brute_force(alone) -> None:
     assert targets[0].name.endswith("attention.self.query")
     profile = compute_profile(model, head_of(model), targets, task, SETTINGS, workers=alone)
 
-    hits, importance, scored, head = brute_force_initial_phase(model, targets, task)
-    gradients, hessian = brute_force_static_pass(model, targets, task, head)
-    assert scored == 4
-    assert profile.scored_steps == scored
-    for m, target in enumerate(targets):
-        found = profile.modules[target.name]
-        np.testing.assert_array_equal(found.hits, hits[m])
-        np.testing.assert_allclose(found.row_importance, importance[m], rtol=1e-5)
-        np.testing.assert_allclose(found.hessian_diag, hessian[target.name], rtol=1e-6)
-        weight = model.get_parameter(f"{target.name}.weight").detach().numpy()
-        gradient = gradients[target.name]
-        for signal, score in (
-            ("sensitivity", np.abs(weight) * gradient), ("gradient", gradient),
-        ):  # fmt: skip
-            for line, percent in enumerate(SETTINGS.top_percent):
-                rows, cols = brute_force_counts(score, percent)
-                np.testing.assert_array_equal(getattr(found, f"{signal}_row_count")[line], rows)
-                np.testing.assert_array_equal(getattr(found, f"{signal}_col_count")[line], cols)
-    assert any(h.any() for h in hits)
+    assert profile.scored_steps == 4
+    assert_profile_is(profile, model, head_of(model), targets, task, SETTINGS)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_one_matrix_of_two_layers_is_profiled_once_over_both_uses(alone) -> None:
+    model, task = tiny_bert(), tiny_task()
+    first, second = (layer.attention.self for layer in model.bert.encoder.layer)
+    second.query.weight = first.query.weight
+    targets = targets_of(model)
+    shared = targets[0]
+    assert len(shared.names) == 2
+    assert len(targets) == 5
+    profile = compute_profile(model, head_of(model), targets, task, SETTINGS, workers=alone)
+    assert_profile_is(profile, model, head_of(model), targets, task, SETTINGS)
+
+
+def test_a_layer_that_reads_positions_beside_tokens_is_measured_on_its_tokens(alone) -> None:
+    # DeBERTa sends its relative positions, 16 of them here, through projections: those of its
+    # tokens, or projections of their own
+    def diagonals(shared: bool, batch_size: int) -> tuple[Any, dict[str, np.ndarray]]:
+        torch.manual_seed(0)
+        config = transformers.DebertaV2Config(
+            vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=24, max_position_embeddings=32, relative_attention=True,
+            pos_att_type=["p2c", "c2p"], position_buckets=8, share_att_key=shared,
+            initializer_range=0.3, num_labels=2,
+        )  # fmt: skip
+        model = transformers.DebertaV2ForSequenceClassification(config).double()
+        model.requires_grad_(False).eval()
+        names = ("query_proj", "pos_key_proj")[: 1 if shared else 2]
+        targets = resolve_targets(model, ("classifier",), names)
+        settings = SETTINGS.model_copy(
+            update={"batch_size": batch_size, "calibration_batches": "all", "epochs": 1}
+        )
+        profile = compute_profile(
+            model, head_of(model), targets, tiny_task(), settings, workers=alone
+        )
+        return model, {
+            t.name.split(".")[-1]: profile.require(t.name, "hessian_diag") for t in targets
+        }
+
+    model, found = diagonals(shared=True, batch_size=5)
+    split, tokens = tiny_task().splits["train"], []
+    model.deberta.encoder.layer[0].register_forward_pre_hook(
+        lambda _layer, inputs: tokens.append(inputs[0].reshape(-1, 16))
+    )
+    for i in range(len(split)):
+        batch = split.batch(np.array([i]))
+        model(input_ids=batch["input_ids"])
+    read = torch.cat(tokens).numpy()
+    np.testing.assert_allclose(found["query_proj"], 2 * np.mean(read**2, 0), rtol=1e-6)
+    _, again = diagonals(shared=True, batch_size=3)
+    np.testing.assert_allclose(again["query_proj"], found["query_proj"], rtol=1e-6)
+
+    model, found = diagonals(shared=False, batch_size=5)
+    positions = model.deberta.encoder.rel_embeddings.weight.numpy()
+    np.testing.assert_allclose(found["pos_key_proj"], 2 * np.mean(positions**2, 0), rtol=1e-6)
+
+
+def test_a_layer_that_no_gradient_reaches_is_never_hit_nor_counted(alone) -> None:
+    model, task = tiny_bert(), tiny_task()
+    with torch.no_grad():  # what comes before this norm is forgotten
+        norm = model.bert.encoder.layer[1].attention.output.LayerNorm
+        norm.weight.zero_()
+        norm.bias.copy_(torch.linspace(-1, 1, 16))
+    targets = targets_of(model)
+    profile = compute_profile(model, head_of(model), targets, task, SETTINGS, workers=alone)
+    for target in targets[:-1]:
+        found = profile.modules[target.name]
+        for field in FIELDS:
+            assert getattr(found, field).any() == (field == "hessian_diag"), (target.name, field)
+    assert profile.modules[targets[-1].name].row_importance.any()
+    assert_profile_is(profile, model, head_of(model), targets, task, SETTINGS)
+
+
+def test_a_heads_own_dropout_is_off_while_profiling(alone) -> None:
+    model, task = tiny_bert(), tiny_task()
+    targets, head = targets_of(model), head_of(model)["classifier"]
+
+    def dropping(p: float) -> dict[str, Any]:
+        return {
+            "classifier": torch.nn.Sequential(torch.nn.Dropout(p), head_of(model)["classifier"])
+        }
+
+    quiet, noisy = (
+        compute_profile(
+            model, dropping(0.7), targets, task,
+            SETTINGS.model_copy(update={"base_dropout": base_dropout}), workers=alone,
+        )
+        for base_dropout in (False, True)
+    )  # fmt: skip
+    plain = compute_profile(model, {"classifier": head}, targets, task, SETTINGS, workers=alone)
+    for target in targets:
+        np.testing.assert_array_equal(
+            quiet.require(target.name, "row_importance"),
+            plain.require(target.name, "row_importance"),
+        )
+    name = targets[0].name
+    assert (noisy.require(name, "row_importance") != plain.require(name, "row_importance")).any()
+
+
+def test_gradients_accumulated_over_forward_passes_are_scored_once_a_step(alone) -> None:
+    model, task = tiny_bert(), tiny_task()
+    targets = targets_of(model)
+    scores = []
+    for accumulation in (1, 3):
+        settings = TrainSettings(
+            epochs=2, batch_size=6, gradient_accumulation_steps=accumulation, dropout=0.0
+        )
+        with ScoredLoRA(
+            model, plain_lora(targets, 3, 6.0), seed=4, head=head_of(model), every=3, workers=alone
+        ) as scored:
+            finetune(
+                model, scored, task, settings, learning_rate=5e-3, seed=4, workers=alone,
+                evaluate_on=None,
+            )  # fmt: skip
+            assert scored.scored_steps == 3  # of 4 steps an epoch: 0, 3 and 6
+            scores.append(scored.scores())
+    (hits, importance), (same_hits, same_importance) = scores
+    for target in targets:
+        np.testing.assert_array_equal(hits[target.name], same_hits[target.name])
+        np.testing.assert_allclose(importance[target.name], same_importance[target.name], rtol=1e-6)
+
+
+# -- half precision --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed trains float16 on this CPU, be it in hardware or not."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+
+def large_head(model, factor: float) -> dict[str, Any]:
+    """A head whose gradients are that many times larger."""
+    head = head_of(model)
+    with torch.no_grad():
+        head["classifier"].weight.mul_(factor)
+    return head
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("factor", [1.0, 40.0], ids=["no step refused", "steps refused"])
+def test_float16_scores_are_unscaled_and_refused_steps_do_not_count(
+    stage: int, factor: float, alone, halves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[bool] = []
+    counted = ScoredLoRA.after_step
+
+    def after_step(self, skipped: bool, learning_rate: float) -> None:
+        refused.append(skipped)
+        counted(self, skipped, learning_rate)
+
+    monkeypatch.setattr(ScoredLoRA, "after_step", after_step)
+    settings = SETTINGS.model_copy(update={"score_every": 2, "max_grad_norm": None})
+    model, task = tiny_bert(torch.float16), tiny_task()
+    targets = targets_of(model)
+    found = compute_profile(
+        model, large_head(model, factor), targets, task, settings, workers=alone,
+        deepspeed={"zero_optimization": {"stage": stage}},
+    )  # fmt: skip
+    assert len(refused) == 10
+    assert (sum(refused) > 0) == (factor > 1)
+    assert not all(refused)
+
+    exact = tiny_bert(torch.float16).double()
+    head = {name: module.double() for name, module in large_head(model, factor).items()}
+    steps = [i for i, skipped in enumerate(refused) if skipped]
+    _, importance, scored, _ = initial_phase(exact, head, targets, task, settings, steps)
+    assert found.scored_steps == scored == -(-(10 - len(steps)) // 2)
+    for target in targets:
+        np.testing.assert_allclose(
+            found.require(target.name, "row_importance"), importance[target.name], rtol=0.05
+        )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_bfloat16_profile_is_the_exact_one_to_its_precision(stage: int, alone) -> None:
+    model, task = tiny_bert(torch.bfloat16), tiny_task()
+    targets = targets_of(model)
+    found = compute_profile(
+        model, head_of(model), targets, task, SETTINGS, workers=alone,
+        deepspeed={"zero_optimization": {"stage": stage}},
+    )  # fmt: skip
+    exact = tiny_bert(torch.bfloat16).double()
+    head = {name: module.double() for name, module in head_of(model).items()}
+    _, importance, scored, trained = initial_phase(exact, head, targets, task, SETTINGS)
+    _, hessian = static_pass(exact, targets, task, SETTINGS, trained)
+    assert found.scored_steps == scored
+    for target in targets:
+        name = target.name
+        np.testing.assert_allclose(
+            found.require(name, "row_importance"), importance[name], rtol=0.15
+        )
+        np.testing.assert_allclose(found.require(name, "hessian_diag"), hessian[name], rtol=0.05)
+
+
+def test_float16_gradients_too_small_for_it_are_counted_all_the_same(alone, halves) -> None:
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-9})  # the head stays as it is
+    model, task = tiny_bert(torch.float16), tiny_task()
+    targets = targets_of(model)
+    head = large_head(model, 1e-5)
+    exact = {name: module.double() for name, module in large_head(model, 1e-5).items()}
+    found = compute_profile(model, head, targets, task, settings, workers=alone)
+    still = {f"classifier.{name}": p.detach() for name, p in exact["classifier"].named_parameters()}
+    gradients, _ = static_pass(tiny_bert(torch.float16).double(), targets, task, settings, still)
+    for target in targets:
+        gradient = gradients[target.name]
+        assert np.median(gradient) < 2**-22  # float16 has four values below that
+        counts = np.stack([mask_counts(gradient, k)[0] for k in settings.top_percent])
+        differing = np.abs(found.require(target.name, "gradient_row_count") - counts.astype(int))
+        assert differing.sum() < 0.1 * counts.sum()
+
+
+def test_a_gradient_too_large_for_its_precision_is_said_aloud(alone, halves) -> None:
+    model, task = tiny_bert(torch.float16), tiny_task()
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-9})
+    with pytest.raises(JobError, match=r"is not finite; use profile.precision: fp32"):
+        compute_profile(
+            model, large_head(model, 3e3), targets_of(model), task, settings, workers=alone
+        )
 
 
 def test_a_profile_reads_back_as_it_was_written(alone, tmp_path: Path) -> None:
@@ -208,12 +311,30 @@ def test_top_percent_masks_break_ties_row_major_and_leave_zeros_out(score: np.nd
     rows, cols = top_percent_counts(torch.tensor(score), grid)
     assert rows.dtype == np.uint16
     for line, percent in enumerate(grid):
-        wanted_rows, wanted_cols = brute_force_counts(score, percent)
+        wanted_rows, wanted_cols = mask_counts(score, percent)
         np.testing.assert_array_equal(rows[line], wanted_rows)
         np.testing.assert_array_equal(cols[line], wanted_cols)
 
 
-def _profile_in_a_group(rank: int, size: int, folder: str) -> None:
+# -- several workers -------------------------------------------------------------------------------
+
+
+def trial_of(model, task, workers, deepspeed: dict[str, Any]) -> list[dict[str, float]]:
+    """Every epoch's report of a LoRA trial with accumulated gradients, but for its times."""
+    settings = TrainSettings(
+        epochs=2, batch_size=6, gradient_accumulation_steps=2, dropout=0.0, weight_decay=0.01
+    )
+    reports: list[dict[str, float]] = []
+    plan = plain_lora(targets_of(model), 2, 4.0)
+    with adaptation_for(plan, model, seed=5, head=head_of(model)) as adaptation:
+        finetune(
+            model, adaptation, task, settings, learning_rate=1e-2, seed=5, workers=workers,
+            deepspeed=deepspeed, on_epoch=lambda _epoch, report: reports.append(report),
+        )  # fmt: skip
+    return [{key: r[key] for key in r if key != "step_time"} for r in reports]
+
+
+def _serve_in_a_group(rank: int, size: int, folder: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -222,26 +343,53 @@ def _profile_in_a_group(rank: int, size: int, folder: str) -> None:
     )  # fmt: skip
     workers = join_in_float64()
     for stage in (0, 1, 2):
+        zero = {"zero_optimization": {"stage": stage}}
         model, task = tiny_bert(), tiny_task()
         profile = compute_profile(
             model, head_of(model), targets_of(model), task, SETTINGS, workers=workers,
-            deepspeed={"zero_optimization": {"stage": stage}},
+            deepspeed=zero,
         )  # fmt: skip
         profile.write(f"{folder}/zero{stage}-rank{rank}.safetensors")
+        trial = trial_of(model, task, workers, zero)
+        Path(f"{folder}/zero{stage}-rank{rank}.json").write_text(json.dumps(trial))
     torch.distributed.destroy_process_group()
 
 
-def test_two_workers_give_the_profile_of_one_under_every_zero_stage(alone, tmp_path: Path) -> None:
-    # 21 rows in batches of 5: the last batch holds one row, so that one worker has none.
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_workers_give_what_one_gives_under_every_zero_stage(
+    size: int, alone, tmp_path: Path
+) -> None:
+    # 21 rows in batches of 5: the last batch holds one row, so that some workers have none.
     model, task = tiny_bert(), tiny_task()
     one = compute_profile(model, head_of(model), targets_of(model), task, SETTINGS, workers=alone)
-    mp.spawn(_profile_in_a_group, (2, str(tmp_path)), nprocs=2)
+    trial = trial_of(model, task, alone, {})
+    mp.spawn(_serve_in_a_group, (size, str(tmp_path)), nprocs=size)
     for stage in (0, 1, 2):
-        for rank in (0, 1):
-            other = Profile.read(tmp_path / f"zero{stage}-rank{rank}.safetensors")
+        for rank in range(size):
+            place = tmp_path / f"zero{stage}-rank{rank}"
+            other = Profile.read(place.with_suffix(".safetensors"))
             assert other.scored_steps == one.scored_steps
             for name in one.modules:
                 for field in FIELDS:
                     np.testing.assert_allclose(
                         other.require(name, field), one.require(name, field), rtol=1e-5
                     )
+            for found, wanted in zip(
+                json.loads(place.with_suffix(".json").read_text()), trial, strict=True
+            ):
+                assert found == pytest.approx(wanted, rel=1e-7)  # ZeRO keeps float32
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_one_worker_gives_the_same_under_every_zero_stage(stage: int, alone) -> None:
+    model, task = tiny_bert(), tiny_task()
+    zero = {"zero_optimization": {"stage": stage}}
+    targets = targets_of(model)
+    profile = compute_profile(
+        model, head_of(model), targets, task, SETTINGS, workers=alone, deepspeed=zero
+    )
+    assert_profile_is(profile, model, head_of(model), targets, task, SETTINGS)
+    for found, wanted in zip(
+        trial_of(model, task, alone, zero), trial_of(model, task, alone, {}), strict=True
+    ):
+        assert found == pytest.approx(wanted, rel=1e-7)  # ZeRO keeps float32

@@ -53,6 +53,40 @@ def test_the_percentages_are_kept_ascending_and_once() -> None:
     assert ProfileSettings(top_percent=(10, 1, 1, 0.5)).top_percent == (0.5, 1, 10)
 
 
+def test_a_task_of_pictures_names_their_column_in_place_of_texts() -> None:
+    values = {"name": "t", "kind": "image_classification", "data": FILES, "image": "picture"}
+    settings = TaskSettings.model_validate(values)
+    assert (settings.image, settings.text, settings.inputs) == ("picture", (), ("picture",))
+    assert TaskSettings.model_validate(settings.model_dump(mode="json")) == settings
+    assert TaskSettings.model_validate(task()).inputs == ("sentence",)
+    for metric in ("accuracy", "f1", "macro_f1", "matthews"):
+        TaskSettings.model_validate(values | {"metric": metric})
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({}, "image", "is required; name the column of pictures"),
+        ({"image": ""}, "image", "is required"),
+        ({"image": "p", "text": "sentence"}, "text", "does not go with image_classification"),
+        ({"image": "label"}, "", "'label' is both image and label"),
+        ({"kind": "classification", "image": "p", "text": "s"}, "image",
+         "does not go with classification; set kind: image_classification"),
+        ({"kind": "classification"}, "text", "is required; name one column"),
+        ({"image": "p", "metric": "bleu"}, "metric", "does not measure image_classification"),
+    ],
+)  # fmt: skip
+def test_a_wrong_task_of_pictures_is_refused_with_the_reason(
+    changes: dict[str, Any], key: str, said: str
+) -> None:
+    values = {"name": "t", "kind": "image_classification", "data": FILES}
+    with pytest.raises(ValidationError) as caught:
+        TaskSettings.model_validate(values | changes)
+    (error,) = caught.value.errors()
+    assert ".".join(map(str, error["loc"])) == key
+    assert said in error["msg"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -60,7 +94,7 @@ def test_the_percentages_are_kept_ascending_and_once() -> None:
         ({"kind": "guess"}, "'guess' is not a kind of task; use classification"),
         ({"metric": "bleu"}, "'bleu' does not measure classification; use one of accuracy"),
         ({"text": ["a", "b", "c"]}, "names 3 columns"),
-        ({"text": []}, "names 0 columns"),
+        ({"text": []}, "is required; name one column"),
         ({"text": ["label"]}, "'label' is both text and label"),
         ({"max_length": 0}, "greater than 0"),
         ({"rows": {"train": 0}}, "greater than 0"),

@@ -1,0 +1,174 @@
+"""Pictures: how they are read from the rows of a task, and how they become the pixels of a base."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from spaces.errors import BaseModelError, DataError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MODES = {1: "L", 3: "RGB"}  # Pillow's name of a picture with so many channels
+AT_ONCE = 64  # pictures that exist decoded, beside the split's own array
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture: the bytes of a PNG, JPEG or WebP file. `origin` is what an error names.
+
+    Pictures of the same bytes are the same picture, wherever they came from.
+    """
+
+    encoded: bytes
+    origin: str = field(compare=False)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the encoded bytes, in hex."""
+        return hashlib.sha256(self.encoded).hexdigest()
+
+    def pixels(self, channels: int) -> NDArray[np.uint8]:
+        """The decoded picture [height, width, channels], turned as its EXIF orientation says.
+
+        Raises DataError where the bytes are no picture, or only a part of one.
+        """
+        try:
+            with Image.open(io.BytesIO(self.encoded), formats=FORMATS) as image:
+                turned = ImageOps.exif_transpose(image).convert(MODES[channels])
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DataError(
+                f"task.image: {self.origin} is not a whole PNG, JPEG or WebP picture ({reason}); "
+                "correct it or drop the row"
+            ) from error
+        return np.asarray(turned).reshape(turned.height, turned.width, channels)
+
+
+def read_picture(value: object, folder: Path | None, origin: str) -> Picture:
+    """The picture that a row's value means: bytes, a path, or datasets' {bytes, path}.
+
+    A relative path is looked for in `folder`, that of the data file (None where there is none).
+    Nothing is decoded yet. Raises DataError, naming `origin`, where there is no picture.
+    """
+    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return Picture(value, origin)
+    if not isinstance(value, str) or not value:
+        what = "nothing" if not value else f"{type(value).__name__} {value!r:.40}"
+        raise DataError(
+            f"task.image: {origin} has {what}, not a picture; give paths, encoded bytes or "
+            "{bytes, path}, or name another column"
+        )
+    path = Path(value).expanduser()
+    if folder is not None:
+        path = folder / path
+    try:
+        return Picture(path.read_bytes(), f"{origin} ({value})")
+    except OSError as error:
+        raise DataError(
+            f"task.image: {origin} names {value!r}, which cannot be read "
+            f"({error.strerror or error}); paths are relative to the data file"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """A split as pixels, in flat arrays that can be shared between processes without a copy.
+
+    `pixel_values` float32 [n, channels, height, width] as the base's image processor makes them;
+    `labels` int64 [n]: indices into the task's labels; `positions` how many vectors a picture is
+    inside the base (its patches and a class token), 1 where the base does not say.
+    """
+
+    pixel_values: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    positions: int = 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Positions of each row: the same for all."""
+        return np.full(len(self), self.positions, np.int64)
+
+    def batch(self, indices: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+        """The rows at `indices`: pixel_values float32 [rows, channels, height, width], labels."""
+        return {
+            "pixel_values": torch.from_numpy(self.pixel_values[indices]),
+            "labels": torch.from_numpy(self.labels[indices]),
+        }
+
+
+def encode_pictures(
+    pictures: Sequence[Picture],
+    labels: NDArray[np.int64],
+    processor: Any,
+    config: Any,
+    base_uri: str,
+) -> ImageSplit:
+    """Decode pictures and turn them into pixels with the image processor of a base.
+
+    Raises DataError for a picture that cannot be decoded, BaseModelError where the processor does
+    not give one array of pixels of the same size for every picture.
+    """
+    vision = getattr(config, "vision_config", config)
+    channels = int(getattr(vision, "num_channels", 3))
+    if channels not in MODES:
+        raise BaseModelError(
+            f"base: {base_uri} reads pictures of {channels} channels; use one that reads 1 or 3"
+        )
+    pixels: NDArray[np.float32] | None = None
+    for start in range(0, len(pictures), AT_ONCE):
+        some = [picture.pixels(channels) for picture in pictures[start : start + AT_ONCE]]
+        made = _processed(some, processor, base_uri)
+        if pixels is None:
+            pixels = np.empty((len(pictures), *made.shape[1:]), np.float32)
+        if made.shape[1:] != pixels.shape[1:]:
+            raise _uneven(base_uri, "sizes differ")
+        pixels[start : start + len(made)] = made
+    assert pixels is not None, "a split has rows"
+    return ImageSplit(pixels, labels, _positions(vision, pixels.shape))
+
+
+def _processed(pictures: list[NDArray[np.uint8]], processor: Any, base_uri: str) -> NDArray[Any]:
+    """float32 [n, channels, height, width]."""
+    try:
+        made = processor(pictures, return_tensors="np", input_data_format="channels_last")
+    except (ValueError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _uneven(base_uri, reason) from error
+    if set(made) != {"pixel_values"} or made["pixel_values"].ndim != 4:
+        raise BaseModelError(
+            f"base: {base_uri} has an image processor that gives {', '.join(made)}; use a base "
+            "that reads pixel_values [rows, channels, height, width] alone"
+        )
+    array: NDArray[Any] = made["pixel_values"]
+    return array
+
+
+def _uneven(base_uri: str, reason: str) -> BaseModelError:
+    return BaseModelError(
+        f"base: {base_uri} has an image processor that cannot make the pictures alike ({reason}); "
+        "set do_resize and size in its preprocessor_config.json"
+    )
+
+
+def _positions(vision: Any, shape: tuple[int, ...]) -> int:
+    """Patches of a picture of pixels [.., height, width], and one for the class token."""
+    patch = getattr(vision, "patch_size", None)
+    if isinstance(patch, int):
+        patch = (patch, patch)
+    if not isinstance(patch, list | tuple) or len(patch) != 2:
+        return 1
+    return int(shape[-2] // patch[0]) * int(shape[-1] // patch[1]) + 1
