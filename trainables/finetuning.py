@@ -76,9 +76,10 @@ def engine_config(
     """DeepSpeed's config of a job: the user's section plus what the job decides."""
     micro = math.ceil(settings.batch_size / accumulation / workers)
     zero = {"stage": 0, **deepspeed.get("zero_optimization", {})}
-    if dtype == torch.float16 and zero["stage"] == 0:
-        # DeepSpeed 0.19 divides stage 0's float16 gradients by a loss scale that its backward pass
-        # has not multiplied them with; stage 1 trains the same and scales right.
+    if dtype in (torch.float16, torch.bfloat16) and zero["stage"] == 0:
+        # Stage 0 in 16 bits is wrong in DeepSpeed 0.19: float16 gradients are divided by a loss
+        # scale that nothing has multiplied them with, and the optimizer starts with a step on zero
+        # gradients, which Adam counts. Stage 1 computes what stage 0 should.
         zero["stage"] = 1
     return {
         "zero_allow_untested_optimizer": True,

@@ -29,6 +29,7 @@ class _Entry:
     read: int = 0
     deaths: int = 0
     cancelled: bool = False
+    left: bytes | None = None
 
 
 class JobQueue:
@@ -155,11 +156,25 @@ class JobQueue:
             await self._append(entry, event)
         return entry.cancelled
 
+    async def leave(self, job_id: str, made: bytes) -> None:
+        """Keep what a running job has made (a trial's weights) until the driver collects it."""
+        entry = self._entries[job_id]
+        if entry.state == "running":
+            entry.left = made
+
     async def is_cancelled(self, job_id: str) -> bool:
         """Whether the driver wants this job stopped."""
         return self._entries[job_id].cancelled
 
     # -- what the driver asks --------------------------------------------------------------------
+
+    async def collect(self, job_id: str) -> bytes | None:
+        """What a job has left, once; None where it left nothing."""
+        entry = self._entries.get(job_id)
+        if entry is None:
+            return None
+        left, entry.left = entry.left, None
+        return left
 
     async def group_lost(self, group: int, error: str) -> str:
         """A group will not come back: fail its job and, where it was the last, all that wait.

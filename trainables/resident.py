@@ -107,6 +107,16 @@ class ResidentWorkers:
                 raise JobError(f"{job['kind']} failed: {event['error']}")
         raise JobError(f"{job['kind']} was cancelled")
 
+    def collect(self, job_id: str) -> bytes | None:
+        """What a finished job has left with the queue, once; None for nothing. Raises JobError."""
+        import ray
+
+        try:
+            left: bytes | None = ray.get(self.queue.collect.remote(job_id))
+        except ray.exceptions.RayError as error:
+            raise JobError(f"the job queue does not answer ({_one_line(error)})") from error
+        return left
+
     def lost(self) -> str | None:
         """Why no group is left to serve a job; None while there is one."""
         if len(self._lost) < self._settings.groups:
@@ -294,6 +304,13 @@ class _Channel:
         if self._speaks:
             self._stop |= ray.get(self._queue.report.remote(self._job_id, event))
 
+    def leave(self, made: Callable[[], bytes]) -> None:
+        """Leave what the job has made with the queue, for the driver to collect."""
+        import ray
+
+        if self._speaks:
+            ray.get(self._queue.leave.remote(self._job_id, made()))
+
     def should_stop(self) -> bool:
         """Rank 0's knowledge of whether the driver cancelled the job; asks without waiting."""
         import ray
@@ -312,9 +329,12 @@ class _Channel:
 
 
 def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
-    """Train one plan and measure it; `split` is dev, or test for a confirmation run."""
+    """Train one plan and measure it; `split` is dev, or test for a confirmation run.
+
+    With `keep_weights` the queue is left the trial's weights, as a file's bytes.
+    """
     from spaces.plan import Plan
-    from trainables.adapters import Adaptation
+    from trainables.adaptations import adaptation_for
     from trainables.bases import fresh_head
     from trainables.finetuning import finetune
 
@@ -331,8 +351,8 @@ def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
     def on_epoch(epoch: int, report: dict[str, float]) -> None:
         channel.send({"type": "epoch", "epoch": epoch, "metrics": report})
 
-    with Adaptation(
-        resident.base.model, plan, seed=job["seed"], dropout=settings.dropout, head=head
+    with adaptation_for(
+        plan, resident.base.model, seed=job["seed"], dropout=settings.dropout, head=head
     ) as adaptation:
         metrics = finetune(
             resident.base.model, adaptation, resident.task, settings,
@@ -340,6 +360,8 @@ def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
             deepspeed=resident.deepspeed, evaluate_on=split, evaluate_every_epoch=split == "dev",
             on_step=on_step, on_epoch=on_epoch, should_stop=channel.should_stop,
         )  # fmt: skip
+        if job.get("keep_weights"):
+            channel.leave(_trained(resident, job, adaptation.weights(), head))
     return {
         "metrics": metrics,
         "epochs": settings.epochs,
@@ -348,6 +370,28 @@ def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
         "plan_digest": plan.digest,
         "first_step_at": first_step[0],
     }
+
+
+def _trained(
+    resident: _Resident, job: Job, weights: Mapping[str, Any], head: Mapping[str, Any]
+) -> Callable[[], bytes]:
+    """The file of a trial's weights, made when it is asked for."""
+    from trainables.trained import Trained, TrainedFacts
+
+    base, task = resident.base, resident.task
+    facts = TrainedFacts(
+        base_uri=base.uri,
+        base_fingerprint=base.fingerprint,
+        model_kind=base.model_kind,
+        task_kind=task.kind,
+        labels=task.labels,
+        head_modules=tuple(head),
+        method=str(job.get("choice", {}).get("method", "")),
+        dtype=str(next(base.model.parameters()).dtype).removeprefix("torch."),
+        seed=job["seed"],
+    )
+    states = {name: module.state_dict() for name, module in head.items()}
+    return Trained(facts, weights, states).to_bytes
 
 
 def _profile(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:

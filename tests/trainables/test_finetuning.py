@@ -210,3 +210,24 @@ def test_measuring_in_batches_equals_measuring_row_by_row(alone) -> None:
             losses.append(torch.nn.functional.cross_entropy(logits, label).item())
             right += int(logits.argmax() == label)
     assert found == pytest.approx({"dev_loss": np.mean(losses), "accuracy": right / 70}, rel=1e-9)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_first_step_is_adams_first_step_in_every_precision(alone, stage: int, dtype) -> None:
+    # Adam's first step moves every number by the learning rate, against its gradient's sign.
+    model, task = tiny_bert(dtype), tiny_task()
+    once = TrainSettings(
+        epochs=1, batch_size=len(task.splits["train"]), warmup_ratio=0.0, dropout=0.0,
+        lr_scheduler="constant", max_grad_norm=None,
+    )  # fmt: skip
+    with BlockAdaptation(model, lora(model), seed=0, head=head_of(model)) as adaptation:
+        finetune(
+            model, adaptation, task, once, learning_rate=0.01, seed=0, workers=alone,
+            deepspeed={"zero_optimization": {"stage": stage}},
+        )  # fmt: skip
+        moved = [tensor for name, tensor in adaptation.weights().items() if name.endswith("/B")]
+    assert moved
+    for tensor in moved:
+        sizes = tensor.double().abs()
+        assert float((sizes - 0.01).abs().median()) < 1e-4

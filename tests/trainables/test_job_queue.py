@@ -163,3 +163,18 @@ def test_a_group_that_only_ever_starts_is_given_up(size: int) -> None:
         assert (await queue.next_event(job_id, 0.01))["type"] == "failed"
 
     run(scenario())
+
+
+def test_what_a_job_leaves_is_collected_once() -> None:
+    async def scenario() -> None:
+        queue = JobQueue()
+        job_id = await queue.submit(JOB)
+        await queue.take(0, 0.01)
+        await queue.leave(job_id, b"weights")
+        await queue.report(job_id, {"type": "done", "result": {}})
+        await queue.leave(job_id, b"too late")
+        assert await queue.collect(job_id) == b"weights"
+        assert await queue.collect(job_id) is None
+        assert await queue.collect("never-heard-of") is None
+
+    run(scenario())
