@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from search.store import ProfileStore
     from spaces.plan import Plan
     from spaces.profile import Profile
+    from spaces.target import BaseSize, TargetModule
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -176,7 +177,7 @@ def _launch(
 def _print_launch(config: SweepConfig, result: LaunchResult, profile_only: bool) -> None:
     from rich.text import Text
 
-    from search.confirm import confirmation_table
+    from search.confirm import confirmation_table, verdict
     from search.live import duration, results_table
     from search.paths import redacted
 
@@ -194,6 +195,7 @@ def _print_launch(config: SweepConfig, result: LaunchResult, profile_only: bool)
     _print_result(results_table(result.best, config.search.metric, title))
     if result.confirmation:
         _print_result(confirmation_table(result.confirmation))
+        _print_result(Text(verdict(result.confirmation)))
     uri = redacted(result.tracking_uri)
     _print_result(
         Text(
@@ -309,12 +311,32 @@ def _store(option: str | None) -> ProfileStore:
 
 @app.command()
 def plan(
-    profile_ref: Annotated[
-        str, typer.Option("--profile", metavar="FILE|KEY", help="A profile: its file or its key.")
-    ],
+    *,
     choice_file: ChoiceFile,
+    profile_ref: Annotated[
+        str | None,
+        typer.Option("--profile", metavar="FILE|KEY", help="A profile: its file or its key."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="The base, for a choice without a profile."),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", metavar="a,b,c", help="With --base: suffixes, or all-linear."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", metavar="KIND", help="With --base: kind of task.")
+    ] = "classification",
+    form: Annotated[
+        Literal["peft"] | None,
+        typer.Option("--as", help="Give the LoraConfig of PEFT that the choice means."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PLAN.safetensors", help="Write the plan here.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write PLAN.safetensors, or adapter_config.json, here."
+        ),
     ] = None,
     store: StoreOption = None,
     json_output: JsonOption = False,
@@ -323,19 +345,70 @@ def plan(
     from search.config import read_mapping
     from spaces.methods import make_plan, parse_choice
 
+    if (profile_ref is None) == (base is None):
+        raise ConfigError(
+            "--profile: give either a profile, or --base and --targets for a choice that needs none"
+        )
+    if (base is None) != (targets is None):
+        raise ConfigError(
+            "--targets: goes with --base; list suffixes such as query,value (a profile knows its "
+            "own modules)"
+        )
     choice = parse_choice(read_mapping(choice_file))
-    loaded = _load_profile(profile_ref, store)
-    made = make_plan(choice, loaded.targets, loaded)
+    if profile_ref is not None:
+        loaded = _load_profile(profile_ref, store)
+        made = make_plan(choice, loaded.targets, loaded)
+    else:
+        assert base is not None
+        assert targets is not None
+        found, size = _targets_of(base, kind, targets)
+        made = make_plan(choice, found, None, size)
+    if form == "peft":
+        _give_lora_config(made, out, json_output)
+        return
     if out is not None:
-        try:
-            made.write(out)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise ConfigError(f"--out: {out} cannot be written ({reason}); name another") from None
+        _write(out, made.to_bytes())
     if json_output:
         _print_result(made.summary(), json_output)
     else:
         _print_result(_plan_table(made))
+
+
+def _give_lora_config(made: Plan, out: Path | None, json_output: bool) -> None:
+    """Write or print the LoraConfig of a plan; printed, it is JSON in any case."""
+    from rich.text import Text
+
+    from search.allocation import allocation
+
+    config = allocation(made)
+    if out is not None:
+        _write(out, (json.dumps(config, indent=2) + "\n").encode())
+    if out is None or json_output:
+        _print_result(config, json_output=True)
+    else:
+        _print_result(Text(f"wrote {out}"))
+
+
+def _write(out: Path, data: bytes) -> None:
+    try:
+        out.write_bytes(data)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"--out: {out} cannot be written ({reason}); name another") from None
+
+
+def _targets_of(base: str, kind: str, targets: str) -> tuple[tuple[TargetModule, ...], BaseSize]:
+    """The modules of a base that suffixes name, and its size, from its config alone."""
+    patterns = tuple(part.strip() for part in targets.split(",") if part.strip())
+    if not patterns:
+        raise ConfigError("--targets: names no module; list suffixes such as query,value")
+    with _logs_on_stderr():
+        from trainables.bases import meta_base
+
+        try:
+            return meta_base(base, kind, 2, patterns)
+        except BaseModelError as error:
+            raise ConfigError(str(error).replace("profile.target_modules", "--targets")) from None
 
 
 def _load_profile(reference: str, store: str | None) -> Profile:
@@ -411,24 +484,17 @@ def count(
         raise ConfigError("--dominant-fraction: contradicts --profile; give one of the two")
     if dominant_fraction is not None and not 0 <= dominant_fraction <= 1:
         raise ConfigError(f"--dominant-fraction: {dominant_fraction} is no share; use 0 to 1")
-    patterns = tuple(part.strip() for part in targets.split(",") if part.strip())
-    if not patterns:
-        raise ConfigError("--targets: names no module; list suffixes such as query,value")
     loaded = _load_profile(profile_ref, store) if profile_ref is not None else None
+    found, size = _targets_of(base, kind, targets)
     with _logs_on_stderr():
         from search.dry_run import base_parameters
-        from trainables.bases import meta_targets
 
-        try:
-            found = meta_targets(base, kind, 2, patterns)
-        except BaseModelError as error:
-            raise ConfigError(str(error).replace("profile.target_modules", "--targets")) from None
         whole = base_parameters(base)
     if loaded is not None:
-        exact = make_plan(choice, found, loaded).trainable_params
+        exact = make_plan(choice, found, loaded, size).trainable_params
         least, most = exact, exact
     else:
-        least, most = count_range(choice, found, dominant_fraction)
+        least, most = count_range(choice, found, dominant_fraction, size)
     _print_count(base, choice.method, len(found), (least, most), whole, json_output)
 
 
@@ -515,6 +581,94 @@ def best(
         _print_result(queries.best_table(rows))
     if not rows:
         raise RanksweepError(f"--task: no complete trial of {task!r} fits; loosen what is asked")
+
+
+@app.command()
+def compare(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name or run id.")],
+    against: Annotated[
+        str, typer.Option("--against", metavar="ARM", help="What the others are set beside.")
+    ] = "lora",
+    tracking: TrackingOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Set a sweep's methods side by side on test, as confirmed, from MLflow alone."""
+    from rich.text import Text
+
+    from search.config import resolve_tracking
+
+    with _logs_on_stderr():
+        from search import confirm
+        from search.compare import compare as compared
+
+        rows = [row.as_dict() for row in compared(resolve_tracking(tracking), sweep, against)]
+    if json_output:
+        document = {"choices": rows, "verdict": confirm.verdict(rows, against)}
+        _print_result(document, json_output)
+    else:
+        _print_result(confirm.confirmation_table(rows, against))
+        _print_result(Text(confirm.verdict(rows, against)))
+
+
+@app.command("export")
+def export_trial(
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A trial, as `best` shows it.")],
+    form: Annotated[
+        Literal["peft", "merged", "plan"],
+        typer.Option("--to", help="A PEFT checkpoint, a plain one of transformers, or the masks."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Write here: a folder that is not there.")
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="Where the trial's base is now."),
+    ] = None,
+    tracking: TrackingOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Write a trained trial as a checkpoint that others load, or its plan."""
+    from rich.text import Text
+
+    from search.config import resolve_tracking
+
+    with _logs_on_stderr():
+        from search.export import export
+
+        written = export(resolve_tracking(tracking), run_id, form, out, base)
+    if json_output:
+        _print_result(written, json_output)
+    else:
+        files = "".join(f"\n  {name}" for name in written["files"])
+        _print_result(Text(f"wrote {written['out']}{files}"))
+
+
+@app.command("compose")
+def compose_trials(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A trial, as `best` shows it.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Another, of the same base.")],
+    split: Annotated[
+        Literal["test", "dev"], typer.Option("--split", help="The split that is measured.")
+    ] = "test",
+    rows: Annotated[
+        int | None, typer.Option("--rows", metavar="N", help="Measure at most N rows of it.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="Where the trials' base is now."),
+    ] = None,
+    tracking: TrackingOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Add the updates of two trials to one base and measure both tasks."""
+    from search.config import resolve_tracking
+
+    with _logs_on_stderr():
+        from search.compose import compose
+
+        uri = resolve_tracking(tracking)
+        composition = compose(uri, (run_a, run_b), split, rows, base)
+    _print_result(composition.as_dict() if json_output else composition.table(), json_output)
 
 
 @app.command()

@@ -90,6 +90,9 @@ class SearchSettings(Settings):
     """Trainable parameters that a plan may have at most; null sets no limit."""
     allocation: Literal["equal", "free"] = "equal"
     """equal divides the trials over the methods; free lets the sampler choose the method."""
+    arms: tuple[str, ...] = ()
+    """Keys whose every value gets trials and a confirmation of its own, as if it were a method: for
+    ablations, such as [partition.rule]."""
     sampler: Literal["tpe", "random"] = "tpe"
     """How Optuna proposes a choice."""
     scheduler: SchedulerSettings = SchedulerSettings()
@@ -122,6 +125,9 @@ class TrackingSettings(Settings):
     """MLflow tracking URI: sqlite:///FILE or a server."""
     experiment: Annotated[str, Field(min_length=1)] = "ranksweep"
     """MLflow experiment; default: task.name."""
+    keep_weights: Literal["best", "all", "none"] = "best"
+    """Whose trained weights are kept as an artifact: the best trial of each method's (and those on
+    the Pareto front), every complete trial's, or nobody's."""
 
 
 class ConfirmSettings(Settings):
@@ -211,7 +217,7 @@ class SweepConfig(Settings):
                 f"{self.train.epochs} epochs of a trial (train.epochs); lower it or use name: none"
             )
         _check_precisions(self.profile.precision, self.train.precision)
-        self.search_space.fitted((), self.profile.top_percent)
+        self.search_space.fitted((), self.profile.top_percent).arms(self.search.arms)
         return self
 
 

@@ -36,12 +36,15 @@ CONFIDENCE = 0.95
 class Confirmation:
     """One choice over several seeds: its test metric, and its difference from tuned LoRA's.
 
-    `deviation` is the sample standard deviation (None of a single value). `difference` is
-    [low, high], Welch's 95% interval of mean minus LoRA's mean; None for LoRA itself and where
-    either has fewer than two values. `within_noise` says whether it holds zero.
+    `arm` is the method, with the keys that `search.arms` divides it by. `deviation` is the sample
+    standard deviation (None of a single value). `difference` is [low, high], Welch's 95% interval
+    of mean minus the reference's mean (tuned LoRA's unless another arm is named); None for the
+    reference itself and where either has fewer than two values. `within_noise` says whether it
+    holds zero.
     """
 
     method: str
+    arm: str
     number: int
     choice: Mapping[str, Any]
     trainable_params: int
@@ -87,24 +90,41 @@ def confirm_best(
             value = _run_one(row, plan, seed, config, workers, tracker, sweep_run_id)
         done += 1
         shown = "failed" if value is None else f"{config.task.metric} {value:.4f}"
-        view.message(f"confirm {done}/{len(jobs)}: {row['method']} seed {seed}: {shown}")
+        view.message(f"confirm {done}/{len(jobs)}: {row['arm']} seed {seed}: {shown}")
         return value
 
     with ThreadPoolExecutor(max_workers=config.cluster.groups + 1) as pool:
         values = list(pool.map(run, jobs))
-    found = {
-        i: tuple(v for v in values[i * len(seeds) : (i + 1) * len(seeds)] if v is not None)
+    found = [
+        tuple(v for v in values[i * len(seeds) : (i + 1) * len(seeds)] if v is not None)
         for i in range(len(chosen))
-    }
-    lora = next(
-        (found[i] for i, row in enumerate(chosen) if row["method"] == "lora" and found[i]), ()
-    )
-    summary = [
-        _summary(row, found[i], lora, config.task.metric)
-        for i, row in enumerate(chosen)
-        if found[i]
     ]
-    sign = -1.0 if config.search.mode == "max" else 1.0
+    return summarize(list(zip(chosen, found, strict=True)), config.task.metric, config.search.mode)
+
+
+def summarize(
+    found: Sequence[tuple[Mapping[str, Any], tuple[float, ...]]],
+    metric: str,
+    mode: str,
+    reference: str = "lora",
+) -> list[Confirmation]:
+    """The choices, best on dev first, with their test values, beside the reference; best first.
+
+    A row has method, arm, number, choice and trainable_params. One without any value is left out.
+    `reference` is the arm (its best choice) or method that all are set beside.
+    """
+    number: object = None
+    beside: tuple[float, ...] = ()
+    for row, values in found:
+        if values and reference in (row["arm"], row["method"]):
+            number, beside = row["number"], values
+            break
+    summary = [
+        _summary(row, values, () if row["number"] == number else beside, metric)
+        for row, values in found
+        if values
+    ]
+    sign = -1.0 if mode == "max" else 1.0
     return sorted(summary, key=lambda each: sign * each.mean)
 
 
@@ -139,7 +159,12 @@ def _run_one(
     run_id = None
     try:
         run_id = tracker.start_trial(
-            sweep_run_id, row["number"], choice, plan, {"seed": seed}, kind="confirm"
+            sweep_run_id,
+            row["number"],
+            choice,
+            plan,
+            {"seed": seed, "arm": row["arm"]},
+            kind="confirm",
         )
     except TrackingError as error:
         logger.warning("a confirmation run is not logged: %s", error)
@@ -174,11 +199,12 @@ def _on_test(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
 
 
 def _summary(
-    row: Mapping[str, Any], values: tuple[float, ...], lora: tuple[float, ...], metric: str
+    row: Mapping[str, Any], values: tuple[float, ...], beside: tuple[float, ...], metric: str
 ) -> Confirmation:
-    difference = None if row["method"] == "lora" else welch_interval(values, lora)
+    difference = welch_interval(values, beside)
     return Confirmation(
         method=row["method"],
+        arm=row["arm"],
         number=row["number"],
         choice=row["choice"],
         trainable_params=row["trainable_params"],
@@ -207,27 +233,50 @@ def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
     return float(interval.low), float(interval.high)
 
 
-def confirmation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The confirmations as a table: mean, deviation, parameters and the difference from LoRA."""
+def verdict(rows: Sequence[Mapping[str, Any]], reference: str = "lora") -> str:
+    """One sentence on what the confirmations show of the methods beside the reference."""
+    beside = "tuned LoRA" if reference == "lora" else reference
+    compared = [row for row in rows if row["difference"] is not None]
+    if not compared:
+        return f"no difference can be told: that takes {beside} and two seeds of each choice"
+    above = [row["arm"] for row in compared if row["difference"][0] > 0]
+    below = [row["arm"] for row in compared if row["difference"][1] < 0]
+    if not above and not below:
+        return f"no difference from {beside} is beyond the noise ({len(compared)} compared)"
+    told = [
+        f"{sign} than {beside} beyond the noise: {', '.join(names)}"
+        for sign, names in (("higher", above), ("lower", below))
+        if names
+    ]
+    chance = (1 - CONFIDENCE) * len(compared)
+    return (
+        f"{'; '.join(told)} (of {len(compared)} compared; by chance alone about {chance:.1f} "
+        "would be)"
+    )
+
+
+def confirmation_table(rows: Sequence[Mapping[str, Any]], reference: str = "lora") -> Table:
+    """The confirmations as a table: mean, deviation, parameters, difference from the reference."""
     from rich.table import Table
 
     metric = rows[0]["metric"] if rows else "metric"
     table = Table(title=f"confirmed on test ({metric})", title_justify="left")
-    for name in ("method", "mean", "deviation", "seeds", "params", "minus tuned LoRA (95%)"):
+    beside = "tuned LoRA" if reference == "lora" else reference
+    for name in ("method", "mean", "deviation", "seeds", "params", f"minus {beside} (95%)"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in rows:
         if row["difference"] is None:
-            verdict = "-"
+            shown = "-"
         else:
             low, high = row["difference"]
             noise = ", within the noise" if row["within_noise"] else ""
-            verdict = f"{low:+.4f} to {high:+.4f}{noise}"
+            shown = f"{low:+.4f} to {high:+.4f}{noise}"
         table.add_row(
-            row["method"],
+            row["arm"],
             f"{row['mean']:.4f}",
             "-" if row["deviation"] is None else f"{row['deviation']:.4f}",
             str(len(row["values"])),
             f"{row['trainable_params']:,}",
-            verdict,
+            shown,
         )
     return table

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,14 @@ import yaml
 
 from search.config import SweepConfig
 from search.confirm import confirm_best
+from search.kept_weights import KeptWeights
 from search.live import View
 from search.paths import SweepPaths, private_files, redacted
 from search.prepare import Prepared, dtype_name, prepare
 from search.tracking import Tracker, absolute_uri
 from spaces.choice import Choice
 from spaces.errors import ConfigError, JobError, RanksweepError, StoreError, TrackingError
-from spaces.methods import make_plan, parse_choice
+from spaces.methods import METHODS, make_plan, parse_choice
 from spaces.plan import Plan
 from spaces.profile import Profile
 
@@ -413,13 +414,13 @@ class _Launch:
     def search(self, profile: Profile, workers: ResidentWorkers) -> None:
         """All trials of the sweep, through Ray Tune and Optuna."""
         from search.searcher import StudySearcher, interrupted
-        from search.tuning import tune_search
+        from search.tuning import job_name, tune_search
 
         config, prepared, search = self.config, self.prepared, self.config.search
         started = time.monotonic()
         study = self._study()
         again = interrupted(study)
-        first = first_choices(prepared, profile) if search.warm_start else []
+        first = first_choices(prepared, profile, search.arms) if search.warm_start else []
         searcher = StudySearcher(
             study,
             prepared.space,
@@ -433,17 +434,26 @@ class _Launch:
             max_params=search.max_params,
             allocation=search.allocation,
             enqueue=[*again, *first],
+            size=prepared.size,
+            arms=search.arms,
         )
         left = search.trials - searcher.handed
-        self.view.stage("search", f"{left} trials over {', '.join(prepared.space.methods)}")
-        if search.trials < len(prepared.space.methods):
+        arms = [arm.name for arm in prepared.space.arms(search.arms)]
+        self.view.stage("search", f"{left} trials over {', '.join(arms)}")
+        if search.trials < len(arms):
             self.view.message(
-                f"search.trials: {search.trials} is fewer than the {len(prepared.space.methods)} "
-                "methods; some get no trial"
+                f"search.trials: {search.trials} is fewer than the {len(arms)} methods and arms; "
+                "some get no trial"
             )
         self.result.states = states_of(study)
         self.result.best = best_of_each_method(study, search.mode)
-        observer = _Observer(config, self.result, self.tracker, self.view, searcher)
+        kept = KeptWeights(
+            self.paths,
+            config.tracking.keep_weights,
+            collect=lambda number: workers.collect(job_name(number)),
+            best=lambda: worth_keeping(study, search.mode),
+        )
+        observer = _Observer(config, self.result, self.tracker, self.view, searcher, kept)
         try:
             outcome = tune_search(
                 searcher=searcher,
@@ -461,6 +471,8 @@ class _Launch:
                 name="search",
                 observer=observer,
                 should_stop=workers.lost,
+                size=prepared.size,
+                keep_weights=config.tracking.keep_weights != "none",
             )
             self.result.ended_by = outcome.ended_by
             if outcome.ended_by == "stopped":
@@ -469,6 +481,11 @@ class _Launch:
                 self.view.message(outcome.reason)
         finally:
             observer.write_the_rest()
+            problem = kept.log(self.tracker, lambda: run_ids(study))
+            if problem is not None:
+                self.view.message(
+                    f"{problem}; weights are left in {self.paths.weights}, for --resume"
+                )
             self.result.states = states_of(study)
             self.result.best = best_of_each_method(study, search.mode)
             self.result.seconds["search"] = time.monotonic() - started
@@ -481,7 +498,10 @@ class _Launch:
         started = time.monotonic()
         chosen = best_of_each_method(self._study(), config.search.mode, config.confirm.top)
         plans = [
-            make_plan(parse_choice(row["choice"]), self.prepared.targets, profile) for row in chosen
+            make_plan(
+                parse_choice(row["choice"]), self.prepared.targets, profile, self.prepared.size
+            )
+            for row in chosen
         ]
         assert result.sweep_run_id is not None
         confirmed = confirm_best(
@@ -511,17 +531,24 @@ class _Launch:
             )
 
 
-def first_choices(prepared: Prepared, profile: Profile) -> list[Choice]:
-    """What is tried first: each paper's default, and a LoRA as large as the largest of them."""
-    defaults = [
-        prepared.space.default_choice(method)
-        for method in prepared.space.methods
-        if method != "lora"
+def first_choices(
+    prepared: Prepared, profile: Profile, arm_keys: Sequence[str] = ()
+) -> list[Choice]:
+    """What is tried first: each paper's default, and a LoRA as large as the largest of them.
+
+    Baselines have no say in how large the LoRA is.
+    """
+    space = prepared.space
+    arms = [arm for arm in space.arms(arm_keys) if arm.method != "lora"]
+    defaults = [space.default_choice(arm.method, arm.values) for arm in arms]
+    counts = [
+        make_plan(choice, prepared.targets, profile, prepared.size).trainable_params
+        for choice in defaults
+        if not METHODS[choice.method].baseline
     ]
-    counts = [make_plan(choice, prepared.targets, profile).trainable_params for choice in defaults]
     if not counts:
-        return [prepared.space.default_choice("lora")]
-    return [prepared.space.lora_of_budget(max(counts), prepared.targets), *defaults]
+        return [space.default_choice("lora"), *defaults]
+    return [space.lora_of_budget(max(counts), prepared.targets), *defaults]
 
 
 def states_of(study: optuna.Study) -> dict[str, int]:
@@ -540,17 +567,18 @@ def states_of(study: optuna.Study) -> dict[str, int]:
 
 
 def best_of_each_method(study: optuna.Study, mode: str, top: int = 1) -> list[dict[str, Any]]:
-    """The best `top` complete trials of each method, best first: method, value, choice, size."""
-    from search.searcher import CHOICE, METHOD, RUN_ID, TRAINABLE_PARAMS
+    """The best `top` complete trials of each arm, best first: method, arm, value, choice, size."""
+    from search.searcher import ARM, CHOICE, METHOD, RUN_ID, TRAINABLE_PARAMS
 
     sign = -1.0 if mode == "max" else 1.0
     rows: dict[str, list[dict[str, Any]]] = {}
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name == "COMPLETE":
             attributes = trial.user_attrs
-            rows.setdefault(attributes[METHOD], []).append(
+            rows.setdefault(attributes[ARM], []).append(
                 {
                     "method": attributes[METHOD],
+                    "arm": attributes[ARM],
                     "value": trial.values[0],
                     "trainable_params": attributes[TRAINABLE_PARAMS],
                     "number": trial.number,
@@ -564,6 +592,25 @@ def best_of_each_method(study: optuna.Study, mode: str, top: int = 1) -> list[di
 
     kept = [row for each in rows.values() for row in sorted(each, key=rank)[:top]]
     return sorted(kept, key=rank)
+
+
+def worth_keeping(study: optuna.Study, mode: str) -> set[int]:
+    """Numbers of the complete trials whose weights are worth keeping.
+
+    They are each method's best, and the Pareto front where there are two objectives.
+    """
+    kept = {row["number"] for row in best_of_each_method(study, mode)}
+    if len(study.directions) > 1:
+        kept |= {trial.number for trial in study.best_trials}
+    return kept
+
+
+def run_ids(study: optuna.Study) -> dict[int, str]:
+    """Trial number -> id of its MLflow run, for the trials that have one."""
+    from search.searcher import RUN_ID
+
+    trials = study.get_trials(deepcopy=False)
+    return {t.number: t.user_attrs[RUN_ID] for t in trials if RUN_ID in t.user_attrs}
 
 
 class _Observer:
@@ -580,9 +627,10 @@ class _Observer:
         tracker: Tracker,
         view: View,
         searcher: StudySearcher,
+        kept: KeptWeights,
     ) -> None:
         self._config, self._result, self._tracker = config, result, tracker
-        self._view, self._searcher = view, searcher
+        self._view, self._searcher, self._kept = view, searcher, kept
         self._runs: dict[int, str] = {}
         self._methods: dict[int, tuple[str, int]] = {}
         self._queued: dict[int, None] = {}
@@ -593,10 +641,11 @@ class _Observer:
         self._best = max((self._sign * row["value"] for row in result.best), default=None)
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
-        self._methods[number] = choice.method, plan.trainable_params
+        arm = self._searcher.arm_of(choice)
+        self._methods[number] = arm, plan.trainable_params
         self._queued[number] = None
         self._show_next()
-        self._write(partial(self._start, number, choice, plan))
+        self._write(partial(self._start, number, arm, choice, plan))
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
@@ -616,6 +665,8 @@ class _Observer:
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")
         method, params = self._methods.get(number, ("", 0))
+        if state == "complete":
+            self._keep_weights(number)
         if state == "complete" and value is not None:
             gain = self._sign * float(value)
             if self._best is None or gain > self._best:
@@ -625,6 +676,12 @@ class _Observer:
         self._write(
             lambda: self._tracker.finish_trial(self._runs[number], state, metrics=last, error=error)
         )
+
+    def _keep_weights(self, number: int) -> None:
+        try:
+            self._kept.trial_completed(number)
+        except (OSError, JobError) as error:  # a full disk must not end the search
+            self._view.message(f"the weights of trial {number} are not kept: {error}")
 
     def write_the_rest(self) -> None:
         """Try once more to write what MLflow has not taken, and say what is left."""
@@ -647,10 +704,10 @@ class _Observer:
             self._shown.add(number)
             self._view.trial_started(number, *self._methods[number])
 
-    def _start(self, number: int, choice: Choice, plan: Plan) -> None:
+    def _start(self, number: int, arm: str, choice: Choice, plan: Plan) -> None:
         assert self._result.sweep_run_id is not None
         run_id = self._tracker.start_trial(
-            self._result.sweep_run_id, number, choice.as_dict(), plan
+            self._result.sweep_run_id, number, choice.as_dict(), plan, {"arm": arm}
         )
         self._runs[number] = run_id
         with contextlib.suppress(KeyError):  # the trial may have ended by now

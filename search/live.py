@@ -246,8 +246,9 @@ def results_table(
 ) -> Table:
     """A table of the best trials: one row each, `rows` best first.
 
-    A row has `method`, `value`, `trainable_params` and `choice` (a mapping with learning_rate and
-    the method's own keys); `number` or `run_id` names the trial. What is absent shows as "-".
+    A row has `method` (or `arm`), `value`, `trainable_params` and `choice` (a mapping with
+    learning_rate and the method's own keys); `number` or `run_id` names the trial. What is absent
+    shows as "-".
     """
     table = Table(title=title, title_justify="left")
     table.add_column("method", style="cyan")
@@ -261,7 +262,7 @@ def results_table(
         params = row.get("trainable_params")
         trial = row.get("number", row.get("run_id"))
         cells = (
-            str(row.get("method", choice.get("method", "-"))),
+            str(row.get("arm", row.get("method", choice.get("method", "-")))),
             figure(row.get("value")),
             f"{int(params):,}" if params is not None else "-",
             figure(choice.get("learning_rate", row.get("learning_rate"))),

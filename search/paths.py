@@ -107,6 +107,15 @@ class SweepPaths:
         return self.sweep / f"unpublished-{check_profile_key(key)}.safetensors"
 
     @property
+    def weights(self) -> Path:
+        """Folder of the weights of trials that MLflow has not been given yet."""
+        return self.sweep / "weights"
+
+    def trial_weights(self, number: int) -> Path:
+        """File of the weights of one trial, under the name that it has in MLflow."""
+        return self.weights / f"{number:05d}" / "weights.safetensors"
+
+    @property
     def log(self) -> Path:
         """The sweep's log file."""
         return self.sweep / "launch.log"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from search.config import ClusterSettings, SweepConfig, check_against_targets
 from search.store import ProfileStore, profile_key
 from spaces.errors import ConfigError
+from spaces.methods import count_range
 from spaces.search_space import SearchSpace
-from spaces.target import TargetModule
+from spaces.target import BaseSize, TargetModule
 
 if TYPE_CHECKING:
     from trainables.tasks import Task
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep's task, target modules, fitted space and profile key.
+    """A sweep's task, target modules, size of the base, fitted space and profile key.
 
     `base_uri` names a hub base by its commit; other bases as the sweep does.
     """
@@ -28,6 +29,7 @@ class Prepared:
     base_uri: str
     base_fingerprint: str
     targets: tuple[TargetModule, ...]
+    size: BaseSize
     space: SearchSpace
     key: str
     store: ProfileStore
@@ -38,7 +40,7 @@ def prepare(config: SweepConfig) -> Prepared:
 
     Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
     """
-    from trainables.bases import fingerprint, meta_targets, pin
+    from trainables.bases import fingerprint, meta_base, pin
     from trainables.tasks import build_task
 
     check_resources(config.cluster)
@@ -50,14 +52,17 @@ def prepare(config: SweepConfig) -> Prepared:
         )
     base_uri = pin(config.base)
     patterns = config.profile.target_modules
-    targets = meta_targets(base_uri, config.task.kind, task.num_labels, patterns)
+    targets, size = meta_base(base_uri, config.task.kind, task.num_labels, patterns)
     space = check_against_targets(config, targets)
+    for method in space.methods:  # a method that this base cannot take says so here
+        count_range(space.default_choice(method), targets, size=size)
     base_fingerprint = fingerprint(base_uri)
     return Prepared(
         task=task,
         base_uri=base_uri,
         base_fingerprint=base_fingerprint,
         targets=targets,
+        size=size,
         space=space,
         key=profile_key_of(config, base_fingerprint, task.train_fingerprint, targets),
         store=ProfileStore(config.store),

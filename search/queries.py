@@ -19,6 +19,7 @@ from spaces.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 Mode = Literal["max", "min"]
 
@@ -140,17 +141,7 @@ def _complete_trials(
 ) -> list[tuple[str, Run]]:
     """The complete trials of a task with the name of their experiment."""
     client = connect(tracking_uri, must_exist=True)
-    names: dict[str, str] = {}
-    token: str | None = None
-    while True:
-        page = call(
-            tracking_uri,
-            partial(client.search_experiments, max_results=1000, page_token=token),
-        )
-        names |= {each.experiment_id: each.name for each in page}
-        token = page.token
-        if not token:
-            break
+    names = experiment_names(client, tracking_uri)
     if experiment is not None:
         names = {key: name for key, name in names.items() if name == experiment}
         if not names:
@@ -163,6 +154,21 @@ def _complete_trials(
         tags["method"] = method
     runs = search_runs(client, tracking_uri, list(names), tags)
     return [(names[run.info.experiment_id], run) for run in runs]
+
+
+def experiment_names(client: MlflowClient, tracking_uri: str) -> dict[str, str]:
+    """Id -> name of every active experiment."""
+    names: dict[str, str] = {}
+    token: str | None = None
+    while True:
+        page = call(
+            tracking_uri,
+            partial(client.search_experiments, max_results=1000, page_token=token),
+        )
+        names |= {each.experiment_id: each.name for each in page}
+        token = page.token
+        if not token:
+            return names
 
 
 def _base_matches(run: Run, base: str | None) -> bool:

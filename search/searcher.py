@@ -39,12 +39,13 @@ from spaces.methods import make_plan, parse_choice
 from spaces.plan import Plan
 from spaces.profile import Profile
 from spaces.search_space import SearchSpace
-from spaces.target import TargetModule
+from spaces.target import BaseSize, TargetModule
 
 logger = logging.getLogger(__name__)
 
 CHOICE = "choice"
 METHOD = "method"
+ARM = "arm"
 TRAINABLE_PARAMS = "trainable_params"
 PLAN_DIGEST = "plan_digest"
 RUN_ID = "mlflow_run_id"
@@ -210,6 +211,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         allocation: ``equal``: each trial goes to the method with the fewest; ``free``: the sampler
             chooses the method.
         enqueue: choices to hand out first; those that the study has already trained are left out.
+        size: the base's, which some plans depend on.
+        arms: keys whose every value is given trials of its own, as if it were a method.
     """
 
     def __init__(
@@ -227,12 +230,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         max_params: int | None = None,
         allocation: Allocation = "equal",
         enqueue: Iterable[Choice] = (),
+        size: BaseSize | None = None,
+        arms: Sequence[str] = (),
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._study = study
         self._space = space
         self._targets = targets
         self._profile = profile
+        self._size = size
+        self._arm_keys = tuple(arms)
+        self._arms = {arm.name: arm for arm in space.arms(arms)}
         self._objectives = tuple(objectives)
         self._epochs = epochs
         self._trials = trials
@@ -249,7 +257,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
         _drop_waiting(study)
         before = handed_out(study)
-        self._counts = Counter(trial.user_attrs[METHOD] for trial in before)
+        self._counts = Counter(trial.user_attrs[ARM] for trial in before)
         trained = {trial.user_attrs[CHOICE] for trial in before}
         first = {_as_json(choice): choice for choice in enqueue}
         self._queue = deque(choice for text, choice in first.items() if text not in trained)
@@ -264,7 +272,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if found is None:
             return str(Searcher.FINISHED)
         self._open[trial_id] = found
-        self._counts[found.choice.method] += 1
+        self._counts[self.arm_of(found.choice)] += 1
         return {"choice": found.choice.as_dict(), "number": found.number}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -299,7 +307,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         for trial_id, number in numbers.items():
             if frozen[number].state == TrialState.RUNNING:
                 choice = parse_choice(json.loads(frozen[number].user_attrs[CHOICE]))
-                plan = make_plan(choice, self._targets, self._profile)
+                plan = make_plan(choice, self._targets, self._profile, self._size)
                 trial = optuna.trial.Trial(self._study, frozen[number]._trial_id)
                 self._open[trial_id] = OpenTrial(trial, choice, plan)
 
@@ -322,7 +330,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials handed out per method."""
+        """Trials handed out per arm: per method where no keys make arms."""
         return dict(self._counts)
 
     @property
@@ -352,6 +360,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """How many stages the plan of an open trial has; 1 for a trial that is not open."""
         found = self._open.get(trial_id)
         return max(1, len(found.plan.stages)) if found else 1
+
+    def arm_of(self, choice: Choice) -> str:
+        """The name of the arm that a choice belongs to: its method where no keys make arms."""
+        return self._space.arm_of(choice, self._arm_keys)
 
     def set_run_id(self, number: int, run_id: str) -> None:
         """Note the tracking run of an open trial.
@@ -386,8 +398,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             if found is not None:
                 return found
             logger.warning("an enqueued choice is left out: %s", self._refusal)
-        while methods := [name for name in self._space.methods if name not in self._closed]:
-            fewest = min(methods, key=lambda name: self._counts[name])
+        while arms := [name for name in self._arms if name not in self._closed]:
+            fewest = min(arms, key=lambda name: self._counts[name])
             found = self._ask_until_one_fits(fewest)
             if found is not None:
                 return found
@@ -397,8 +409,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return None
 
     def _ask_until_one_fits(self, fewest: str) -> OpenTrial | None:
-        """Ask up to `TRIES` times, then for the smallest plan; None when a method was closed."""
-        fixed: list[dict[str, Any]] = [{METHOD: fewest}] * TRIES
+        """Ask up to `TRIES` times, then for the smallest plan; None when an arm was closed."""
+        fixed: list[dict[str, Any]] = [self._arms[fewest].params] * TRIES
         if self._allocation == "free":
             fixed = [{}] * TRIES + fixed
         for params in fixed:
@@ -427,7 +439,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             choice = self._space.suggest(trial)
             trial.set_user_attr(CHOICE, _as_json(choice))
             trial.set_user_attr(METHOD, choice.method)
-            plan = make_plan(choice, self._targets, self._profile)
+            trial.set_user_attr(ARM, self.arm_of(choice))
+            plan = make_plan(choice, self._targets, self._profile, self._size)
         except UsageError as error:
             self._reject(trial, TrialState.FAIL, str(error))
             return None
@@ -460,25 +473,25 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return self._max_params is None or params <= self._max_params
 
     def _cannot_fit(self) -> bool:
-        """Close the method of the point just refused where its smallest plan is too large too."""
+        """Close the arm of the point just refused where its smallest plan is too large too."""
         if self._refused is None:
             return False
-        method = self._refused.user_attrs[METHOD]
-        if method in self._fitting or method in self._closed:
+        arm = self._refused.user_attrs[ARM]
+        if arm in self._fitting or arm in self._closed:
             return False
         least = self._least(self._refused)
         if least is not None and self._fits(least[1]):
-            self._fitting.add(method)
+            self._fitting.add(arm)
             return False
         smallest = least[1] if least else self._refused.user_attrs[TRAINABLE_PARAMS]
         self._close(
-            method, f"its smallest plan has {smallest} parameters, max_params is {self._max_params}"
+            arm, f"its smallest plan has {smallest} parameters, max_params is {self._max_params}"
         )
         return True
 
-    def _close(self, method: str, reason: str) -> None:
-        self._closed[method] = f"space.methods.{method}: takes no further part, {reason}"
-        logger.warning(self._closed[method])
+    def _close(self, arm: str, reason: str) -> None:
+        self._closed[arm] = f"space.methods.{arm}: takes no further part, {reason}"
+        logger.warning(self._closed[arm])
 
     def _least(self, start: FrozenTrial) -> tuple[dict[str, Any], int] | None:
         """The smallest plan near `start`, by coordinate descent over the ends of its ranges.
@@ -486,11 +499,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         Returns the point, its learning rate left to the sampler, and its trainable parameters.
         """
         best = dict(start.params)
+        kept = self._arms[start.user_attrs[ARM]].params
         count = self._count_params(best)
         for _ in range(2):
             before = count
             for name, distribution in start.distributions.items():
-                if name == METHOD or name.endswith("learning_rate"):
+                if name in kept or name.endswith("learning_rate"):
                     continue
                 for value in _ends(distribution):
                     tried = self._count_params({**best, name: value})
@@ -501,13 +515,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if count is None:
             return None
         fixed = {name: v for name, v in best.items() if not name.endswith("learning_rate")}
-        return {**fixed, METHOD: start.user_attrs[METHOD]}, count
+        return {**fixed, **kept}, count
 
     def _count_params(self, params: dict[str, Any]) -> int | None:
         """Trainable parameters of the plan at a point; None where there is none."""
         try:
             choice = self._space.suggest(FixedTrial(params))
-            return int(make_plan(choice, self._targets, self._profile).trainable_params)
+            return int(make_plan(choice, self._targets, self._profile, self._size).trainable_params)
         except (UsageError, ValueError):  # ValueError: another value asks for other parameters
             return None
 

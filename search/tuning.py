@@ -31,7 +31,7 @@ from spaces.errors import ConfigError, JobError
 from spaces.methods import make_plan, parse_choice
 from spaces.plan import Plan
 from spaces.profile import Profile
-from spaces.target import TargetModule
+from spaces.target import BaseSize, TargetModule
 
 if TYPE_CHECKING:
     # A trial's process imports this module and has no use for Optuna.
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that one question to the queue may wait for an event.
-POLL_S = 30.0
 #: Share of a CPU that a light trial asks for; Tune takes no zero.
 TRIAL_CPUS = 0.001
 
@@ -91,7 +89,8 @@ class TuneOutcome:
 class TrialContext:
     """What every trial of a search shares, kept once in Ray's object store.
 
-    `profile` is the profile's file as bytes, `train` the section `train` of the sweep.
+    `profile` is the profile's file as bytes, `train` the section `train` of the sweep, `size` that
+    of the base; with `keep_weights` a finished job leaves its weights with the queue.
     """
 
     targets: tuple[TargetModule, ...]
@@ -99,6 +98,8 @@ class TrialContext:
     train: Mapping[str, Any]
     epochs: int
     metric: str
+    size: BaseSize | None = None
+    keep_weights: bool = False
 
 
 def job_name(number: int) -> str:
@@ -115,9 +116,11 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
     Raises:
         JobError: the job failed, with the worker's own error in one line.
     """
+    from trainables.resident import events_of
+
     choice = parse_choice(config["choice"])
     profile = Profile.from_bytes(context.profile, "profile") if context.profile else None
-    plan = make_plan(choice, context.targets, profile)
+    plan = make_plan(choice, context.targets, profile, context.size)
     job_id = ray.get(
         queue.submit.remote(
             {
@@ -129,12 +132,13 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
                 "seed": context.train.get("seed", 0),
                 "train": dict(context.train),
                 "epochs": context.epochs,
+                "keep_weights": context.keep_weights,
             }
         )
     )
     last: dict[str, Any] = {}
     reported = 0
-    for event in _events(queue, job_id):
+    for event in events_of(queue, job_id):
         if event["type"] == "epoch":
             epoch = int(event["epoch"])
             # A job whose worker died starts again at its first epoch.
@@ -169,13 +173,6 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
             raise JobError(_one_line(event["error"]))
         elif event["type"] == "cancelled":
             return  # the driver has ended this trial; an error would only be noise
-
-
-def _events(queue: Any, job_id: str) -> Iterator[dict[str, Any]]:
-    while True:
-        event = ray.get(queue.next_event.remote(job_id, POLL_S))
-        if event is not None:
-            yield event
 
 
 def _one_line(text: str) -> str:
@@ -460,6 +457,8 @@ def tune_search(
     callbacks: Sequence[tune.Callback] = (),
     should_stop: Callable[[], str | None] = lambda: None,
     reuse_actors: bool = True,
+    size: BaseSize | None = None,
+    keep_weights: bool = False,
 ) -> TuneOutcome:
     """Run trials until the searcher has no more or the time budget is spent.
 
@@ -475,6 +474,8 @@ def tune_search(
         should_stop: asked many times a second; a reason ends the search, as when the workers are
             gone for good. Trials that still run then are cancelled.
         reuse_actors: let one process serve trial after trial.
+        size: the base's, which some plans depend on.
+        keep_weights: let each finished job leave its weights with the queue.
 
     Whatever ends the search, no trial of the study is left running and no job of a trial that has
     ended goes on.
@@ -485,7 +486,7 @@ def tune_search(
     """
     callback = DriverCallback(searcher, queue, observer, should_stop)
     shared = profile.to_bytes() if profile else None
-    context = TrialContext(targets, shared, dict(train), epochs, metric)
+    context = TrialContext(targets, shared, dict(train), epochs, metric, size, keep_weights)
     function = tune.with_parameters(run_trial, queue=queue, context=context)
     tuner = tune.Tuner(
         tune.with_resources(function, {"CPU": TRIAL_CPUS}),

@@ -55,7 +55,9 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "tracking": TrackingSettings,
     "confirm": ConfirmSettings,
 }
-SPACE = {"learning_rate": DEFAULT_LEARNING_RATE, "methods": list(METHODS)}
+OWN = [name for name, method in METHODS.items() if not method.baseline]
+BASELINES = [name for name, method in METHODS.items() if method.baseline]
+SPACE = {"learning_rate": DEFAULT_LEARNING_RATE, "methods": OWN}
 OF_EVERY_CHOICE = {"method", "seed", "learning_rate"}
 
 
@@ -135,14 +137,14 @@ def test_the_readme_gives_the_space_that_is_searched_by_default() -> None:
     assert value_of(documented["learning_rate"][0]) == SPACE["learning_rate"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN)
 def test_the_readme_lists_the_keys_of_a_method_with_its_defaults(method: str) -> None:
     fields = flat_fields(METHODS[method].choice_class)
     documented = {key: value_of(cells[0]) for key, cells in table(f"choice: {method}").items()}
     assert documented == {k: v for k, v in fields.items() if k not in OF_EVERY_CHOICE}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN)
 def test_the_readme_gives_the_default_space_of_a_method(method: str) -> None:
     documented: dict[str, Any] = {}
     for key, cells in table(f"choice: {method}").items():
@@ -153,6 +155,14 @@ def test_the_readme_gives_the_default_space_of_a_method(method: str) -> None:
                 place = place.setdefault(name, {})
             place[last] = value_of(cells[-1])
     assert documented == plain(METHODS[method].default_space)
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_the_readme_gives_the_keys_and_the_default_space_of_a_baseline(method: str) -> None:
+    *_, keys, space = table("baselines")[method]
+    fields = flat_fields(METHODS[method].choice_class)
+    assert value_of(keys) == {k: v for k, v in fields.items() if k not in OF_EVERY_CHOICE}
+    assert value_of(space) == plain(METHODS[method].default_space)
 
 
 def test_the_readme_names_every_method() -> None:
@@ -216,7 +226,7 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
     with pytest.raises(typer.TyperException):
         parse_command("ranksweep launch sweep.yaml --no-such-option")
     with pytest.raises(typer.TyperException):
-        parse_command("ranksweep plan --choice choice.yaml")
+        parse_command("ranksweep plan --profile ba219e0a")
 
 
 def test_every_command_has_an_example() -> None:

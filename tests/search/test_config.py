@@ -48,7 +48,7 @@ space:
     sensitivity: {mean_rank: [2, 4, 8]}
     joint: {}
 search: {trials: 24, time_budget: null, metric: accuracy, mode: max, objectives: [accuracy],
-         max_params: null, allocation: equal, sampler: tpe,
+         max_params: null, allocation: equal, arms: [], sampler: tpe,
          scheduler: {name: asha, grace_epochs: 1, reduction_factor: 3}, warm_start: true, seed: 0}
 train: {epochs: 3, batch_size: 16, gradient_accumulation_steps: 1, optimizer: adamw,
         weight_decay: 0.0, max_grad_norm: 1.0, lr_scheduler: linear, warmup_ratio: 0.06,
@@ -57,7 +57,8 @@ deepspeed: {zero_optimization: {stage: 0}}
 cluster: {address: local, groups: 1, workers_per_group: 1, resources_per_worker: {CPU: 1},
           max_failures: 2}
 store: file://.ranksweep/store
-tracking: {uri: "sqlite:///.ranksweep/mlflow.db", experiment: movie-sentiment}
+tracking: {uri: "sqlite:///.ranksweep/mlflow.db", experiment: movie-sentiment,
+           keep_weights: best}
 confirm: {top: 1, seeds: 3}
 """
 

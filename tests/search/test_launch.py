@@ -16,6 +16,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from search.compare import compare
 from search.config import SweepConfig, load_sweep
 from search.launch import LaunchResult, launch
 from search.live import View
@@ -25,6 +26,11 @@ from search.queries import best
 from spaces.errors import ConfigError, UsageError
 from spaces.methods import make_plan, parse_choice
 from spaces.plan import Plan
+from trainables.adaptations import adaptation_for
+from trainables.bases import load_base
+from trainables.finetuning import evaluate
+from trainables.trained import read_trained
+from trainables.workers import join
 
 METHODS = ("lora", "pilora", "taso", "sensitivity", "joint")
 
@@ -180,6 +186,45 @@ def test_confirmation_measures_the_best_of_each_method_on_test(launched, folder)
         logged = sorted(r.data.metrics["test_accuracy"] for r in own)
         assert logged == pytest.approx(sorted(row["values"]))
         assert row["mean"] == pytest.approx(sum(row["values"]) / 2)
+
+
+@pytest.mark.ray
+def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
+    launched, folder
+) -> None:
+    config, result = launched
+    client, prepared = client_of(folder), prepare(config)
+    best_numbers = {str(row["number"]) for row in result.best}
+    alone = join()
+    for run_of_trial in runs_of(folder, "trial", "tiny"):
+        run_id = run_of_trial.info.run_id
+        files = {file.path for file in client.list_artifacts(run_id)}
+        kept = run_of_trial.data.tags["ranksweep.number"] in best_numbers
+        assert ("weights.safetensors" in files) == kept
+        if not kept:
+            continue
+        trained = read_trained(
+            Path(client.download_artifacts(run_id, "weights.safetensors")).read_bytes()
+        )
+        plan = Plan.read(client.download_artifacts(run_id, "plan.safetensors"))
+        assert trained.facts.base_fingerprint == prepared.base_fingerprint
+        assert trained.facts.method == run_of_trial.data.tags["ranksweep.method"]
+        base = load_base(trained.facts.base_uri, trained.facts.task_kind, 2)
+        head = trained.head_for(base.model)
+        with adaptation_for(plan, base.model, seed=0, head=head) as adaptation:
+            adaptation.load(trained.weights)
+            again = evaluate(base.model, adaptation, prepared.task, "dev", alone)
+        assert again["accuracy"] == run_of_trial.data.metrics["accuracy"]
+        assert again["dev_loss"] == pytest.approx(run_of_trial.data.metrics["dev_loss"], rel=1e-5)
+    assert not list(SweepPaths(folder / ".ranksweep", "tiny").weights.glob("*"))
+
+
+@pytest.mark.ray
+def test_compare_reads_back_what_the_launch_confirmed(launched, folder) -> None:
+    _, result = launched
+    rows = [row.as_dict() for row in compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")]
+    told = json.loads(json.dumps(rows))
+    assert sorted(told, key=str) == sorted(json.loads(json.dumps(result.confirmation)), key=str)
 
 
 @pytest.mark.ray

@@ -80,6 +80,28 @@ def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path):
     assert len(set(methods)) > 2
 
 
+def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path):
+    space = toy_space("taso", taso={"importance": ["sensitivity", "random"], "rounds": [1, 2]})
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, space, trials=15, arms=("importance", "rounds"))
+    given = run_all(searcher)
+    divided = [
+        f"taso importance={importance} rounds={rounds}"
+        for importance in ("sensitivity", "random")
+        for rounds in (1, 2)
+    ]
+    assert searcher.counts == {"lora": 3, **dict.fromkeys(divided, 3)}
+    for suggested in given:
+        choice, trial = suggested["choice"], study.trials[suggested["number"]]
+        if choice["method"] == "taso":
+            shown = f"taso importance={choice['importance']} rounds={choice['rounds']}"
+            assert trial.user_attrs["arm"] == shown
+        else:
+            assert trial.user_attrs["arm"] == "lora"
+    again = searcher_over(study, space, trials=20, arms=("importance", "rounds"))
+    assert again.counts == searcher.counts
+
+
 def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path):
     space = toy_space()
     first = [space.default_choice("taso"), space.default_choice("lora")]
