@@ -23,12 +23,12 @@ $(DATA)/train.parquet: $(VENV)/.ready examples/prepare_movie.py
 demo: $(DATA)/train.parquet
 	$(BIN)/ranksweep launch examples/demo.yaml --set name=demo-$$(date +%Y%m%d-%H%M%S)
 
-test: setup
-	$(BIN)/python -m pytest
+test: test-fast
+	$(BIN)/python -m pytest -m "ray or server"
 
-# The part without Ray or servers.
+# The part without Ray or servers, in two processes.
 test-fast: setup
-	$(BIN)/python -m pytest -m "not ray and not server"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not server"
 
 check: setup
 	$(BIN)/ruff check .
