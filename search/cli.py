@@ -723,10 +723,12 @@ def _print_result(result: Any, json_output: bool = False) -> None:
         print(json.dumps(_jsonable(result), indent=2, allow_nan=False))
         return
     from rich.console import Console
+    from rich.text import Text
 
     # A pipe has no width of its own: what reads it wants whole values.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    Console(width=width).print(result, highlight=False)
+    # A line stays a line, for a path or a sentence may be copied; tables know their width.
+    Console(width=width).print(result, highlight=False, soft_wrap=isinstance(result, Text))
 
 
 def _jsonable(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -229,7 +230,10 @@ def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
         return gap, gap
     from scipy.stats import ttest_ind
 
-    interval = ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
+    with warnings.catch_warnings():
+        # One sample of equal values is no loss of precision here: its variance is zero.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
     return float(interval.low), float(interval.high)
 
 

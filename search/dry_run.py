@@ -18,6 +18,7 @@ from search.paths import SweepPaths
 from search.prepare import Prepared, prepare
 from spaces.methods import count_range, make_plan
 from spaces.profile import Profile
+from spaces.search_space import Arm
 from spaces.target import TargetModule
 from trainables.settings import ALL_LINEAR
 
@@ -88,9 +89,7 @@ def dry_run(config: SweepConfig) -> DryRun:
     task, targets, space = prepared.task, prepared.targets, prepared.space
     cached = prepared.store.get(prepared.key)
 
-    methods = tuple(
-        _method_count(space.default_choice(method), prepared, cached) for method in space.methods
-    )
+    methods = tuple(_method_count(arm, prepared, cached) for arm in space.arms(config.search.arms))
     profile = {
         "key": prepared.key,
         "cached": cached is not None,
@@ -106,7 +105,7 @@ def dry_run(config: SweepConfig) -> DryRun:
         "steps_per_trial": _steps(task, config.train.batch_size) * config.train.epochs,
         "at_once": config.cluster.groups,
     }
-    confirm = _confirm(config, task, len(space.methods))
+    confirm = _confirm(config, task, len(methods))
     linear = meta_targets(prepared.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
     cost = _Cost.measured(config, linear, {target.name for target in targets})
     return DryRun(
@@ -158,13 +157,14 @@ def base_parameters(uri: str) -> int:
 # -- what would be done ----------------------------------------------------------------------------
 
 
-def _method_count(choice: Any, prepared: Prepared, profile: Profile | None) -> MethodCount:
+def _method_count(arm: Arm, prepared: Prepared, profile: Profile | None) -> MethodCount:
+    choice = prepared.space.default_choice(arm.method, arm.values)
     if profile is not None:
         plan = make_plan(choice, prepared.targets, profile, prepared.size)
         span = (plan.trainable_params, plan.trainable_params)
     else:
         span = count_range(choice, prepared.targets, size=prepared.size)
-    return MethodCount(choice.method, choice.as_dict(), span, span[0] == span[1])
+    return MethodCount(arm.name, choice.as_dict(), span, span[0] == span[1])
 
 
 def _steps(task: Task, batch_size: int) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Form = Literal["peft", "merged", "plan"]
 README = "README.md"
+_WHERE = "The folder is named as from the one that it lies in; from elsewhere, give its path."
 
 
 def export(
@@ -93,14 +94,18 @@ def _plan(run: TrialRun, folder: Path, base_uri: str | None) -> str:
     (folder / PLAN).write_bytes(plan.to_bytes())
     (folder / "plan.json").write_text(json.dumps(plan.summary(), indent=2) + "\n")
     (folder / CHOICE).write_bytes(choice)
+    content = (
+        "rows and columns of every block, int32\n  `stage<i>/<module>/block<j>/rows` and `/cols`; "
+        "rank, scale and learning-rate factor of each are in\n  the metadata"
+        if plan.tuner is None
+        else "no blocks, for a baseline has none; its settings are in the metadata, as `tuner`"
+    )
     return f"""\
 # {_title(run)}: the plan
 
 What this trial trains, without what it has learned. Base: `{run.tags.get("base_uri", "?")}`.
 
-- `plan.safetensors`: rows and columns of every block, int32
-  `stage<i>/<module>/block<j>/rows` and `/cols`; rank, scale and learning-rate factor of each are in
-  the metadata
+- `plan.safetensors`: {content}
 - `plan.json`: the same without the indices, and the numbers of parameters
 - `choice.yaml`: the method and its settings, as `ranksweep plan --choice` takes them
 {_origin(run)}"""
@@ -118,7 +123,7 @@ def _peft(run: TrialRun, folder: Path, base_uri: str | None) -> str:
     if head := ", ".join(config["modules_to_save"] or ()):
         notes.append(
             f"The task's head ({head}) is no low-rank update: it goes along whole, as "
-            "modules_to_save."
+            "modules_to_save. That the base lacks it, transformers tells while it loads."
         )
     labels = ", ".join(trained.facts.labels)
     notes.append(f"Its outputs are, in order: {labels}. PEFT has no place for their names.")
@@ -131,6 +136,7 @@ def _peft(run: TrialRun, folder: Path, base_uri: str | None) -> str:
             "Blocks on some rows or columns are widened with zeros, which training it further "
             "would train too."
         )
+    notes.append(_WHERE)
     notes.append("Dropout and learning-rate factors of the training are not in it.")
     if trained.facts.dtype != "float32":
         notes.append(
@@ -173,6 +179,7 @@ def _merged(run: TrialRun, folder: Path, base_uri: str | None) -> str:
         "The update is added to the base's weights, and the head is in its place; no adapter is "
         "needed to use it.",
         f"Its outputs are, in order: {', '.join(trained.facts.labels)} (id2label in config.json).",
+        _WHERE,
         f"The weights are {trained.facts.dtype}, as the base was trained on; each is rounded once.",
     ]
     return f"""\

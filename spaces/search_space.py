@@ -127,10 +127,17 @@ class SearchSpace:
         """
         for key in keys:
             found = [domains[key] for domains in self.domains.values() if key in domains]
-            if not any(isinstance(domain, Options) for domain in found):
+            if not found:
+                known = dict.fromkeys(name for each in self.domains.values() for name in each)
                 raise ChoiceError(
-                    f"search.arms: {key} has a list of values in no method of the space; list "
-                    "its values in space.methods"
+                    f"search.arms: no method of the space searches {key[:60]!r}; "
+                    f"{nearest(key, known)}"
+                )
+            if not any(isinstance(domain, Options) for domain in found):
+                what = "a range" if any(isinstance(d, Range) for d in found) else "a single value"
+                raise ChoiceError(
+                    f"search.arms: {key} has {what} and no list of values in the space; list the "
+                    "values to compare in space.methods"
                 )
         arms: dict[str, Arm] = {}
         for method in self.methods:

@@ -63,7 +63,7 @@ def refuse_rank_above_limit(key: str, rank: int, targets: Iterable[TargetModule]
             out_features, in_features = target.shape
             raise ChoiceError(
                 f"{key}: {rank} is above min(out, in) = {target.rank_limit} of module "
-                f"'{target.name}' [{out_features}, {in_features}]; use a rank of at most "
+                f"'{target.name}' [{out_features}, {in_features}]; use at most "
                 f"{target.rank_limit}"
             )
 
