@@ -8,12 +8,14 @@ parameters.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import UsageError
@@ -189,6 +191,37 @@ def taken(weights: Mapping[str, torch.Tensor], name: str, shape: Sequence[int]) 
             "the plan of one trial"
         )
     return tensor
+
+
+def lora_draw(rank: int, columns: int, fan_in: int, generator: torch.Generator) -> torch.Tensor:
+    """LoRA's Kaiming draw of A [rank, columns] ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)), float64."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return (2 * torch.rand(rank, columns, generator=generator, dtype=torch.float64) - 1) * bound
+
+
+Delta = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+"""What is added to a layer's output y [..., out] of its input x [..., in]; None for nothing."""
+
+
+def hook_layers(model: nn.Module, names: Sequence[str], delta: Delta) -> list[RemovableHandle]:
+    """Add `delta` to the output of every layer of these names, of each layer once.
+
+    One layer may have several of the names.
+    """
+
+    def hook(
+        _layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        added = delta(inputs[0], output)
+        return output if added is None else output + added.to(output.dtype)
+
+    layers = {id(layer): layer for layer in map(model.get_submodule, names)}
+    return [layer.register_forward_hook(hook) for layer in layers.values()]
+
+
+def at_least_float(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 where it has 16 bits, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def stage_seed(seed: int, stage: int) -> int:

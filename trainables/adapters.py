@@ -11,8 +11,7 @@ replaced, and detaching leaves it as it was.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,15 @@ from torch.utils.hooks import RemovableHandle
 
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
-from trainables.adaptation import Adaptation, Factors, StageParameters, stage_seed, taken
+from trainables.adaptation import (
+    Adaptation,
+    Factors,
+    StageParameters,
+    hook_layers,
+    lora_draw,
+    stage_seed,
+    taken,
+)
 
 
 class BlockParameters(nn.Module):
@@ -43,9 +50,8 @@ class BlockParameters(nn.Module):
         device: torch.device,
     ) -> None:
         super().__init__()
-        bound = 1.0 / math.sqrt(shape[1])
-        uniform = torch.rand(block.rank, len(block.cols), generator=generator, dtype=torch.float64)
-        self.A = nn.Parameter(((2 * uniform - 1) * bound).to(device=device, dtype=dtype))
+        A = lora_draw(block.rank, len(block.cols), shape[1], generator)
+        self.A = nn.Parameter(A.to(device=device, dtype=dtype))
         self.B = nn.Parameter(torch.zeros(len(block.rows), block.rank, dtype=dtype, device=device))
         self.shape, self.scale, self.lr_scale = shape, block.scale, block.lr_scale
         self._rows = _indices(block.rows, shape[0], device)
@@ -82,7 +88,7 @@ class ModuleAdapter(nn.Module):
         self.dropout = dropout
         self.frozen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def delta(self, x: torch.Tensor) -> torch.Tensor | None:
+    def delta(self, x: torch.Tensor, _y: torch.Tensor) -> torch.Tensor | None:
         """What the blocks add to the layer's output: x [..., in] -> [..., out]."""
         total = None
         if len(self.blocks):
@@ -196,26 +202,12 @@ class BlockAdaptation(Adaptation):
         self.detach()
         self._adapters = dict(adapters)
         for name, adapter in adapters.items():
-            for alias in self._targets[name].names:
-                layer = self._model.get_submodule(alias)
-                self._hooks.append(layer.register_forward_hook(_adding(adapter)))
+            self._hooks += hook_layers(self._model, self._targets[name].names, adapter.delta)
 
     def detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._adapters = [], {}
-
-
-def _adding(
-    adapter: ModuleAdapter,
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
-    def hook(
-        _layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor:
-        delta = adapter.delta(inputs[0])
-        return output if delta is None else output + delta.to(output.dtype)
-
-    return hook
 
 
 def plain_lora(targets: Sequence[TargetModule], rank: int, alpha: float) -> Plan:

@@ -634,7 +634,7 @@ def load_base(
     else:
         kwargs["use_safetensors"] = True
     config = _task_config(uri, kind, num_labels)
-    with quiet(), _seeded(0):
+    with quiet(), seeded(0):
         try:
             model, info = auto_class(kind).from_pretrained(
                 folder,
@@ -710,7 +710,7 @@ def fresh_head(base: Base, seed: int) -> dict[str, nn.Module]:
     modules and torch's random state are left as they were.
     """
     heads: dict[str, nn.Module] = {}
-    with _seeded(seed), torch.no_grad():
+    with seeded(seed), torch.no_grad():
         for name in base.head_modules:
             resident = base.model.get_submodule(name)
             parameter = next(resident.parameters())
@@ -732,7 +732,7 @@ def _draw(module: nn.Module, rule: Callable[[nn.Module], None]) -> None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the CPU's generator for a while; no other generator is touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -11,7 +11,6 @@ identity.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -20,7 +19,7 @@ from torch.nn.functional import gelu, linear, relu
 
 from spaces.errors import UsageError
 from spaces.target import TargetModule
-from trainables.adaptation import Factors
+from trainables.adaptation import Factors, lora_draw
 from trainables.tuner_adaptation import HookedAdaptation, ModuleTuner
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": gelu, "relu": relu}
@@ -55,8 +54,7 @@ class BottleneckAdaptation(HookedAdaptation):
 
     def _tuned(self, target: TargetModule, fresh: bool) -> BottleneckTuner:
         out, size = target.shape[0], self._settings["size"]
-        uniform = torch.rand(size, out, generator=self._generator, dtype=torch.float64)
-        down = (2 * uniform - 1) / math.sqrt(out)
+        down = lora_draw(size, out, out, self._generator)
         return BottleneckTuner(
             down, self._settings["activation"], self._dropout, self._dtype, self._device
         )

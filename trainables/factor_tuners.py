@@ -20,7 +20,6 @@ The gradient step is the loop's own; T, the proximal step of lambda |g|_1, follo
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from functools import partial
 
@@ -29,7 +28,7 @@ from torch import nn
 from torch.nn.functional import linear, softshrink
 
 from spaces.target import TargetModule
-from trainables.adaptation import Factors
+from trainables.adaptation import Factors, lora_draw
 from trainables.fp32_masters import rewrite
 from trainables.tuner_adaptation import HookedAdaptation, ModuleTuner
 
@@ -68,8 +67,7 @@ class FactorAdaptation(HookedAdaptation):
     def _lora_factors(self, target: TargetModule) -> tuple[nn.Parameter, nn.Parameter]:
         """LoRA's A ~ U(-1/sqrt(in), 1/sqrt(in)) and B = 0."""
         (out, in_), rank = target.shape, self._settings["rank"]
-        uniform = torch.rand(rank, in_, generator=self._generator, dtype=torch.float64)
-        A = (2 * uniform - 1) / math.sqrt(in_)
+        A = lora_draw(rank, in_, in_, self._generator)
         return self._parameter(A), self._parameter(torch.zeros(out, rank))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spaces.errors import JobError
-from trainables.adaptation import Adaptation
+from trainables.adaptation import Adaptation, at_least_float
 from trainables.metrics import metric_for
 from trainables.settings import ProfileSettings, TrainSettings
 from trainables.tasks import Split, Task, epoch_order
@@ -274,11 +274,7 @@ class _StageRun:
 
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over rows: logits [n, classes], labels [n]."""
-    return nn.functional.cross_entropy(_at_least_float(logits), labels, reduction="sum")
-
-
-def _at_least_float(logits: torch.Tensor) -> torch.Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return nn.functional.cross_entropy(at_least_float(logits), labels, reduction="sum")
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainables.adaptation import at_least_float
+
 
 def full_gradient(engine: Any, parameter: nn.Parameter) -> torch.Tensor:
     """The gradient of the step that has just run backward, in float32 at least.
@@ -24,10 +26,8 @@ def full_gradient(engine: Any, parameter: nn.Parameter) -> torch.Tensor:
     gradient: torch.Tensor | None = safe_get_full_grad(parameter)
     if gradient is None:  # nothing of this step's loss has read the parameter
         gradient = torch.zeros_like(parameter)
-    if gradient.dtype in (torch.float16, torch.bfloat16):
-        gradient = gradient.float()
-    scale = float(getattr(engine.optimizer, "cur_scale", 1.0)) if engine.fp16_enabled() else 1.0
-    return gradient.detach() / scale
+    scale = float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
+    return at_least_float(gradient).detach() / scale
 
 
 @torch.no_grad()

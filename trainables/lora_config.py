@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+PREFIX = "base_model.model."
+"""What PEFT puts before the base's own names in the keys of a checkpoint."""
+
 Number = int | float
 
 

@@ -20,12 +20,11 @@ from spaces.plan import Plan
 from spaces.target import TargetModule
 from trainables.adaptation import Adaptation
 from trainables.bases import Base, from_pretrained_arguments
-from trainables.lora_config import lora_config
+from trainables.lora_config import PREFIX, lora_config
 from trainables.settings import IMAGE_KINDS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 CLASSIFIERS = ("classifier", "score")
 """Ends of module names that PEFT saves whole in a checkpoint for text classification."""
 

@@ -24,8 +24,7 @@ import json
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,12 +37,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import UsageError
-from trainables.adaptation import Factors, stage_seed
+from trainables.adaptation import Factors, at_least_float, stage_seed
+from trainables.bases import seeded
 from trainables.fp32_masters import full_gradient, rewrite
+from trainables.lora_config import PREFIX
 from trainables.tuner_adaptation import TunerAdaptation
 
 ADAPTER = "default"
-PREFIX = "base_model.model."
 
 
 class PeftAdaptation(TunerAdaptation):
@@ -69,7 +69,7 @@ class PeftAdaptation(TunerAdaptation):
             {key: self._copied(self._model.get_submodule(name)) for name, key in names.items()}
         )
         config = self._config(names, fresh)
-        with _seeded(stage_seed(self._seed, 0)), warnings.catch_warnings():
+        with seeded(stage_seed(self._seed, 0)), warnings.catch_warnings():
             # PEFT warns that it finds by itself how a layer stores its weight.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             self._tuner_class(self._skeleton, config, ADAPTER)
@@ -288,7 +288,7 @@ class AdaloraAdaptation(PeftAdaptation):
             return None
         norms = []
         for layer in self._layers.values():
-            A, B = _at_least_float(layer.lora_A[ADAPTER]), _at_least_float(layer.lora_B[ADAPTER])
+            A, B = at_least_float(layer.lora_A[ADAPTER]), at_least_float(layer.lora_B[ADAPTER])
             for gram in (A @ A.T, B.T @ B):
                 identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
                 norms.append(torch.linalg.norm(gram - identity))
@@ -367,7 +367,7 @@ class _Allocator(RankAllocator):
         for name, parameter in model.named_parameters():
             if name not in self.gradients:
                 continue
-            ipt = (_at_least_float(parameter) * self.gradients[name]).abs()
+            ipt = (at_least_float(parameter) * self.gradients[name]).abs()
             mean = self.exp_avg_ipt.get(name, torch.zeros_like(ipt))
             spread = self.exp_avg_unc.get(name, torch.zeros_like(ipt))
             self.exp_avg_ipt[name] = self.beta1 * mean + (1 - self.beta1) * ipt
@@ -473,21 +473,9 @@ def _shallow_copy(module: Any) -> Any:
     return twin
 
 
-def _at_least_float(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def _plain(config: Any) -> dict[str, Any]:
     """A PEFT config as its file has it: sets are sorted lists."""
     return {
         key: sorted(value) if isinstance(value, set) else value
         for key, value in config.to_dict().items()
     }
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's generator for a while; no other generator is touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -23,8 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from spaces.errors import JobError
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
+from trainables.adaptation import at_least_float
 from trainables.adapters import BlockAdaptation, BlockParameters, plain_lora
 from trainables.finetuning import finetune, summed_loss, to_device
+from trainables.fp32_masters import full_gradient
 from trainables.settings import ProfileSettings
 from trainables.tasks import Task, epoch_order
 from trainables.workers import Workers
@@ -116,16 +118,13 @@ class ScoredLoRA(BlockAdaptation):
     def after_backward(self, engine: Any) -> None:
         if self._steps % self._every:
             return
-        from deepspeed.utils import safe_get_full_grad
-
-        scale = float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
         self._pending = {}
         for i, (name, adapter) in enumerate(self._adapters.items()):
             (block,) = adapter.trainable
             # a collective where gradients are partitioned: every rank asks for every gradient
-            grad_A, grad_B = safe_get_full_grad(block.A), safe_get_full_grad(block.B)
+            grad_A, grad_B = full_gradient(engine, block.A), full_gradient(engine, block.B)
             if i % self._workers.size == self._workers.rank:
-                self._pending[name] = approximate_row_scores(block, grad_A, grad_B, scale)
+                self._pending[name] = approximate_row_scores(block, grad_A, grad_B)
 
     def after_step(self, skipped: bool, learning_rate: float) -> None:
         if skipped:
@@ -149,16 +148,15 @@ class ScoredLoRA(BlockAdaptation):
 
 
 def approximate_row_scores(
-    block: BlockParameters, grad_A: torch.Tensor, grad_B: torch.Tensor, loss_scale: float = 1.0
+    block: BlockParameters, grad_A: torch.Tensor, grad_B: torch.Tensor
 ) -> torch.Tensor:
     """S_i = sum_j abs(B G^A + G^B A)_ij, float64 [out] (PiLoRA Eqs. 7 and 8).
 
-    The gradients are those of the loss times `loss_scale`. The approximate gradient [out, in]
-    exists a few rows at a time, in float32 at least: unscaled, it may be too small for float16.
+    The gradients are in float32 at least, for they may be too small for float16. The approximate
+    gradient [out, in] exists a few rows at a time.
     """
-    dtype = torch.promote_types(block.A.dtype, torch.float32)
-    A, B = block.A.detach().to(dtype), block.B.detach().to(dtype)
-    grad_A, grad_B = grad_A.to(dtype) / loss_scale, grad_B.to(dtype) / loss_scale
+    A, B = at_least_float(block.A.detach()), at_least_float(block.B.detach())
+    grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(A.dtype)
     scores = [
         (b @ grad_A + grad_b @ A).abs().sum(1, dtype=torch.float64)
         for b, grad_b in zip(B.split(ROWS_PER_SCORE), grad_B.split(ROWS_PER_SCORE), strict=True)

@@ -8,7 +8,7 @@ the trained function, so that loading them needs neither the seed nor a decompos
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,14 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import JobError, UsageError
 from spaces.target import TargetModule
-from trainables.adaptation import Adaptation, Factors, StageParameters, stage_seed, taken
+from trainables.adaptation import (
+    Adaptation,
+    Factors,
+    StageParameters,
+    hook_layers,
+    stage_seed,
+    taken,
+)
 
 
 class TunerAdaptation(Adaptation):
@@ -184,10 +191,7 @@ class HookedAdaptation(TunerAdaptation):
 
     def _put_in_place(self) -> None:
         for name, tuned in self._modules.items():
-            # One layer may have several of the names, and is to be adapted once.
-            layers = {id(m): m for m in map(self._model.get_submodule, self._targets[name].names)}
-            for layer in layers.values():
-                self._hooks.append(layer.register_forward_hook(_adding(tuned)))
+            self._hooks += hook_layers(self._model, self._targets[name].names, tuned.delta)
 
     def _registered(self) -> Sequence[nn.Module]:
         return list(self._modules.values())
@@ -200,14 +204,3 @@ class HookedAdaptation(TunerAdaptation):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-
-
-def _adding(
-    tuned: ModuleTuner,
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
-    def hook(
-        _layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor:
-        return output + tuned.delta(inputs[0], output).to(output.dtype)
-
-    return hook

@@ -155,6 +155,26 @@ def test_a_weight_of_several_layers_is_updated_in_all_of_them() -> None:
         torch.testing.assert_close(model(x), torch.tanh(x @ W.T) @ W.T, rtol=1e-12, atol=1e-12)
 
 
+def test_one_layer_under_two_names_is_updated_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(IN, IN, bias=False).double().requires_grad_(False)
+            self.two = self.one
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.one(x)
+
+    model = Twice()
+    target = TargetModule("one", (IN, IN), ("one", "two"))
+    block = Block(2, indices(0, 2), np.arange(IN, dtype=np.int32), 1.0)
+    x = torch.randn(3, IN, dtype=torch.float64)
+    with BlockAdaptation(model, Plan.of([{"one": [block]}], (target,)), seed=0) as adaptation:
+        parameters = randomised(adaptation, 0)
+        W = model.one.weight + dense_update([block], parameters.adapters[0], (IN, IN))
+        torch.testing.assert_close(model(x), x @ W.T, rtol=1e-12, atol=1e-12)
+
+
 def test_leaving_puts_the_base_back_bit_for_bit_also_after_an_error() -> None:
     model = Layered(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
