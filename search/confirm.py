@@ -239,7 +239,7 @@ def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
 
 def verdict(rows: Sequence[Mapping[str, Any]], reference: str = "lora") -> str:
     """One sentence on what the confirmations show of the methods beside the reference."""
-    beside = "tuned LoRA" if reference == "lora" else reference
+    beside = _called(reference)
     compared = [row for row in rows if row["difference"] is not None]
     if not compared:
         return f"no difference can be told: that takes {beside} and two seeds of each choice"
@@ -259,13 +259,18 @@ def verdict(rows: Sequence[Mapping[str, Any]], reference: str = "lora") -> str:
     )
 
 
+def _called(reference: str) -> str:
+    """What the others are set beside, as a reader is told."""
+    return "tuned LoRA" if reference == "lora" else reference
+
+
 def confirmation_table(rows: Sequence[Mapping[str, Any]], reference: str = "lora") -> Table:
     """The confirmations as a table: mean, deviation, parameters, difference from the reference."""
     from rich.table import Table
 
     metric = rows[0]["metric"] if rows else "metric"
     table = Table(title=f"confirmed on test ({metric})", title_justify="left")
-    beside = "tuned LoRA" if reference == "lora" else reference
+    beside = _called(reference)
     for name in ("method", "mean", "deviation", "seeds", "params", f"minus {beside} (95%)"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in rows:

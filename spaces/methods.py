@@ -24,7 +24,7 @@ from spaces.choice import Choice, validated
 from spaces.errors import ChoiceError, ProfileError, nearest
 from spaces.plan import Plan, Tuner
 from spaces.profile import Profile
-from spaces.target import BaseSize, TargetModule, largest_rank, no_largest_values
+from spaces.target import BaseSize, TargetModule, largest_of_each, largest_rank, no_largest_values
 
 
 def _without_a_profile(choice: Choice) -> bool:
@@ -125,7 +125,7 @@ _METHODS = (
         adalora.DEFAULT_SPACE,
         adalora.tuner,
         reconciled=adalora.reconciled,
-        largest_values=adalora.largest_values,
+        largest_values=largest_of_each("rank", "initial_rank"),
     ),
     Method(ia3.Ia3Choice, ia3.DEFAULT_SPACE, ia3.tuner),
     Method(vera.VeraChoice, vera.DEFAULT_SPACE, vera.tuner, largest_values=no_largest_values),
@@ -138,7 +138,7 @@ _METHODS = (
         lora_dash.LoraDashChoice,
         lora_dash.DEFAULT_SPACE,
         lora_dash.tuner,
-        largest_values=lora_dash.largest_values,
+        largest_values=largest_of_each("rank", "directions"),
     ),
     Method(two_factors.DyloraChoice, two_factors.DEFAULT_SPACE, two_factors.tuner),
     Method(sora.SoraChoice, sora.DEFAULT_SPACE, sora.tuner),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,20 @@ def largest_rank(
 ) -> dict[str, int]:
     """The largest `rank` that every one of `targets` can take, whatever else is searched."""
     return {"rank": min(target.rank_limit for target in targets)} if targets else {}
+
+
+def largest_of_each(
+    *keys: str,
+) -> Callable[[Sequence[TargetModule], Mapping[str, Sequence[Any]]], dict[str, int]]:
+    """As `largest_rank`, of every one of `keys`."""
+
+    def largest(
+        targets: Sequence[TargetModule], searched: Mapping[str, Sequence[Any]]
+    ) -> dict[str, int]:
+        limits = largest_rank(targets, searched).values()
+        return {key: limit for limit in limits for key in keys}
+
+    return largest
 
 
 def no_largest_values(

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from spaces.choice import Choice, Count, NonNegative, Positive, Rank, Share
 from spaces.lora import lora_params
 from spaces.plan import Tuner
-from spaces.target import BaseSize, TargetModule, largest_rank
+from spaces.target import BaseSize, TargetModule
 
 DEFAULT_SPACE: dict[str, Any] = {"rank": [2, 4, 8, 16], "initial_rank": [6, 12, 24]}
 
@@ -70,14 +70,3 @@ def reconciled(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["initial_share"] + values["final_share"] > 1 + _SLACK:
         values["final_share"] = round(1 - values["initial_share"], 12)
     return values
-
-
-def largest_values(
-    targets: Sequence[TargetModule], searched: Mapping[str, Sequence[Any]]
-) -> dict[str, int]:
-    """The largest initial_rank, and so rank, that every one of `targets` can take."""
-    return {
-        key: limit
-        for limit in largest_rank(targets, searched).values()
-        for key in ("rank", "initial_rank")
-    }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from spaces.choice import Choice, Count, Positive, Rank, Share
 from spaces.lora import lora_params
 from spaces.plan import Tuner
-from spaces.target import BaseSize, TargetModule, largest_rank, refuse_rank_above_limit
+from spaces.target import BaseSize, TargetModule, refuse_rank_above_limit
 
 DEFAULT_SPACE: dict[str, Any] = {"rank": [2, 4, 8, 16], "directions": 8}
 
@@ -36,14 +36,3 @@ def tuner(choice: LoraDashChoice, targets: Sequence[TargetModule], size: BaseSiz
     refuse_rank_above_limit("directions", choice.directions, targets)
     params = lora_params(choice.rank, targets) + choice.directions * len(targets)
     return Tuner(choice.method, choice.own_values(), params)
-
-
-def largest_values(
-    targets: Sequence[TargetModule], searched: Mapping[str, Sequence[Any]]
-) -> dict[str, int]:
-    """The largest rank and number of directions that every one of `targets` has."""
-    return {
-        key: limit
-        for limit in largest_rank(targets, searched).values()
-        for key in ("rank", "directions")
-    }
