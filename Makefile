@@ -28,7 +28,7 @@ test: test-fast
 
 # The part without Ray or servers, in two processes.
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not server"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not server"
 
 check: setup
 	$(BIN)/ruff check .

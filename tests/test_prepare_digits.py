@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
-import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -16,22 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_digits.py"
+from tests.conftest import EXAMPLES, load_example
+
 RNG = np.random.default_rng(0)
 DIGITS = [(RNG.integers(0, 256, (28, 28)).astype(np.uint8), i % 10) for i in range(300)]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_digits", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:  # it uses the script beside it
-        patch.syspath_prepend(str(SCRIPT.parent))
-        spec.loader.exec_module(module)
-    sys.modules.pop("prepare_movie", None)
-    return module
+    return load_example("prepare_digits")
 
 
 def write_wheel(path: Path) -> Path:
@@ -129,7 +120,7 @@ def test_what_is_there_is_left_as_it_is(
 def test_the_example_is_a_sweep_of_those_files() -> None:
     from search.config import parse_sweep, parse_yaml
 
-    text = (SCRIPT.parent / "digits-vit.yaml").read_text(encoding="utf-8")
+    text = (EXAMPLES / "digits-vit.yaml").read_text(encoding="utf-8")
     sweep = parse_sweep(parse_yaml(text, "digits-vit.yaml"))
     assert sweep.task.kind == "image_classification"
     assert sweep.task.image == "image"

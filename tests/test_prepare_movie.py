@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import tarfile
 from pathlib import Path
@@ -11,7 +10,8 @@ from types import ModuleType
 import pyarrow.parquet as pq
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_movie.py"
+from tests.conftest import load_example
+
 SNIPPETS = [
     (2.5, "Amélie &amp; friends – a   joy."),
     (-1.2, "Dull."),
@@ -28,12 +28,7 @@ SNIPPETS = [
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_movie", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("prepare_movie")
 
 
 def tar(members: dict[str, bytes]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -28,6 +29,17 @@ def join_in_float64() -> Workers:
     known = accelerator.supported_dtypes()
     accelerator.supported_dtypes = lambda: [*known, torch.float64]
     return workers
+
+
+def join_group(rank: int, size: int, folder: str) -> Workers:
+    """Join a group of `size` processes that meet in `folder`; the process of this rank calls it."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(f"{folder}/store", size), rank=rank,
+        world_size=size,
+    )  # fmt: skip
+    return join_in_float64()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import transformers
 
 from spaces.errors import JobError
 from spaces.profile import Profile
-from tests.trainables.conftest import VOCABULARY, head_of, join_in_float64, tiny_bert, tiny_task
+from tests.trainables.conftest import VOCABULARY, head_of, join_group, tiny_bert, tiny_task
 from tests.trainables.profile_oracle import (
     assert_profile_is,
     initial_phase,
@@ -335,13 +334,7 @@ def trial_of(model, task, workers, deepspeed: dict[str, Any]) -> list[dict[str, 
 
 
 def _serve_in_a_group(rank: int, size: int, folder: str) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(f"{folder}/store", size), rank=rank,
-        world_size=size,
-    )  # fmt: skip
-    workers = join_in_float64()
+    workers = join_group(rank, size, folder)
     for stage in (0, 1, 2):
         zero = {"zero_optimization": {"stage": stage}}
         model, task = tiny_bert(), tiny_task()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import nn
 from spaces.errors import JobError, UsageError
 from spaces.methods import METHODS, make_plan, parse_choice
 from spaces.plan import Plan, Tuner
-from tests.trainables.conftest import head_of, join_in_float64, tiny_bert, tiny_task
+from tests.trainables.conftest import head_of, join_group, tiny_bert, tiny_task
 from tests.trainables.tuner_examples import (
     CHOICES,
     HEADS,
@@ -341,13 +340,7 @@ SHARED_OUT = ("adalora", "sora", "dylora", "full", "lora_xs", "lora_dash")
 
 
 def _train_in_a_group(rank: int, size: int, folder: str) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(f"{folder}/store", size), rank=rank,
-        world_size=size,
-    )  # fmt: skip
-    workers = join_in_float64()
+    workers = join_group(rank, size, folder)
     if rank == 1:  # another processor may find the singular vectors the other way round
         decompose = singular_tuners.singular_components
 
