@@ -23,11 +23,12 @@ from pydantic import (
     model_validator,
 )
 
-from search.paths import SweepPaths, check_sweep_name, redacted
+from search.paths import SweepPaths, check_sweep_name
 from spaces.errors import ConfigError, nearest
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.metrics import METRICS, metric_for
+from trainables.private import redacted
 from trainables.settings import ProfileSettings, Settings, TaskSettings, TrainSettings
 
 DEFAULT_STORE = SweepPaths().store_uri
@@ -116,6 +117,9 @@ class ClusterSettings(Settings):
     """Ray resources that a worker reserves, such as {CPU: 4, GPU: 1}."""
     max_failures: NonNegativeInt = 2
     """Deaths of a worker that one job survives."""
+    lease_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
+    """Seconds without a sign of life after which another launch takes over a profile's computation
+    from this one."""
 
 
 class TrackingSettings(Settings):
@@ -302,8 +306,15 @@ def _check_objectives(search: SearchSettings) -> None:
         )
 
 
-def check_against_targets(config: SweepConfig, targets: Sequence[TargetModule]) -> SearchSpace:
+def check_against_targets(
+    config: SweepConfig,
+    targets: Sequence[TargetModule],
+    top_percent_grid: Sequence[float] | None = None,
+) -> SearchSpace:
     """Check what only the base's target modules can tell; returns the space fitted to them.
+
+    `top_percent_grid` is that of the profile that the trials will read, where it is not the sweep's
+    own.
 
     Raises ConfigError where `profile.rank` is above what a module can take, and ChoiceError where a
     rank that the user wrote into the space cannot fit.
@@ -314,7 +325,7 @@ def check_against_targets(config: SweepConfig, targets: Sequence[TargetModule]) 
                 f"profile.rank: {config.profile.rank} is above what {target.name} of shape "
                 f"{target.shape[0]} x {target.shape[1]} can take; use at most {min(target.shape)}"
             )
-    return config.search_space.fitted(targets, config.profile.top_percent)
+    return config.search_space.fitted(targets, top_percent_grid or config.profile.top_percent)
 
 
 # -- reading ---------------------------------------------------------------------------------------

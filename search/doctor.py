@@ -21,10 +21,11 @@ from packaging.specifiers import SpecifierSet
 from rich.table import Table
 from rich.text import Text
 
-from search.paths import SweepPaths, redacted
+from search.paths import SweepPaths
 from search.store import ProfileStore
 from search.tracking import absolute_uri, call, connect, sqlite_file
 from spaces.errors import RanksweepError
+from trainables.private import redacted
 
 _DISTRIBUTION = "ranksweep"
 _SMALLEST_DISK = 2 * 2**30
@@ -221,7 +222,7 @@ def check_store(uri: str) -> list[Check]:
     except RanksweepError as error:
         return [Check("store", False, *_split(error))]
     checks = []
-    for step in store.probe():
+    for step in store.objects.probe():
         detail = f"{store.name}{': ' + step.detail if step.detail else ''}"
         remedy = "" if step.ok else "choose another with --store or RANKSWEEP_STORE"
         checks.append(Check(f"store: {step.name}", step.ok, detail, remedy))

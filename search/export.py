@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from search.paths import redacted
 from search.tracking import absolute_uri
 from search.trained_run import CHOICE, PLAN, TrialRun, find_trial
 from spaces.errors import ConfigError, RanksweepError
+from trainables.private import redacted
 
 if TYPE_CHECKING:
     from spaces.plan import Plan

@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Callable, Collection
 from typing import Literal
 
-from search.paths import SweepPaths, private_files
+from search.paths import SweepPaths
 from search.tracking import Tracker
 from spaces.errors import TrackingError
+from trainables.private import private_files
 
 logger = logging.getLogger(__name__)
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import threading
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from spaces.errors import ConfigError, StoreError
+from trainables.private import private_files
 
 _SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PROFILE_KEY = re.compile(r"[0-9a-f]{64}")
 _PROFILE_FILE = re.compile(r"profile-([0-9a-f]{64})\.safetensors")
-_URI_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 
 PROFILES = "profiles"
 QUARANTINE = "quarantine"
-PROBES = "probes"
 
 
 @dataclass(frozen=True)
@@ -193,6 +189,11 @@ def profile_object(key: str, sha256: str) -> str:
     return f"{profile_prefix(key)}/{profile_file_name(sha256)}"
 
 
+def checkpoint_prefix(key: str) -> str:
+    """Prefix of what a profile job saves of its progress; removed once the profile is published."""
+    return f"{profile_prefix(key)}/checkpoint"
+
+
 def quarantine_prefix(key: str, occasion: str) -> str:
     """Prefix that the damaged objects of one profile are moved under, one per occasion."""
     return f"{QUARANTINE}/{check_profile_key(key)}/{occasion}"
@@ -204,61 +205,3 @@ def key_of_object(path: str) -> str | None:
     if len(parts) == 3 and parts[0] == PROFILES and parts[2] == "manifest.json":
         return parts[1] if _PROFILE_KEY.fullmatch(parts[1]) else None
     return None
-
-
-def probe_object(token: str) -> str:
-    """Object key of a throwaway object that tells what a store can do."""
-    return f"{PROBES}/{token}"
-
-
-# What may be shown, and who may read ----------------------------------------------------------
-
-
-def redacted(uri: str) -> str:
-    """A URI without its credentials: user information, query and fragment are replaced by `***`."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return uri
-    place = re.split(r"[?#]", rest, maxsplit=1)[0]
-    mark = rest[len(place) :][:1]
-    authority, slash, path = place.partition("/")
-    _, at, host = authority.rpartition("@")
-    shown = f"***@{host}" if at else authority
-    return f"{scheme}://{shown}{slash}{path}{mark}{'***' if mark else ''}"
-
-
-def redacted_text(text: str) -> str:
-    """A text with the credentials of every URI in it replaced by `***`."""
-    return _URI_IN_TEXT.sub(lambda match: redacted(match.group(0)), text)
-
-
-class _PrivateUmask:
-    """A umask of 077 that overlapping threads share; the last to leave puts the old one back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._depth = 0
-        self._before = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._depth == 0:
-                self._before = os.umask(0o077)
-            self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._depth -= 1
-            if self._depth == 0:
-                os.umask(self._before)
-
-
-_private_umask = _PrivateUmask()
-
-
-def private_files() -> AbstractContextManager[None]:
-    """While open, what this process creates is readable by its owner alone (umask 077).
-
-    The mask belongs to the whole process, not to a thread.
-    """
-    return _private_umask

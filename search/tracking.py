@@ -28,6 +28,7 @@ import yaml
 
 from search import paths
 from spaces.errors import ConfigError, TrackingError, nearest
+from trainables.private import private_files, redacted, redacted_text
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -59,6 +60,9 @@ _INHERITED = (
     "mode",
     "profile_key",
     "profile_run",
+    "profile_of_task",
+    "profile_of_base",
+    "profile_of_base_uri",
     "git_commit",
     "versions",
 )
@@ -431,7 +435,7 @@ def absolute_uri(uri: str) -> str:
         return uri
     if not separator or dialect == "file":
         raise ConfigError(
-            f"tracking.uri: {paths.redacted(uri)!r} is a folder, which MLflow no longer tracks to; "
+            f"tracking.uri: {redacted(uri)!r} is a folder, which MLflow no longer tracks to; "
             "use sqlite:///FILE.db or the URI of a server"
         )
     if dialect not in _SCHEMES:
@@ -522,7 +526,7 @@ def call(uri: str, work: Callable[[], Result]) -> Result:
                 else "check that the server runs and that --tracking names it"
             )
             raise TrackingError(
-                f"tracking: {paths.redacted(uri)}: {_one_line(text, uri)}; {remedy}"
+                f"tracking: {redacted(uri)}: {_one_line(text, uri)}; {remedy}"
             ) from error
 
 
@@ -580,7 +584,7 @@ def _opening(file: Path) -> Iterator[None]:
 
     MLflow creates its tables one by one, and two processes doing so leave neither with a database.
     """
-    with paths.private_files():
+    with private_files():
         file.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(file.parent, os.W_OK):
             yield
@@ -601,7 +605,7 @@ def _silence() -> None:
 def _one_line(text: str, uri: str) -> str:
     """The first line of an error of MLflow or SQLAlchemy, cut to be read, without credentials."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line = paths.redacted_text(lines[0]) if lines else "no reason given"
+    line = redacted_text(lines[0]) if lines else "no reason given"
     if refused := re.search(r"\[Errno -?\d+\] ([\w ]+)", line):  # at the end of a long story
         return refused.group(1)
     authority = uri.partition("://")[2].rpartition("@")[0]
@@ -659,7 +663,7 @@ def _texts(tags: Mapping[str, Any] | None) -> dict[str, str]:
         if value is None:
             continue
         text = value if isinstance(value, str) else json.dumps(value, default=str)
-        text = paths.redacted_text(text)
+        text = redacted_text(text)
         texts[key] = text if len(text) < _TAG_CHARACTERS else text[: _TAG_CHARACTERS - 4] + "..."
     return texts
 
@@ -671,7 +675,7 @@ def _without_credentials(value: Any) -> Any:
         return [_without_credentials(each) for each in value]
     if value is None or isinstance(value, bool | int | float):
         return value
-    return paths.redacted_text(str(value))
+    return redacted_text(str(value))
 
 
 def _batches(entries: Sequence[Result], size: int) -> Iterator[Sequence[Result]]:

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.paths import redacted
 from search.tracking import PARENT, PREFIX, call, connect
 from spaces.errors import ConfigError, UsageError
 from spaces.plan import Plan
+from trainables.private import redacted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.seaweed import BUCKET, Seaweed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,6 +47,44 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real S3 server for the whole session."""
+    server = Seaweed(tmp_path_factory.mktemp("seaweed"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a prefix of its own on the session's S3 server, which the environment leads to."""
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{secrets.token_hex(6)}"
+
+
+NAMED_STORE = "RANKSWEEP_TEST_STORE"
+"""Names a bucket of one's own, such as az://container, to run the contract of stores on it too."""
+
+STORES = ["file", pytest.param("s3", marks=pytest.mark.server)]
+if NAMED_STORE in os.environ:
+    STORES.append(pytest.param("named", marks=pytest.mark.server))
+
+
+@pytest.fixture(params=STORES)
+def store_uri(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """URI of an empty store: in a local folder, and on a real S3 server."""
+    monkeypatch.setenv("RANKSWEEP_CACHE", str(tmp_path / "cache"))
+    if request.param == "file":
+        return f"file://{tmp_path / 'store'}"
+    if request.param == "named":
+        return f"{os.environ[NAMED_STORE]}/{secrets.token_hex(6)}"
+    return str(request.getfixturevalue("s3"))
 
 
 GOOD, BAD = ("good", "fine", "great"), ("bad", "poor", "awful")
