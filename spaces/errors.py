@@ -66,3 +66,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return f"use one of {', '.join(words)}"
+
+
+def shown(text: str, longest: int = 80) -> str:
+    """Text from outside as it may stand in an error: in one line, printable and not too long."""
+    cut = text if len(text) <= longest else f"{text[:longest]}..."
+    return cut if cut.isprintable() else ascii(cut)

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from spaces.errors import ProfileError, nearest
+from spaces import strict_json, tensor_file
+from spaces.errors import ProfileError, nearest, shown
 from spaces.target import TargetModule
+from spaces.tensor_file import StoredTensor, TensorFile
 
 SCHEMA_VERSION = 1
 
 _METADATA_KEY = "ranksweep"
+_COMPUTED_KEY = "versions"
+"""What a profile that was computed names; one made by hand is taken at its word where it does not
+contradict the format."""
+_LONGEST_NAME = 1_000
 _OWN_KEYS = ("schema_version", "scored_steps", "top_percent_grid", "modules")
 _NAME_WITH_HASH = re.compile(r"profile-([0-9a-f]{64})\.safetensors")
 _LARGEST_UINT16 = 65_535
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+# A plan writes out the rows and columns of a module, 4 bytes each, whether the file has tensors of
+# it or not: 64 MiB of them are free, which is a 70B base's.
+_FREE_INDICES = 2**24
 _DTYPES: Mapping[str, str] = {
     "F64": "<f8",
     "F32": "<f4",
@@ -102,23 +112,35 @@ class Profile:
     def read(cls, path: str | Path) -> Profile:
         """Read a profile file; one named profile-<SHA-256>.safetensors must have that SHA-256.
 
-        Raises ProfileError.
+        Such a file is mapped, for who names a file by its content never writes to it again: arrays
+        of the format's own dtypes are views of the pages that all readers on this machine share.
+        It may be removed or replaced meanwhile. A file of any other name is read, as it may be
+        written to. Raises ProfileError.
         """
         path = Path(path)
+        named = _NAME_WITH_HASH.fullmatch(path.name)
         try:
-            data = path.read_bytes()
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "not a file")
+            data = tensor_file.mapped(path) if named else tensor_file.in_memory(path.read_bytes())
         except OSError as error:
             raise ProfileError(
                 f"{path}: cannot be read ({error.strerror}); give the path of a profile file"
             ) from error
-        named = _NAME_WITH_HASH.fullmatch(path.name)
-        if named and hashlib.sha256(data).hexdigest() != named.group(1):
+        if named and hashlib.sha256(data.data).hexdigest() != named.group(1):
             raise ProfileError(f"{path}: its SHA-256 is not the one in its name; make it again")
-        return cls.from_bytes(data, str(path))
+        return cls._of(data, str(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str) -> Profile:
-        """Parse the bytes of a profile file; `source` names them in errors. Raises ProfileError."""
+        """Parse the bytes of a profile file; `source` names them in errors.
+
+        Arrays of the format's own dtypes are views of `data`. Raises ProfileError.
+        """
+        return cls._of(tensor_file.in_memory(data), source)
+
+    @classmethod
+    def _of(cls, data: tensor_file.Bytes, source: str) -> Profile:
         try:
             return _parsed(data)
         except ProfileError as error:
@@ -127,7 +149,7 @@ class Profile:
     def to_bytes(self) -> bytes:
         """The profile as a safetensors file; the same profile gives the same bytes."""
         tensors = {
-            # safetensors writes the memory of a strided view as it lies
+            # safetensors writes the memory of a strided view as it lies.
             f"{name}/{field}": np.ascontiguousarray(values)
             for name, module in self.modules.items()
             for field in FIELDS
@@ -141,8 +163,7 @@ class Profile:
             "modules": [_described(target) for target in self.targets],
         }
         text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-        return bytes(safetensors.numpy.save(contiguous, metadata={_METADATA_KEY: text}))
+        return bytes(safetensors.numpy.save(tensors, metadata={_METADATA_KEY: text}))
 
     def write(self, path: str | Path) -> None:
         """Write the profile as a safetensors file."""
@@ -199,76 +220,77 @@ def _described(target: TargetModule) -> dict[str, Any]:
     return described
 
 
-def _parsed(data: bytes) -> Profile:
+def _parsed(data: tensor_file.Bytes) -> Profile:
     try:
-        entries = _deserialize(data)
-    except Exception as error:
-        # A malformed header raises more than safetensors' own error class.
-        reason = str(error).replace("\n", " ")
+        file = tensor_file.parsed(data)
+    except ValueError as error:
         raise ProfileError(
-            f"not a whole safetensors file ({reason}); write or copy it again"
+            f"not a whole safetensors file ({error}); write or copy it again"
         ) from error
-    metadata = _metadata(data)
+    metadata = _metadata(file, data.shape[0])
     targets = _targets(metadata)
-    scored_steps = metadata.get("scored_steps")
-    if (
-        not isinstance(scored_steps, int)
-        or isinstance(scored_steps, bool)
-        or not 0 <= scored_steps < 2**31
-    ):
-        raise ProfileError(
-            f"scored_steps: {scored_steps!r} in the metadata; write the number of scored steps, 0 "
-            "or more"
-        )
-    modules = {target.name: ModuleProfile() for target in targets}
-    for name, entry in entries:
-        module_name, _, field = name.rpartition("/")
-        if module_name not in modules:
-            raise ProfileError(
-                f"{name}: tensor of a module that is not in the modules list; list it in the "
-                "metadata"
-            )
-        if field not in FIELDS:
-            raise ProfileError(f"{name}: unknown tensor '{field}'; {nearest(field, FIELDS)}")
-        modules[module_name] = replace(modules[module_name], **{field: _array(name, entry)})
-    return Profile(
+    _refuse_boundless_shapes(targets, data.shape[0])
+    profile = Profile(
         targets=targets,
-        scored_steps=scored_steps,
+        scored_steps=_scored_steps(metadata),
         top_percent_grid=_grid(metadata),
-        modules=modules,
+        modules=_modules(file, targets),
         metadata={key: value for key, value in metadata.items() if key not in _OWN_KEYS},
     )
+    if _COMPUTED_KEY in metadata:
+        _check_sums(profile)
+    return profile
 
 
-def _deserialize(data: bytes) -> list[tuple[str, dict[str, Any]]]:
-    return list(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
-
-
-def _metadata(data: bytes) -> dict[str, Any]:
-    # safetensors has checked the header already; it gives the tensors of bytes but not their
-    # metadata.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text = (header.get("__metadata__") or {}).get(_METADATA_KEY)
+def _metadata(file: TensorFile, file_size: int) -> dict[str, Any]:
+    text = file.metadata.get(_METADATA_KEY)
     if text is None:
         raise ProfileError(
             f"no metadata '{_METADATA_KEY}'; write it as JSON with scored_steps, top_percent_grid "
             "and modules"
         )
     try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        metadata = strict_json.parsed(text, file_size)
+    except ValueError as error:
         raise ProfileError(
-            f"metadata '{_METADATA_KEY}' is not JSON ({error}); write it again"
+            f"metadata '{_METADATA_KEY}' is not JSON that is read ({error}); write it again"
         ) from error
     if not isinstance(metadata, dict):
         raise ProfileError(f"metadata '{_METADATA_KEY}' is not a JSON object; write it again")
     version = metadata.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
+    if not _is_int(version) or version != SCHEMA_VERSION:
         raise ProfileError(
-            f"schema_version: {version!r}, this ranksweep reads {SCHEMA_VERSION}; profile again "
-            "with this version"
+            f"schema_version: {_cited(version)}, this ranksweep reads {SCHEMA_VERSION}; profile "
+            "again with this version"
         )
     return metadata
+
+
+def _scored_steps(metadata: Mapping[str, Any]) -> int:
+    steps = metadata.get("scored_steps")
+    if not _is_int(steps) or not 0 <= steps < 2**31:
+        raise ProfileError(
+            f"scored_steps: {_cited(steps)} in the metadata; write the number of scored steps, 0 "
+            "or more"
+        )
+    return steps
+
+
+def _modules(file: TensorFile, targets: Sequence[TargetModule]) -> dict[str, ModuleProfile]:
+    found: dict[str, dict[str, Any]] = {target.name: {} for target in targets}
+    for name, stored in file.tensors.items():
+        module_name, _, field = name.rpartition("/")
+        if module_name not in found:
+            raise ProfileError(
+                f"{shown(name)}: tensor of a module that is not in the modules list; list it in "
+                "the metadata"
+            )
+        if field not in FIELDS:
+            raise ProfileError(
+                f"{shown(name)}: unknown tensor '{shown(field)}'; {nearest(field[:80], FIELDS)}"
+            )
+        found[module_name][field] = _array(name, stored)
+    return {name: ModuleProfile(**arrays) for name, arrays in found.items()}
 
 
 def _targets(metadata: Mapping[str, Any]) -> tuple[TargetModule, ...]:
@@ -280,11 +302,13 @@ def _targets(metadata: Mapping[str, Any]) -> tuple[TargetModule, ...]:
         target = _target(item)
         if target is None:
             raise ProfileError(
-                f"modules[{number}]: {str(item)[:80]!r} is not a module; write "
-                f"{{name, shape: [out, in]}}"
+                f"modules[{number}]: '{shown(str(item))}' is not a module; write "
+                "{name, shape: [out, in]}"
             )
         if target.name in targets:
-            raise ProfileError(f"modules[{number}]: '{target.name}' is listed twice; list it once")
+            raise ProfileError(
+                f"modules[{number}]: '{shown(target.name)}' is listed twice; list it once"
+            )
         targets[target.name] = target
     return tuple(targets.values())
 
@@ -293,15 +317,30 @@ def _target(item: object) -> TargetModule | None:
     if not isinstance(item, dict):
         return None
     name, shape, names = item.get("name"), item.get("shape"), item.get("names", [])
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not _is_name(name):
         return None
     if not isinstance(shape, list) or len(shape) != 2:
         return None
     if not all(_is_int(size) and 0 < size < 2**31 for size in shape):
         return None
-    if not isinstance(names, list) or not all(isinstance(other, str) for other in names):
+    if not isinstance(names, list) or not all(isinstance(n, str) and _is_name(n) for n in names):
         return None
     return TargetModule(name, (shape[0], shape[1]), tuple(names))
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can name a module: in an error, a tensor's name and a file of UTF-8."""
+    return 0 < len(text) <= _LONGEST_NAME and text.isprintable()
+
+
+def _refuse_boundless_shapes(targets: Sequence[TargetModule], file_size: int) -> None:
+    """Raise ProfileError where a plan would be out of all proportion to the profile's file."""
+    indices = sum(sum(target.shape) for target in targets)
+    if indices > _FREE_INDICES + 2 * file_size:
+        raise ProfileError(
+            f"modules: {indices} rows and columns listed by a file of {file_size} bytes; list the "
+            "base's own shapes"
+        )
 
 
 def _grid(metadata: Mapping[str, Any]) -> tuple[float, ...]:
@@ -311,24 +350,39 @@ def _grid(metadata: Mapping[str, Any]) -> tuple[float, ...]:
         raise ProfileError(f"top_percent_grid: not a list in the metadata; {remedy}")
     for value in listed:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 100:
-            raise ProfileError(f"top_percent_grid: holds {str(value)[:80]!r}; {remedy}")
+            raise ProfileError(f"top_percent_grid: holds '{shown(str(value))}'; {remedy}")
     if len(set(listed)) != len(listed):
         raise ProfileError(f"top_percent_grid: holds a value twice; {remedy}")
     return tuple(listed)
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _array(name: str, entry: Mapping[str, Any]) -> NDArray[Any]:
-    kind, shape = entry["dtype"], tuple(entry["shape"])
-    if kind == "BF16":
-        halves = np.frombuffer(entry["data"], dtype="<u2").astype(np.uint32)
-        return (halves << 16).view(np.float32).reshape(shape)
+def _cited(value: object) -> str:
+    """A value of the metadata, as an error may show it."""
+    return shown(repr(value))
+
+
+def _array(name: str, stored: StoredTensor) -> NDArray[Any]:
+    """A view of a stored tensor; bfloat16, which numpy lacks, becomes float32."""
+    kind = "U16" if stored.dtype == "BF16" else stored.dtype
     if kind not in _DTYPES:
-        raise ProfileError(f"{name}: dtype {kind} is not a number; write integers or floats")
-    return np.frombuffer(entry["data"], dtype=_DTYPES[kind]).reshape(shape)
+        raise ProfileError(
+            f"{shown(name)}: dtype {shown(stored.dtype)} is not a number; write integers or floats"
+        )
+    dtype = np.dtype(_DTYPES[kind])
+    shape = stored.shape
+    if len(shape) > 2 or math.prod(shape) * dtype.itemsize != stored.data.shape[0]:
+        raise ProfileError(
+            f"{shown(name)}: shape {_cited(list(shape))} of {stored.dtype} does not fit its "
+            f"{stored.data.shape[0]} bytes or has too many axes; make the profile again"
+        )
+    values = np.frombuffer(stored.data, dtype=dtype).reshape(shape)
+    if stored.dtype == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values
 
 
 def _checked_module(
@@ -377,15 +431,16 @@ def _checked_counts(
     where: str, values: NDArray[Any], shape: tuple[int, ...], limit: int
 ) -> NDArray[Any]:
     _check_shape(where, values, shape)
-    if values.dtype.kind == "f" and not _all(np.isfinite, values):
+    if values.dtype.kind not in "iuf":
+        raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write integers")
+    least, most = _extremes(values)
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise ProfileError(f"{where}: holds a NaN or an infinity; make the profile again")
     if values.dtype.kind == "f" and np.any(values != np.floor(values)):
         raise ProfileError(f"{where}: holds a fraction; write whole numbers")
-    if values.dtype.kind not in "iuf":
-        raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write integers")
-    if values.size and (values.min() < 0 or values.max() > limit):
+    if least < 0 or most > limit:
         raise ProfileError(
-            f"{where}: holds counts from {values.min()} to {values.max()} outside 0 to {limit}; "
+            f"{where}: holds counts from {least} to {most} outside 0 to {limit}; "
             "make the profile again"
         )
     return values
@@ -397,16 +452,41 @@ def _checked_importances(
     _check_shape(where, values, shape)
     if values.dtype.kind not in "iuf":
         raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write float32")
-    with np.errstate(over="ignore"):
-        narrowed = values.astype(np.float32, copy=False)
-    if not _all(np.isfinite, narrowed):
-        raise ProfileError(f"{where}: holds a NaN or an infinity; make the profile again")
-    if narrowed.size and narrowed.min() < 0:
+    least, most = _extremes(values)
+    # A comparison with a NaN is false.
+    if not -_LARGEST_FLOAT32 <= least <= most <= _LARGEST_FLOAT32:
         raise ProfileError(
-            f"{where}: holds a negative number {narrowed.min():g}; make the profile again"
+            f"{where}: holds a NaN, an infinity or more than float32 can; make the profile again"
         )
-    return narrowed
+    if least < 0:
+        raise ProfileError(f"{where}: holds a negative number {least:g}; make the profile again")
+    return values.astype(np.float32, copy=False)
 
 
-def _all(test: Callable[[NDArray[Any]], Any], values: NDArray[Any]) -> bool:
-    return bool(np.all(test(values)))
+def _extremes(values: NDArray[Any]) -> tuple[int | float, int | float]:
+    """The least and the largest value as plain numbers, NaN where one is NaN, 0 where none is.
+
+    Neither copies the values, as asking each whether it is finite would.
+    """
+    if not values.size:
+        return 0, 0
+    with np.errstate(invalid="ignore"):
+        return values.min().item(), values.max().item()
+
+
+def _check_sums(profile: Profile) -> None:
+    """Raise ProfileError where the rows and the columns of one mask hold unlike many entries."""
+    for name, module in profile.modules.items():
+        for kind, rows, cols in (
+            ("sensitivity", module.sensitivity_row_count, module.sensitivity_col_count),
+            ("gradient", module.gradient_row_count, module.gradient_col_count),
+        ):
+            if rows is None or cols is None:
+                continue
+            by_row, by_col = (counts.sum(axis=1, dtype=np.int64) for counts in (rows, cols))
+            for line in np.flatnonzero(by_row != by_col):
+                raise ProfileError(
+                    f"{name}/{kind}_row_count: {by_row[line]} entries at top_percent "
+                    f"{profile.top_percent_grid[line]:g} but {by_col[line]} in its columns; make "
+                    "the profile again"
+                )

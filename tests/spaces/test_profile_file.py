@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from spaces import tensor_file
 from spaces.errors import ProfileError
 from spaces.profile import FIELDS, ModuleProfile, Profile
 from spaces.target import TargetModule
 from tests.spaces.example_profiles import GRID, SMALL, drawn_profile
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 0
+
 
 Parts = tuple[dict[str, np.ndarray], dict[str, Any]]
 
@@ -29,9 +39,9 @@ def parts() -> Parts:
         "m/hits": np.array([0, 2, 4], dtype=np.int32),
         "m/row_importance": np.array([0, 1, 2], dtype=np.float32),
         "m/sensitivity_row_count": np.array([[0, 1, 2], [1, 2, 2]], dtype=np.uint16),
-        "m/sensitivity_col_count": np.array([[0, 3], [1, 3]], dtype=np.uint16),
+        "m/sensitivity_col_count": np.array([[0, 3], [2, 3]], dtype=np.uint16),
         "m/gradient_row_count": np.array([[0, 1, 2], [1, 2, 2]], dtype=np.uint16),
-        "m/gradient_col_count": np.array([[0, 3], [1, 3]], dtype=np.uint16),
+        "m/gradient_col_count": np.array([[0, 3], [2, 3]], dtype=np.uint16),
         "m/hessian_diag": np.array([0.5, 3], dtype=np.float32),
     }
     metadata = {
@@ -164,6 +174,8 @@ def _metadata(key: str, value: Any) -> Callable[[Parts], None]:
         (_tensor("hits", [1, 2, 3]), "hits: tensor of a module that is not in the modules"),
         (_tensor("m/hit", [1, 2, 3]), "m/hit: unknown tensor 'hit'; did you mean 'hits'"),
         (_metadata("schema_version", 2), "schema_version: 2, this ranksweep reads 1"),
+        (_metadata("schema_version", True), "schema_version: True, this ranksweep reads 1"),
+        (_metadata("schema_version", "1"), "schema_version: '1', this ranksweep reads 1"),
         (_metadata("scored_steps", -1), "scored_steps: -1"),
         (_metadata("scored_steps", 2.5), "scored_steps: 2.5"),
         (_metadata("scored_steps", True), "scored_steps: True"),
@@ -182,6 +194,12 @@ def _metadata(key: str, value: Any) -> Callable[[Parts], None]:
         (_metadata("modules", [{"name": "m", "shape": [3, 2**40]}]), r"modules\[0\]"),
         (_metadata("modules", [{"name": "", "shape": [3, 2]}]), r"modules\[0\]"),
         (_metadata("modules", [{"name": "m", "shape": [3, 2], "names": "m"}]), r"modules\[0\]"),
+        (_metadata("modules", [{"name": "a\nb", "shape": [3, 2]}]), r"modules\[0\]: .*no.* module"),
+        (_metadata("modules", [{"name": "m" * 2_000, "shape": [3, 2]}]), r"modules\[0\]"),
+        (_metadata("modules", [{"name": "m", "shape": [2**25, 2]}]), "33554434 rows and columns"),
+        (_metadata("task", float("nan")), "is not JSON that is read .*NaN is no number"),
+        (_metadata("task", "\ud800"), "is not JSON that is read .*is no Unicode"),
+        (_metadata("task", nested(40)), "is not JSON that is read .*nested deeper than 32"),
         (_metadata("modules", [{"name": "m", "shape": [3, 2]}] * 2), r"modules\[1\]: 'm' .* twice"),
     ],
 )
@@ -208,6 +226,169 @@ def test_metadata_that_is_no_object_is_refused(text: str) -> None:
 def test_a_file_without_metadata_is_refused() -> None:
     with pytest.raises(ProfileError, match="no metadata 'ranksweep'"):
         Profile.from_bytes(safetensors.numpy.save(parts()[0]), "p")
+
+
+def header_and_tensors(data: bytes) -> tuple[dict[str, Any], bytes]:
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]
+
+
+def with_header(header: bytes, tensors: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + tensors
+
+
+def shifted(name: str, by: tuple[int, int]) -> Callable[[dict[str, Any]], None]:
+    def shift(header: dict[str, Any]) -> None:
+        offsets = header[name]["data_offsets"]
+        header[name]["data_offsets"] = [offset + n for offset, n in zip(offsets, by, strict=True)]
+
+    return shift
+
+
+def described(name: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda header: header[name].update(changes)
+
+
+# The order in the file, by dtype and then by name: hessian_diag [0, 8), row_importance [8, 20),
+# hits [20, 32), then the counts.
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (shifted("m/row_importance", (-4, -4)), "tensor m/row_importance overlaps another"),
+        (shifted("m/row_importance", (-4, 0)), "tensor m/row_importance overlaps another"),
+        (shifted("m/row_importance", (0, 4)), "tensor m/hits overlaps another"),
+        (shifted("m/row_importance", (4, 0)), "bytes 8 to 12 of the tensors belong to none"),
+        (shifted("m/row_importance", (0, -4)), "bytes 16 to 20 of the tensors belong to none"),
+        (shifted("m/hits", (0, 2**40)), "m/hits would end at byte 1099511627808 of"),
+        (shifted("m/hits", (-21, 0)), "offsets of tensor m/hits are not a beginning and an end"),
+        (shifted("m/hits", (13, 0)), "offsets of tensor m/hits are not a beginning and an end"),
+        (described("m/hits", data_offsets=[0]), "are not a beginning and an end"),
+        (described("m/hits", data_offsets=[0, 1e3]), "are not a beginning and an end"),
+        (described("m/hits", data_offsets=[False, 12]), "are not a beginning and an end"),
+        (described("m/hits", data_offsets="0, 12"), "are not a beginning and an end"),
+        (described("m/hits", shape=[-3]), "shape of tensor m/hits is no list of sizes"),
+        (described("m/hits", shape=[2**63]), "shape of tensor m/hits is no list of sizes"),
+        (described("m/hits", shape=[1] * 1_000), "shape of tensor m/hits is no list of sizes"),
+        (described("m/hits", shape=3), "shape of tensor m/hits is no list of sizes"),
+        (described("m/hits", dtype=None), "dtype of tensor m/hits is no text"),
+        (described("m/hits", more=1), "tensor m/hits is not described by dtype"),
+        (lambda header: header["m/hits"].pop("dtype"), "tensor m/hits is not described by dtype"),
+        (lambda header: header.__setitem__("m/hits", []), "tensor m/hits is not described by"),
+        (lambda header: header.pop("m/hits"), "bytes 20 to 32 of the tensors belong to none"),
+        (lambda header: header.__setitem__("__metadata__", []), "metadata is not an object"),
+        (lambda header: header["__metadata__"].update(x=3), "metadata is not an object of texts"),
+    ],
+)
+def test_a_header_that_does_not_describe_its_tensors_is_refused(
+    spoil: Callable[[dict[str, Any]], Any], reason: str
+) -> None:
+    header, tensors = header_and_tensors(file_of(*parts()))
+    spoil(header)
+    data = with_header(json.dumps(header).encode(), tensors)
+    with pytest.raises(ProfileError, match=f"^p: not a whole safetensors file .*{reason}"):
+        Profile.from_bytes(data, "p")
+
+
+@pytest.mark.parametrize("shape", [[2], [4], [3, 2], [1, 1, 3], [0], [2**40]])
+def test_a_shape_that_its_bytes_do_not_hold_is_refused(shape: list[int]) -> None:
+    header, tensors = header_and_tensors(file_of(*parts()))
+    header["m/hits"]["shape"] = shape
+    data = with_header(json.dumps(header).encode(), tensors)
+    with pytest.raises(ProfileError, match=r"^p: m/hits: shape \[.*\] of I32 does not fit its 12"):
+        Profile.from_bytes(data, "p")
+
+
+def test_bytes_after_the_last_tensor_are_refused() -> None:
+    with pytest.raises(ProfileError, match=r"\(1 bytes follow the last tensor\)"):
+        Profile.from_bytes(file_of(*parts()) + b"\0", "p")
+
+
+def test_a_name_that_stands_twice_is_refused() -> None:
+    header, tensors = header_and_tensors(file_of(*parts()))
+    text = json.dumps(header)[:-1] + f', "m/hits": {json.dumps(header["m/hits"])}}}'
+    with pytest.raises(ProfileError, match="the key m/hits stands twice"):
+        Profile.from_bytes(with_header(text.encode(), tensors), "p")
+    metadata = json.dumps(parts()[1])[:-1] + ', "scored_steps": 4}'
+    data = safetensors.numpy.save(parts()[0], metadata={"ranksweep": metadata})
+    with pytest.raises(ProfileError, match="the key scored_steps stands twice"):
+        Profile.from_bytes(data, "p")
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"", "does not start as an object"),
+        (b" {}", "does not start as an object"),
+        (b"[]", "does not start as an object"),
+        (b"\xff{}", "does not start as an object"),
+        (b'{"\xff": 1}', "not UTF-8 at byte 2"),
+        (b'{"a": ' + b"[" * 100_000, "nested deeper than 32"),
+        (b'{"a": ' * 50_000, "nested deeper than 32"),
+        (b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}", "nested deeper than 32"),
+        (b'{"a": [' + b"[]," * 400_000 + b"[]]}", "more values than"),
+        (b'{"a": ' + b"9" * 5_000 + b"}", "limit"),
+        (b'{"a": 1e999}', "a number is too large"),
+        (b'{"a": Infinity}', "Infinity is no number"),
+        (b'{"a": {"dtype": "I32"}} x', "Extra data"),
+    ],
+)
+def test_a_header_that_is_no_plain_json_is_refused(header: bytes, reason: str) -> None:
+    with pytest.raises(
+        ProfileError, match=f"^p: not a whole safetensors file .*{reason}"
+    ) as caught:
+        Profile.from_bytes(with_header(header, b""), "p")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("length", [100_000_001, 2**40, 2**63, 2**64 - 1])
+def test_a_huge_header_is_refused_without_being_allocated(length: int) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProfileError, match=f"its header would be {length} bytes long"):
+            Profile.from_bytes(length.to_bytes(8, "little") + b"{}", "p")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [40_000, 160_000, 2_000_000])
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b"0,", b'"",', b"1.5,", b'{"":0},', b"[[[]]],"])
+def test_json_costs_no_more_memory_than_a_small_multiple_of_its_file(
+    piece: bytes, count: int
+) -> None:
+    header = b'{"a":[' + piece * count + b"0]}"
+    data = with_header(header, b"")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProfileError):
+            Profile.from_bytes(data, "p")
+        assert tracemalloc.get_traced_memory()[1] < 2 * (2**24 + 8 * len(data))
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["sensitivity", "gradient"])
+def test_unlike_sums_of_rows_and_columns_are_refused_in_a_computed_profile(kind: str) -> None:
+    tensors, metadata = parts()
+    metadata["versions"] = {"torch": "2"}
+    Profile.from_bytes(file_of(tensors, metadata), "p")
+    tensors[f"m/{kind}_row_count"] = np.array([[0, 1, 2], [1, 1, 2]], dtype=np.uint16)
+    reason = rf"m/{kind}_row_count: 4 entries at top_percent 5 but 5 in its columns"
+    with pytest.raises(ProfileError, match=reason):
+        Profile.from_bytes(file_of(tensors, metadata), "p")
+    del tensors[f"m/{kind}_col_count"]
+    Profile.from_bytes(file_of(tensors, metadata), "p")
+    tensors, metadata = parts()
+    tensors[f"m/{kind}_row_count"] = np.array([[0, 1, 2], [1, 1, 2]], dtype=np.uint16)
+    Profile.from_bytes(file_of(tensors, metadata), "made by hand")
+
+
+@pytest.mark.parametrize("empty", [b"", b"\0", b"\0" * 8, b"\0" * 100])
+def test_files_of_nothing_are_refused(empty: bytes, tmp_path: Path) -> None:
+    for name in ("p.safetensors", f"profile-{hashlib.sha256(empty).hexdigest()}.safetensors"):
+        (tmp_path / name).write_bytes(empty)
+        with pytest.raises(ProfileError, match="not a whole safetensors file"):
+            Profile.read(tmp_path / name)
 
 
 def test_every_truncation_is_refused() -> None:
@@ -263,3 +444,107 @@ def test_a_profile_cannot_be_written_to_and_leaves_its_arrays_alone() -> None:
         profile.require("m", "hits")[0] = 5
     hits[0] = 1
     assert hits.flags.writeable
+
+
+# Mapped files -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Path:
+    """A profile's file under the name that its content gives."""
+    data = drawn_profile().to_bytes()
+    path = tmp_path / f"profile-{hashlib.sha256(data).hexdigest()}.safetensors"
+    path.write_bytes(data)
+    return path
+
+
+def lies_in_map_of(values: np.ndarray, path: Path) -> bool:
+    address = values.__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *_, name = line.split(maxsplit=5)
+        begin, end = (int(edge, 16) for edge in span.split("-"))
+        if begin <= address < end:
+            return name.removesuffix(" (deleted)") == str(path)
+    return False
+
+
+def test_a_file_named_by_its_content_is_mapped_and_nothing_is_copied(named: Path) -> None:
+    profile = Profile.read(named)
+    for target in profile.targets:
+        for field in FIELDS:
+            values = profile.require(target.name, field)
+            assert lies_in_map_of(values, named)
+            assert not values.flags.writeable
+
+
+def test_a_file_of_another_name_is_read_for_it_may_be_written_to(named: Path) -> None:
+    path = named.rename(named.parent / "p.safetensors")
+    profile = Profile.read(path)
+    before = profile.to_bytes()
+    assert not lies_in_map_of(profile.require("layers.0.query", "hits"), path)
+    path.write_bytes(b"")
+    assert profile.to_bytes() == before
+
+
+def test_a_map_holds_no_descriptor_and_survives_its_file(named: Path) -> None:
+    before, descriptors = named.read_bytes(), os.listdir("/proc/self/fd")
+    profile = Profile.read(named)
+    assert os.listdir("/proc/self/fd") == descriptors
+    replacement = named.with_name("other")
+    replacement.write_bytes(b"other")
+    os.replace(replacement, named)
+    assert profile.to_bytes() == before
+    named.unlink()
+    assert profile.to_bytes() == before
+
+
+def test_a_map_is_given_back_with_the_last_array_that_looks_at_it(named: Path) -> None:
+    def is_mapped() -> bool:
+        return str(named) in Path("/proc/self/maps").read_text()
+
+    values = Profile.read(named).require("layers.0.query", "hits")
+    copy = values.tolist()
+    assert is_mapped()
+    assert values.tolist() == copy
+    del values
+    assert not is_mapped()
+
+
+def test_arrays_of_a_map_may_be_read_while_the_process_ends(named: Path) -> None:
+    code = (
+        "import atexit, weakref, sys\n"
+        "from spaces.profile import Profile\n"
+        "profile = Profile.read(sys.argv[1])\n"
+        "values = profile.require('layers.0.query', 'hits')\n"
+        "atexit._run_exitfuncs()\n"
+        "weakref.finalize._exitfunc()\n"
+        "print(values.sum())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(named)], capture_output=True, text=True, check=False
+    )
+    total = drawn_profile().require("layers.0.query", "hits").sum()
+    assert (done.returncode, done.stdout) == (0, f"{total}\n")
+
+
+def test_a_cut_or_changed_file_that_is_mapped_is_refused_by_its_hash(named: Path) -> None:
+    data = named.read_bytes()
+    for damaged in (data[:-1], data[:100], b"", data + b"\0", data[:-1] + b"\xff"):
+        named.unlink()
+        named.write_bytes(damaged)
+        with pytest.raises(ProfileError, match="SHA-256 is not the one in its name"):
+            Profile.read(named)
+
+
+def test_where_a_file_cannot_be_mapped_it_is_read(
+    named: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_file, "_map", lambda *_: None)
+    assert Profile.read(named).to_bytes() == named.read_bytes()
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("p.safetensors", f"profile-{'0' * 64}.safetensors"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ProfileError, match=r"cannot be read \(not a file\)"):
+            Profile.read(tmp_path / name)
