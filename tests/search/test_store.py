@@ -19,10 +19,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from search.paths import SweepPaths, redacted, redacted_text
+from search.paths import SweepPaths
 from search.store import ProfileStore, load_profile, profile_key
 from spaces.errors import ConfigError, ProfileError, StoreError
+from spaces.profile import Profile
 from spaces.target import TargetModule
+from trainables.object_storage import ObjectStorage
+from trainables.private import redacted, redacted_text
 
 KEY = hashlib.sha256(b"a key").hexdigest()
 OTHER = hashlib.sha256(b"another key").hexdigest()
@@ -45,23 +48,29 @@ def profile_bytes(seed: int = 0) -> bytes:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "store"
+def store(store_uri: str) -> ProfileStore:
+    return ProfileStore(store_uri)
 
 
 @pytest.fixture
-def store(folder: Path) -> ProfileStore:
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "local"
+
+
+@pytest.fixture
+def local(folder: Path) -> ProfileStore:
     return ProfileStore(f"file://{folder}")
 
 
-def published(folder: Path, key: str = KEY) -> Path:
-    """The one profile file under a key."""
-    (file,) = (folder / "profiles" / key).glob("profile-*.safetensors")
+def published(store: ProfileStore, key: str = KEY) -> str:
+    """The name of the one profile file under a key."""
+    names = store.objects.list(f"profiles/{key}")
+    (file,) = [name for name in names if name.endswith(".safetensors")]
     return file
 
 
-def quarantined(folder: Path, key: str = KEY) -> list[str]:
-    return sorted(path.name for path in (folder / "quarantine" / key).glob("*/*"))
+def quarantined(store: ProfileStore, key: str = KEY) -> list[str]:
+    return sorted(name.split("/")[-1] for name in store.objects.list(f"quarantine/{key}"))
 
 
 # Publication ----------------------------------------------------------------------------------
@@ -78,18 +87,18 @@ def test_what_is_put_is_what_is_got(store: ProfileStore) -> None:
     np.testing.assert_array_equal(profile.require("layer.query", "hits"), expected)
 
 
-def test_the_manifest_says_what_the_file_is(store: ProfileStore, folder: Path) -> None:
+def test_the_manifest_says_what_the_file_is(store: ProfileStore) -> None:
     data = profile_bytes()
     store.put(KEY, data, {"task": "movie", "sha256": "a lie", "key": "a lie"})
 
     digest = hashlib.sha256(data).hexdigest()
-    manifest = json.loads((folder / "profiles" / KEY / "manifest.json").read_text())
+    manifest = json.loads(store.objects.get(f"profiles/{KEY}/manifest.json") or b"")
 
     assert manifest["task"] == "movie"
     assert manifest["key"] == KEY
     assert manifest["sha256"] == digest
     assert manifest["size"] == len(data)
-    assert published(folder).name == f"profile-{digest}.safetensors"
+    assert published(store) == f"profiles/{KEY}/profile-{digest}.safetensors"
     assert store.manifest(KEY) == manifest
     assert store.list() == [manifest]
 
@@ -106,11 +115,11 @@ def test_the_second_to_publish_changes_nothing(store: ProfileStore) -> None:
     assert store.get(KEY) is not None
 
 
-def test_of_sixteen_threads_one_publishes(folder: Path) -> None:
+def test_of_sixteen_threads_one_publishes(store_uri: str) -> None:
     barrier = threading.Barrier(16)
 
     def race(number: int) -> tuple[bool, bytes | None]:
-        store = ProfileStore(f"file://{folder}")
+        store = ProfileStore(store_uri)
         barrier.wait()
         won = store.put(KEY, profile_bytes(number), {"by": number})
         profile = store.get(KEY)
@@ -124,7 +133,7 @@ def test_of_sixteen_threads_one_publishes(folder: Path) -> None:
     assert len(read) == 1, "two racers read different profiles"
     assert None not in read
     winner = next(number for number, (won, _) in enumerate(outcomes) if won)
-    manifest = ProfileStore(f"file://{folder}").manifest(KEY)
+    manifest = ProfileStore(store_uri).manifest(KEY)
     assert manifest is not None
     assert manifest["by"] == winner
 
@@ -140,14 +149,14 @@ print(store.put(sys.argv[2], data, {"by": sys.argv[3]}), store.get(sys.argv[2]) 
 """
 
 
-def test_of_several_processes_one_publishes(folder: Path, tmp_path: Path) -> None:
+def test_of_several_processes_one_publishes(store_uri: str, tmp_path: Path) -> None:
     racers = []
     for number in range(4):
         file = tmp_path / f"{number}.safetensors"
         file.write_bytes(profile_bytes(number))
         racers.append(
             subprocess.Popen(
-                [sys.executable, "-c", RACER, f"file://{folder}", KEY, str(number), str(file)],
+                [sys.executable, "-c", RACER, store_uri, KEY, str(number), str(file)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -169,28 +178,39 @@ def test_of_several_processes_one_publishes(folder: Path, tmp_path: Path) -> Non
 # Damage ---------------------------------------------------------------------------------------
 
 
-def flip_a_byte(file: Path) -> None:
-    data = bytearray(file.read_bytes())
+def flip_a_byte(store: ProfileStore) -> None:
+    data = bytearray(store.objects.get(published(store)) or b"")
     data[-1] ^= 1
-    file.write_bytes(bytes(data))
+    store.objects.put(published(store), bytes(data))
 
 
-def cut_short(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-3])
+def cut_short(store: ProfileStore) -> None:
+    store.objects.put(published(store), (store.objects.get(published(store)) or b"")[:-3])
 
 
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
+def empty(store: ProfileStore) -> None:
+    store.objects.put(published(store), b"")
 
 
-def break_manifest(file: Path) -> None:
-    (file.parent / "manifest.json").write_text('{"file": "profile-')
+def swap_file(store: ProfileStore) -> None:
+    store.objects.put(published(store), profile_bytes(77))
 
 
-def point_manifest_outside(file: Path) -> None:
-    manifest = json.loads((file.parent / "manifest.json").read_text())
+def swap_all(store: ProfileStore) -> None:
+    manifest = store.objects.get(f"profiles/{OTHER}/manifest.json") or b""
+    file = published(store, OTHER)
+    store.objects.put(f"profiles/{KEY}/manifest.json", manifest)
+    store.objects.put(file.replace(OTHER, KEY), store.objects.get(file) or b"")
+
+
+def break_manifest(store: ProfileStore) -> None:
+    store.objects.put(f"profiles/{KEY}/manifest.json", b'{"file": "profile-')
+
+
+def point_manifest_outside(store: ProfileStore) -> None:
+    manifest = json.loads(store.objects.get(f"profiles/{KEY}/manifest.json") or b"")
     manifest["file"] = "../../../etc/passwd"
-    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+    store.objects.put(f"profiles/{KEY}/manifest.json", json.dumps(manifest).encode())
 
 
 @pytest.mark.parametrize(
@@ -199,79 +219,115 @@ def point_manifest_outside(file: Path) -> None:
         (flip_a_byte, 2),
         (cut_short, 2),
         (empty, 2),
+        (swap_file, 2),
+        (swap_all, 2),
         (break_manifest, 1),
         (point_manifest_outside, 1),
     ],
 )
 def test_a_damaged_profile_is_quarantined_aloud_and_can_be_published_again(
     store: ProfileStore,
-    folder: Path,
     caplog: pytest.LogCaptureFixture,
-    damage: Callable[[Path], None],
+    damage: Callable[[ProfileStore], None],
     moved: int,
 ) -> None:
     store.put(KEY, profile_bytes(), {})
     store.put(OTHER, profile_bytes(9), {})
-    damage(published(folder))
+    damage(store)
 
     with caplog.at_level(logging.WARNING):
         assert store.get(KEY) is None
 
     assert any(KEY in record.getMessage() for record in caplog.records)
     assert all("\n" not in record.getMessage() for record in caplog.records)
-    assert not (folder / "profiles" / KEY / "manifest.json").exists()
-    assert "manifest.json" in quarantined(folder)
-    assert len(quarantined(folder)) == moved
+    assert store.objects.get(f"profiles/{KEY}/manifest.json") is None
+    assert "manifest.json" in quarantined(store)
+    assert len(quarantined(store)) == moved
     assert store.keys() == (OTHER,)
     assert store.put(KEY, profile_bytes(), {}) is True
     assert store.get(KEY) is not None
 
 
+def test_a_profile_that_cannot_be_the_one_is_quarantined(
+    store: ProfileStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put(KEY, profile_bytes(), {})
+    assert store.get(KEY, lambda profile: None) is not None
+
+    assert store.get(KEY, lambda profile: "it is the profile of another base") is None
+
+    assert "another base" in caplog.text
+    assert len(quarantined(store)) == 2
+    assert store.keys() == ()
+
+
+@pytest.mark.server
+def test_a_node_fetches_a_remote_profile_once(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKSWEEP_CACHE", str(tmp_path / "cache"))
+    ProfileStore(s3).put(KEY, profile_bytes(4), {})
+    fetched: list[str] = []
+    get = ObjectStorage.get
+
+    def counted(storage: ObjectStorage, name: str) -> bytes | None:
+        fetched.append(name)
+        return get(storage, name)
+
+    monkeypatch.setattr(ObjectStorage, "get", counted)
+    for _ in range(10):
+        profile = ProfileStore(s3).get(KEY)
+        assert profile is not None
+        assert profile.to_bytes() == Profile.from_bytes(profile_bytes(4), "").to_bytes()
+    assert sum(name.endswith(".safetensors") for name in fetched) == 1
+    # what was removed from the store is not served from the cache
+    assert ProfileStore(s3).remove(KEY)
+    assert ProfileStore(s3).get(KEY) is None
+
+
 def test_what_is_no_profile_is_quarantined_though_its_hash_is_right(
-    store: ProfileStore, folder: Path
+    store: ProfileStore,
 ) -> None:
     store.put(KEY, b"not a safetensors file", {})
 
     assert store.get(KEY) is None
-    assert len(quarantined(folder)) == 2
+    assert len(quarantined(store)) == 2
 
 
-def test_a_second_damage_does_not_overwrite_the_first(store: ProfileStore, folder: Path) -> None:
+def test_a_second_damage_does_not_overwrite_the_first(store: ProfileStore) -> None:
     for _ in range(2):
         store.put(KEY, profile_bytes(), {})
-        flip_a_byte(published(folder))
+        flip_a_byte(store)
         assert store.get(KEY) is None
 
-    assert quarantined(folder).count("manifest.json") == 2
+    assert quarantined(store).count("manifest.json") == 2
 
 
-def test_readers_that_find_the_same_damage_heal_it_together(folder: Path) -> None:
-    ProfileStore(f"file://{folder}").put(KEY, profile_bytes(), {})
-    flip_a_byte(published(folder))
+def test_readers_that_find_the_same_damage_heal_it_together(store_uri: str) -> None:
+    damaged = ProfileStore(store_uri)
+    damaged.put(KEY, profile_bytes(), {})
+    flip_a_byte(damaged)
     barrier = threading.Barrier(12)
 
     def heal(_: int) -> bool:
-        store = ProfileStore(f"file://{folder}")
+        store = ProfileStore(store_uri)
         barrier.wait()
         return store.get(KEY) is None and store.put(KEY, profile_bytes(), {})
 
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(heal, range(12)))
 
-    store = ProfileStore(f"file://{folder}")
-    if store.get(KEY) is None:
-        # The last healer may have moved a good copy away with the damaged one.
-        assert store.put(KEY, profile_bytes(), {}) is True
+    store = ProfileStore(store_uri)
     profile = store.get(KEY)
     assert profile is not None
     assert profile.scored_steps == 5
 
 
 def test_a_manifest_that_points_to_nothing_counts_as_absent(
-    store: ProfileStore, folder: Path
+    store: ProfileStore,
 ) -> None:
     store.put(KEY, profile_bytes(), {})
-    published(folder).unlink()
+    store.objects.delete(published(store))
 
     assert store.get(KEY) is None
     assert store.keys() == ()
@@ -279,22 +335,22 @@ def test_a_manifest_that_points_to_nothing_counts_as_absent(
 
 
 def test_a_damaged_copy_without_manifest_is_replaced_by_publication(
-    store: ProfileStore, folder: Path
+    store: ProfileStore,
 ) -> None:
     store.put(KEY, profile_bytes(), {})
-    flip_a_byte(published(folder))
-    (folder / "profiles" / KEY / "manifest.json").unlink()
+    flip_a_byte(store)
+    store.objects.delete(f"profiles/{KEY}/manifest.json")
 
     assert store.put(KEY, profile_bytes(), {}) is True
     assert store.get(KEY) is not None
 
 
-def test_verify_reports_every_profile(store: ProfileStore, folder: Path) -> None:
+def test_verify_reports_every_profile(store: ProfileStore) -> None:
     store.put(KEY, profile_bytes(), {})
     store.put(OTHER, profile_bytes(1), {})
     assert all(each.ok for each in store.verify())
 
-    flip_a_byte(published(folder))
+    flip_a_byte(store)
 
     assert {each.key: each.ok for each in store.verify()} == {KEY: False, OTHER: True}
     (again,) = store.verify(KEY)
@@ -302,14 +358,14 @@ def test_verify_reports_every_profile(store: ProfileStore, folder: Path) -> None
     assert again.detail == "not in the store"
 
 
-def test_remove_takes_everything_of_a_key(store: ProfileStore, folder: Path) -> None:
+def test_remove_takes_everything_of_a_key(store: ProfileStore) -> None:
     store.put(KEY, profile_bytes(1), {})
     store.put(KEY, profile_bytes(2), {})
     store.put(OTHER, profile_bytes(), {})
 
     assert store.remove(KEY) is True
 
-    assert not (folder / "profiles" / KEY).exists()
+    assert store.objects.list(f"profiles/{KEY}") == ()
     assert store.get(OTHER) is not None
     assert store.remove(KEY) is False
 
@@ -317,13 +373,13 @@ def test_remove_takes_everything_of_a_key(store: ProfileStore, folder: Path) -> 
 # Access ---------------------------------------------------------------------------------------
 
 
-def test_a_local_store_is_readable_by_its_owner_alone(store: ProfileStore, folder: Path) -> None:
+def test_a_local_store_is_readable_by_its_owner_alone(local: ProfileStore, folder: Path) -> None:
     before = os.umask(0o000)
     try:
-        store.put(KEY, profile_bytes(), {})
-        flip_a_byte(published(folder))
-        store.get(KEY)
-        store.put(KEY, profile_bytes(), {})
+        local.put(KEY, profile_bytes(), {})
+        flip_a_byte(local)
+        local.get(KEY)
+        local.put(KEY, profile_bytes(), {})
     finally:
         assert os.umask(before) == 0o000, "the process's umask was not put back"
 
@@ -332,11 +388,11 @@ def test_a_local_store_is_readable_by_its_owner_alone(store: ProfileStore, folde
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
 
 
-def test_reading_creates_no_store(store: ProfileStore, folder: Path) -> None:
-    assert store.get(KEY) is None
-    assert store.list() == []
-    assert store.verify() == ()
-    assert store.remove(KEY) is False
+def test_reading_creates_no_store(local: ProfileStore, folder: Path) -> None:
+    assert local.get(KEY) is None
+    assert local.list() == []
+    assert local.verify() == ()
+    assert local.remove(KEY) is False
     assert not folder.exists()
 
 
@@ -395,20 +451,6 @@ def test_an_unreachable_server_is_an_error_without_secrets(
     for secret in ("hunter2", "topsecret", "AKIAVERYSECRET", "alsosecret"):
         assert secret not in message
     assert "hunter2" not in store.name
-
-
-def test_a_probe_shows_what_the_store_can_do_and_leaves_nothing(
-    store: ProfileStore, folder: Path, tmp_path: Path
-) -> None:
-    steps = store.probe()
-
-    assert [step.name for step in steps] == ["write", "create if absent", "read", "list", "remove"]
-    assert all(step.ok for step in steps)
-    assert [path for path in folder.rglob("*") if path.is_file()] == []
-
-    (tmp_path / "file").write_text("in the way")
-    (broken,) = ProfileStore(f"file://{tmp_path}/file/store").probe()
-    assert (broken.name, broken.ok) == ("write", False)
 
 
 # Files and keys -------------------------------------------------------------------------------
