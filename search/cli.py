@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from spaces.errors import BaseModelError, ConfigError, RanksweepError
+from spaces.errors import BaseModelError, ConfigError, RanksweepError, StoreError, TrackingError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from search.config import SweepConfig
     from search.launch import LaunchResult
+    from search.profile_report import ProfileReport
+    from search.queries import ProfileUse
     from search.store import ProfileStore
     from spaces.plan import Plan
     from spaces.profile import Profile
@@ -113,6 +115,10 @@ def launch(
         bool,
         typer.Option("--dry-run", help="Check all and estimate the cost; start nothing."),
     ] = False,
+    profile_key: Annotated[
+        str | None,
+        typer.Option("--profile", metavar="KEY", help="Use this profile, whatever it is of."),
+    ] = None,
     store: StoreOption = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
@@ -120,7 +126,10 @@ def launch(
     """Profile if not cached, search, log, and confirm the best."""
     from search.config import load_sweep
 
-    config = load_sweep(sweep, overrides or (), store=store, tracking=tracking)
+    overrides = list(overrides or ())
+    if profile_key is not None:
+        overrides.append(f"profile.use='{profile_key}'")
+    config = load_sweep(sweep, overrides, store=store, tracking=tracking)
     if dry_run:
         _show_dry_run(config, json_output)
     else:
@@ -179,7 +188,7 @@ def _print_launch(config: SweepConfig, result: LaunchResult, profile_only: bool)
 
     from search.confirm import confirmation_table, verdict
     from search.live import duration, results_table
-    from search.paths import redacted
+    from trainables.private import redacted
 
     where = "taken from the store" if result.profile_cached else "computed"
     _print_result(Text(f"profile {result.profile_key} ({where})"))
@@ -210,47 +219,88 @@ def _print_launch(config: SweepConfig, result: LaunchResult, profile_only: bool)
 
 
 @profiles_app.command("list")
-def profiles_list(store: StoreOption = None, json_output: JsonOption = False) -> None:
-    """List the profiles of the store."""
-    from rich.table import Table
+def profiles_list(
+    store: StoreOption = None, tracking: TrackingOption = None, json_output: JsonOption = False
+) -> None:
+    """List the profiles of the store, who made them, at what cost, and how many runs use them."""
+    from search.profile_report import profiles_json, profiles_table
 
     manifests = _store(store).list()
+    uses = _uses_where_known(tracking) if manifests else {}
     if json_output:
-        _print_result(manifests, json_output)
-        return
-    table = Table()
-    table.add_column("key", no_wrap=True)
-    for name in ("base", "task", "modules", "scored steps", "size", "published"):
-        table.add_column(name, overflow="fold")
-    for manifest in manifests:
-        told = (manifest.get(name) for name in ("base", "task", "modules", "scored_steps"))
-        table.add_row(
-            str(manifest["key"])[:12],
-            *(_shown(each) for each in told),
-            _bytes(manifest.get("size")),
-            _shown(manifest.get("published")),
-        )
-    _print_result(table)
+        _print_result(profiles_json(manifests, uses), json_output)
+    else:
+        _print_result(profiles_table(manifests, uses))
+
+
+def _uses_where_known(tracking: str | None) -> Mapping[str, ProfileUse] | None:
+    """Key -> its uses; None, said in one line, where tracking cannot be reached."""
+    from search.config import resolve_tracking
+
+    try:
+        with _logs_on_stderr():
+            from search.queries import profile_uses
+
+            return profile_uses(resolve_tracking(tracking))
+    except TrackingError as error:
+        print(f"not known which runs use the profiles: {error}", file=sys.stderr)
+        return None
 
 
 @profiles_app.command("show")
 def profiles_show(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="A key, or its first digits.")],
+    reference: Annotated[
+        str,
+        typer.Argument(metavar="KEY", help="A key, or its first digits; or a profile's file."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write the figures as PNG into this folder."),
+    ] = None,
     store: StoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show what the manifest of one profile says."""
+    """Show one profile: what it is of, its rank budget, row importance and dominant rows."""
     import yaml
     from rich.text import Text
 
+    from search.profile_report import TerminalFigures, profile_report, profile_summary
+
+    loaded, manifest = _profile_and_manifest(reference, store)
+    report = profile_report(loaded)
+    files = _pictures(report, out) if out is not None else []
+    summary = profile_summary(loaded, manifest, report)
+    if json_output:
+        figures = {"figures": report.as_dict(), "files": files}
+        _print_result({**summary, **figures}, json_output)
+        return
+    _print_result(Text(yaml.safe_dump(summary, sort_keys=True).rstrip()))
+    _print_result(TerminalFigures(report))
+    for file in files:
+        _print_result(Text(f"wrote {file}"))
+
+
+def _profile_and_manifest(
+    reference: str, store: str | None
+) -> tuple[Profile, Mapping[str, Any] | None]:
+    """A profile of the store and its manifest, or a profile's file, which has none."""
+    if Path(reference).suffix == ".safetensors":
+        return _load_profile(reference, store), None
     opened = _store(store)
-    manifest = opened.manifest(opened.resolve(key))
+    key = opened.resolve(reference)
+    manifest = opened.manifest(key)
     if manifest is None:
         raise RanksweepError(
             f"profile: the manifest of {key} cannot be read; run `ranksweep profiles verify {key}`"
         )
-    text = Text(yaml.safe_dump(manifest, sort_keys=True).rstrip())
-    _print_result(manifest if json_output else text, json_output)
+    return _load_profile(key, store), manifest
+
+
+def _pictures(report: ProfileReport, folder: Path) -> list[str]:
+    with _logs_on_stderr():
+        from search.profile_pictures import write_pictures
+
+        return [str(file) for file in write_pictures(report, folder)]
 
 
 @profiles_app.command("verify")
@@ -270,7 +320,8 @@ def profiles_verify(
         documents = [{"key": each.key, "ok": each.ok, "detail": each.detail} for each in checked]
         _print_result(documents, json_output)
     else:
-        table = Table("key", "verified", "detail")
+        table = Table("key", "verified")
+        table.add_column("detail", overflow="fold")
         for each in checked:
             mark = "[green]yes[/]" if each.ok else "[red]no[/]"
             table.add_row(each.key[:12], mark, _shown(each.detail))
@@ -282,14 +333,20 @@ def profiles_verify(
 @profiles_app.command("remove")
 def profiles_remove(
     key: Annotated[str, typer.Argument(metavar="KEY", help="A key, or its first digits.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove it whatever uses it; MLflow is not asked.")
+    ] = False,
     store: StoreOption = None,
+    tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Remove one profile from the store."""
+    """Remove one profile from the store, unless runs in MLflow use it."""
     from rich.text import Text
 
     opened = _store(store)
     resolved = opened.resolve(key)
+    if not force:
+        _refuse_where_used(resolved, tracking)
     removed = opened.remove(resolved)
     if json_output:
         _print_result({"key": resolved, "removed": removed}, json_output)
@@ -297,6 +354,27 @@ def profiles_remove(
         _print_result(Text(f"removed {resolved}"))
     if not removed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _refuse_where_used(key: str, tracking: str | None) -> None:
+    """Raise an error unless MLflow is there and says that no run uses the profile."""
+    from search.config import resolve_tracking
+
+    try:
+        with _logs_on_stderr():
+            from search.queries import profile_uses
+
+            use = profile_uses(resolve_tracking(tracking), key).get(key)
+    except TrackingError as error:
+        raise TrackingError(
+            f"profile: {key[:12]} is not removed, for which runs use it is not known ({error}); "
+            "or remove it all the same with --force"
+        ) from error
+    if use is not None:
+        raise StoreError(
+            f"profile: {key[:12]} is not removed: {use.sentence} it; remove it all the same with "
+            "--force"
+        )
 
 
 def _store(option: str | None) -> ProfileStore:
@@ -747,12 +825,6 @@ def _shown(value: Any) -> str:
     from rich.markup import escape
 
     return "-" if value is None else escape(str(value))
-
-
-def _bytes(size: Any) -> str:
-    if not isinstance(size, int):
-        return "-"
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _range(least: int, most: int) -> str:

@@ -489,24 +489,144 @@ def store(tmp_path: Path) -> str:
     return uri
 
 
-def test_profiles_are_listed_shown_verified_and_removed(tmp_path: Path, store: str) -> None:
+def test_profiles_are_listed_shown_verified_and_removed(
+    tmp_path: Path,
+    store: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
     def profiles(*arguments: str) -> Done:
-        return ranksweep(tmp_path, "profiles", *arguments, "--store", store)
+        return profiles_here(capfd, *arguments, "--store", store)
 
     listed = profiles("list")
     assert KEY[:12] in listed.out
     assert "[bold]x" in listed.out
     assert [each["key"] for each in profiles("list", "--json").document] == [KEY]
     assert profiles("show", KEY[:6], "--json").document["task"] == "movie"
-    assert "task: movie" in profiles("show", KEY).out
+    shown = profiles("show", KEY)
+    for words in ("task: movie", "rank budget: 8 ranks over 2 modules", "dominant rows: 50.0 %"):
+        assert words in shown.out
     (verified,) = profiles("verify", "--json").document
-    assert verified["ok"]
-    assert profiles("verify", KEY[:6]).code == 0
-    assert profiles("remove", KEY[:6]).code == 0
+    assert verified == {"key": KEY, "ok": True, "detail": f"{len(profile_bytes())} bytes"}
+    assert KEY[:12] in profiles("verify", KEY[:6]).out
+    assert profiles("remove", KEY[:6], "--force").code == 0
     assert profiles("list", "--json").document == []
     gone = profiles("show", KEY)
     assert gone.code == 1
     assert KEY in gone.error
+
+
+def test_show_writes_the_figures_and_takes_a_file(tmp_path: Path, profile: Path) -> None:
+    out = tmp_path / "figures"
+    done = ranksweep(tmp_path, "profiles", "show", str(profile), "--out", str(out), "--json")
+    assert done.code == 0
+    assert done.document["files"] == [
+        str(out / name) for name in ("rank-budget.png", "row-importance.png", "dominant-rows.png")
+    ]
+    assert all(Path(file).read_bytes()[:4] == b"\x89PNG" for file in done.document["files"])
+    budget = done.document["figures"]["rank_budget"]
+    assert sum(each["rank"] for each in budget["modules"]) == 8
+
+
+def test_a_damaged_profile_is_not_shown(tmp_path: Path, store: str) -> None:
+    (file,) = (tmp_path / "store" / "profiles" / KEY).glob("profile-*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    done = ranksweep(tmp_path, "profiles", "show", KEY[:8], "--store", store)
+    assert done.code == 1
+    assert done.out == ""
+    assert KEY in done.err.splitlines()[-1]
+
+
+class Runs:
+    """Runs that use the profile, as MLflow has them, written without the code under test."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.uri = uri
+        self.client = MlflowClient(tracking_uri=uri)
+        self.experiment = self.client.create_experiment("movie")
+
+    def run(self, kind: str, status: str) -> None:
+        tags = {"ranksweep.kind": kind, "ranksweep.profile_key": KEY}
+        run = self.client.create_run(self.experiment, tags=tags)
+        if status != "RUNNING":
+            self.client.set_terminated(run.info.run_id, status)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to create one; each test copies it."""
+    from mlflow.tracking import MlflowClient
+
+    file = tmp_path_factory.mktemp("cli") / "empty.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def runs(empty_database: Path, tmp_path: Path) -> Runs:
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    return Runs(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def profiles_here(capfd: pytest.CaptureFixture[str], *arguments: str) -> Done:
+    """In this process: MLflow takes seconds to import."""
+    with pytest.raises(SystemExit) as left:
+        main(["profiles", *arguments])
+    return Done(int(left.value.code or 0), *capfd.readouterr())
+
+
+def test_a_profile_that_runs_use_is_removed_only_by_force(
+    store: str, runs: Runs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs.run("trial", "FINISHED")
+    runs.run("trial", "RUNNING")
+    runs.run("confirm", "FAILED")
+    runs.run("sweep", "RUNNING")
+    runs.run("profile", "FINISHED")
+    places = ("--store", store, "--tracking", runs.uri)
+    capfd.readouterr()
+
+    (listed,) = profiles_here(capfd, "list", *places, "--json").document
+    assert listed["used_by"] == {"runs": 3, "running": 1, "running_sweeps": 1}
+    refused = profiles_here(capfd, "remove", KEY[:6], *places)
+    assert refused.code == 1
+    assert "3 runs, 1 of them running now, and 1 running sweep use it" in refused.error
+    assert "--force" in refused.error
+    assert profiles_here(capfd, "show", KEY, *places[:2]).code == 0
+    assert profiles_here(capfd, "remove", KEY[:6], *places, "--force").code == 0
+    assert profiles_here(capfd, "list", *places, "--json").document == []
+
+
+def test_a_profile_that_no_run_uses_is_removed(
+    store: str, runs: Runs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs.run("profile", "FINISHED")
+    runs.run("sweep", "FINISHED")
+    capfd.readouterr()
+    done = profiles_here(capfd, "remove", KEY, "--store", store, "--tracking", runs.uri, "--json")
+    assert done.code == 0
+    assert done.document == {"key": KEY, "removed": True}
+
+
+def test_where_tracking_is_away_nothing_is_removed_and_the_list_says_so(
+    tmp_path: Path, store: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = ("--store", store, "--tracking", f"sqlite:///{tmp_path}/absent.db")
+    refused = profiles_here(capfd, "remove", KEY, *places)
+    assert refused.code == 1
+    for words in (KEY[:12], "is not removed", "absent.db", "--force"):
+        assert words in refused.error
+    listed = profiles_here(capfd, "list", *places, "--json")
+    assert listed.code == 0
+    assert [(each["key"], each["used_by"]) for each in listed.document] == [(KEY, None)]
+    (line,) = listed.err.splitlines()
+    assert "absent.db" in line
+    assert not (tmp_path / "absent.db").exists()
 
 
 def test_verify_fails_where_a_profile_is_damaged(tmp_path: Path, store: str) -> None:
@@ -515,7 +635,10 @@ def test_verify_fails_where_a_profile_is_damaged(tmp_path: Path, store: str) -> 
     done = ranksweep(tmp_path, "profiles", "verify", "--store", store, "--json")
     assert done.code == 1
     (verified,) = done.document
+    assert verified["key"] == KEY
     assert not verified["ok"]
+    assert "moved to quarantine" in verified["detail"]
+    assert KEY in done.err
     assert ranksweep(tmp_path, "profiles", "list", "--store", store, "--json").document == []
 
 

@@ -1,4 +1,4 @@
-"""`best` ranks complete trials from MLflow alone, whatever sweep or experiment they are from."""
+"""MLflow alone tells the best trials and what uses a profile, over sweeps and experiments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from search.queries import BestRow, best, best_json, best_table
+from search.queries import BestRow, ProfileUse, best, best_json, best_table, profile_uses
 from spaces.errors import ConfigError, TrackingError
 
 BASE = "ab12" + "0" * 60
@@ -288,3 +288,54 @@ def test_an_empty_result_can_be_shown() -> None:
 def test_a_missing_database_is_said(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="no database"):
         best(f"sqlite:///{tmp_path}/none.db", "movie")
+
+
+# -- what uses a profile ---------------------------------------------------------------------------
+
+
+def ended(records: Records, run_id: str) -> str:
+    records.client.set_terminated(run_id)
+    return run_id
+
+
+def test_the_uses_of_every_profile_are_counted_over_all_experiments(records: Records) -> None:
+    one, other = "1" * 64, "2" * 64
+    ended(records, records.trial(0.5, 1, profile_key=one))
+    ended(records, records.trial(0.5, 1, profile_key=one, status="pruned", experiment="more"))
+    records.trial(0.5, 1, profile_key=one, kind="confirm", status="running")
+    ended(records, records.trial(0.5, 1, profile_key=one, kind="sweep"))
+    ended(records, records.trial(0.5, 1, profile_key=one, kind="profile"))
+    records.trial(0.5, 1, profile_key=other, kind="sweep")
+    ended(records, records.trial(0.5, 1))  # needed no profile
+    ended(records, records.trial(0.5, 1, profile_key="3" * 64, kind="profile"))
+
+    uses = {one: ProfileUse(runs=3, running=1), other: ProfileUse(running_sweeps=1)}
+    assert profile_uses(records.uri) == uses
+    assert profile_uses(records.uri, one) == {one: uses[one]}
+    assert profile_uses(records.uri, "3" * 64) == {}
+
+
+def test_a_run_that_was_deleted_uses_nothing(records: Records) -> None:
+    records.client.delete_run(records.trial(0.5, 1, profile_key="1" * 64))
+    assert profile_uses(records.uri) == {}
+
+
+def test_the_uses_cannot_be_told_without_a_database(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"absent\.db"):
+        profile_uses(f"sqlite:///{tmp_path}/absent.db")
+    assert not (tmp_path / "absent.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("use", "sentence"),
+    [
+        (ProfileUse(runs=1), "1 run uses"),
+        (ProfileUse(runs=1, running=1), "1 run, 1 of them running now, uses"),
+        (ProfileUse(running_sweeps=1), "1 running sweep uses"),
+        (ProfileUse(runs=12), "12 runs use"),
+        (ProfileUse(1200, 2, 1), "1,200 runs, 2 of them running now, and 1 running sweep use"),
+        (ProfileUse(running_sweeps=2), "2 running sweeps use"),
+    ],
+)
+def test_what_uses_a_profile_is_told_in_a_sentence(use: ProfileUse, sentence: str) -> None:
+    assert use.sentence == sentence
