@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -22,14 +21,16 @@ from search.config import SweepConfig
 from search.confirm import confirm_best
 from search.kept_weights import KeptWeights
 from search.live import View
-from search.paths import SweepPaths, private_files, redacted
+from search.paths import SweepPaths
 from search.prepare import Prepared, dtype_name, prepare
+from search.profile_stage import ProfileStage
 from search.tracking import Tracker, absolute_uri
 from spaces.choice import Choice
-from spaces.errors import ConfigError, JobError, RanksweepError, StoreError, TrackingError
+from spaces.errors import ConfigError, JobError, RanksweepError, TrackingError
 from spaces.methods import METHODS, make_plan, parse_choice
 from spaces.plan import Plan
 from spaces.profile import Profile
+from trainables.private import private_files, redacted
 
 if TYPE_CHECKING:
     import optuna
@@ -77,40 +78,45 @@ def launch(
         _check_name(config, paths, resume)
     started = time.monotonic()
     prepared = prepare(config)
-    profile = prepared.store.get(prepared.key)
     result = LaunchResult(
         name=config.name,
         profile_key=prepared.key,
-        profile_cached=profile is not None,
+        profile_cached=False,
         tracking_uri=redacted(absolute_uri(config.tracking.uri)),
     )
-    if profile is not None:
-        view.message(f"profile {prepared.key[:12]} is cached in {prepared.store.name}")
-        if profile_only:
-            return result
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
-    with _alone(config, paths), _ray(config), _log_file(paths):
-        if not profile_only:
-            result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
-        result.seconds["prepare"] = time.monotonic() - started
-        end: tuple[str, str | None] = ("failed", None)
-        job = _Launch(config, prepared, paths, tracker, view, result)
-        try:
-            with _resident_workers(config, prepared, paths) as workers:
-                profile = job.profile(profile, workers)
-                if not profile_only:
-                    job.search(profile, workers)
-                    job.confirm(profile, workers)
-            end = ("complete", None)
-        except KeyboardInterrupt:
-            end = ("interrupted", "Ctrl-C")
-            view.message("interrupted; launch with --resume goes on with this sweep")
-            raise
-        except RanksweepError as error:
-            end = ("failed", str(error))
-            raise
-        finally:
-            _close_sweep(tracker, result, *end)
+    stage = ProfileStage(config, prepared, paths, view)
+    if profile_only and stage.is_cached():
+        result.profile_cached = True
+        return result
+    with _alone(config, paths), _log_file(paths), stage:
+        result.profile_cached = stage.profile is not None
+        if profile_only and result.profile_cached:
+            return result
+        with _ray(config):
+            if not profile_only:
+                result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
+            result.seconds["prepare"] = time.monotonic() - started
+            end: tuple[str, str | None] = ("failed", None)
+            job = _Launch(config, prepared, paths, tracker, view, result)
+            try:
+                with _resident_workers(config, prepared, paths) as workers:
+                    profile = stage.obtained(workers, tracker, result.sweep_run_id)
+                    if stage.seconds is not None:
+                        result.seconds["profile"] = stage.seconds
+                    if not profile_only:
+                        job.search(profile, workers)
+                        job.confirm(profile, workers)
+                end = ("complete", None)
+            except KeyboardInterrupt:
+                end = ("interrupted", "Ctrl-C")
+                view.message("interrupted; launch with --resume goes on with this sweep")
+                raise
+            except RanksweepError as error:
+                end = ("failed", str(error))
+                raise
+            finally:
+                _close_sweep(tracker, result, *end)
     return result
 
 
@@ -169,11 +175,19 @@ def _open_sweep(
                 "metric": config.search.metric,
                 "mode": config.search.mode,
                 "profile_key": prepared.key,
+                **_borrowed_from(prepared),
             },
         )
     with private_files():
         paths.sweep_file.write_text(yaml.safe_dump(config.resolved(), sort_keys=False))
     return run_id
+
+
+def _borrowed_from(prepared: Prepared) -> dict[str, str]:
+    """Tags that say of which task and base a profile is that is not the sweep's own."""
+    if prepared.borrowed is None:
+        return {}
+    return {f"profile_of_{name}": value for name, value in prepared.profile_of.items()}
 
 
 def _close_sweep(tracker: Tracker, result: LaunchResult, state: Any, error: str | None) -> None:
@@ -314,102 +328,6 @@ class _Launch:
     tracker: Tracker
     view: View
     result: LaunchResult
-
-    def profile(self, profile: Profile | None, workers: ResidentWorkers) -> Profile:
-        """The profile from the store, or computed, published and logged."""
-        config, prepared, tracker, view = self.config, self.prepared, self.tracker, self.view
-        run_id = tracker.start_profile(
-            self.result.sweep_run_id,
-            prepared.key,
-            params=config.profile.model_dump(mode="json"),
-            tags={
-                "task": config.task.name,
-                "base": prepared.base_fingerprint,
-                "base_uri": prepared.base_uri,
-            },
-        )
-        if profile is not None:
-            if tracker.find_profile(prepared.key) != run_id:
-                tracker.finish_profile(run_id, "complete", tags={"store": prepared.store.name})
-            return profile
-        started = time.monotonic()
-        try:
-            data, seconds = self._computed(workers)
-        except BaseException as error:
-            tracker.finish_profile(run_id, "failed", error=str(error) or type(error).__name__)
-            raise
-        profile = Profile.from_bytes(data, "the computed profile")
-        where = self._publish(data, profile, seconds)
-        self.result.seconds["profile"] = time.monotonic() - started
-        tracker.finish_profile(
-            run_id,
-            "complete",
-            metrics={
-                "seconds": seconds,
-                "scored_steps": float(profile.scored_steps),
-                "bytes": float(len(data)),
-            },
-            tags={"profile_sha256": hashlib.sha256(data).hexdigest(), "store": where},
-        )
-        view.message(f"profile {prepared.key[:12]} is in {where}")
-        return profile
-
-    def _computed(self, workers: ResidentWorkers) -> tuple[bytes, float]:
-        """The profile's file as bytes, and the seconds that it took."""
-        view, kept = self.view, self.paths.unpublished_profile(self.prepared.key)
-        if kept.is_file():
-            view.message(f"profile {self.prepared.key[:12]} is taken from {kept}")
-            return kept.read_bytes(), 0.0
-        modules = f"{len(self.prepared.targets)} modules"
-        view.stage("profile", f"{modules}; the workers are starting")
-
-        def on_event(event: Mapping[str, Any]) -> None:
-            if event["type"] == "started":
-                view.stage("profile", modules)
-            elif event["type"] == "progress":
-                view.stage("profile", str(event["phase"]))
-                view.profile_step(int(event["done"]), int(event["total"]))
-
-        settings = self.config.profile.model_dump(mode="json")
-        answer = workers.run({"kind": "profile", "settings": settings}, on_event=on_event)
-        self._check_inputs_unchanged()
-        return answer["profile"], float(answer["seconds"])
-
-    def _check_inputs_unchanged(self) -> None:
-        """Hash base and training rows again: a profile is published for what it was made of."""
-        from trainables.bases import fingerprint
-        from trainables.tasks import build_task
-
-        if fingerprint(self.prepared.base_uri) != self.prepared.base_fingerprint:
-            raise JobError("base: its files changed while it was profiled; launch again")
-        task = build_task(self.config.task, self.config.base)
-        if task.train_fingerprint != self.prepared.task.train_fingerprint:
-            raise JobError("task.data: the rows changed while they were profiled; launch again")
-
-    def _publish(self, data: bytes, profile: Profile, seconds: float) -> str:
-        """Publish a profile; returns where it is: a store that is away costs nobody the profile."""
-        prepared, kept = self.prepared, self.paths.unpublished_profile(self.prepared.key)
-        manifest = {
-            "base": prepared.base_uri,
-            "base_fingerprint": prepared.base_fingerprint,
-            "task": self.config.task.name,
-            "train_fingerprint": prepared.task.train_fingerprint,
-            "modules": len(prepared.targets),
-            "scored_steps": profile.scored_steps,
-            "top_percent_grid": list(profile.top_percent_grid),
-            "seconds": round(seconds, 3),
-        }
-        try:
-            first = prepared.store.put(prepared.key, data, manifest)
-        except StoreError as error:
-            with private_files():
-                kept.write_bytes(data)
-            self.view.message(f"{error}; the profile is kept in {kept}, for the next launch")
-            return str(kept)
-        kept.unlink(missing_ok=True)
-        if not first:
-            self.view.message("another launch has published this profile first")
-        return prepared.store.name
 
     def search(self, profile: Profile, workers: ResidentWorkers) -> None:
         """All trials of the sweep, through Ray Tune and Optuna."""

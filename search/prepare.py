@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search.config import ClusterSettings, SweepConfig, check_against_targets
 from search.store import ProfileStore, profile_key
-from spaces.errors import ConfigError
+from spaces.errors import ConfigError, ProfileError, StoreError
 from spaces.methods import count_range
 from spaces.search_space import SearchSpace
 from spaces.target import BaseSize, TargetModule
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 class Prepared:
     """A sweep's task, target modules, size of the base, fitted space and profile key.
 
-    `base_uri` names a hub base by its commit; other bases as the sweep does.
+    `base_uri` names a hub base by its commit; other bases as the sweep does. `borrowed` is the
+    manifest of the profile that `profile.use` names; None where the profile is the sweep's own.
     """
 
     task: Task
+    task_name: str
     base_uri: str
     base_fingerprint: str
     targets: tuple[TargetModule, ...]
@@ -33,6 +35,20 @@ class Prepared:
     space: SearchSpace
     key: str
     store: ProfileStore
+    borrowed: Mapping[str, Any] | None = None
+
+    @property
+    def profile_of(self) -> dict[str, str]:
+        """The task and the base that the profile is of: those of the sweep, unless borrowed."""
+        if self.borrowed is None:
+            return {
+                "task": self.task_name,
+                "base": self.base_fingerprint,
+                "base_uri": self.base_uri,
+            }
+        said = self.borrowed
+        keys = {"task": "task", "base": "base_fingerprint", "base_uri": "base"}
+        return {tag: str(said.get(key, "unknown")) for tag, key in keys.items()}
 
 
 def prepare(config: SweepConfig) -> Prepared:
@@ -53,20 +69,51 @@ def prepare(config: SweepConfig) -> Prepared:
     base_uri = pin(config.base)
     patterns = config.profile.target_modules
     targets, size = meta_base(base_uri, config.task.kind, task.num_labels, patterns)
-    space = check_against_targets(config, targets)
+    store = ProfileStore(config.store)
+    borrowed = _borrowed(config, store, targets)
+    grid = config.profile.top_percent if borrowed is None else borrowed["top_percent_grid"]
+    space = check_against_targets(config, targets, grid)
     for method in space.methods:  # a method that this base cannot take says so here
         count_range(space.default_choice(method), targets, size=size)
     base_fingerprint = fingerprint(base_uri)
     return Prepared(
         task=task,
+        task_name=config.task.name,
         base_uri=base_uri,
         base_fingerprint=base_fingerprint,
         targets=targets,
         size=size,
         space=space,
-        key=profile_key_of(config, base_fingerprint, task.train_fingerprint, targets),
-        store=ProfileStore(config.store),
+        key=borrowed["key"]
+        if borrowed is not None
+        else profile_key_of(config, base_fingerprint, task.train_fingerprint, targets),
+        store=store,
+        borrowed=borrowed,
     )
+
+
+def _borrowed(
+    config: SweepConfig, store: ProfileStore, targets: tuple[TargetModule, ...]
+) -> dict[str, Any] | None:
+    """The manifest of the profile that `profile.use` names, once it is known to fit the base."""
+    if config.profile.use is None:
+        return None
+    try:
+        key = store.resolve(config.profile.use)
+        profile = store.get(key)
+        manifest = store.manifest(key)
+        if profile is None or manifest is None:
+            raise StoreError(f"{key} cannot be used any more; `ranksweep profiles list` shows more")
+        for target in targets:
+            if target.name not in profile.modules:
+                raise ProfileError(
+                    f"{target.name} is not in it; narrow profile.target_modules, or take the "
+                    "profile of a base with the same modules"
+                )
+        profile.require_targets(targets)
+    except (ConfigError, StoreError, ProfileError) as error:
+        raise ConfigError(f"profile.use: {str(error).removeprefix('profile: ')}") from error
+    return {**manifest, "top_percent_grid": list(profile.top_percent_grid)}
 
 
 def check_resources(cluster: ClusterSettings) -> None:
@@ -95,7 +142,8 @@ def profile_key_of(
     targets: Sequence[TargetModule],
 ) -> str:
     """The key under which the profile of a sweep is stored."""
-    settings = config.profile.model_dump(mode="json", exclude={"precision"})
+    left_out = {"precision", *config.profile.NOT_OF_THE_RESULT}
+    settings = config.profile.model_dump(mode="json", exclude=left_out)
     return profile_key(
         base_fingerprint=base_fingerprint,
         train_fingerprint=train_fingerprint,
