@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,6 +65,19 @@ class Schedule:
         return next(i for i in range(self.stages) if step < (i + 1) * self.steps // self.stages)
 
 
+class StepCheckpoints(Protocol):
+    """Where an interrupted job of one stage goes on, and what keeps it as it trains."""
+
+    steps_done: int
+    """Optimizer steps that were trained before: their rows are passed over."""
+
+    def restore(self, engine: Any, schedule: Any) -> None:
+        """Called once, with the engine and learning-rate schedule that train the next step."""
+
+    def keep(self, step: int, engine: Any, schedule: Any) -> None:
+        """Called after every step with the number of steps done."""
+
+
 def engine_config(
     settings: TrainSettings | ProfileSettings,
     deepspeed: Mapping[str, Any],
@@ -110,13 +123,15 @@ def finetune(
     on_step: Callable[[int], None] | None = None,
     on_epoch: EpochReport | None = None,
     should_stop: Callable[[], bool] | None = None,
+    checkpoints: StepCheckpoints | None = None,
 ) -> dict[str, float]:
     """Train an attached adaptation for `settings.epochs` epochs; returns the last epoch's report.
 
     Every step takes `settings.batch_size` rows over all workers, the last of an epoch what is
     left; its loss is the mean over those rows, however they are divided. A report holds
     train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds)
-    and, where `evaluate_on` names a split, its loss and metric.
+    and, where `evaluate_on` names a split, its loss and metric. With `checkpoints` a job of one
+    stage goes on where it was; its first report covers the steps since then.
 
     Raises DivergedError on a NaN or infinite loss, CancelledError when `should_stop` says so.
     """
@@ -133,16 +148,16 @@ def finetune(
     )
     _reseed(seed + 7919 * workers.rank)
     report: dict[str, float] = {}
-    step, current = 0, -1
+    step, current = checkpoints.steps_done if checkpoints is not None else 0, -1
     run: _StageRun | None = None
     try:
-        for epoch in range(1, settings.epochs + 1):
+        for epoch in range(step // schedule.per_epoch + 1, settings.epochs + 1):
             model.train(base_dropout)
             loss_sum = torch.zeros((), dtype=torch.float64, device=workers.device)
             times: list[float] = []
             trained = 0
             order = epoch_order(rows, seed, epoch)
-            for batch in _batches(order, settings.batch_size):
+            for batch in list(_batches(order, settings.batch_size))[step % schedule.per_epoch :]:
                 started = time.perf_counter()
                 if schedule.stage_of(step) != current:
                     if run is not None:
@@ -158,11 +173,15 @@ def finetune(
                         config,
                         base_dropout,
                     )
+                    if checkpoints is not None and step == checkpoints.steps_done:
+                        run.restore(checkpoints)
                 assert run is not None
                 loss_sum += run.step(split, batch, accumulation, workers)
                 trained += len(batch) if run.trains else 0
                 step += 1
                 times.append(time.perf_counter() - started)
+                if checkpoints is not None:
+                    run.keep(step, checkpoints)
                 if on_step is not None:
                     on_step(step)
                 if step % LOSS_CHECK_EVERY == 0:
@@ -259,6 +278,14 @@ class _StageRun:
             self._schedule.step()
         self._adaptation.after_step(skipped, self.last_learning_rate)
         return total
+
+    def restore(self, checkpoints: StepCheckpoints) -> None:
+        """Go on where a job was interrupted."""
+        checkpoints.restore(self._engine, self._schedule)
+
+    def keep(self, step: int, checkpoints: StepCheckpoints) -> None:
+        """Offer the state after `step` steps for keeping."""
+        checkpoints.keep(step, self._engine, self._schedule)
 
     def _factor(self) -> float:
         group = self._schedule.optimizer.param_groups[0]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("file", "s3", "gs", "az")
 PROBES = "probes"
-FIRST_DEADLINE = timedelta(seconds=8)
+FIRST_DEADLINE = timedelta(seconds=5)
 """How long the first request tries: a wrong address should be told at once."""
 DEADLINE = timedelta(seconds=90)
 """How long every later request tries: a server that answered once may be starting again."""

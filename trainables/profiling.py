@@ -9,7 +9,10 @@ H = 2 E[x x^T] (Sensitivity-LoRA section 4.6).
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,26 +20,32 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
 
-from spaces.errors import JobError
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
 from trainables.adaptation import at_least_float
 from trainables.adapters import BlockAdaptation, BlockParameters, plain_lora
-from trainables.finetuning import finetune, summed_loss, to_device
+from trainables.engine_state import EngineState, engine_state, restore_engine
+from trainables.finetuning import finetune
 from trainables.fp32_masters import full_gradient
+from trainables.profile_checkpoint import (
+    Checkpoints,
+    JobCheckpoints,
+    Message,
+    Saved,
+    Tensors,
+    rng_state,
+    set_rng_state,
+)
 from trainables.settings import ProfileSettings
-from trainables.tasks import Task, epoch_order
+from trainables.static_pass import Fields, Progress, StaticPass, not_finite
+from trainables.tasks import Task
 from trainables.workers import Workers
 
 ROWS_PER_SCORE = 1024  # rows of the approximate gradient that exist at once
-# Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
-FLOAT16_LOSS_SCALE = 1024.0
 PACKAGES = ("torch", "transformers", "deepspeed", "numpy")
 
-Progress = Callable[[str, int, int], None]
+_log = logging.getLogger(__name__)
 
 
 def compute_profile(
@@ -50,52 +59,99 @@ def compute_profile(
     deepspeed: Mapping[str, Any] | None = None,
     base_fingerprint: str = "",
     on_progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_message: Message | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Profile:
     """Profile a frozen base on a task's training rows. Every worker returns the same profile.
 
     `head` holds the job's own fresh head modules. The result depends on the number of workers by
-    floating-point order only. Raises JobError where a statistic is not finite.
+    floating-point order only. With `checkpoints` the job saves what it has every
+    `settings.checkpoint_every` steps, and goes on from what an interrupted one has saved, to the
+    same result; `on_message` (default: a warning in the log) is told so, and of a store that fails.
+
+    Raises JobError where a statistic is not finite or `settings.memory_limit` holds no module, and
+    CancelledError when `should_stop` says so, which is asked after every step.
     """
     progress = on_progress or (lambda _phase, _done, _total: None)
+    message = on_message or _log.warning
+    metadata = {
+        "base": base_fingerprint,
+        "task": task.train_fingerprint,
+        "settings": settings.model_dump(mode="json", exclude=set(settings.NOT_OF_THE_RESULT)),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    saves = JobCheckpoints(
+        checkpoints,
+        identity=_identity(metadata, targets, next(model.parameters()).dtype),
+        every=settings.checkpoint_every,
+        workers=workers,
+        on_message=message,
+    )
+    saved = saves.load()
+    if saved is not None and workers.rank == 0:
+        message(f"the profile goes on from its checkpoint: step {saved.step} of the {saved.phase}")
     lora = plain_lora(targets, settings.rank, settings.resolved_alpha)
-    steps = math.ceil(len(task.splits["train"].labels) / settings.batch_size) * settings.epochs
     with ScoredLoRA(
         model, lora, seed=settings.seed, dropout=settings.dropout, head=head,
         every=settings.score_every, workers=workers,
     ) as initial_phase:  # fmt: skip
-        finetune(
-            model, initial_phase, task, settings,
-            learning_rate=settings.learning_rate, seed=settings.seed, workers=workers,
-            deepspeed=deepspeed, evaluate_on=None, base_dropout=settings.base_dropout,
-            on_step=lambda done: progress("initial phase", done, steps),
-        )  # fmt: skip
-        hits, row_importance = initial_phase.scores()
+        if saved is not None and saved.phase == "static pass":
+            _take_up(saves.part("trained") or {}, initial_phase, head, settings, workers)
+        else:
+            _train(
+                model, initial_phase, task, settings,
+                workers=workers, deepspeed=deepspeed, saves=saves, saved=saved, progress=progress,
+                should_stop=should_stop,
+            )  # fmt: skip
+            saved = None
+        tally = initial_phase.tally()
         initial_phase.detach()
-        static = _StaticPass(model, targets)
-        with static:
-            static.run(task, settings, workers, progress)
-    modules = {}
-    for target in targets:
-        name = target.name
-        modules[name] = ModuleProfile(
-            hits=hits[name],
-            row_importance=row_importance[name],
-            **static.weight_counts(name, settings.top_percent, workers),
-            hessian_diag=static.hessian_diag(name, workers),
-        )
-        _check_finite(name, modules[name])
+        fields = StaticPass(
+            model, targets, task, settings, workers=workers, checkpoints=saves,
+            trained=lambda: tally | _state_of(head), progress=progress, should_stop=should_stop,
+        ).run(saved)  # fmt: skip
+    scores = initial_phase.scores(tally)
     return Profile(
         targets=tuple(targets),
         scored_steps=initial_phase.scored_steps,
         top_percent_grid=tuple(settings.top_percent),
-        modules=modules,
-        metadata={
-            "base": base_fingerprint,
-            "task": task.train_fingerprint,
-            "settings": settings.model_dump(mode="json"),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        modules={t.name: _checked(t.name, {**scores[t.name], **fields[t.name]}) for t in targets},
+        metadata=metadata,
     )
+
+
+def _train(
+    model: nn.Module,
+    initial_phase: ScoredLoRA,
+    task: Task,
+    settings: ProfileSettings,
+    *,
+    workers: Workers,
+    deepspeed: Mapping[str, Any] | None,
+    saves: JobCheckpoints,
+    saved: Saved | None,
+    progress: Progress,
+    should_stop: Callable[[], bool] | None,
+) -> None:
+    """PiLoRA's initial phase, from its first step or from where a checkpoint has it."""
+    steps = math.ceil(len(task.splits["train"].labels) / settings.batch_size) * settings.epochs
+    finetune(
+        model, initial_phase, task, settings,
+        learning_rate=settings.learning_rate, seed=settings.seed, workers=workers,
+        deepspeed=deepspeed, evaluate_on=None, base_dropout=settings.base_dropout,
+        on_step=lambda done: progress("initial phase", done, steps), should_stop=should_stop,
+        checkpoints=_InitialPhaseCheckpoints(initial_phase, saves, saved, settings, workers, steps),
+    )  # fmt: skip
+
+
+def _identity(
+    metadata: Mapping[str, Any], targets: Sequence[TargetModule], dtype: torch.dtype
+) -> str:
+    """What tells this computation from any other; the number of workers is no part of it."""
+    modules = [[list(target.names), list(target.shape)] for target in targets]
+    document = {**metadata, "modules": modules, "dtype": str(dtype)}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 class ScoredLoRA(BlockAdaptation):
@@ -136,15 +192,119 @@ class ScoredLoRA(BlockAdaptation):
             self.scored_steps += 1
         self._steps += 1
 
-    def scores(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(hits int32 [out], row_importance float32 [out]) per module, from every rank."""
-        hits, importance = {}, {}
+    @property
+    def steps(self) -> int:
+        """How many steps were taken; those that a loss scaler skipped do not count."""
+        return self._steps
+
+    def tally(self) -> dict[str, torch.Tensor]:
+        """`<module>/hits` int64 [out], `<module>/importance` float64 [out], summed over workers and
+        steps, and `scored_steps`. A collective."""
+        tally = {"scored_steps": torch.tensor(self.scored_steps)}
         for name in self._targets:
             own = torch.as_tensor(np.stack([self._hits[name], self._importance[name]]))
-            hit, summed = self._workers.sum_(own.to(self._workers.device)).cpu().numpy()
-            hits[name] = hit.astype(np.int32)
-            importance[name] = (summed / max(self.scored_steps, 1)).astype(np.float32)
-        return hits, importance
+            hits, importance = self._workers.sum_(own.to(self._workers.device)).cpu()
+            tally[f"{name}/hits"] = hits.to(torch.int64)
+            tally[f"{name}/importance"] = importance.clone()
+        return tally
+
+    def restore(self, tally: Tensors, steps: int) -> None:
+        """Go on from a tally of `steps` steps. Each rank takes up what it goes on adding to, so
+        that the sums are made in the order in which they would have been."""
+        self._steps, self.scored_steps = steps, int(tally["scored_steps"])
+        for i, name in enumerate(self._targets):
+            if i % self._workers.size == self._workers.rank:
+                self._hits[name] = tally[f"{name}/hits"].numpy().copy()
+                self._importance[name] = tally[f"{name}/importance"].numpy().copy()
+
+    def scores(self, tally: Tensors | None = None) -> dict[str, Fields]:
+        """hits int32 [out] and row_importance float32 [out] per module; without a tally of all
+        workers a collective."""
+        tally = self.tally() if tally is None else tally
+        return {
+            name: {
+                "hits": tally[f"{name}/hits"].numpy().astype(np.int32),
+                "row_importance": (
+                    tally[f"{name}/importance"].numpy() / max(self.scored_steps, 1)
+                ).astype(np.float32),
+            }
+            for name in self._targets
+        }
+
+
+class _InitialPhaseCheckpoints:
+    """Saves the initial phase as it trains, or puts a saved one in its place.
+
+    Its end is saved by what follows it.
+    """
+
+    def __init__(
+        self,
+        phase: ScoredLoRA,
+        saves: JobCheckpoints,
+        saved: Saved | None,
+        settings: ProfileSettings,
+        workers: Workers,
+        steps: int,
+    ) -> None:
+        self._phase, self._saves, self._saved = phase, saves, saved
+        self._drops = settings.dropout > 0 or settings.base_dropout
+        self._workers, self._steps = workers, steps
+        self.steps_done = saved.step if saved is not None else 0
+
+    def restore(self, engine: Any, schedule: Any) -> None:
+        saved = self._saved
+        if saved is None:
+            return
+        tensors, facts = self._saves.part("state") or {}, saved.facts
+        restore_engine(engine, schedule, EngineState(tensors=tensors, **facts["engine"]))
+        self._phase.restore(tensors, facts["taken"])
+        if self._drops and saved.workers == self._workers.size:
+            rng = self._saves.part(f"rank{self._workers.rank}/rng")
+            set_rng_state(rng or {}, self._workers.device)
+
+    def keep(self, step: int, engine: Any, schedule: Any) -> None:
+        if step == self._steps or not self._saves.due(step - 1, step):
+            return
+        state, tally = engine_state(engine, schedule), self._phase.tally()
+        facts = {
+            "engine": {
+                "optimizer_steps": state.optimizer_steps,
+                "schedule_steps": state.schedule_steps,
+                "loss_scaler": state.loss_scaler,
+            },
+            "taken": self._phase.steps,
+        }
+        parts: list[tuple[str, Tensors]] = []
+        if self._workers.rank == 0:
+            parts.append(("state", {**state.tensors, **tally}))
+        if self._drops:
+            parts.append((f"rank{self._workers.rank}/rng", rng_state(self._workers.device)))
+        self._saves.save("initial phase", step, facts, parts)
+
+
+def _state_of(head: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    return {
+        f"head/{name}/{inner}": tensor.detach().cpu().clone()
+        for name, module in head.items()
+        for inner, tensor in module.state_dict().items()
+    }
+
+
+def _take_up(
+    trained: Tensors,
+    initial_phase: ScoredLoRA,
+    head: Mapping[str, nn.Module],
+    settings: ProfileSettings,
+    workers: Workers,
+) -> None:
+    """Put an initial phase that has been trained before in the place of one."""
+    initial_phase.restore(trained, steps=0)
+    for name, module in head.items():
+        place = f"head/{name}/"
+        state = {n.removeprefix(place): t for n, t in trained.items() if n.startswith(place)}
+        module.load_state_dict(state)
+    torch.manual_seed(settings.seed + 7919 * workers.rank)  # where no generator was saved
 
 
 def approximate_row_scores(
@@ -164,177 +324,8 @@ def approximate_row_scores(
     return torch.cat(scores)
 
 
-class _Inputs:
-    """Sum of x^2 [in] in float64 over what a layer has read, and over how many vectors x."""
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.squares = torch.zeros(width, dtype=torch.float64, device=device)
-        self.number = torch.zeros((), dtype=torch.float64, device=device)
-
-    def add(self, x: torch.Tensor) -> None:
-        """Count the vectors x [n, in]."""
-        self.squares += x.double().square().sum(0)
-        self.number += len(x)
-
-
-class _StaticPass:
-    """One pass over fixed micro-batches at the untouched base weights.
-
-    Each weight's gradient is added to its accumulator as backward produces it, and freed.
-    """
-
-    def __init__(self, model: nn.Module, targets: Sequence[TargetModule]) -> None:
-        self._model, self._targets = model, {target.name: target for target in targets}
-        self._weights = {t.name: model.get_parameter(f"{t.names[0]}.weight") for t in targets}
-        accumulate_in = {torch.float64: torch.float64}
-        self._abs_gradient = {
-            name: torch.zeros_like(weight, dtype=accumulate_in.get(weight.dtype, torch.float32))
-            for name, weight in self._weights.items()
-        }
-        sized = {t.name: (t.shape[1], self._weights[t.name].device) for t in targets}
-        self._of_tokens = {name: _Inputs(*size) for name, size in sized.items()}
-        self._of_others = {name: _Inputs(*size) for name, size in sized.items()}
-        half = any(weight.dtype == torch.float16 for weight in self._weights.values())
-        self._loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
-        self._mask: torch.Tensor | None = None
-        self._hooks: list[RemovableHandle] = []
-
-    def __enter__(self) -> _StaticPass:
-        for name, weight in self._weights.items():
-            weight.requires_grad_(True)
-            self._hooks.append(
-                weight.register_post_accumulate_grad_hook(_taking(self._abs_gradient[name]))
-            )
-            for alias in self._targets[name].names:
-                layer = self._model.get_submodule(alias)
-                self._hooks.append(layer.register_forward_pre_hook(self._seeing(name)))
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for weight in self._weights.values():
-            weight.requires_grad_(False)
-            weight.grad = None
-
-    def run(
-        self, task: Task, settings: ProfileSettings, workers: Workers, progress: Progress
-    ) -> None:
-        """Accumulate over the first `calibration_batches` micro-batches of a seeded order."""
-        split = task.splits["train"]
-        order = epoch_order(len(split.labels), settings.seed, 0)
-        batches = [
-            order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)
-        ]
-        if settings.calibration_batches != "all":
-            batches = batches[: settings.calibration_batches]
-        self._model.train(settings.base_dropout)
-        for done, rows in enumerate(workers.share(batches), start=1):
-            batch = to_device(split.batch(rows), workers)
-            labels = batch.pop("labels")
-            self._mask = batch.get("attention_mask")
-            loss = summed_loss(self._model(**batch).logits, labels) / len(rows)
-            (loss * self._loss_scale).backward()
-            progress("static pass", min(done * workers.size, len(batches)), len(batches))
-        self._model.eval()
-        self._micro_batches = len(batches)
-
-    def weight_counts(
-        self, name: str, top_percent: Sequence[float], workers: Workers
-    ) -> dict[str, np.ndarray]:
-        """Entries of TASO's top-k% masks per row and column, one line per k (TASO Eq. 2)."""
-        weight = self._weights[name].detach()
-        gradient = workers.sum_(self._abs_gradient.pop(name))
-        gradient /= self._micro_batches * self._loss_scale
-        if not torch.isfinite(gradient).all():
-            raise _not_finite(name, "the mean gradient")
-        if isinstance(self._model.get_submodule(name), Conv1D):  # stored [in, out]
-            weight, gradient = weight.T, gradient.T
-        counts = {}
-        for signal, score in (
-            ("sensitivity", weight.to(gradient.dtype).abs() * gradient),
-            ("gradient", gradient),
-        ):
-            rows, cols = top_percent_counts(score, top_percent)
-            counts[f"{signal}_row_count"], counts[f"{signal}_col_count"] = rows, cols
-        return counts
-
-    def hessian_diag(self, name: str, workers: Workers) -> np.ndarray:
-        """Diagonal of H = 2 E[x x^T] over non-padding tokens, float32 [in].
-
-        A layer that reads no tokens (DeBERTa's projections of relative positions) is measured on
-        what it reads; one that reads both, on its tokens alone, so that the mean does not depend
-        on how the rows are divided into micro-batches.
-        """
-        tokens, others = (
-            (workers.sum_(seen.squares), workers.sum_(seen.number))
-            for seen in (self._of_tokens[name], self._of_others[name])
-        )
-        squares, number = tokens if tokens[1] > 0 else others
-        return (2 * squares / number.clamp(min=1)).cpu().numpy().astype(np.float32)
-
-    def _seeing(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x, mask = inputs[0].detach(), self._mask
-            flat = x.reshape(-1, x.shape[-1])
-            if mask is None:  # pictures are not padded
-                self._of_tokens[name].add(flat)
-            elif x.shape[:-1] == mask.shape or x.shape[:-1] == (mask.numel(),):
-                self._of_tokens[name].add(flat[mask.reshape(-1).bool()])
-            elif x.ndim == 2:  # one vector a row, as a pooler reads
-                self._of_tokens[name].add(flat)
-            else:
-                self._of_others[name].add(flat)
-
-        return hook
-
-
-def _taking(accumulator: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    def hook(weight: torch.Tensor) -> None:
-        assert weight.grad is not None
-        accumulator.add_(weight.grad.abs())
-        weight.grad = None
-
-    return hook
-
-
-def top_percent_counts(
-    score: torch.Tensor, top_percent: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column counts of the masks of a matrix's largest k%: integers [K, out], [K, in].
-
-    A mask holds the floor(k/100 out in + 0.5) largest entries of `score` [out, in], ties taken in
-    row-major order; zeros never count. The dtype is uint16, int32 where a count can pass 65,535.
-    """
-    out, in_ = score.shape
-    flat = score.reshape(-1)
-    sizes = [math.floor(k / 100 * out * in_ + 0.5) for k in top_percent]
-    largest = torch.topk(flat, max(sizes)).values if max(sizes) else flat[:0]
-    dtype = np.uint16 if max(out, in_) <= np.iinfo(np.uint16).max else np.int32
-    rows = np.zeros((len(sizes), out), dtype)
-    cols = np.zeros((len(sizes), in_), dtype)
-    for line, size in enumerate(sizes):
-        if size == 0:
-            continue
-        threshold = largest[size - 1]
-        mask = flat > threshold
-        if threshold > 0:
-            ties = torch.nonzero(flat == threshold).reshape(-1)
-            mask[ties[: size - int(mask.sum())]] = True
-        mask = mask.reshape(out, in_)
-        rows[line] = mask.sum(1).cpu().numpy()
-        cols[line] = mask.sum(0).cpu().numpy()
-    return rows, cols
-
-
-def _check_finite(name: str, module: ModuleProfile) -> None:
+def _checked(name: str, fields: Fields) -> ModuleProfile:
     for field in ("row_importance", "hessian_diag"):
-        if not np.isfinite(getattr(module, field)).all():
-            raise _not_finite(name, field)
-
-
-def _not_finite(name: str, what: str) -> JobError:
-    return JobError(
-        f"profile of {name}: {what} is not finite; use profile.precision: fp32 or a lower "
-        "profile.learning_rate"
-    )
+        if not np.isfinite(fields[field]).all():
+            raise not_finite(name, field)
+    return ModuleProfile(**fields)

@@ -94,13 +94,20 @@ class ResidentWorkers:
             thread.join(timeout=60)
 
     def run(self, job: Job, *, on_event: Callable[[Event], None] | None = None) -> dict[str, Any]:
-        """Submit a job, pass its events on and wait for its result. Raises JobError."""
+        """Submit a job, pass its events on and wait for its result. Raises JobError.
+
+        What `on_event` raises cancels the job and is passed on.
+        """
         import ray
 
         job_id = ray.get(self.queue.submit.remote(job))
         for event in events_of(self.queue, job_id):
-            if on_event is not None:
-                on_event(event)
+            try:
+                if on_event is not None:
+                    on_event(event)
+            except BaseException:
+                ray.get(self.queue.cancel.remote(job_id))
+                raise
             if event["type"] == "done":
                 return dict(event["result"])
             if event["type"] == "failed":
@@ -395,8 +402,12 @@ def _trained(
 
 
 def _profile(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
-    """Compute the profile; the result holds its file's bytes."""
+    """Compute the profile; the result holds its file's bytes.
+
+    `checkpoints` of the job, {"store": URI, "prefix": STR}, is where it is saved on the way.
+    """
     from trainables.bases import fresh_head, resolve_targets
+    from trainables.object_storage import ObjectStorage
     from trainables.profiling import compute_profile
 
     settings = ProfileSettings.model_validate(job["settings"])
@@ -410,10 +421,16 @@ def _profile(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]
             last = time.monotonic()
             channel.send({"type": "progress", "phase": phase, "done": done, "total": total})
 
+    def on_message(line: str) -> None:
+        channel.send({"type": "message", "text": line})
+
+    place = job.get("checkpoints")
     profile = compute_profile(
         base.model, fresh_head(base, settings.seed), targets, resident.task, settings,
         workers=resident.workers, deepspeed=resident.deepspeed,
-        base_fingerprint=base.fingerprint, on_progress=on_progress,
+        base_fingerprint=base.fingerprint, on_progress=on_progress, on_message=on_message,
+        should_stop=channel.should_stop,
+        checkpoints=ObjectStorage(place["store"]).under(place["prefix"]) if place else None,
     )  # fmt: skip
     data = profile.to_bytes() if resident.workers.rank == 0 else b""
     return {"profile": data, "seconds": time.monotonic() - started}

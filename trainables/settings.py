@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -39,6 +42,18 @@ def _as_list(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+
+
+def _as_bytes(value: object) -> object:
+    """A size such as 2GiB in bytes."""
+    try:
+        size = TypeAdapter(ByteSize).validate_python(value)
+    except ValidationError:
+        raise ValueError(f"{value!r} is not a size; write one such as 2GiB, or bytes") from None
+    return int(size)
+
+
+Size = Annotated[PositiveInt, BeforeValidator(_as_bytes)]
 
 
 class Settings(BaseModel):
@@ -236,6 +251,21 @@ class ProfileSettings(Settings):
     """Whether the base's own dropout is on while profiling."""
     precision: Precision = "auto"
     """Precision of the base; auto is bf16 where the device computes it fast, else fp32."""
+    checkpoint_every: PositiveInt | None = 200
+    """Optimizer steps, or micro-batches of the static pass, from one checkpoint to the next: what a
+    crash can cost; null saves none."""
+    memory_limit: Size | None = None
+    """Memory that a worker's process may come to hold in the static pass, such as 2GiB; what does
+    not fit is done in turns, a group of modules at a time. null sets no limit."""
+
+    use: str | None = None
+    """Key, or its first digits, of the profile to use in place of the sweep's own, even of another
+    task or of a sibling base; null uses the sweep's own."""
+
+    NOT_OF_THE_RESULT: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_every", "memory_limit", "use"}
+    )
+    """Keys that change no profile: they are neither in its key nor in its metadata."""
 
     @field_validator("target_modules")
     @classmethod

@@ -43,6 +43,13 @@ class Workers:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's object, in the order of the ranks, on every rank."""
+        box = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(box, value)
+        return box
+
 
 def _store_of_one() -> Any:
     return dist.HashStore()  # type: ignore[attr-defined]  # left out of torch's own exports

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import transformers
+from pydantic import ValidationError
 
 from spaces.errors import JobError
 from spaces.profile import Profile
@@ -25,8 +27,9 @@ from trainables.adaptations import adaptation_for
 from trainables.adapters import plain_lora
 from trainables.bases import resolve_targets
 from trainables.finetuning import finetune
-from trainables.profiling import ScoredLoRA, compute_profile, top_percent_counts
+from trainables.profiling import ScoredLoRA, compute_profile
 from trainables.settings import ProfileSettings, TrainSettings
+from trainables.static_pass import COUNTING_BYTES, top_percent_counts, weight_counts
 
 SETTINGS = ProfileSettings(
     target_modules=("query", "output.dense"), rank=3, epochs=2, score_every=3,
@@ -171,10 +174,10 @@ def test_gradients_accumulated_over_forward_passes_are_scored_once_a_step(alone)
             )  # fmt: skip
             assert scored.scored_steps == 3  # of 4 steps an epoch: 0, 3 and 6
             scores.append(scored.scores())
-    (hits, importance), (same_hits, same_importance) = scores
     for target in targets:
-        np.testing.assert_array_equal(hits[target.name], same_hits[target.name])
-        np.testing.assert_allclose(importance[target.name], same_importance[target.name], rtol=1e-6)
+        one, same = (found[target.name] for found in scores)
+        np.testing.assert_array_equal(one["hits"], same["hits"])
+        np.testing.assert_allclose(one["row_importance"], same["row_importance"], rtol=1e-6)
 
 
 # -- half precision --------------------------------------------------------------------------------
@@ -313,6 +316,61 @@ def test_top_percent_masks_break_ties_row_major_and_leave_zeros_out(score: np.nd
         wanted_rows, wanted_cols = mask_counts(score, percent)
         np.testing.assert_array_equal(rows[line], wanted_rows)
         np.testing.assert_array_equal(cols[line], wanted_cols)
+
+
+@pytest.mark.parametrize("entries", [1, 8, 2**18])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_masks_are_the_same_however_few_entries_exist_at_once(
+    entries: int, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.static_pass.ENTRIES_AT_ONCE", entries)
+    rng = np.random.default_rng(2)
+    weight, gradient = rng.integers(-2, 3, (9, 6)).astype(float), rng.integers(0, 3, (9, 6)) / 2
+    laid_out = [torch.tensor(m.T.copy() if transposed else m) for m in (weight, gradient)]
+    grid = (5.0, 25.0, 60.0)
+    counts = weight_counts(*laid_out, grid, transposed)
+    np.testing.assert_array_equal(laid_out[0].numpy(), weight.T if transposed else weight)
+    for signal, score in (("gradient", gradient), ("sensitivity", np.abs(weight) * gradient)):
+        for line, percent in enumerate(grid):
+            rows, cols = mask_counts(score, percent)
+            np.testing.assert_array_equal(counts[f"{signal}_row_count"][line], rows)
+            np.testing.assert_array_equal(counts[f"{signal}_col_count"][line], cols)
+
+
+def test_a_copy_of_a_matrix_is_all_that_counting_its_masks_adds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, gradient = (torch.rand(2048, 2048, generator=generator) for _ in range(2))
+    matrix = weight.numel() * weight.itemsize
+    tracemalloc.start()  # sees NumPy's arrays; torch's own are parts of ENTRIES_AT_ONCE
+    weight_counts(weight, gradient, (1.0, 10.0))
+    highest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert highest < matrix + COUNTING_BYTES
+
+
+@pytest.mark.parametrize(
+    ("written", "size"), [("2GiB", 2 * 2**30), ("500 MB", 500 * 10**6), (1048576, 2**20)]
+)
+def test_a_memory_limit_is_a_size(written: str | int, size: int) -> None:
+    assert ProfileSettings(memory_limit=written).memory_limit == size
+
+
+@pytest.mark.parametrize("written", ["much", "2 apples", -1, 0, "-2GiB"])
+def test_a_memory_limit_that_is_no_size_is_refused(written: str | int) -> None:
+    with pytest.raises(ValidationError, match="memory_limit"):
+        ProfileSettings(memory_limit=written)
+
+
+def test_how_often_it_is_saved_and_in_how_much_memory_is_no_part_of_a_profile(alone) -> None:
+    model, task = tiny_bert(), tiny_task()
+    profiles = [
+        compute_profile(
+            model, head_of(model), targets_of(model), task, SETTINGS.model_copy(update=update),
+            workers=alone,
+        )
+        for update in ({}, {"checkpoint_every": None, "memory_limit": 2**50})
+    ]  # fmt: skip
+    assert profiles[0].to_bytes() == profiles[1].to_bytes()
 
 
 # -- several workers -------------------------------------------------------------------------------

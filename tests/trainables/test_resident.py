@@ -112,6 +112,31 @@ def test_a_cancelled_job_stops_long_before_its_end(group, tiny_sweep) -> None:
     assert seen.count("epoch") < 1000
 
 
+@pytest.mark.parametrize(
+    ("phase", "settings"),
+    [("initial phase", {"epochs": 100_000}), ("static pass", {"batch_size": 1})],
+)
+def test_what_a_listener_raises_cancels_a_profile_in_both_phases(
+    group, tiny_sweep, phase: str, settings: dict[str, Any]
+) -> None:
+    class EnoughError(Exception):
+        pass
+
+    reached = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event.get("phase") == phase:
+            reached.append(event)
+            raise EnoughError
+
+    profile = {**tiny_sweep["profile"], "calibration_batches": "all", **settings}
+    job = ProfileSettings.model_validate(profile).model_dump(mode="json")
+    with pytest.raises(EnoughError):
+        group.run({"kind": "profile", "settings": job}, on_event=on_event)
+    assert len(reached) == 1
+    assert len(losses(group, trial(tiny_sweep, LORA, epochs=1))) == 1
+
+
 def kill_a_worker(group: ResidentWorkers) -> None:
     pid = ray.get(group.queue.groups.remote())[0]["pid"]
     os.kill(pid, signal.SIGKILL)
