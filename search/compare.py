@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
+_log = logging.getLogger(__name__)
+
+
 def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confirmation]:
     """The confirmed choices of a sweep, best mean first; `sweep` is its name or its run id.
 
     `against` is the arm or method that the others are set beside. Of several sweeps of one name the
-    newest is taken. Raises RanksweepError where there is no such sweep or nothing of it was
-    confirmed, TrackingError where MLflow cannot be read.
+    newest is taken; one that still runs is compared as far as it is, with a warning. Raises
+    RanksweepError where there is no such sweep or nothing of it was confirmed, TrackingError where
+    MLflow cannot be read.
     """
     client = connect(tracking_uri, must_exist=True)
     experiments = list(experiment_names(client, tracking_uri))
@@ -46,6 +51,8 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
         ),
     )
     tags = newest.data.tags
+    if tags.get(PREFIX + "status") == "running":
+        _log.warning("%s still runs, or was killed: what it has not confirmed is missing", sweep)
     metric, mode = tags.get(PREFIX + "metric", "accuracy"), tags.get(PREFIX + "mode", "max")
     confirmed = [run for run in children if _kind(run) == "confirm"]
     if not confirmed:

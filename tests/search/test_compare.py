@@ -60,7 +60,20 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
     made.choice(new, 3, "pilora partition.rule=random", 0.7, [0.71, 0.72, 0.74])
     made.choice(new, 4, "taso", 0.7, [0.50])
     made.sweep("unconfirmed")
+    running = made.run({"kind": "sweep", "sweep": "running", "status": "running"})
+    made.choice(running, 0, "lora", 0.8, [0.7, 0.8])
     return made
+
+
+def test_a_sweep_that_still_runs_is_compared_and_said(
+    sweeps: Sweeps, caplog: pytest.LogCaptureFixture
+) -> None:
+    (row,) = compare(sweeps.uri, "running")
+    assert row.mean == pytest.approx(0.75)
+    assert "running still runs" in caplog.text
+    caplog.clear()
+    compare(sweeps.uri, "movie")
+    assert caplog.text == ""
 
 
 def test_the_newest_sweep_of_a_name_is_set_beside_its_best_lora(sweeps: Sweeps) -> None:
