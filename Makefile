@@ -24,11 +24,11 @@ demo: $(DATA)/train.parquet
 	$(BIN)/ranksweep launch examples/demo.yaml --set name=demo-$$(date +%Y%m%d-%H%M%S)
 
 test: test-fast
-	$(BIN)/python -m pytest -m "ray or server"
+	$(BIN)/python -m pytest -m "ray or server or group"
 
-# The part without Ray or servers, in two processes.
+# The part without Ray, servers or groups of processes, in two processes.
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not server"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not server and not group"
 
 check: setup
 	$(BIN)/ruff check .

@@ -120,7 +120,9 @@ def test_the_verdict_says_who_differs_and_how_many_would_by_chance(sweeps: Sweep
 
 
 def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
-    with pytest.raises(RanksweepError, match=r"nowhere: no sweep .* it has movie, running, unconfirmed"):
+    with pytest.raises(
+        RanksweepError, match=r"nowhere: no sweep .* it has movie, running, unconfirmed"
+    ):
         compare(sweeps.uri, "nowhere")
     with pytest.raises(RanksweepError, match="nothing of it was confirmed"):
         compare(sweeps.uri, "unconfirmed")

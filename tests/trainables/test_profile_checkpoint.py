@@ -227,6 +227,7 @@ def _interrupted_in_a_group(rank: int, size: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.group
 def test_two_workers_go_on_under_every_zero_stage_and_one_may_go_on_for_them(
     alone, undisturbed, tmp_path: Path
 ) -> None:

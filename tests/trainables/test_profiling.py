@@ -406,6 +406,7 @@ def _serve_in_a_group(rank: int, size: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.group
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_workers_give_what_one_gives_under_every_zero_stage(
     size: int, alone, tmp_path: Path

@@ -356,6 +356,7 @@ def _train_in_a_group(rank: int, size: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.group
 def test_two_workers_train_what_one_does(alone, tmp_path: Path) -> None:
     mp.spawn(_train_in_a_group, (2, str(tmp_path)), nprocs=2)
     for method in SHARED_OUT:
