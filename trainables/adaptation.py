@@ -202,9 +202,13 @@ def lora_draw(rank: int, columns: int, fan_in: int, generator: torch.Generator) 
 Delta = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 """What is added to a layer's output y [..., out] of its input x [..., in]; None for nothing."""
 
+Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""What a layer of input x [..., in] gives in place of its output y [..., out], which may be written
+over."""
 
-def hook_layers(model: nn.Module, names: Sequence[str], delta: Delta) -> list[RemovableHandle]:
-    """Add `delta` to the output of every layer of these names, of each layer once.
+
+def hook_layers(model: nn.Module, names: Sequence[str], change: Change) -> list[RemovableHandle]:
+    """Change the output of every layer of these names, of each layer once.
 
     One layer may have several of the names.
     """
@@ -212,11 +216,20 @@ def hook_layers(model: nn.Module, names: Sequence[str], delta: Delta) -> list[Re
     def hook(
         _layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> torch.Tensor:
-        added = delta(inputs[0], output)
-        return output if added is None else output + added.to(output.dtype)
+        return change(inputs[0], output)
 
     layers = {id(layer): layer for layer in map(model.get_submodule, names)}
     return [layer.register_forward_hook(hook) for layer in layers.values()]
+
+
+def adding(delta: Delta) -> Change:
+    """The change that adds `delta` to a layer's output."""
+
+    def change(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        added = delta(x, y)
+        return y if added is None else y + added.to(y.dtype)
+
+    return change
 
 
 def at_least_float(tensor: torch.Tensor) -> torch.Tensor:

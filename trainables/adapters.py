@@ -31,6 +31,7 @@ from trainables.adaptation import (
     stage_seed,
     taken,
 )
+from trainables.low_rank import add_low_rank
 
 
 class BlockParameters(nn.Module):
@@ -88,26 +89,23 @@ class ModuleAdapter(nn.Module):
         self.dropout = dropout
         self.frozen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def delta(self, x: torch.Tensor, _y: torch.Tensor) -> torch.Tensor | None:
-        """What the blocks add to the layer's output: x [..., in] -> [..., out]."""
-        total = None
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The layer's output y [..., out] with what the blocks add to it for x [..., in]."""
         if len(self.blocks):
-            factors = [block.wide_factors() for block in self.trainable]
-            dropped = nn.functional.dropout(x, self.dropout, training=self.training)
-            total = _low_rank(dropped, factors)
+            A, B = _side_by_side([block.wide_factors() for block in self.trainable])
+            y = add_low_rank(y, x, A, B, self.dropout if self.training else 0.0)
         if self.frozen:
-            frozen = _low_rank(x, self.frozen)
-            total = frozen if total is None else total + frozen
-        return total
+            y = add_low_rank(y, x, *_side_by_side(self.frozen))
+        return y
 
 
-def _low_rank(
-    x: torch.Tensor, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
-    """x A^T B^T with the factors of several blocks side by side, in two products."""
-    A = torch.cat([a for a, _ in factors]) if len(factors) > 1 else factors[0][0]
-    B = torch.cat([b for _, b in factors], dim=1) if len(factors) > 1 else factors[0][1]
-    return nn.functional.linear(nn.functional.linear(x.to(A.dtype), A), B)
+def _side_by_side(
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of several blocks as those of one, of the sum of their ranks."""
+    if len(factors) == 1:
+        return factors[0]
+    return torch.cat([A for A, _ in factors]), torch.cat([B for _, B in factors], dim=1)
 
 
 class BlockAdaptation(Adaptation):
@@ -202,7 +200,7 @@ class BlockAdaptation(Adaptation):
         self.detach()
         self._adapters = dict(adapters)
         for name, adapter in adapters.items():
-            self._hooks += hook_layers(self._model, self._targets[name].names, adapter.delta)
+            self._hooks += hook_layers(self._model, self._targets[name].names, adapter.add)
 
     def detach(self) -> None:
         for hook in self._hooks:

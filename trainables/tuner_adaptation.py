@@ -23,6 +23,7 @@ from trainables.adaptation import (
     Adaptation,
     Factors,
     StageParameters,
+    adding,
     hook_layers,
     stage_seed,
     taken,
@@ -191,7 +192,7 @@ class HookedAdaptation(TunerAdaptation):
 
     def _put_in_place(self) -> None:
         for name, tuned in self._modules.items():
-            self._hooks += hook_layers(self._model, self._targets[name].names, tuned.delta)
+            self._hooks += hook_layers(self._model, self._targets[name].names, adding(tuned.delta))
 
     def _registered(self) -> Sequence[nn.Module]:
         return list(self._modules.values())
