@@ -193,7 +193,9 @@ def _print_launch(config: SweepConfig, result: LaunchResult, profile_only: bool)
     where = "taken from the store" if result.profile_cached else "computed"
     _print_result(Text(f"profile {result.profile_key} ({where})"))
     if profile_only:
-        _print_result(Text(f"  ranksweep profiles show {result.profile_key[:12]}"))
+        if result.profile_kept_in is None:
+            at = f" --store {redacted(config.store)}"
+            _print_result(Text(f"  ranksweep profiles show {result.profile_key[:12]}{at}"))
         return
     states = ", ".join(f"{count} {state}" for state, count in sorted(result.states.items()))
     took = duration(sum(result.seconds.values()))
@@ -225,12 +227,15 @@ def profiles_list(
     """List the profiles of the store, who made them, at what cost, and how many runs use them."""
     from search.profile_report import profiles_json, profiles_table
 
-    manifests = _store(store).list()
+    opened = _store(store)
+    manifests = opened.list()
     uses = _uses_where_known(tracking) if manifests else {}
     if json_output:
         _print_result(profiles_json(manifests, uses), json_output)
     else:
-        _print_result(profiles_table(manifests, uses))
+        _print_result(
+            profiles_table(manifests, uses) if manifests else f"no profiles in {opened.name}"
+        )
 
 
 def _uses_where_known(tracking: str | None) -> Mapping[str, ProfileUse] | None:

@@ -117,7 +117,7 @@ class ClusterSettings(Settings):
     """Ray resources that a worker reserves, such as {CPU: 4, GPU: 1}."""
     max_failures: NonNegativeInt = 2
     """Deaths of a worker that one job survives."""
-    lease_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
+    lease_seconds: Annotated[float, Field(ge=1.0, le=86_400.0)] = 60.0
     """Seconds without a sign of life after which another launch takes over a profile's computation
     from this one."""
 

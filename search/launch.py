@@ -53,6 +53,8 @@ class LaunchResult:
     profile_key: str
     profile_cached: bool
     tracking_uri: str
+    profile_kept_in: str | None = None
+    """File of a profile that the store did not take."""
     sweep_run_id: str | None = None
     states: dict[str, int] = field(default_factory=dict)
     best: list[dict[str, Any]] = field(default_factory=list)
@@ -89,7 +91,7 @@ def launch(
     if profile_only and stage.is_cached():
         result.profile_cached = True
         return result
-    with _alone(config, paths), _log_file(paths), stage:
+    with _alone(config, paths), _log_file(paths, view), stage:
         result.profile_cached = stage.profile is not None
         if profile_only and result.profile_cached:
             return result
@@ -104,6 +106,7 @@ def launch(
                     profile = stage.obtained(workers, tracker, result.sweep_run_id)
                     if stage.seconds is not None:
                         result.seconds["profile"] = stage.seconds
+                        result.profile_kept_in = stage.kept_in
                     if not profile_only:
                         job.search(profile, workers)
                         job.confirm(profile, workers)
@@ -228,16 +231,20 @@ def _alone(config: SweepConfig, paths: SweepPaths) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _log_file(paths: SweepPaths) -> Iterator[None]:
-    """Keep what is logged during the launch in the sweep's folder."""
+def _log_file(paths: SweepPaths, view: View) -> Iterator[None]:
+    """Keep what is logged and said during the launch in the sweep's folder."""
     with private_files():
         handler = logging.FileHandler(paths.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
+    view.listener = lambda text: handler.handle(
+        logging.LogRecord("ranksweep", logging.INFO, __file__, 0, text, None, None)
+    )
     try:
         yield
     finally:
+        view.listener = None
         root.removeHandler(handler)
         handler.close()
 

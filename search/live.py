@@ -57,6 +57,8 @@ class View:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.listener: Callable[[str], object] | None = None
+        """Hears every message as well; a launch keeps them in its log."""
         self._name = name
         self._trials = trials
         self._metric = metric
@@ -154,8 +156,11 @@ class View:
 
     def message(self, text: str) -> None:
         """Anything else that a user should see, on one line."""
+        line = " ".join(text.split())
+        if self.listener is not None:
+            self.listener(line)
         with self._lock:
-            self._say(" ".join(text.split()))
+            self._say(line)
 
     def close(self) -> None:
         """Take the panel down; its last state stays on the screen. May be called twice."""

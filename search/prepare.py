@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from search.config import ClusterSettings, SweepConfig, check_against_targets
 from search.store import ProfileStore, profile_key
 from spaces.errors import ConfigError, ProfileError, StoreError
 from spaces.methods import count_range
 from spaces.search_space import SearchSpace
 from spaces.target import BaseSize, TargetModule
+from trainables.settings import ProfileSettings
 
 if TYPE_CHECKING:
     from trainables.tasks import Task
@@ -39,15 +42,21 @@ class Prepared:
 
     @property
     def profile_of(self) -> dict[str, str]:
-        """The task and the base that the profile is of: those of the sweep, unless borrowed."""
+        """The task, base and training rows that the profile is of: the sweep's, unless borrowed."""
         if self.borrowed is None:
             return {
                 "task": self.task_name,
                 "base": self.base_fingerprint,
                 "base_uri": self.base_uri,
+                "rows": self.task.train_fingerprint,
             }
         said = self.borrowed
-        keys = {"task": "task", "base": "base_fingerprint", "base_uri": "base"}
+        keys = {
+            "task": "task",
+            "base": "base_fingerprint",
+            "base_uri": "base",
+            "rows": "train_fingerprint",
+        }
         return {tag: str(said.get(key, "unknown")) for tag, key in keys.items()}
 
 
@@ -60,6 +69,8 @@ def prepare(config: SweepConfig) -> Prepared:
     from trainables.tasks import build_task
 
     check_resources(config.cluster)
+    store = ProfileStore(config.store)
+    store.objects.reach()
     task = build_task(config.task, config.base)
     if config.confirm is not None and "test" not in task.splits:
         raise ConfigError(
@@ -69,12 +80,12 @@ def prepare(config: SweepConfig) -> Prepared:
     base_uri = pin(config.base)
     patterns = config.profile.target_modules
     targets, size = meta_base(base_uri, config.task.kind, task.num_labels, patterns)
-    store = ProfileStore(config.store)
     borrowed = _borrowed(config, store, targets)
     grid = config.profile.top_percent if borrowed is None else borrowed["top_percent_grid"]
     space = check_against_targets(config, targets, grid)
     for method in space.methods:  # a method that this base cannot take says so here
         count_range(space.default_choice(method), targets, size=size)
+    _check_memory_limit(config, targets, size)
     base_fingerprint = fingerprint(base_uri)
     return Prepared(
         task=task,
@@ -116,6 +127,22 @@ def _borrowed(
     return {**manifest, "top_percent_grid": list(profile.top_percent_grid)}
 
 
+def _check_memory_limit(
+    config: SweepConfig, targets: Sequence[TargetModule], size: BaseSize
+) -> None:
+    """Refuse what cannot hold even the weights; what the batches take is known to the job alone."""
+    limit = config.profile.memory_limit
+    if limit is None:
+        return
+    bytes_each = 4 if dtype_name(config) == "float32" else 2
+    least = size.params * bytes_each + 4 * max(t.shape[0] * t.shape[1] for t in targets)
+    if limit < least:
+        raise ConfigError(
+            f"profile.memory_limit: {limit:,} bytes are less than the base's weights and one "
+            f"module's accumulator take; set well above {least / 2**20:,.0f} MiB, or null"
+        )
+
+
 def check_resources(cluster: ClusterSettings) -> None:
     """Refuse workers that this machine can never hold; a real cluster may yet add nodes."""
     if cluster.address != "local":
@@ -142,16 +169,38 @@ def profile_key_of(
     targets: Sequence[TargetModule],
 ) -> str:
     """The key under which the profile of a sweep is stored."""
-    left_out = {"precision", *config.profile.NOT_OF_THE_RESULT}
-    settings = config.profile.model_dump(mode="json", exclude=left_out)
     return profile_key(
         base_fingerprint=base_fingerprint,
         train_fingerprint=train_fingerprint,
         targets=targets,
-        settings={**settings, "alpha": config.profile.resolved_alpha},
+        settings=_of_the_result(config.profile),
         seed=config.profile.seed,
         dtype=dtype_name(config),
     )
+
+
+def _of_the_result(settings: ProfileSettings) -> dict[str, Any]:
+    """The settings that make a profile what it is; the dtype stands for the precision."""
+    left_out = {"precision", *settings.NOT_OF_THE_RESULT}
+    resolved = {"alpha": settings.resolved_alpha}
+    return {**settings.model_dump(mode="json", exclude=left_out), **resolved}
+
+
+def same_result(said: object, settings: ProfileSettings) -> bool:
+    """Whether the settings that a profile says it was made with give what `settings` give.
+
+    The names of target modules are left to their resolved form; a profile may say nothing.
+    """
+    if said is None:
+        return True
+    try:
+        theirs = _of_the_result(ProfileSettings.model_validate(said))
+    except ValidationError:
+        return False
+    return {**theirs, "target_modules": None} == {
+        **_of_the_result(settings),
+        "target_modules": None,
+    }
 
 
 def dtype_name(config: SweepConfig) -> str:

@@ -13,7 +13,7 @@ from search.config import SweepConfig
 from search.lease import Lease, Leases, Owner, this_process
 from search.live import View, duration
 from search.paths import SweepPaths
-from search.prepare import Prepared
+from search.prepare import Prepared, same_result
 from search.tracking import Tracker
 from spaces.errors import JobError, StoreError
 from spaces.profile import Profile
@@ -45,6 +45,8 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
         self.profile: Profile | None = None
         self.seconds: float | None = None
         """How long the computation took, with all its waiting; None where the store had it."""
+        self.kept_in: str | None = None
+        """File of a profile that the store did not take."""
 
     def __enter__(self) -> ProfileStage:
         self._find_or_claim()
@@ -95,8 +97,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
         if self.profile is not None:
             self._view.message(f"profile {key[:12]} is cached in {store.name}")
             if self._prepared.borrowed is not None:
-                of = self._prepared.profile_of
-                self._view.message(f"it is of the task {of['task']} and the base {of['base_uri']}")
+                self._view.message(self._whose())
         return self.profile is not None
 
     def _find_or_claim(self) -> None:
@@ -121,8 +122,24 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
         self._lease = leases.take(is_needed, self._say_whom_we_wait_for)
         if self._lease is not None:
             self._held.enter_context(self._lease)
+            if self._shown is not None:
+                self._view.message(f"this launch takes over from {self._shown}")
         elif self._shown is not None:
             self._view.message(f"profile {key[:12]} was published by another launch")
+
+    def _whose(self) -> str:
+        """Of what a borrowed profile is, and how that differs from the sweep."""
+        prepared, of = self._prepared, self._prepared.profile_of
+        differs = [
+            name
+            for name, own, its in (
+                ("another base", prepared.base_fingerprint, of["base"]),
+                ("other rows or max_length", prepared.task.train_fingerprint, of["rows"]),
+            )
+            if own != its
+        ]
+        shown = f" ({' and '.join(differs)} than the sweep's)" if differs else ""
+        return f"it is of the task {of['task']} and the base {of['base_uri']}{shown}"
 
     def _unfit(self, profile: Profile) -> str | None:
         """Why a profile that verifies cannot be that of this base, task and target modules."""
@@ -135,6 +152,8 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             return "it is the profile of another task"
         if profile.targets != prepared.targets:
             return "it is the profile of other target modules"
+        if not same_result(said.get("settings"), self._config.profile):
+            return "it is a profile with other settings"
         return None
 
     @property
@@ -243,6 +262,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             with private_files():
                 kept.write_bytes(data)
             self._view.message(f"{error}; the profile is kept in {kept}, for the next launch")
+            self.kept_in = str(kept)
             return str(kept)
         kept.unlink(missing_ok=True)
         if not first:

@@ -63,6 +63,7 @@ _INHERITED = (
     "profile_of_task",
     "profile_of_base",
     "profile_of_base_uri",
+    "profile_of_rows",
     "git_commit",
     "versions",
 )

@@ -31,11 +31,19 @@ if TYPE_CHECKING:
 SCHEMES = ("file", "s3", "gs", "az")
 PROBES = "probes"
 FIRST_DEADLINE = timedelta(seconds=5)
-"""How long the first request tries: a wrong address should be told at once."""
+"""How long the first request tries: a wrong address should be told soon."""
 DEADLINE = timedelta(seconds=90)
 """How long every later request tries: a server that answered once may be starting again."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*")
+_CONNECTION_FAILURES = (
+    ("ConnectionRefused", "nobody listens at the address (connection refused)"),
+    ("dns error", "the host name of the address is not known"),
+    ("TimedOut", "no answer in time"),
+    ("timed out", "no answer in time"),
+    ("ConnectionReset", "the connection was closed by the server"),
+    ("IncompleteMessage", "the connection was closed by the server"),
+)
 _AWS_FILES = (
     ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
     ("AWS_CONFIG_FILE", "~/.aws/config"),
@@ -170,6 +178,10 @@ class ObjectStorage:
                 return ()
         return tuple(path.removeprefix(self._prefix) for path in found)
 
+    def reach(self) -> None:
+        """Ask for an object that is not there. Raises StoreError where nobody answers."""
+        self.get(self._probe_name())
+
     # What the store can do --------------------------------------------------------------------
 
     def creates_once(self) -> bool:
@@ -191,7 +203,12 @@ class ObjectStorage:
         """
         name, content = self._probe_name(), secrets.token_bytes(16)
         tries = {
-            "write": lambda: "" if self.create(name, content) else "the object was there",
+            # read first: some servers make a bucket that is not there when it is written to
+            "write": lambda: (
+                ""
+                if self.get(name) is None and self.create(name, content)
+                else "the object was there"
+            ),
             "create if absent": lambda: (
                 "an object that is there was created again"
                 if self.create(name, secrets.token_bytes(16))
@@ -251,9 +268,10 @@ class ObjectStorage:
         return shared.opened[patient]
 
     def _open_remote(self, deadline: timedelta) -> ObjectStore:
-        client: ClientConfig = {"timeout": "120s", "connect_timeout": "5s"}
+        patient = deadline == DEADLINE
+        client: ClientConfig = {"timeout": "120s" if patient else "10s", "connect_timeout": "5s"}
         retry: RetryConfig = {
-            "max_retries": 30,
+            "max_retries": 1000,  # the deadline is what ends it
             "retry_timeout": deadline,
             "backoff": {"max_backoff": timedelta(seconds=4)},
         }
@@ -263,9 +281,11 @@ class ObjectStorage:
                 client["allow_http"] = True
             return from_url(self.uri, client_options=client, retry_config=retry, **options)
         except (BaseError, ValueError) as error:
+            remedy = "use file://, s3://, gs:// or az:// with a bucket"
+            if "Missing" in str(error):  # one of a pair of keys
+                remedy = "set both keys in the environment, or neither"
             raise ConfigError(
-                f"store: {self.name} cannot be opened: {self._reason(error)}; "
-                "use file://, s3://, gs:// or az:// with a bucket"
+                f"store: {self.name} cannot be opened: {self._reason(error)}; {remedy}"
             ) from error
 
     @staticmethod
@@ -288,7 +308,8 @@ class ObjectStorage:
     def _remedy(self, error: Exception) -> str:
         if self.is_local:
             return "check the folder's permissions and the free space"
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        refused = re.search(r"status code: 40[13]", str(error)) is not None
+        if refused or isinstance(error, PermissionDeniedError | UnauthenticatedError):
             return "check the credentials in the environment and what they may do in this bucket"
         if _missing_bucket(error):
             return "create the bucket, or name another"
@@ -302,6 +323,8 @@ class ObjectStorage:
         if answer:
             text = f"the server answers {answer.group(1).strip()}"
             text = f"{text} ({code.group(1)})" if code else text
+        elif found := next((said for sign, said in _CONNECTION_FAILURES if sign in whole), None):
+            text = found
         else:
             lines = whole.splitlines() or [type(error).__name__]
             text = redacted_text(lines[0].rstrip(" .;:{"))
@@ -348,7 +371,7 @@ def _aws_options() -> dict[str, Any]:
 
     obstore reads the environment alone; the files, with their roles and sign-ons, are boto3's.
     """
-    if os.environ.get("AWS_ACCESS_KEY_ID") and not os.environ.get("AWS_PROFILE"):
+    if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_SKIP_SIGNATURE"):
         return {}
     files = [Path(os.environ.get(key, default)).expanduser() for key, default in _AWS_FILES]
     if not os.environ.get("AWS_PROFILE") and not any(file.is_file() for file in files):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spaces.errors import JobError
+from spaces.errors import JobError, RanksweepError
 from trainables.job_queue import Event, Job, start_job_queue
 from trainables.settings import ProfileSettings, TrainSettings
 
@@ -459,6 +459,8 @@ def _explain(failure: BaseException) -> str:
 
 def _one_line(failure: BaseException) -> str:
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    if lines and isinstance(failure, RanksweepError):
+        return lines[0]  # written for people
     return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
 
 

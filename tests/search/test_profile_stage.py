@@ -20,7 +20,7 @@ from search.launch import _borrowed_from
 from search.lease import Leases, this_process
 from search.live import View
 from search.paths import SweepPaths, profile_prefix
-from search.prepare import Prepared, prepare
+from search.prepare import Prepared, prepare, same_result
 from search.profile_stage import ProfileStage
 from search.tracking import Tracker, connect
 from spaces.errors import ConfigError, StoreError
@@ -47,7 +47,7 @@ def config_of(sweep: Mapping[str, Any], folder: Path, **changes: Any) -> SweepCo
     return SweepConfig.model_validate({**sweep, **settings, **changes})
 
 
-def profile_of(prepared: Prepared, **metadata: str) -> Profile:
+def profile_of(prepared: Prepared, **metadata: Any) -> Profile:
     facts = {"base": prepared.base_fingerprint, "task": prepared.task.train_fingerprint}
     return Profile(
         targets=prepared.targets,
@@ -191,16 +191,24 @@ def test_a_launch_that_fails_lets_the_next_compute_at_once(
     assert "is being computed by" not in second.said
 
 
-@pytest.mark.parametrize("wrong", ["base", "task"])
+@pytest.mark.parametrize(
+    ("wrong", "said", "why"),
+    [
+        ("base", "of another", "it is the profile of another base"),
+        ("task", "of another", "it is the profile of another task"),
+        ("settings", {"epochs": 40}, "it is a profile with other settings"),
+        ("settings", {"nonsense": 1}, "it is a profile with other settings"),
+    ],
+)
 def test_a_profile_of_something_else_under_this_key_is_not_used(
-    launch: Launch, wrong: str, caplog: pytest.LogCaptureFixture
+    launch: Launch, wrong: str, said: Any, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    foreign = profile_of(launch.prepared, **{wrong: "of another"})
+    foreign = profile_of(launch.prepared, **{wrong: said})
     launch.prepared.store.put(launch.prepared.key, foreign.to_bytes(), {})
     workers = Workers(profile_of(launch.prepared))
     launch.run(workers)
     assert len(workers.jobs) == 1
-    assert f"it is the profile of another {wrong}" in caplog.text
+    assert why in caplog.text
 
 
 def test_where_conditions_are_ignored_no_lease_is_shared(
@@ -266,6 +274,30 @@ def test_a_named_profile_of_another_task_is_used_and_said(
     second.run(unused)
     assert unused.jobs == []
     assert "it is of the task tiny-sentiment" in second.said
+    assert "(other rows or max_length than the sweep's)" in second.said
+
+
+def test_the_settings_that_a_profile_says_count_but_not_how_they_are_written(
+    launch: Launch, tiny_sweep: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = launch.stage._config.profile
+    said = settings.model_dump(mode="json", exclude=set(settings.NOT_OF_THE_RESULT))
+    assert same_result(said, settings)
+    assert same_result({**said, "alpha": settings.resolved_alpha, "precision": "fp32"}, settings)
+    assert not same_result({**said, "seed": 1}, settings)
+    launch.run(Workers(profile_of(launch.prepared, settings=said)))
+    again = Launch(config_of(tiny_sweep, tmp_path), tmp_path)
+    unused = Workers(profile_of(again.prepared))
+    again.run(unused)
+    assert unused.jobs == []
+
+
+def test_a_memory_limit_that_not_even_the_weights_fit_is_refused_before_anything(
+    tiny_sweep: dict[str, Any], tmp_path: Path
+) -> None:
+    profile = {**tiny_sweep["profile"], "memory_limit": 1}
+    with pytest.raises(ConfigError, match=r"profile\.memory_limit: 1 bytes are less than"):
+        prepare(config_of({**tiny_sweep, "profile": profile}, tmp_path))
 
 
 @pytest.mark.parametrize(
