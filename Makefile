@@ -39,6 +39,7 @@ check: setup
 bench: $(DATA)/train.parquet
 	$(BIN)/python benchmarks/profile_cost.py
 	$(BIN)/python benchmarks/handover.py
+	$(BIN)/python benchmarks/adapter_step.py
 	$(BIN)/python benchmarks/plans.py
 	$(BIN)/python benchmarks/profile_memory.py
 	$(BIN)/python benchmarks/fuzz_profiles.py --inputs 20000

@@ -87,7 +87,8 @@ def dropped_entries(number: int, probability: float) -> torch.Tensor:
     while last < number:
         expected = (number - last) * probability
         draws = int(expected + 6 * math.sqrt(expected)) + 16
-        gaps = torch.empty(draws).exponential_(rate).long().add_(1)
+        # an exponential by its inverse; torch's own exponential_ takes four times as long
+        gaps = torch.rand(draws).neg_().log1p_().mul_(-1 / rate).long().add_(1)
         found.append(gaps.cumsum_(0).add_(last))
         last = int(found[-1][-1])
     entries = torch.cat(found) if len(found) > 1 else found[0]
