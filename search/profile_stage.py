@@ -257,7 +257,6 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             if self._lease is not None and not self._lease.is_held():
                 raise _LeaseLostError
             first = prepared.store.put(prepared.key, data, manifest)
-            remove_checkpoints(prepared.store.objects.under(paths.checkpoint_prefix(prepared.key)))
         except StoreError as error:
             with private_files():
                 kept.write_bytes(data)
@@ -265,6 +264,10 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             self.kept_in = str(kept)
             return str(kept)
         kept.unlink(missing_ok=True)
+        try:
+            remove_checkpoints(prepared.store.objects.under(paths.checkpoint_prefix(prepared.key)))
+        except StoreError as error:
+            self._view.message(f"{error}; the job's checkpoints are left there")
         if not first:
             self._view.message("another launch has published this profile first")
         return prepared.store.name
