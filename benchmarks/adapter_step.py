@@ -19,6 +19,7 @@ from statistics import median
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from conditions import BASE, TARGET_MODULES, load, machine, spread
+from plans import drawn_profile
 
 BATCH, TOKENS, RANK, DROPOUT = 16, 64, 8, 0.05
 CHOICES = {
@@ -80,32 +81,6 @@ def sides(dropout: float) -> dict[str, Step]:
         stage = adaptation.begin_stage(0, 10)
         found[name] = side(resident, tuple(stage.parameters()))
     return found
-
-
-def drawn_profile(targets):  # type: ignore[no-untyped-def]
-    """A profile with random statistics: what a step costs depends on shapes and ranks alone."""
-    import numpy as np
-
-    from spaces.profile import ModuleProfile, Profile
-
-    draw = np.random.default_rng(0)
-    modules = {}
-    for target in targets:
-        out, in_ = target.shape
-        rows, cols = draw.integers(0, in_, (1, out)), draw.integers(0, out, (1, in_))
-        modules[target.name] = ModuleProfile(
-            hits=draw.integers(0, 11, out),
-            row_importance=draw.random(out),
-            sensitivity_row_count=rows,
-            sensitivity_col_count=cols,
-            gradient_row_count=rows,
-            gradient_col_count=cols,
-            hessian_diag=draw.lognormal(size=in_),
-        )
-    return Profile(
-        targets=tuple(targets), scored_steps=10, top_percent_grid=(5.0,), modules=modules,
-        metadata={},
-    )  # fmt: skip
 
 
 def main() -> None:

@@ -12,8 +12,6 @@ Sensitivity-LoRA), then the counting of the masks.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import logging
 import os
 import statistics
@@ -74,9 +72,11 @@ class _Peak:
 @contextmanager
 def _peak_memory() -> Iterator[_Peak]:
     """Watch the resident memory, from a state in which freed memory has gone back."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+    import torch
+
+    from trainables.memory import give_back
+
+    give_back(torch.device("cpu"))
     peak = _Peak()
     thread = threading.Thread(target=peak.watch, daemon=True)
     thread.start()

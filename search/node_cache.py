@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
-
 from search import paths
 from spaces.errors import ConfigError, ProfileError, StoreError
 from spaces.profile import Profile
+from trainables.settings import bytes_of
 
 FOLDER_VARIABLE = "RANKSWEEP_CACHE"
 LIMIT_VARIABLE = "RANKSWEEP_CACHE_LIMIT"
@@ -66,7 +65,10 @@ class NodeCache:
         no size.
         """
         limit = os.environ.get(LIMIT_VARIABLE, "").strip()
-        return cls(_default_folder(), _size(limit) if limit else DEFAULT_LIMIT)
+        try:
+            return cls(_default_folder(), bytes_of(limit) if limit else DEFAULT_LIMIT)
+        except ValueError as error:
+            raise ConfigError(f"{LIMIT_VARIABLE}: {error}") from error
 
     def fetch(self, sha256: str, download: Callable[[], bytes]) -> Path:
         """Path of a verified file with these bytes, named by them; `download` gives them if absent.
@@ -214,15 +216,6 @@ class NodeCache:
                 f"({error.strerror}); free space there or set {FOLDER_VARIABLE}"
             ) from error
         return path
-
-
-def _size(limit: str) -> int:
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(limit))
-    except ValidationError as error:
-        raise ConfigError(
-            f"{LIMIT_VARIABLE}: {limit[:80]!r} is not a size; write one such as 10GiB, or bytes"
-        ) from error
 
 
 def _default_folder() -> Path:

@@ -66,6 +66,23 @@ def s3(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{BUCKET}/{secrets.token_hex(6)}"
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to create a database; each test copies this one."""
+    from mlflow.tracking import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def database(empty_database: Path, tmp_path: Path) -> str:
+    """URI of an MLflow database of the test's own, in its folder."""
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
 NAMED_STORE = "RANKSWEEP_TEST_STORE"
 """Names a bucket of one's own, such as az://container, to run the contract of stores on it too."""
 

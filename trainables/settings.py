@@ -44,16 +44,17 @@ def _as_list(value: object) -> object:
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 
 
-def _as_bytes(value: object) -> object:
-    """A size such as 2GiB in bytes."""
+def bytes_of(value: object) -> int:
+    """A size such as 2GiB in bytes. Raises ValueError where it is none."""
     try:
         size = TypeAdapter(ByteSize).validate_python(value)
     except ValidationError:
-        raise ValueError(f"{value!r} is not a size; write one such as 2GiB, or bytes") from None
+        shown = str(value)[:80]
+        raise ValueError(f"{shown!r} is not a size; write one such as 2GiB, or bytes") from None
     return int(size)
 
 
-Size = Annotated[PositiveInt, BeforeValidator(_as_bytes)]
+Size = Annotated[PositiveInt, BeforeValidator(bytes_of)]
 
 
 class Settings(BaseModel):

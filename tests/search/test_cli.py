@@ -557,20 +557,9 @@ class Runs:
             self.client.set_terminated(run.info.run_id, status)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to create one; each test copies it."""
-    from mlflow.tracking import MlflowClient
-
-    file = tmp_path_factory.mktemp("cli") / "empty.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
-def runs(empty_database: Path, tmp_path: Path) -> Runs:
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
-    return Runs(f"sqlite:///{tmp_path}/mlflow.db")
+def runs(database: str) -> Runs:
+    return Runs(database)
 
 
 def profiles_here(capfd: pytest.CaptureFixture[str], *arguments: str) -> Done:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,10 @@ from spaces.profile import ModuleProfile, Profile
 from trainables.object_storage import ObjectStorage
 
 
-@pytest.fixture(scope="module", autouse=True)
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One MLflow database for all, for creating one takes seconds; every test has an experiment."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("tracking")
-        patch.setenv("TEST_TRACKING", f"sqlite:///{folder / 'mlflow.db'}")
-        yield
-
-
 def config_of(sweep: Mapping[str, Any], folder: Path, **changes: Any) -> SweepConfig:
     settings = {
         "store": f"file://{folder / 'store'}",
-        "tracking": {"uri": os.environ["TEST_TRACKING"], "experiment": folder.name},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
         "cluster": {"lease_seconds": 1.0},
     }
     return SweepConfig.model_validate({**sweep, **settings, **changes})
@@ -103,7 +93,7 @@ class Launch:
 
 
 @pytest.fixture
-def launch(tiny_sweep: dict[str, Any], tmp_path: Path) -> Launch:
+def launch(tiny_sweep: dict[str, Any], tmp_path: Path, database: str) -> Launch:
     return Launch(config_of(tiny_sweep, tmp_path), tmp_path)
 
 

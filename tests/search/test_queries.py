@@ -67,18 +67,9 @@ class Records:
         return str(run.info.run_id)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to create one; each test copies it."""
-    file = tmp_path_factory.mktemp("queries") / "empty.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
-def records(empty_database: Path, tmp_path: Path) -> Records:
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
-    return Records(f"sqlite:///{tmp_path}/mlflow.db")
+def records(database: str) -> Records:
+    return Records(database)
 
 
 def test_the_best_trial_carries_all_that_a_user_needs(records: Records) -> None:
