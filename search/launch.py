@@ -4,45 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import socket
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from search.config import SweepConfig
 from search.confirm import confirm_best
+from search.first_choices import first_choices
 from search.kept_weights import KeptWeights
 from search.live import View
+from search.observer import SweepObserver
 from search.paths import SweepPaths
 from search.prepare import Prepared, dtype_name, prepare
 from search.profile_stage import ProfileStage
 from search.tracking import Tracker, absolute_uri
-from spaces.choice import Choice
 from spaces.errors import ConfigError, JobError, RanksweepError, TrackingError
-from spaces.methods import METHODS, make_plan, parse_choice
-from spaces.plan import Plan
+from spaces.methods import make_plan, parse_choice
 from spaces.profile import Profile
 from trainables.private import private_files, redacted
 
 if TYPE_CHECKING:
     import optuna
 
-    from search.searcher import EndState, StudySearcher
     from trainables.resident import ResidentWorkers
 
 logger = logging.getLogger(__name__)
 
 MAY_CHANGE_ON_RESUME = ("cluster", "confirm", "store", "tracking")
 SEARCH_MAY_CHANGE = ("trials", "time_budget")
-TRACKING_RETRY_S = 30.0  # between two tries to write to an MLflow that is away
 
 
 @dataclass
@@ -338,7 +333,14 @@ class _Launch:
 
     def search(self, profile: Profile, workers: ResidentWorkers) -> None:
         """All trials of the sweep, through Ray Tune and Optuna."""
-        from search.searcher import StudySearcher, interrupted
+        from search.searcher import StudySearcher
+        from search.study import (
+            best_of_each_method,
+            interrupted,
+            run_ids,
+            states_of,
+            worth_keeping,
+        )
         from search.tuning import job_name, tune_search
 
         config, prepared, search = self.config, self.prepared, self.config.search
@@ -378,7 +380,16 @@ class _Launch:
             collect=lambda number: workers.collect(job_name(number)),
             best=lambda: worth_keeping(study, search.mode),
         )
-        observer = _Observer(config, self.result, self.tracker, self.view, searcher, kept)
+        assert self.result.sweep_run_id is not None
+        observer = SweepObserver(
+            config,
+            self.result.sweep_run_id,
+            self.result.best,
+            self.tracker,
+            self.view,
+            searcher,
+            kept,
+        )
         try:
             outcome = tune_search(
                 searcher=searcher,
@@ -417,6 +428,8 @@ class _Launch:
 
     def confirm(self, profile: Profile, workers: ResidentWorkers) -> None:
         """Retrain the best of each method with more seeds and measure them on test."""
+        from search.study import best_of_each_method
+
         config, result = self.config, self.result
         if config.confirm is None or not result.best or result.ended_by != "trials":
             return
@@ -442,7 +455,7 @@ class _Launch:
         result.seconds["confirm"] = time.monotonic() - started
 
     def _study(self) -> optuna.Study:
-        from search.searcher import open_study
+        from search.study import open_study
 
         search = self.config.search
         with private_files():
@@ -454,213 +467,3 @@ class _Launch:
                 sampler=search.sampler,
                 seed=search.seed,
             )
-
-
-def first_choices(
-    prepared: Prepared, profile: Profile, arm_keys: Sequence[str] = ()
-) -> list[Choice]:
-    """What is tried first: each paper's default, and a LoRA as large as the largest of them.
-
-    Baselines have no say in how large the LoRA is.
-    """
-    space = prepared.space
-    arms = [arm for arm in space.arms(arm_keys) if arm.method != "lora"]
-    defaults = [space.default_choice(arm.method, arm.values) for arm in arms]
-    counts = [
-        make_plan(choice, prepared.targets, profile, prepared.size).trainable_params
-        for choice in defaults
-        if not METHODS[choice.method].baseline
-    ]
-    if not counts:
-        return [space.default_choice("lora"), *defaults]
-    return [space.lora_of_budget(max(counts), prepared.targets), *defaults]
-
-
-def states_of(study: optuna.Study) -> dict[str, int]:
-    """How many trials of a study ended in each state: complete, pruned, failed, cancelled."""
-    from search.searcher import CHOICE, INTERRUPTED, REJECTED
-
-    names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-    counts: Counter[str] = Counter()
-    for trial in study.get_trials(deepcopy=False):
-        if CHOICE not in trial.user_attrs or REJECTED in trial.user_attrs:
-            continue
-        state = "cancelled" if INTERRUPTED in trial.user_attrs else names.get(trial.state.name)
-        if state is not None:
-            counts[state] += 1
-    return dict(counts)
-
-
-def best_of_each_method(study: optuna.Study, mode: str, top: int = 1) -> list[dict[str, Any]]:
-    """The best `top` complete trials of each arm, best first: method, arm, value, choice, size."""
-    from search.searcher import ARM, CHOICE, METHOD, RUN_ID, TRAINABLE_PARAMS
-
-    sign = -1.0 if mode == "max" else 1.0
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.name == "COMPLETE":
-            attributes = trial.user_attrs
-            rows.setdefault(attributes[ARM], []).append(
-                {
-                    "method": attributes[METHOD],
-                    "arm": attributes[ARM],
-                    "value": trial.values[0],
-                    "trainable_params": attributes[TRAINABLE_PARAMS],
-                    "number": trial.number,
-                    "run_id": attributes.get(RUN_ID),
-                    "choice": json.loads(attributes[CHOICE]),
-                }
-            )
-
-    def rank(row: Mapping[str, Any]) -> tuple[float, int, int]:
-        return sign * row["value"], row["trainable_params"], row["number"]
-
-    kept = [row for each in rows.values() for row in sorted(each, key=rank)[:top]]
-    return sorted(kept, key=rank)
-
-
-def worth_keeping(study: optuna.Study, mode: str) -> set[int]:
-    """Numbers of the complete trials whose weights are worth keeping.
-
-    They are each method's best, and the Pareto front where there are two objectives.
-    """
-    kept = {row["number"] for row in best_of_each_method(study, mode)}
-    if len(study.directions) > 1:
-        kept |= {trial.number for trial in study.best_trials}
-    return kept
-
-
-def run_ids(study: optuna.Study) -> dict[int, str]:
-    """Trial number -> id of its MLflow run, for the trials that have one."""
-    from search.searcher import RUN_ID
-
-    trials = study.get_trials(deepcopy=False)
-    return {t.number: t.user_attrs[RUN_ID] for t in trials if RUN_ID in t.user_attrs}
-
-
-class _Observer:
-    """Writes what Tune reports to the view and to MLflow.
-
-    What MLflow does not take, for it is away, is kept in order and written later; training does not
-    wait for it.
-    """
-
-    def __init__(
-        self,
-        config: SweepConfig,
-        result: LaunchResult,
-        tracker: Tracker,
-        view: View,
-        searcher: StudySearcher,
-        kept: KeptWeights,
-    ) -> None:
-        self._config, self._result, self._tracker = config, result, tracker
-        self._view, self._searcher, self._kept = view, searcher, kept
-        self._runs: dict[int, str] = {}
-        self._methods: dict[int, tuple[str, int]] = {}
-        self._queued: dict[int, None] = {}
-        self._shown: set[int] = set()
-        self._unwritten: deque[Callable[[], None]] = deque()
-        self._try_again = 0.0
-        self._sign = 1.0 if config.search.mode == "max" else -1.0
-        self._best = max((self._sign * row["value"] for row in result.best), default=None)
-
-    def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
-        arm = self._searcher.arm_of(choice)
-        self._methods[number] = arm, plan.trainable_params
-        self._queued[number] = None
-        self._show_next()
-        self._write(partial(self._start, number, arm, choice, plan))
-
-    def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
-        value = float(metrics[self._config.search.metric])
-        self._show(number)
-        self._view.trial_epoch(number, epoch, self._config.train.epochs, value)
-        logged = _epoch_metrics(metrics)
-        self._write(lambda: self._tracker.log_epoch(self._runs[number], epoch, logged))
-
-    def trial_ended(
-        self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
-    ) -> None:
-        value = metrics.get(self._config.search.metric)
-        self._show(number)
-        self._view.trial_finished(number, state, value)
-        self._shown.discard(number)
-        self._show_next()
-        if error is not None and state == "failed":
-            self._view.message(f"trial {number} failed: {error}")
-        method, params = self._methods.get(number, ("", 0))
-        if state == "complete":
-            self._keep_weights(number)
-        if state == "complete" and value is not None:
-            gain = self._sign * float(value)
-            if self._best is None or gain > self._best:
-                self._best = gain
-                self._view.best(number, method, float(value), params)
-        last = {k: float(metrics[k]) for k in ("head_params",) if metrics.get(k) is not None}
-        self._write(
-            lambda: self._tracker.finish_trial(self._runs[number], state, metrics=last, error=error)
-        )
-
-    def _keep_weights(self, number: int) -> None:
-        try:
-            self._kept.trial_completed(number)
-        except (OSError, JobError) as error:  # a full disk must not end the search
-            self._view.message(f"the weights of trial {number} are not kept: {error}")
-
-    def write_the_rest(self) -> None:
-        """Try once more to write what MLflow has not taken, and say what is left."""
-        self._try_again = 0.0
-        self._flush()
-        if self._unwritten:
-            self._view.message(
-                f"MLflow did not take {len(self._unwritten)} writes; the study in the sweep's "
-                "folder holds every trial"
-            )
-
-    def _show_next(self) -> None:
-        """One trial more than the groups can hold waits; it is shown when its turn comes."""
-        while self._queued and len(self._shown) < self._config.cluster.groups:
-            self._show(next(iter(self._queued)))
-
-    def _show(self, number: int) -> None:
-        if number in self._queued:
-            del self._queued[number]
-            self._shown.add(number)
-            self._view.trial_started(number, *self._methods[number])
-
-    def _start(self, number: int, arm: str, choice: Choice, plan: Plan) -> None:
-        assert self._result.sweep_run_id is not None
-        run_id = self._tracker.start_trial(
-            self._result.sweep_run_id, number, choice.as_dict(), plan, {"arm": arm}
-        )
-        self._runs[number] = run_id
-        with contextlib.suppress(KeyError):  # the trial may have ended by now
-            self._searcher.set_run_id(number, run_id)
-
-    def _write(self, work: Callable[[], None]) -> None:
-        self._unwritten.append(work)
-        self._flush()
-
-    def _flush(self) -> None:
-        if time.monotonic() < self._try_again:
-            return
-        while self._unwritten:
-            try:
-                self._unwritten[0]()
-            except TrackingError as error:
-                self._try_again = time.monotonic() + TRACKING_RETRY_S
-                self._view.message(f"{error}; what is not logged is kept and tried again")
-                return
-            except KeyError:
-                logger.warning("a write for a run that was never opened is dropped")
-            self._unwritten.popleft()
-
-
-def _epoch_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    hidden = ("epoch", "epochs_done", "trainable_params", "head_params")
-    return {
-        key: float(value)
-        for key, value in metrics.items()
-        if key not in hidden and isinstance(value, int | float)
-    }

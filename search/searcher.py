@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +28,24 @@ from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from search.study import (
+    ARM,
+    CHOICE,
+    CURVE,
+    INTERRUPTED,
+    METHOD,
+    PLAN_DIGEST,
+    REASON,
+    REJECTED,
+    RUN_ID,
+    TRAINABLE_PARAMS,
+    choice_text,
+    drop_waiting,
+    handed_out,
+)
 from spaces.choice import Choice
 from spaces.errors import ChoiceError, ConfigError, UsageError
 from spaces.methods import make_plan, parse_choice
@@ -42,17 +55,6 @@ from spaces.search_space import SearchSpace
 from spaces.target import BaseSize, TargetModule
 
 logger = logging.getLogger(__name__)
-
-CHOICE = "choice"
-METHOD = "method"
-ARM = "arm"
-TRAINABLE_PARAMS = "trainable_params"
-PLAN_DIGEST = "plan_digest"
-RUN_ID = "mlflow_run_id"
-REASON = "reason"
-CURVE = "curve"
-REJECTED = "ranksweep_rejected"
-INTERRUPTED = "ranksweep_interrupted"
 
 #: How many points of one method may be refused in a row before a fallback is taken.
 TRIES = 24
@@ -85,109 +87,6 @@ class OpenTrial:
     def number(self) -> int:
         """Optuna's number of the trial."""
         return int(self.trial.number)
-
-
-def directions(objectives: Sequence[str], mode: str) -> list[str]:
-    """Optuna's direction per objective: counts and losses are minimized, metrics follow `mode`."""
-    toward = {"max": "maximize", "min": "minimize"}[mode]
-    falling = (TRAINABLE_PARAMS, "dev_loss", "train_loss")
-    return ["minimize" if name in falling else toward for name in objectives]
-
-
-def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler `tpe` or `random`.
-
-    `asked` is the number of trials the study already holds: a sampler that goes on with a study
-    must not draw again what it drew first.
-
-    Raises:
-        ConfigError: no such sampler.
-    """
-    if asked:
-        seed = (seed + 7919 * asked) % 2**32
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if name == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            # `group` models each method's own parameters on that method's trials alone.
-            return optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=True, constant_liar=True
-            )
-    raise ConfigError(f"search.sampler: {name!r} is not a sampler; use 'tpe' or 'random'")
-
-
-def open_study(
-    storage: str, name: str, *, objectives: Sequence[str], mode: str, sampler: str, seed: int
-) -> optuna.Study:
-    """Create the study in an RDB storage (an SQLAlchemy URL), or go on with the one that is there.
-
-    Raises:
-        ConfigError: the study that is there was made for other objectives.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    wanted = directions(objectives, mode)
-    # Reports and queries may read the file while the driver writes to it.
-    engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
-    study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(storage, engine_kwargs=engine),
-        study_name=name,
-        directions=wanted,
-        pruner=optuna.pruners.NopPruner(),
-        load_if_exists=True,
-    )
-    found = [direction.name.lower() for direction in study.directions]
-    if found != wanted:
-        raise ConfigError(
-            f"search.objectives: the study {name!r} was made with directions {found}, not "
-            f"{wanted}; keep its objectives or give the sweep another name"
-        )
-    study.sampler = make_sampler(sampler, seed, asked=len(study.get_trials(deepcopy=False)))
-    return study
-
-
-def handed_out(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's trials that count: trained or being trained, neither rejected nor interrupted."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if CHOICE in trial.user_attrs
-        and REJECTED not in trial.user_attrs
-        and INTERRUPTED not in trial.user_attrs
-    ]
-
-
-def interrupted(study: optuna.Study) -> list[Choice]:
-    """Settle what a dead driver left behind; returns the choices that must be trained again.
-
-    Trials left RUNNING are told FAIL. Their choices, and those of trials that were cut off before,
-    are returned in the order they were asked, without those that have been trained since.
-    """
-    _drop_waiting(study)
-    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        trial = optuna.trial.Trial(study, frozen._trial_id)
-        trial.set_user_attr(INTERRUPTED, True)
-        trial.set_user_attr(REASON, "the driver ended before the trial did")
-        study.tell(trial, state=TrialState.FAIL)
-    trained = {trial.user_attrs[CHOICE] for trial in handed_out(study)}
-    cut_off = dict.fromkeys(
-        trial.user_attrs[CHOICE]
-        for trial in study.get_trials(deepcopy=False)
-        if INTERRUPTED in trial.user_attrs and CHOICE in trial.user_attrs
-    )
-    return [parse_choice(json.loads(text)) for text in cut_off if text not in trained]
-
-
-def _drop_waiting(study: optuna.Study) -> None:
-    """Tell FAIL the points that were enqueued and never asked: the next `ask` would pop them."""
-    for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        trial = study.ask()
-        trial.set_user_attr(REJECTED, "enqueued and never asked for")
-        study.tell(trial, state=TrialState.FAIL)
-
-
-def _as_json(choice: Choice) -> str:
-    return json.dumps(choice.as_dict(), sort_keys=True)
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -255,11 +154,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         #: Text of the error of a failed Tune trial; Tune itself does not hand it to a searcher.
         self.read_error: Callable[[str], str | None] = lambda trial_id: None
 
-        _drop_waiting(study)
+        drop_waiting(study)
         before = handed_out(study)
         self._counts = Counter(trial.user_attrs[ARM] for trial in before)
         trained = {trial.user_attrs[CHOICE] for trial in before}
-        first = {_as_json(choice): choice for choice in enqueue}
+        first = {choice_text(choice): choice for choice in enqueue}
         self._queue = deque(choice for text, choice in first.items() if text not in trained)
 
     # -- what Tune calls ------------------------------------------------------------------------
@@ -437,7 +336,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         trial = self._study.ask()
         try:
             choice = self._space.suggest(trial)
-            trial.set_user_attr(CHOICE, _as_json(choice))
+            trial.set_user_attr(CHOICE, choice_text(choice))
             trial.set_user_attr(METHOD, choice.method)
             trial.set_user_attr(ARM, self.arm_of(choice))
             plan = make_plan(choice, self._targets, self._profile, self._size)

@@ -12,14 +12,8 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from search.searcher import (
-    StudySearcher,
-    directions,
-    handed_out,
-    interrupted,
-    make_sampler,
-    open_study,
-)
+from search.searcher import StudySearcher
+from search.study import directions, handed_out, interrupted, make_sampler, open_study
 from spaces.errors import ConfigError
 from spaces.methods import make_plan, parse_choice
 from spaces.search_space import SearchSpace

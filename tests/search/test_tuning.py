@@ -19,7 +19,8 @@ import ray
 from optuna.trial import TrialState
 from ray.util import placement_group_table
 
-from search.searcher import StudySearcher, handed_out, interrupted
+from search.searcher import StudySearcher
+from search.study import handed_out, interrupted
 from search.tuning import StagedAsha, TuneOutcome, tune_search
 from spaces.errors import ConfigError
 from tests.search.toy_search import TARGETS, PaperGroup, toy_profile, toy_space, toy_study
