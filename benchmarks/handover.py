@@ -7,7 +7,8 @@ one CPU), in turn, under Ray Tune on one local Ray:
 - fresh: a Tune function calls `TorchTrainer(...).fit()`, as Ray's documentation shows it; the train
   function loads the base and then trains the plan through the same loop.
 
-Both clocks start when Tune's function starts and stop when the first optimizer step has ended.
+Both clocks start when Tune's function starts and stop when the first optimizer step has ended; the
+time to the start of that step, which is what the hand-over alone costs, is printed apart.
 
     python benchmarks/handover.py --fresh 5 --resident-per-fresh 3
 """
@@ -43,11 +44,13 @@ FRESH_PHASES = ("placement and processes", "imports", "base and task", "DeepSpee
 class HandOver:
     """One trial's clock, in seconds.
 
-    `seconds` is from the start of Tune's function to the end of the first optimizer step,
+    `ready` is from the start of Tune's function to the first forward pass, engine and batch ready,
+    `seconds` to the end of the first optimizer step,
     `from_suggestion` from Tune asking for the trial, `step` the median step of the whole trial,
     `trial` from the start of the function to its end. `phases` are those of a fresh run.
     """
 
+    ready: float
     seconds: float
     from_suggestion: float
     step: float
@@ -90,9 +93,8 @@ def resident_trial(config: dict[str, Any], *, queue: Any, context: TrialContext)
     tap = EventTap(queue)
     run_trial(config, queue=tap, context=context)
     result = tap.last()["result"]
-    tune.report(
-        _clock(config, started, result["first_step_at"], result["metrics"]["step_time"], {})
-    )
+    moments = (result["ready_at"], result["first_step_at"])
+    tune.report(_clock(config, started, *moments, result["metrics"]["step_time"], {}))
 
 
 def fresh_trial(
@@ -129,7 +131,7 @@ def fresh_trial(
     moments = [started, at["entered"], at["imported"], at["loaded"], at["first_step"]]
     lengths = [after - before for before, after in itertools.pairwise(moments)]
     phases = dict(zip(FRESH_PHASES, lengths, strict=True))
-    tune.report(_clock(config, started, at["first_step"], at["step_time"], phases))
+    tune.report(_clock(config, started, at["ready"], at["first_step"], at["step_time"], phases))
 
 
 def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
@@ -169,6 +171,7 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
         report = finetune(
             model, adaptation, task, settings, learning_rate=config["learning_rate"],
             seed=settings.seed, workers=workers, on_step=on_step,
+            on_ready=lambda: at.update(ready=time.time()),
         )  # fmt: skip
     return at | {"step_time": report["step_time"]}
 
@@ -176,11 +179,13 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
 def _clock(
     config: Mapping[str, Any],
     started: float,
+    ready: float,
     first_step: float,
     step: float,
     phases: Mapping[str, float],
 ) -> dict[str, Any]:
     return {
+        "ready": ready - started,
         "seconds": first_step - started,
         "from_suggestion": first_step - config["suggested_at"],
         "step": step,
@@ -354,6 +359,10 @@ def main(arguments: list[str] | None = None) -> None:
     step = statistics.median(run.step for run in resident)
     print(f"{machine()}; load before {load_before:.2f}; {options.method}, batch "
           f"{options.batch_size}, one worker with one CPU")  # fmt: skip
+    before = [run.ready for run in resident]
+    print("seconds from the start of Tune's function to the start of the first step:")
+    print(f"  resident        {spread(before)}")
+    print(f"  fresh           {spread([run.ready for run in fresh])}")
     print("seconds from the start of Tune's function to the end of the first step:")
     print(f"  resident        {spread(a)}, {len(a)} trials; a step alone {step:.2f}")
     print(f"  fresh           {spread(b)}, {len(b)} trials")
@@ -382,7 +391,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         f"| hand-over to the end of the first step, {options.method} "
         f"| `python benchmarks/{command}` | {spread(a)} s against {spread(b, 1)} s "
-        f"| **{ratio:.0f}x** (from Tune's asking {ratio_asked:.0f}x); fresh: {phases} s "
+        f"| **{ratio:.0f}x** (from Tune's asking {ratio_asked:.0f}x); to the start of the step "
+        f"{spread(before)} s; fresh: {phases} s "
         f"| {load_before:.1f} |"
     )
 

@@ -1,10 +1,11 @@
 """What a profile costs: all three statistics in one job, against one epoch of plain LoRA.
 
-Both run in this process, in turn, on the same resident base and the same rows, with one thread like
+All run in this process, in turn, on the same resident base and the same rows, with one thread like
 a resident worker with one CPU. The plain epoch is LoRA of the profile's rank through the same
 fine-tuning loop and nothing else. The profile is that epoch with its gradients scored (PiLoRA),
 then a static pass over `--calibration-batches` micro-batches at the untouched base (TASO,
-Sensitivity-LoRA), then the counting of the masks.
+Sensitivity-LoRA), then the counting of the masks. The calibration batches also go through the
+frozen base alone, forward and backward: what a profile must cost beside its epoch.
 
     python benchmarks/profile_cost.py --rows 640 --repeat 3
 """
@@ -108,6 +109,28 @@ def plain_epoch(base: Base, task: Task, settings: ProfileSettings, workers: Work
     return Cost(seconds, {}, peak.before, peak.highest)
 
 
+def calibration(base: Base, task: Task, settings: ProfileSettings) -> float:
+    """Seconds of the calibration batches' forward and backward through frozen weights."""
+    import torch
+
+    from trainables.finetuning import summed_loss
+    from trainables.static_pass import micro_batches
+
+    split = task.splits["train"]
+    base.model.eval()
+    entrance = base.model.get_input_embeddings()
+    handle = entrance.register_forward_hook(lambda *call: call[2].requires_grad_(True))
+    try:
+        started = time.perf_counter()
+        for rows in micro_batches(len(split.labels), settings):
+            batch = split.batch(rows)
+            labels = batch.pop("labels")
+            torch.autograd.backward(summed_loss(base.model(**batch).logits, labels))
+        return time.perf_counter() - started
+    finally:
+        handle.remove()
+
+
 def profile(base: Base, task: Task, settings: ProfileSettings, workers: Workers) -> Cost:
     """Compute the profile and its file's bytes; its phases end at their last step."""
     from trainables.bases import fresh_head, resolve_targets
@@ -136,8 +159,11 @@ def profile(base: Base, task: Task, settings: ProfileSettings, workers: Workers)
 
 def measure(
     rows: int | None, repeat: int, calibration_batches: int, report: Callable[[str], None]
-) -> tuple[int, list[Cost], list[Cost]]:
-    """(training rows, plain epochs, profiles), taken in turn after a short warm-up of each."""
+) -> tuple[int, list[Cost], list[Cost], list[float]]:
+    """(training rows, plain epochs, profiles, seconds of the calibration batches alone).
+
+    Taken in turn after a short warm-up of each.
+    """
     import torch
 
     from trainables.bases import load_base
@@ -156,15 +182,18 @@ def measure(
     profile(base, warm_up, settings, workers)
     plain: list[Cost] = []
     profiles: list[Cost] = []
+    batches: list[float] = []
     for number in range(1, repeat + 1):
         plain.append(plain_epoch(base, task, settings, workers))
         profiles.append(profile(base, task, settings, workers))
+        batches.append(calibration(base, task, settings))
         phases = ", ".join(f"{name} {s:.2f}" for name, s in profiles[-1].phases.items())
         report(
             f"{number}/{repeat}: plain epoch {plain[-1].seconds:.2f} s, "
-            f"profile {profiles[-1].seconds:.2f} s ({phases})"
+            f"profile {profiles[-1].seconds:.2f} s ({phases}), "
+            f"calibration batches alone {batches[-1]:.2f} s"
         )
-    return len(task.splits["train"].labels), plain, profiles
+    return len(task.splits["train"].labels), plain, profiles, batches
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -191,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    rows, plain, profiles = measure(
+    rows, plain, profiles, batches = measure(
         options.rows or None, options.repeat, options.calibration_batches, report
     )
     ratios = [b.seconds / a.seconds for a, b in zip(plain, profiles, strict=True)]
@@ -205,6 +234,12 @@ def main(arguments: list[str] | None = None) -> None:
         parts.append(f"{phase} {statistics.median(seconds) / epoch:.2f}")
         print(f"  {phase:13} {spread(seconds)} s, {parts[-1].rpartition(' ')[2]} of an epoch")
     print(f"ratio           {spread(ratios)}")
+    beside = [
+        (b.seconds - alone) / a.seconds
+        for a, b, alone in zip(plain, profiles, batches, strict=True)
+    ]
+    print(f"batches alone   {spread(batches)} s, forward and backward through frozen weights")
+    print(f"beside those    {spread(beside)} of an epoch, at most 1.8 wanted")
     all_rows = movie_task(None, dev_rows=64).splits["train"].labels.size
     initial, static, masks = (
         statistics.median(cost.phases[phase] for cost in profiles) for phase in profiles[0].phases
@@ -222,7 +257,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         f"| profile against one plain epoch, {rows} rows | `python benchmarks/{command}` "
         f"| {statistics.median(c.seconds for c in profiles):.1f} s against {epoch:.1f} s "
-        f"| **{spread(ratios)}** of an epoch: {', '.join(parts)}; peak memory "
+        f"| **{spread(ratios)}** of an epoch: {', '.join(parts)}; "
+        f"**{spread(beside)}** beside the calibration batches' forward and backward; peak memory "
         f"{max(c.memory_peak for c in profiles) / MIB:.0f} against "
         f"{max(c.memory_peak for c in plain) / MIB:.0f} MiB | {load_before:.1f} |"
     )

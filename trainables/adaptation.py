@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self
+from types import MethodType
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
@@ -212,14 +213,58 @@ def hook_layers(model: nn.Module, names: Sequence[str], change: Change) -> list[
 
     One layer may have several of the names.
     """
+    return [_changed(layer, change) for layer in _layers(model, names)]
 
-    def hook(
-        _layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> torch.Tensor:
-        return change(inputs[0], output)
 
-    layers = {id(layer): layer for layer in map(model.get_submodule, names)}
-    return [layer.register_forward_hook(hook) for layer in layers.values()]
+def _changed(layer: nn.Module, change: Change) -> RemovableHandle:
+    return layer.register_forward_hook(lambda _layer, inputs, y: change(inputs[0], y))
+
+
+class Removable(Protocol):
+    """What takes away again what it was given for."""
+
+    def remove(self) -> None:
+        """Take it away."""
+
+
+Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""What a linear layer gives for its input x [..., in], its weight [out, in] and its bias [out]."""
+
+
+def stand_in(
+    model: nn.Module, names: Sequence[str], whole: Whole, change: Change
+) -> list[Removable]:
+    """Have `whole` compute every plain linear layer of these names, each layer once.
+
+    Any other layer has its output changed by `change`, which must come to the same.
+    """
+    handles: list[Removable] = []
+    for layer in _layers(model, names):
+        if type(layer) in (nn.Linear, Conv1D) and "forward" not in vars(layer):
+            handles.append(_StandIn(layer, whole))
+        else:
+            handles.append(_changed(layer, change))
+    return handles
+
+
+class _StandIn:
+    """A forward of a layer's own, for as long as it is not removed."""
+
+    def __init__(self, layer: nn.Module, whole: Whole) -> None:
+        def forward(own: nn.Linear | Conv1D, x: torch.Tensor) -> torch.Tensor:
+            weight = own.weight.T if isinstance(own, Conv1D) else own.weight
+            return whole(x, weight, own.bias)
+
+        self._layer = layer
+        layer.forward = MethodType(forward, layer)  # bound, so that a copy of the layer has its own
+
+    def remove(self) -> None:
+        del self._layer.forward
+
+
+def _layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The layers of these names, each once."""
+    return list({id(layer): layer for layer in map(model.get_submodule, names)}.values())
 
 
 def adding(delta: Delta) -> Change:

@@ -120,6 +120,7 @@ def finetune(
     evaluate_on: str | None = "dev",
     base_dropout: bool = True,
     evaluate_every_epoch: bool = True,
+    on_ready: Callable[[], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     on_epoch: EpochReport | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -130,7 +131,8 @@ def finetune(
     Every step takes `settings.batch_size` rows over all workers, the last of an epoch what is
     left; its loss is the mean over those rows, however they are divided. A report holds
     train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds)
-    and, where `evaluate_on` names a split, its loss and metric. With `checkpoints` a job of one
+    and, where `evaluate_on` names a split, its loss and metric. `on_ready` is called once, before
+    the first forward pass that trains: engine and batch are ready. With `checkpoints` a job of one
     stage goes on where it was; its first report covers the steps since then.
 
     Raises DivergedError on a NaN or infinite loss, CancelledError when `should_stop` says so.
@@ -176,7 +178,8 @@ def finetune(
                     if checkpoints is not None and step == checkpoints.steps_done:
                         run.restore(checkpoints)
                 assert run is not None
-                loss_sum += run.step(split, batch, accumulation, workers)
+                loss_sum += run.step(split, batch, accumulation, workers, on_ready)
+                on_ready = None if run.trains else on_ready
                 trained += len(batch) if run.trains else 0
                 step += 1
                 times.append(time.perf_counter() - started)
@@ -250,8 +253,12 @@ class _StageRun:
         rows: NDArray[np.int64],
         accumulation: int,
         workers: Workers,
+        on_ready: Callable[[], None] | None = None,
     ) -> torch.Tensor:
-        """One optimizer step over `rows`; returns this worker's part of the summed loss."""
+        """One optimizer step over `rows`; returns this worker's part of the summed loss.
+
+        `on_ready` is called before the first forward pass, where there is one.
+        """
         total = torch.zeros((), dtype=torch.float64, device=workers.device)
         if self._engine is None:
             return total
@@ -264,6 +271,8 @@ class _StageRun:
             weight = 1.0 if len(own) else 0.0  # a rank without rows still joins the collectives
             batch = to_device(split.batch(own if len(own) else micro_batch[:1]), workers)
             labels = batch.pop("labels")
+            if i == 0 and on_ready is not None:
+                on_ready()
             loss = weight * summed_loss(self._engine(**batch).logits, labels)
             mean = loss * (workers.size / len(rows))
             if (penalty := self._adaptation.penalty()) is not None:

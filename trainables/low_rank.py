@@ -1,15 +1,17 @@
-"""The low-rank product of an adapter, added to a layer's output, with dropout on its input.
+"""A frozen linear layer with the low-rank updates of an adapter, with dropout on their input.
 
-On a CPU the product is written by hand, for there dropout's random numbers and the passes over
-large activations cost more than the arithmetic: dropped entries are drawn by the gaps between them,
-which takes one random number for each that is dropped in place of one for each that is not, and the
-update is added to the layer's output where it lies.
+On a CPU layer and updates are one autograd function written by hand. What costs there beside the
+arithmetic is random numbers and passes over large activations, so the function draws the entries to
+drop by the gaps between them (one random number for each that is dropped), adds each update to
+output and gradient where they lie, and neither makes nor keeps a copy of the input.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,58 +21,138 @@ RARE = 0.25
 """Up to this share drawing the gaps between dropped entries is faster than drawing every entry."""
 
 
-def add_low_rank(
-    y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, dropout: float = 0.0
-) -> torch.Tensor:
-    """y + dropout(x) A^T B^T for y [..., out], x [..., in], A [rank, in], B [out, rank].
+class LowRank(NamedTuple):
+    """The update scale * dropout(x) A^T B^T of x [..., in]: A [rank, in], B [out, rank].
 
-    `y` may be written over. Every entry of x is dropped with probability `dropout` on its own, and
-    the others are scaled by 1 / (1 - dropout).
+    Every entry of x is dropped with probability `dropout` on its own, and the others are scaled by
+    1 / (1 - dropout).
     """
-    if y.device.type == "cpu" and y.dtype == x.dtype == A.dtype == B.dtype and y.is_contiguous():
-        return _AddLowRank.apply(y, x, A, B, dropout)  # type: ignore[no-any-return]
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scale: float = 1.0
+    dropout: float = 0.0
+
+
+def add_low_rank(y: torch.Tensor, x: torch.Tensor, update: LowRank) -> torch.Tensor:
+    """y [..., out] with the update for x [..., in], by torch's own operations."""
+    A, B, scale, dropout = update
     dropped = nn.functional.dropout(x, dropout, training=dropout > 0)
-    added = nn.functional.linear(nn.functional.linear(dropped.to(A.dtype), A), B)
+    added = nn.functional.linear(nn.functional.linear(dropped.to(A.dtype), A), B * scale)
     return y + added.to(y.dtype)
 
 
-class _AddLowRank(torch.autograd.Function):
+def linear_with_updates(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, updates: Sequence[LowRank]
+) -> torch.Tensor:
+    """x W^T + b of a frozen layer with all updates: x [..., in], W [out, in], y [..., out].
+
+    Written by hand where all of it lies on a CPU in one dtype.
+    """
+    factors = [factor for update in updates for factor in (update.A, update.B)]
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    alike = all(each.is_cpu and each.dtype == x.dtype for each in (weight, x, *factors))
+    if frozen and alike and not torch.is_autocast_enabled("cpu"):
+        how = [(update.scale, update.dropout) for update in updates]
+        y = _LinearWithUpdates.apply(x.reshape(-1, x.shape[-1]), weight, bias, how, *factors)
+        return y.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
+    y = nn.functional.linear(x, weight, bias)
+    for update in updates:
+        y = add_low_rank(y, x, update)
+    return y
+
+
+class _LinearWithUpdates(torch.autograd.Function):
+    """On x [n, in]; `how` holds (scale, dropout) of every update, `factors` its A and its B.
+
+    The small products come first and the layer's own is added to them, forward and backward: that
+    saves a pass over output and gradient, for the bias is a small product too.
+    """
+
     @staticmethod
     def forward(
-        ctx: Any, y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, dropout: float
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        how: Sequence[tuple[float, float]],
+        *factors: torch.Tensor,
     ) -> torch.Tensor:
-        flat, dropped = x.reshape(-1, x.shape[-1]), None
-        if dropout > 0:
-            dropped = dropped_entries(flat.numel(), dropout)
-            flat = flat.clone(memory_format=torch.contiguous_format)
-            flat.view(-1).index_fill_(0, dropped, 0.0)
-        inner = flat @ A.T
-        ctx.scale = 1 / (1 - dropout)
-        y.view(-1, y.shape[-1]).addmm_(inner, B.T, alpha=ctx.scale)
-        ctx.save_for_backward(flat, inner, A, B, dropped)
-        ctx.mark_dirty(y)
-        return y
+        x = x.contiguous()
+        ctx.scales = [scale / (1 - dropout) for scale, dropout in how]
+        ctx.dropped = [_Dropped.draw(x, dropout) if dropout > 0 else None for _, dropout in how]
+        inner = []
+        for A, dropped in zip(factors[::2], ctx.dropped, strict=True):
+            with _without(x, dropped):
+                inner.append(x @ A.T)
+        outer = [B * scale for B, scale in zip(factors[1::2], ctx.scales, strict=True)]
+        read = x if any(ctx.needs_input_grad[4:]) else None
+        ctx.save_for_backward(weight, read, *inner, *factors)
+        if bias is not None:
+            inner.append(x.new_ones(len(x), 1))
+            outer.append(bias[:, None])
+        y = torch.cat(inner, 1) @ torch.cat(outer, 1).T
+        return y.addmm_(x, weight.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, inner, A, B, dropped = ctx.saved_tensors
-        _, needs_x, needs_A, needs_B, _ = ctx.needs_input_grad
-        grad = grad.contiguous()  # once for this product and the layer's own
-        rows = grad.view(-1, grad.shape[-1])
-        grad_x = grad_A = grad_B = None
-        if needs_B:  # in this order the long sides are read as they lie
-            grad_B = (inner.T @ rows).T.contiguous().mul_(ctx.scale)
-        if needs_x or needs_A:
-            grad_inner = (rows @ B).mul_(ctx.scale)
-            if needs_A:
-                grad_A = grad_inner.T @ flat
+        number = len(ctx.scales)
+        weight, x, *saved = ctx.saved_tensors
+        inner, A, B = saved[:number], saved[number::2], saved[number + 1 :: 2]
+        needs_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
+        grad = grad.contiguous()  # once for all products that read it
+        grad_x: torch.Tensor | None = None
+        grads: list[torch.Tensor | None] = []
+        for i, (scale, dropped) in enumerate(zip(ctx.scales, ctx.dropped, strict=True)):
+            grad_A = grad_B = None
+            if needs[2 * i + 1]:  # in this order the long sides are read as they lie
+                grad_B = (inner[i].T @ grad).T.contiguous().mul_(scale)
+            if needs_x or needs[2 * i]:
+                grad_inner = (grad @ B[i]).mul_(scale)
+            if needs[2 * i]:
+                with _without(x, dropped):
+                    grad_A = grad_inner.T @ x
             if needs_x:
-                grad_x = grad_inner @ A
+                part = grad_inner @ A[i]
                 if dropped is not None:
-                    grad_x.view(-1).index_fill_(0, dropped, 0.0)
-                grad_x = grad_x.view(*grad.shape[:-1], A.shape[1])
-        return grad, grad_x, grad_A, grad_B, None
+                    part.view(-1).index_fill_(0, dropped.entries, 0.0)
+                grad_x = part if grad_x is None else grad_x.add_(part)
+            grads += [grad_A, grad_B]
+        if grad_x is not None:
+            grad_x.addmm_(grad, weight)
+        return grad_x, None, None, None, *grads
+
+
+class _Dropped(NamedTuple):
+    """The entries of an input that an update does not read, and their values."""
+
+    entries: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def draw(cls, x: torch.Tensor, probability: float) -> _Dropped:
+        """Of every entry of x with that probability."""
+        entries = dropped_entries(x.numel(), probability)
+        return cls(entries, x.view(-1).index_select(0, entries))
+
+
+@contextmanager
+def _without(x: torch.Tensor, dropped: _Dropped | None) -> Iterator[None]:
+    """Have the dropped entries of x be zero inside the context, and what they were after it.
+
+    In place, for a copy of x costs more than the product it is for. Autograd is not told: nothing
+    reads x before it is the same again.
+    """
+    if dropped is None:
+        yield
+        return
+    flat = x.data.view(-1)
+    flat.index_fill_(0, dropped.entries, 0.0)
+    try:
+        yield
+    finally:
+        flat.index_copy_(0, dropped.entries, dropped.values)
 
 
 def dropped_entries(number: int, probability: float) -> torch.Tensor:
@@ -81,14 +163,14 @@ def dropped_entries(number: int, probability: float) -> torch.Tensor:
     """
     if probability > RARE:
         return torch.nonzero(torch.rand(number) < probability).view(-1)
-    rate = -math.log1p(-probability)
+    one, rate = torch.ones(()), -math.log1p(-probability)
     found: list[torch.Tensor] = []
     last = -1
     while last < number:
         expected = (number - last) * probability
         draws = int(expected + 6 * math.sqrt(expected)) + 16
         # an exponential by its inverse; torch's own exponential_ takes four times as long
-        gaps = torch.rand(draws).neg_().log1p_().mul_(-1 / rate).long().add_(1)
+        gaps = torch.add(one, torch.rand(draws).neg_().log1p_(), alpha=-1 / rate).long()
         found.append(gaps.cumsum_(0).add_(last))
         last = int(found[-1][-1])
     entries = torch.cat(found) if len(found) > 1 else found[0]

@@ -9,9 +9,10 @@ of modules that fits; each sum is made of the same numbers in the same order.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from trainables.workers import Workers
 # Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
 FLOAT16_LOSS_SCALE = 1024.0
 ENTRIES_AT_ONCE = 2**18  # of a matrix, while its masks are counted
+SQUARES_AT_ONCE = 2**16  # of a layer's input: so many stay in a core's cache
 COUNTING_BYTES = 16 * 2**20  # what counting holds beside one copy of a matrix
 
 Fields = dict[str, NDArray[Any]]
@@ -61,7 +63,7 @@ class StaticPass:
         self._model, self._settings, self._workers = model, settings, workers
         self._targets = {target.name: target for target in targets}
         self._split = task.splits["train"]
-        self._batches = _micro_batches(len(self._split.labels), settings)
+        self._batches = micro_batches(len(self._split.labels), settings)
         self._checkpoints, self._trained, self._progress = checkpoints, trained, progress
         half = any(_weight(model, target).dtype == torch.float16 for target in targets)
         self._loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
@@ -309,6 +311,28 @@ class _Hooks:
         self._handles.append(layer.register_forward_pre_hook(see))
 
 
+class _Seen(NamedTuple):
+    """What one reading adds: sums of x^2 [in] in float64 over `number` vectors x."""
+
+    of: str
+    squares: torch.Tensor
+    number: int
+
+    @classmethod
+    def reading(cls, x: torch.Tensor, mask: torch.Tensor | None) -> _Seen:
+        """Of the vectors of x [..., in]; `mask` [rows, tokens] is 0 where a token is padding."""
+        flat, of = x.reshape(-1, x.shape[-1]), "tokens"
+        if mask is not None:  # pictures are not padded
+            if x.shape[:-1] == mask.shape or x.shape[:-1] == (mask.numel(),):
+                flat = flat[mask.reshape(-1).bool()]
+            elif x.ndim != 2:  # a pooler reads one vector a row
+                of = "others"
+        squares = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+        for part in flat.split(max(1, SQUARES_AT_ONCE // x.shape[-1])):
+            squares += part.to(torch.float64, copy=True).square_().sum(0)
+        return cls(of, squares, len(flat))
+
+
 class _Inputs:
     """Sums of x^2 [in] in float64 over what a layer has read, and over how many vectors x.
 
@@ -324,21 +348,10 @@ class _Inputs:
             for what, shape in (("squares", (width,)), ("number", ()))
         }
 
-    def see(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Count the vectors of x [..., in]; `mask` [rows, tokens] is 0 where a token is padding."""
-        flat = x.reshape(-1, x.shape[-1])
-        if mask is None:  # pictures are not padded
-            self._add("tokens", flat)
-        elif x.shape[:-1] == mask.shape or x.shape[:-1] == (mask.numel(),):
-            self._add("tokens", flat[mask.reshape(-1).bool()])
-        elif x.ndim == 2:  # one vector a row, as a pooler reads
-            self._add("tokens", flat)
-        else:
-            self._add("others", flat)
-
-    def _add(self, of: str, x: torch.Tensor) -> None:
-        self.sums[f"{of}/squares"] += x.double().square().sum(0)
-        self.sums[f"{of}/number"] += len(x)
+    def add(self, seen: _Seen) -> None:
+        """Count what a layer has read."""
+        self.sums[f"{seen.of}/squares"] += seen.squares
+        self.sums[f"{seen.of}/number"] += seen.number
 
     def hessian_diag(self, workers: Workers) -> NDArray[np.float32]:
         """Diagonal of H = 2 E[x x^T] over non-padding tokens of all workers, float32 [in]."""
@@ -360,6 +373,7 @@ class _Accumulators(_Hooks):
         self.abs_gradient: dict[str, torch.Tensor] = {}
         self.inputs: dict[str, _Inputs] = {}
         self.mask: torch.Tensor | None = None
+        self._last: tuple[weakref.ref[torch.Tensor], int, _Seen] | None = None
         for target in targets:
             weight = _weight(model, target)
             self.abs_gradient[target.name] = torch.zeros_like(
@@ -397,12 +411,19 @@ class _Accumulators(_Hooks):
 
     def _seeing(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def see(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.inputs[name].see(inputs[0].detach(), self.mask)
+            self.inputs[name].add(self._reading(inputs[0]))
 
         return see
 
+    def _reading(self, x: torch.Tensor) -> _Seen:
+        """What a layer reads; query, key and value read the same."""
+        if self._last is None or self._last[0]() is not x or self._last[1] != x._version:
+            self._last = weakref.ref(x), x._version, _Seen.reading(x.detach(), self.mask)
+        return self._last[2]
 
-def _micro_batches(rows: int, settings: ProfileSettings) -> list[NDArray[np.int64]]:
+
+def micro_batches(rows: int, settings: ProfileSettings) -> list[NDArray[np.int64]]:
+    """The rows of the calibration batches, in a seeded order."""
     order = epoch_order(rows, settings.seed, 0)
     size = settings.batch_size
     batches = [order[i : i + size] for i in range(0, len(order), size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -196,6 +197,56 @@ def test_leaving_puts_the_base_back_bit_for_bit_also_after_an_error() -> None:
     assert torch.equal(model(x), y)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not model.first._forward_hooks
+    assert "forward" not in vars(model.first)
+
+
+class OwnLinear(nn.Linear):
+    """A linear layer of another kind, whose forward is its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
+    torch.manual_seed(0)
+    model = Layered(False)
+    model.first = OwnLinear(IN, OUT).double().requires_grad_(False)
+    x = torch.randn(4, IN, dtype=torch.float64)
+    plan = Plan.of([{"first": BLOCKS["whole"]}], TARGETS[:1])
+    with BlockAdaptation(model, plan, seed=1) as adaptation:
+        (adapter,) = randomised(adaptation, 0).adapters
+        update = dense_update(BLOCKS["whole"], adapter, (OUT, IN))
+        expected = 2 * (x @ model.first.weight.T + model.first.bias) + x @ update.T
+        torch.testing.assert_close(model.first(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_others_hooks_on_an_adapted_layer_see_what_it_reads_and_gives() -> None:
+    torch.manual_seed(0)
+    model, seen = Layered(False), []
+    x = torch.randn(4, IN, dtype=torch.float64)
+    model.first.register_forward_hook(lambda _layer, inputs, y: seen.append((*inputs, y)))
+    plan = Plan.of([{"first": BLOCKS["whole"]}], TARGETS[:1])
+    with BlockAdaptation(model, plan, seed=1) as adaptation:
+        randomised(adaptation, 0)
+        y = model.first(x)
+    assert torch.equal(seen[0][0], x)
+    assert torch.equal(seen[0][1], y)
+
+
+def test_a_copy_of_an_adapted_layer_computes_with_its_own_weight() -> None:
+    torch.manual_seed(0)
+    model = Layered(False)
+    x = torch.randn(4, IN, dtype=torch.float64)
+    plan = Plan.of([{"first": BLOCKS["whole"]}], TARGETS[:1])
+    with BlockAdaptation(model, plan, seed=1) as adaptation:
+        randomised(adaptation, 0)
+        other = copy.deepcopy(model.first)
+        y = model.first(x)
+        with torch.no_grad():
+            other.weight.add_(1.0)
+        assert torch.equal(model.first(x), y)
+        shifted = y + x.sum(1, keepdim=True)
+        torch.testing.assert_close(other(x), shifted, rtol=1e-12, atol=1e-12)
 
 
 def test_blocks_start_at_zero_with_the_kaiming_draw_of_the_full_matrix() -> None:

@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_ends_the_job_and_says_so(alone) -> None:
     with pytest.raises(DivergedError, match=r"not finite at step .*lower learning_rate"):
         reports_of(model, lora(model), alone, rate=1e30)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
-    assert not any(layer._forward_hooks for layer in model.modules())
+    assert not any(layer._forward_hooks or "forward" in vars(layer) for layer in model.modules())
 
 
 def test_a_cancelled_job_stops_at_its_next_step(alone) -> None:
@@ -192,7 +192,16 @@ def test_a_cancelled_job_stops_at_its_next_step(alone) -> None:
             model, lora(model), alone, on_step=steps.append, should_stop=lambda: len(steps) == 5
         )
     assert steps == [1, 2, 3, 4, 5]
-    assert not any(layer._forward_hooks for layer in model.modules())
+    assert not any(layer._forward_hooks or "forward" in vars(layer) for layer in model.modules())
+
+
+def test_a_job_says_once_that_it_is_ready_right_before_its_first_forward_pass(alone) -> None:
+    model, order = tiny_bert(), []
+    handle = model.register_forward_pre_hook(lambda *_: order.append("forward"))
+    reports_of(model, lora(model), alone, on_ready=lambda: order.append("ready"))
+    handle.remove()
+    assert order[:2] == ["ready", "forward"]
+    assert order.count("ready") == 1
 
 
 def test_measuring_in_batches_equals_measuring_row_by_row(alone) -> None:
