@@ -49,8 +49,11 @@ class JobQueue:
         self._closed = False
         self._groups: dict[int, dict[str, Any]] = {}
         self._idle_starts: dict[int, int] = {}
+        self._died: set[int] = set()
         self._cancelled_early: set[str] = set()
         self._lost: dict[int, str] = {}
+        self._controllers: dict[int, Any] = {}
+        self._notices: deque[str] = deque()
 
     async def submit(self, job: Job) -> str:
         """Append a job; returns its id: the job's own `job_id` where it names one."""
@@ -120,17 +123,41 @@ class JobQueue:
 
     async def register(self, group: int, worker: dict[str, Any]) -> None:
         """A group has (re)started. A job that it held when it died is queued again or failed."""
+        await self._take_back_all(group)
         self._groups[group] = worker
-        for job_id, entry in self._entries.items():
-            if entry.state == "running" and entry.group == group:
-                await self._take_back(job_id, entry)
-        async with self._changed:
-            self._changed.notify_all()
+        if group in self._died:
+            self._died.discard(group)
+            await self._notify(f"group {group} is up again on {worker.get('host', 'its node')}")
+
+    async def worker_died(self, group: int, reason: str) -> None:
+        """A worker of the group is gone: its job can be taken by another group at once."""
+        if group in self._died or self._closed:
+            return
+        self._groups.pop(group, None)
+        self._died.add(group)
+        again = await self._take_back_all(group)
+        then = f"; {again}" if again else ""
+        await self._notify(
+            f"group {group} lost a worker ({reason}){then}; the group starts again as soon as the "
+            "cluster has room for it"
+        )
+
+    async def hold_controller(self, group: int, controller: Any) -> None:
+        """Keep the handle of the actor that runs a group, to end one that never came up."""
+        self._controllers[group] = controller
+
+    async def controllers(self, only_idle: bool) -> dict[int, Any]:
+        """Handles of the actors that run groups, or of those alone whose group is not up."""
+        up = self._groups if only_idle else {}
+        return {group: actor for group, actor in self._controllers.items() if group not in up}
 
     async def take(
         self, group: int, timeout_s: float
     ) -> tuple[str, Job] | Literal["closed"] | None:
         """The next job for this group; None when none came in time; "closed" to leave the loop."""
+        if group in self._died:  # what is left of it will be ended and started again
+            await asyncio.sleep(timeout_s)
+            return "closed" if self._closed else None
         async with self._changed:
             try:
                 await asyncio.wait_for(
@@ -145,10 +172,13 @@ class JobQueue:
             entry.state, entry.group = "running", group
             return job_id, entry.job
 
-    async def report(self, job_id: str, event: Event) -> bool:
-        """Append an event of a running job. True when the job is to stop."""
+    async def report(self, job_id: str, event: Event, group: int | None = None) -> bool:
+        """Append an event of a running job. True when the job is to stop.
+
+        A job that was taken back from a dying `group` hears nothing more from it.
+        """
         entry = self._entries[job_id]
-        if entry.state != "running":
+        if entry.state != "running" or group not in (None, entry.group):
             return True
         if event["type"] in ("done", "failed", "cancelled"):
             await self._finish(entry, event)
@@ -193,21 +223,50 @@ class JobQueue:
         return self._lost[group]
 
     async def groups(self) -> dict[int, dict[str, Any]]:
-        """The groups that have registered: group number -> what its rank 0 said of itself."""
+        """The groups that are up: group number -> what its rank 0 said of itself."""
         return dict(self._groups)
 
-    async def _take_back(self, job_id: str, entry: _Entry) -> None:
+    async def next_notice(self, timeout_s: float) -> str | None:
+        """The next thing that a user should know of the groups; None when there was none in time.
+
+        "" once the queue is closed.
+        """
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._notices or self._closed), timeout_s
+                )
+            except TimeoutError:
+                return None
+            return self._notices.popleft() if self._notices else ""
+
+    async def _notify(self, notice: str) -> None:
+        async with self._changed:
+            self._notices.append(notice)
+            self._changed.notify_all()
+
+    async def _take_back_all(self, group: int) -> str:
+        """Queue or fail the jobs that a dead group held; returns what became of them, in words."""
+        said = []
+        for job_id, entry in self._entries.items():
+            if entry.state == "running" and entry.group == group:
+                said.append(await self._take_back(job_id, entry))
+        return ", ".join(said)
+
+    async def _take_back(self, job_id: str, entry: _Entry) -> str:
         entry.deaths += 1
         entry.group = None
         if entry.cancelled:
             await self._finish(entry, {"type": "cancelled"})
-        elif entry.deaths > self._max_failures:
+            return f"{job_id} was cancelled"
+        if entry.deaths > self._max_failures:
             error = f"the worker died {entry.deaths} times in this job (cluster.max_failures)"
             await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
-        else:
-            entry.state = "waiting"
-            self._waiting.appendleft(job_id)
-            await self._append(entry, {"type": "requeued", "deaths": entry.deaths})
+            return f"{job_id} fails"
+        entry.state = "waiting"
+        self._waiting.appendleft(job_id)
+        await self._append(entry, {"type": "requeued", "deaths": entry.deaths})
+        return f"{job_id} starts again (of {self._max_failures + 1} tries this was {entry.deaths})"
 
     async def _finish(self, entry: _Entry, event: Event) -> None:
         entry.state = "over"
@@ -222,8 +281,13 @@ class JobQueue:
 
 
 def start_job_queue(groups: int = 1, max_failures: int = 2) -> Any:
-    """Start the queue as a Ray actor that many callers can wait on at once."""
-    import ray
+    """Start the queue as a Ray actor that many callers can wait on at once.
 
-    actor = ray.remote(JobQueue)
-    return actor.options(num_cpus=0, max_concurrency=1000).remote(groups, max_failures)
+    It lives on the driver's node, so that the sweep outlasts the loss of any other.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
+    return actor.remote(groups, max_failures)

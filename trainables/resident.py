@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import os
+import socket
 import threading
 import time
 import traceback
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 5.0  # rank 0 asks again after this long; the other ranks wait in a broadcast meanwhile
 CANCEL_POLL_S = 0.2  # how often a running job asks whether it was cancelled
+CLOSING_S = 60.0  # a group that serves ends its last step, its engine and its processes within this
+SLOW_START_S = 120.0  # after this long a user is told which groups have not come up
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class ResidentWorkers:
     """The driver's side: a context manager that starts the groups and closes them.
 
     `storage_path` is where Ray Train writes its own small state. `dtype` names the torch dtype that
-    the base is loaded in.
+    the base is loaded in. `on_notice` hears, from a thread, what a user should know of the groups.
+    Once `hurried`, closing does not wait for jobs to end.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class ResidentWorkers:
         deepspeed: Mapping[str, Any],
         settings: GroupSettings,
         storage_path: str,
+        on_notice: Callable[[str], None] = logger.warning,
+        hurried: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings, self._storage_path = settings, storage_path
         self._config = {
@@ -64,6 +71,7 @@ class ResidentWorkers:
             "deepspeed": dict(deepspeed),
         }
         self._task = task
+        self._on_notice, self._hurried = on_notice, hurried
         self._threads: list[threading.Thread] = []
         self._leaving = threading.Event()
         self._lost: dict[int, str] = {}
@@ -79,9 +87,8 @@ class ResidentWorkers:
         self.queue = start_job_queue(self._settings.groups, self._settings.max_failures)
         self._config |= {"queue": self.queue, "task": [ray.put(self._task)]}
         for group in range(self._settings.groups):
-            thread = threading.Thread(target=self._run_group, args=(group,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self._start_thread(self._run_group, group)
+        self._start_thread(self._pass_notices_on)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
@@ -90,8 +97,24 @@ class ResidentWorkers:
         self._leaving.set()
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.queue.close.remote(cancel=kind is not None), timeout=10)
-        for thread in self._threads:  # shutting Ray down under a thread that waits for it aborts
-            thread.join(timeout=60)
+            # One that waits for a place in the cluster, or for a dead node, would do so for ever.
+            self._end_groups(only_idle=True)
+        give_up, killed = time.monotonic() + CLOSING_S, False
+        # Shutting Ray down under a thread that waits for it aborts.
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < give_up:
+            if self._hurried() and not killed:
+                killed = True
+                with contextlib.suppress(ray.exceptions.RayError):
+                    self._end_groups(only_idle=False)
+            time.sleep(0.05)
+
+    def _end_groups(self, *, only_idle: bool) -> None:
+        """Kill the actors that run groups, and with them their workers."""
+        import ray
+
+        controllers = ray.get(self.queue.controllers.remote(only_idle), timeout=10)
+        for controller in controllers.values():
+            ray.kill(controller)
 
     def run(self, job: Job, *, on_event: Callable[[Event], None] | None = None) -> dict[str, Any]:
         """Submit a job, pass its events on and wait for its result. Raises JobError.
@@ -130,6 +153,38 @@ class ResidentWorkers:
             return None
         return next(iter(self._lost.values()))
 
+    def _start_thread(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _pass_notices_on(self) -> None:
+        """Tell what happens to the groups, and once which of them have not come up."""
+        import ray
+
+        tell_slow = time.monotonic() + SLOW_START_S
+        while not self._leaving.is_set():
+            try:
+                notice = ray.get(self.queue.next_notice.remote(POLL_S))
+                if notice == "":
+                    return
+                if notice is not None:
+                    self._on_notice(notice)
+                if time.monotonic() > tell_slow:
+                    tell_slow = math.inf
+                    self._tell_of_slow_starts(len(ray.get(self.queue.groups.remote())))
+            except ray.exceptions.RayError:
+                return
+
+    def _tell_of_slow_starts(self, up: int) -> None:
+        settings = self._settings
+        if up + len(self._lost) < settings.groups:
+            what = dict(settings.resources_per_worker or {"CPU": 1})
+            self._on_notice(
+                f"cluster.groups: {up} of {settings.groups} groups are up; the others wait for the "
+                f"cluster to have room for {settings.workers_per_group} x {what} each"
+            )
+
     def _run_group(self, group: int) -> None:
         """Run one group to its end, in a thread of its own, and tell the queue when it is lost."""
         import ray
@@ -151,6 +206,8 @@ class ResidentWorkers:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from trainables.group_watch import GroupWatch
+
         resources = dict(self._settings.resources_per_worker or {"CPU": 1})
         use_gpu = resources.get("GPU", 0) > 0
         return TorchTrainer(
@@ -165,6 +222,7 @@ class ResidentWorkers:
                 name=f"group-{group}",
                 storage_path=self._storage_path,
                 failure_config=FailureConfig(max_failures=-1),
+                callbacks=[GroupWatch(self.queue, group)],
             ),
             torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
         )
@@ -226,7 +284,7 @@ def serve(config: dict[str, Any]) -> None:
         if taken == "closed":
             return
         if taken is not None:
-            _run_job(resident, queue, *taken)
+            _run_job(resident, queue, group, *taken)
 
 
 def _load(config: dict[str, Any]) -> _Resident:
@@ -259,6 +317,7 @@ def _describe(resident: _Resident) -> dict[str, Any]:
 
     return {
         "pid": os.getpid(),
+        "host": socket.gethostname(),
         "node": ray.get_runtime_context().get_node_id(),
         "device": str(resident.workers.device),
         "workers": resident.workers.size,
@@ -266,12 +325,12 @@ def _describe(resident: _Resident) -> dict[str, Any]:
     }
 
 
-def _run_job(resident: _Resident, queue: Any, job_id: str, job: Job) -> None:
+def _run_job(resident: _Resident, queue: Any, group: int, job_id: str, job: Job) -> None:
     import ray
 
     from trainables.finetuning import CancelledError, DivergedError
 
-    channel = _Channel(queue, job_id, resident.workers.rank == 0)
+    channel = _Channel(queue, group, job_id, resident.workers.rank == 0)
     channel.send({"type": "started"})
     try:
         result = {"trial": _trial, "profile": _profile}[job["kind"]](resident, job, channel)
@@ -286,21 +345,21 @@ def _run_job(resident: _Resident, queue: Any, job_id: str, job: Job) -> None:
         # On any rank: the others may hang in a collective, so the queue hears of it first.
         event = {
             "type": "failed",
-            "error": _explain(failure),
+            "error": _explain(failure, job["kind"]),
             "traceback": traceback.format_exc(limit=20),
         }
-        ray.get(queue.report.remote(job_id, event))
+        ray.get(queue.report.remote(job_id, event, group))
         if resident.workers.size > 1:
             raise
     finally:
-        gc.collect()
+        _give_memory_back()
 
 
 class _Channel:
     """A running job's line to the queue; only rank 0 speaks."""
 
-    def __init__(self, queue: Any, job_id: str, speaks: bool) -> None:
-        self._queue, self._job_id, self._speaks = queue, job_id, speaks
+    def __init__(self, queue: Any, group: int, job_id: str, speaks: bool) -> None:
+        self._queue, self._group, self._job_id, self._speaks = queue, group, job_id, speaks
         self._stop = False
         self._asked: Any = None
         self._next_poll = 0.0
@@ -309,7 +368,7 @@ class _Channel:
         import ray
 
         if self._speaks:
-            self._stop |= ray.get(self._queue.report.remote(self._job_id, event))
+            self._stop |= ray.get(self._queue.report.remote(self._job_id, event, self._group))
 
     def leave(self, made: Callable[[], bytes]) -> None:
         """Leave what the job has made with the queue, for the driver to collect."""
@@ -349,6 +408,7 @@ def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
     plan = Plan.from_bytes(job["plan"])
     head = fresh_head(resident.base, job["seed"])
     split = job.get("split", "dev")
+    ready: list[float] = []
     first_step: list[float] = []
 
     def on_step(_step: int) -> None:
@@ -365,7 +425,8 @@ def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
             resident.base.model, adaptation, resident.task, settings,
             learning_rate=job["learning_rate"], seed=job["seed"], workers=resident.workers,
             deepspeed=resident.deepspeed, evaluate_on=split, evaluate_every_epoch=split == "dev",
-            on_step=on_step, on_epoch=on_epoch, should_stop=channel.should_stop,
+            on_ready=lambda: ready.append(time.time()), on_step=on_step, on_epoch=on_epoch,
+            should_stop=channel.should_stop,
         )  # fmt: skip
         if job.get("keep_weights"):
             channel.leave(_trained(resident, job, adaptation.weights(), head))
@@ -375,6 +436,7 @@ def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
         "trainable_params": plan.trainable_params,
         "head_params": sum(p.numel() for module in head.values() for p in module.parameters()),
         "plan_digest": plan.digest,
+        "ready_at": ready[0] if ready else first_step[0],
         "first_step_at": first_step[0],
     }
 
@@ -445,16 +507,26 @@ def _peer_is_gone(failure: BaseException) -> bool:
     )
 
 
-def _explain(failure: BaseException) -> str:
-    """A failure in one line, with the remedy where it is known."""
+def _explain(failure: BaseException, kind: str) -> str:
+    """A job's failure in one line, with the remedy where it is known."""
     import torch
 
     line = _one_line(failure)
-    if isinstance(failure, torch.OutOfMemoryError) or "out of memory" in line:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return f"{line}; lower train.batch_size or raise gradient_accumulation_steps"
+    short = ("out of memory", "can't allocate memory")  # a GPU's allocator, and the CPU's
+    if isinstance(failure, torch.OutOfMemoryError) or any(sign in line for sign in short):
+        if kind == "profile":
+            return f"{line}; lower profile.batch_size"
+        return f"{line}; lower train.batch_size or raise train.gradient_accumulation_steps"
     return line
+
+
+def _give_memory_back() -> None:
+    """After a job: collect what it has left, and let a GPU have the memory that it held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _one_line(failure: BaseException) -> str:

@@ -112,6 +112,46 @@ def test_a_dead_groups_job_comes_first_again_and_fails_after_max_failures() -> N
     run(scenario())
 
 
+def test_a_dead_groups_job_goes_to_another_group_and_hears_no_more_from_the_dead() -> None:
+    async def scenario() -> None:
+        queue = JobQueue(groups=2, max_failures=2)
+        for group in range(2):
+            await queue.register(group, {"host": f"node{group}"})
+        job_id = await queue.submit(JOB)
+        assert (await queue.take(0, 0.01))[0] == job_id
+        await queue.worker_died(0, "SIGKILL")
+        await queue.worker_died(0, "SIGKILL")  # told at each poll until the group is gone
+        assert await queue.take(0, 0.01) is None, "what is left of a dying group takes no job"
+        assert (await queue.take(1, 0.01))[0] == job_id
+        assert await queue.report(job_id, {"type": "epoch", "epoch": 1}, 0), "told to stop"
+        assert not await queue.report(job_id, {"type": "epoch", "epoch": 1}, 1)
+        await queue.report(job_id, {"type": "done"}, 1)
+        assert await events(queue, job_id) == ["requeued", "epoch", "done"]
+        assert set(await queue.groups()) == {1}
+        await queue.register(0, {"host": "node2"})
+        told = [await queue.next_notice(0.01) for _ in range(3)]
+        assert told[2] is None
+        assert "group 0 lost a worker (SIGKILL)" in told[0]
+        assert job_id in told[0]
+        assert "group 0 is up again on node2" in told[1]
+
+    run(scenario())
+
+
+def test_only_groups_that_are_not_up_are_named_to_be_ended() -> None:
+    async def scenario() -> None:
+        queue = JobQueue(groups=3)
+        for group in range(3):
+            await queue.hold_controller(group, f"controller {group}")
+        await queue.register(0, {})
+        await queue.register(1, {})
+        await queue.worker_died(1, "its node is gone")
+        assert await queue.controllers(only_idle=True) == {1: "controller 1", 2: "controller 2"}
+        assert set(await queue.controllers(only_idle=False)) == {0, 1, 2}
+
+    run(scenario())
+
+
 def test_another_groups_start_leaves_a_running_job_alone() -> None:
     async def scenario() -> None:
         queue = JobQueue()

@@ -1,0 +1,33 @@
+"""What Ray Train's controller of a group tells the job queue: its own handle, and every death.
+
+A new group registers with the queue when it has started; until then, and for ever where its node
+does not come back, only the controller knows that a worker is gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+
+class GroupWatch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """Runs in the controller's process; these are the hooks that Ray calls."""
+
+    def __init__(self, queue: Any, group: int) -> None:
+        self._queue, self._group = queue, group
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """The controller is up."""
+        here = ray.get_runtime_context().current_actor
+        self._queue.hold_controller.remote(self._group, here)
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """The workers were asked how they are, as every second or so."""
+        errors = worker_group_status.errors
+        if errors:
+            error = next(iter(errors.values()))
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[0][:200].rstrip(".") if lines else type(error).__name__
+            self._queue.worker_died.remote(self._group, reason)
