@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,6 +136,28 @@ def launch(
 
 
 @app.command()
+def stop(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's name.")],
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait for running steps, as a second Ctrl-C.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """End a sweep that another terminal runs, as Ctrl-C would; --resume goes on with it."""
+    from rich.text import Text
+
+    from search import sweep_lock
+    from search.paths import SweepPaths, check_sweep_name
+
+    paths = SweepPaths(name=check_sweep_name(sweep)).absolute()
+    runner = sweep_lock.stop(paths, at_once=now)
+    if json_output:
+        _print_result({"name": sweep, "pid": runner.pid, "host": runner.host}, json_output)
+    else:
+        _print_result(Text(f"{sweep}: stopped; launch it with --resume to go on"))
+
+
+@app.command()
 def profile(
     sweep: SweepFile,
     overrides: Overrides = None,
@@ -164,8 +185,6 @@ def _launch(
 ) -> None:
     from search.live import View
 
-    # A cluster's scheduler ends a job with SIGTERM: it ends the sweep as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with (
         _logs_on_stderr(),
         View(config.name, config.search.trials, metric=config.search.metric) as view,

@@ -19,6 +19,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -74,6 +75,15 @@ class SchedulerSettings(Settings):
     """One trial of so many goes on past a rung."""
 
 
+class RepeatSettings(Settings):
+    """The end of a search spent on knowing the best choices better."""
+
+    top: PositiveInt = 3
+    """How many of the best choices found so far are trained again."""
+    seeds: PositiveInt = 2
+    """With how many other seeds each, from train.seed + 1000 on."""
+
+
 class SearchSettings(Settings):
     """How the space is searched. A sweep fills in metric, mode, objectives and scheduler."""
 
@@ -99,9 +109,21 @@ class SearchSettings(Settings):
     scheduler: SchedulerSettings = SchedulerSettings()
     """Early stopping; default: asha with one objective, none with two."""
     warm_start: bool = True
-    """Whether each paper's default and a LoRA of matching size are enqueued first."""
+    """Whether each paper's default and a LoRA of matching size are enqueued first, and after them
+    the best choices that the tracking server has of the same task or the same base."""
+    repeats: RepeatSettings | None = None
+    """The last top * seeds trials train the best choices so far with other seeds, and a choice is
+    ranked by its mean; null trains each choice once."""
+    study: Annotated[str, Field(min_length=1)] | None = None
+    """SQLAlchemy URL of Optuna's storage, such as postgresql+psycopg://..., where launches of one
+    sweep from several machines or folders share its trials; null keeps it in the sweep's folder."""
     seed: NonNegativeInt = 0
     """Seed of the sampler."""
+
+    @field_serializer("study")
+    def _without_credentials(self, study: str | None) -> str | None:
+        # No file, run or log is given a password; two URLs that differ in it alone are the same.
+        return None if study is None else redacted(study)
 
 
 class ClusterSettings(Settings):
@@ -214,6 +236,7 @@ class SweepConfig(Settings):
                 f"({self.task.metric}); set task.metric, and leave search.metric out"
             )
         _check_objectives(self.search)
+        _check_repeats(self.search)
         scheduler = self.search.scheduler
         if scheduler.name == "asha" and scheduler.grace_epochs > self.train.epochs:
             raise ConfigError(
@@ -290,6 +313,17 @@ def _check_precisions(profile: str, train: str) -> None:
         raise ConfigError(
             f"profile.precision: {profile} differs from train.precision {train}, but the base is "
             "loaded once; set both alike, or leave one auto"
+        )
+
+
+def _check_repeats(search: SearchSettings) -> None:
+    if search.repeats is None:
+        return
+    spent = search.repeats.top * search.repeats.seeds
+    if spent >= search.trials:
+        raise ConfigError(
+            f"search.repeats: {search.repeats.top} choices with {search.repeats.seeds} seeds take "
+            f"{spent} of the {search.trials} trials (search.trials); leave some to find them"
         )
 
 

@@ -74,12 +74,16 @@ def confirm_best(
     """Retrain each row of `chosen` (best first) with `confirm.seeds` seeds; every run is logged.
 
     A run that fails is told and left out; a choice without any value is left out of the summary. A
-    run that an earlier launch of the sweep has logged is not done again.
+    run that an earlier launch of the sweep has logged is not done again, nor is one for a choice
+    that another row stands for too: rows of one trial's number are the same training.
     """
     assert config.confirm is not None
     seeds = [config.train.seed + 1 + i for i in range(config.confirm.seeds)]
-    jobs = [(row, plan, seed) for row, plan in zip(chosen, plans, strict=True) for seed in seeds]
-    view.stage("confirm", f"{len(chosen)} choices x {len(seeds)} seeds on test")
+    once: dict[int, tuple[Mapping[str, Any], Plan]] = {}
+    for row, plan in zip(chosen, plans, strict=True):
+        once.setdefault(row["number"], (row, plan))
+    jobs = [(row, plan, seed) for row, plan in once.values() for seed in seeds]
+    view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test")
     known = _logged(tracker, sweep_run_id, config.task.metric)
     done = 0
 
@@ -94,13 +98,12 @@ def confirm_best(
         view.message(f"confirm {done}/{len(jobs)}: {row['arm']} seed {seed}: {shown}")
         return value
 
+    values: dict[int, tuple[float, ...]] = dict.fromkeys(once, ())
     with ThreadPoolExecutor(max_workers=config.cluster.groups + 1) as pool:
-        values = list(pool.map(run, jobs))
-    found = [
-        tuple(v for v in values[i * len(seeds) : (i + 1) * len(seeds)] if v is not None)
-        for i in range(len(chosen))
-    ]
-    return summarize(list(zip(chosen, found, strict=True)), config.task.metric, config.search.mode)
+        for (row, _, _), value in zip(jobs, pool.map(run, jobs), strict=True):
+            values[row["number"]] += () if value is None else (value,)
+    found = [(row, values[row["number"]]) for row in chosen]
+    return summarize(found, config.task.metric, config.search.mode)
 
 
 def summarize(

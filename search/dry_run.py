@@ -20,6 +20,7 @@ from spaces.methods import count_range, make_plan
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from spaces.target import TargetModule
+from trainables.private import redacted
 from trainables.settings import ALL_LINEAR
 
 if TYPE_CHECKING:
@@ -367,6 +368,15 @@ def _notes(config: SweepConfig, cost: _Cost) -> tuple[str, ...]:
             f"the sweep {config.name!r} exists: go on with --resume, or launch under another name"
         )
     notes.append(f"times are estimates from a short probe of this machine ({cost.device})")
+    if config.search.repeats is not None:
+        top, seeds = config.search.repeats.top, config.search.repeats.seeds
+        notes.append(
+            f"the last {top * seeds} of the {config.search.trials} trials train the {top} best "
+            f"choices again with {seeds} other seeds each"
+        )
+    if config.search.study is not None:
+        study = redacted(config.search.study)
+        notes.append(f"the trials are shared with other launches of the sweep through {study}")
     if config.search.scheduler.name != "none":
         notes.append("no trial is taken to be stopped early, so the search may well be shorter")
     if config.cluster.resources_per_worker.get("GPU", 0) > 0 and cost.device == "cpu":

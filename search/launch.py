@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -17,12 +17,16 @@ import yaml
 from search.config import SweepConfig
 from search.confirm import confirm_best
 from search.first_choices import first_choices
+from search.interrupts import Interrupts
+from search.journal import Journal
 from search.kept_weights import KeptWeights
 from search.live import View
-from search.observer import SweepObserver
+from search.observer import SweepObserver, end_what_was_left_open
 from search.paths import SweepPaths
 from search.prepare import Prepared, dtype_name, prepare
 from search.profile_stage import ProfileStage
+from search.replay import Replay
+from search.sweep_lock import alone
 from search.tracking import Tracker, absolute_uri
 from spaces.errors import ConfigError, JobError, RanksweepError, TrackingError
 from spaces.methods import make_plan, parse_choice
@@ -32,6 +36,9 @@ from trainables.private import private_files, redacted
 if TYPE_CHECKING:
     import optuna
 
+    from search.searcher import StudySearcher
+    from search.shared_study import SharedStudy
+    from search.warm_start import Earlier
     from trainables.resident import ResidentWorkers
 
 logger = logging.getLogger(__name__)
@@ -86,18 +93,18 @@ def launch(
     if profile_only and stage.is_cached():
         result.profile_cached = True
         return result
-    with _alone(config, paths), _log_file(paths, view), stage:
+    with alone(paths), _log_file(paths, view), Interrupts() as interrupts, stage:
         result.profile_cached = stage.profile is not None
         if profile_only and result.profile_cached:
             return result
-        with _ray(config):
+        with _ray(config, interrupts):
             if not profile_only:
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
             result.seconds["prepare"] = time.monotonic() - started
             end: tuple[str, str | None] = ("failed", None)
-            job = _Launch(config, prepared, paths, tracker, view, result)
+            job = _Launch(config, prepared, paths, tracker, view, result, interrupts)
             try:
-                with _resident_workers(config, prepared, paths) as workers:
+                with _resident_workers(config, prepared, paths, view, interrupts) as workers:
                     profile = stage.obtained(workers, tracker, result.sweep_run_id)
                     if stage.seconds is not None:
                         result.seconds["profile"] = stage.seconds
@@ -114,7 +121,8 @@ def launch(
                 end = ("failed", str(error))
                 raise
             finally:
-                _close_sweep(tracker, result, *end)
+                with interrupts.deferred():
+                    _close_sweep(tracker, result, *end)
     return result
 
 
@@ -205,27 +213,6 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: Any, error: str 
 
 
 @contextlib.contextmanager
-def _alone(config: SweepConfig, paths: SweepPaths) -> Iterator[None]:
-    """Hold the sweep's lock: two launches of one name would undo each other's trials."""
-    paths.make_sweep()
-    with private_files():
-        lock = paths.lock.open("a+")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ConfigError(
-                f"name: the sweep {config.name!r} is being run by process {lock.read().strip()}; "
-                "wait for it or stop it, or launch under another name (--set name=...)"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
-@contextlib.contextmanager
 def _log_file(paths: SweepPaths, view: View) -> Iterator[None]:
     """Keep what is logged and said during the launch in the sweep's folder."""
     with private_files():
@@ -248,7 +235,7 @@ def _log_file(paths: SweepPaths, view: View) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ray(config: SweepConfig) -> Iterator[None]:
+def _ray(config: SweepConfig, interrupts: Interrupts) -> Iterator[None]:
     """A Ray cluster for the launch: one of its own on this machine, or the one that is named."""
     if config.cluster.address == "local":
         # Despite its name it is read on Linux too, at import: Ray then listens on loopback alone.
@@ -274,9 +261,11 @@ def _ray(config: SweepConfig) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"cluster.address: no Ray cluster answers at {config.cluster.address} ({reason}); "
-            "start one with `ray start --head` or `ray up cluster.yaml`, or use local"
+            "start one with `ray start --head` or `ray up cluster.yaml`, or use local; set "
+            "RAY_AUTH_MODE=token where the cluster asks for one"
         ) from error
     try:
+        interrupts.listen()
         yield
     finally:
         ray.shutdown()
@@ -297,7 +286,11 @@ def _check_address(address: str) -> None:
 
 
 def _resident_workers(
-    config: SweepConfig, prepared: Prepared, paths: SweepPaths
+    config: SweepConfig,
+    prepared: Prepared,
+    paths: SweepPaths,
+    view: View,
+    interrupts: Interrupts,
 ) -> ResidentWorkers:
     from trainables.resident import GroupSettings, ResidentWorkers
 
@@ -314,6 +307,8 @@ def _resident_workers(
             max_failures=config.cluster.max_failures,
         ),
         storage_path=str(paths.tune),
+        on_notice=view.message,
+        hurried=lambda: interrupts.hurried,
     )
 
 
@@ -330,25 +325,73 @@ class _Launch:
     tracker: Tracker
     view: View
     result: LaunchResult
+    interrupts: Interrupts
 
     def search(self, profile: Profile, workers: ResidentWorkers) -> None:
         """All trials of the sweep, through Ray Tune and Optuna."""
-        from search.searcher import StudySearcher
-        from search.study import (
-            best_of_each_method,
-            interrupted,
-            run_ids,
-            states_of,
-            worth_keeping,
-        )
-        from search.tuning import job_name, tune_search
+        from search.study import best_of_each_method, states_of
+        from search.tuning import tune_search
 
-        config, prepared, search = self.config, self.prepared, self.config.search
+        config, search = self.config, self.config.search
         started = time.monotonic()
         study = self._study()
-        again = interrupted(study)
+        shared = self._shared(study)
+        searcher = self._searcher(study, shared, profile, workers, started)
+        self._say_what_is_left(searcher)
+        self.result.states = states_of(study)
+        self.result.best = best_of_each_method(study, search.mode)
+        try:
+            with self._recorded(study, shared, searcher, profile, workers) as observer:
+                outcome = tune_search(
+                    searcher=searcher,
+                    queue=workers.queue,
+                    targets=self.prepared.targets,
+                    profile=profile,
+                    train=config.train.model_dump(mode="json"),
+                    epochs=config.train.epochs,
+                    scheduler=search.scheduler.model_dump(mode="json"),
+                    metric=search.metric,
+                    mode=search.mode,
+                    max_concurrent_trials=config.cluster.groups + 1,
+                    time_budget=search.time_budget,
+                    storage_path=self.paths.tune,
+                    name="search",
+                    observer=observer,
+                    should_stop=workers.lost,
+                    size=self.prepared.size,
+                    keep_weights=config.tracking.keep_weights != "none",
+                    interrupts=self.interrupts,
+                )
+                self.result.ended_by = outcome.ended_by
+                if outcome.ended_by == "stopped":
+                    raise JobError(f"no workers are left: {outcome.reason}; go on with --resume")
+                if outcome.reason:
+                    self.view.message(outcome.reason)
+        finally:
+            self.result.seconds["search"] = time.monotonic() - started
+
+    def _searcher(
+        self,
+        study: optuna.Study,
+        shared: SharedStudy | None,
+        profile: Profile,
+        workers: ResidentWorkers,
+        started: float,
+    ) -> StudySearcher:
+        """Who proposes: first what was cut off, the papers' defaults and what others have found."""
+        from search.searcher import StudySearcher
+        from search.study import choice_text, interrupted
+
+        prepared, search = self.prepared, self.config.search
+
+        def waits() -> bool:
+            in_time = search.time_budget is None or time.monotonic() < started + search.time_budget
+            return in_time and not self.interrupts.heard and workers.lost() is None
+
+        again = interrupted(study, shared.left_behind(at_start=True) if shared else None)
         first = first_choices(prepared, profile, search.arms) if search.warm_start else []
-        searcher = StudySearcher(
+        earlier = self._earlier(study) if search.warm_start else []
+        return StudySearcher(
             study,
             prepared.space,
             targets=prepared.targets,
@@ -356,85 +399,110 @@ class _Launch:
             metric=search.metric,
             objectives=search.objectives,
             mode=search.mode,
-            epochs=config.train.epochs,
+            epochs=self.config.train.epochs,
             trials=search.trials,
             max_params=search.max_params,
             allocation=search.allocation,
-            enqueue=[*again, *first],
+            enqueue=[*again, *first, *(each.choice for each in earlier)],
+            origins={choice_text(each.choice): each.run_id for each in earlier},
             size=prepared.size,
             arms=search.arms,
+            seed=self.config.train.seed,
+            repeats=(search.repeats.top, search.repeats.seeds) if search.repeats else None,
+            shared=shared,
+            waits=waits,
+            say=self.view.message,
         )
-        left = search.trials - searcher.handed
-        arms = [arm.name for arm in prepared.space.arms(search.arms)]
-        self.view.stage("search", f"{left} trials over {', '.join(arms)}")
+
+    def _say_what_is_left(self, searcher: StudySearcher) -> None:
+        search = self.config.search
+        arms = [arm.name for arm in self.prepared.space.arms(search.arms)]
+        self.view.stage(
+            "search", f"{search.trials - searcher.handed} trials over {', '.join(arms)}"
+        )
         if search.trials < len(arms):
             self.view.message(
                 f"search.trials: {search.trials} is fewer than the {len(arms)} methods and arms; "
                 "some get no trial"
             )
-        self.result.states = states_of(study)
-        self.result.best = best_of_each_method(study, search.mode)
+
+    @contextlib.contextmanager
+    def _recorded(
+        self,
+        study: optuna.Study,
+        shared: SharedStudy | None,
+        searcher: StudySearcher,
+        profile: Profile,
+        workers: ResidentWorkers,
+    ) -> Iterator[SweepObserver]:
+        """While open, trials go to the view and the journal; then to MLflow and the result."""
+        from search.study import (
+            best_of_each_method,
+            interrupted,
+            run_ids,
+            states_of,
+            worth_keeping,
+        )
+        from search.tuning import job_name
+
+        config, prepared, mode = self.config, self.prepared, self.config.search.mode
+        sweep_run_id = self.result.sweep_run_id
+        assert sweep_run_id is not None
         kept = KeptWeights(
             self.paths,
             config.tracking.keep_weights,
             collect=lambda number: workers.collect(job_name(number)),
-            best=lambda: worth_keeping(study, search.mode),
+            best=lambda: worth_keeping(study, mode),
         )
-        assert self.result.sweep_run_id is not None
-        observer = SweepObserver(
-            config,
-            self.result.sweep_run_id,
-            self.result.best,
+        journal = Journal(self.paths.journal)
+        end_what_was_left_open(journal, study, config.search.objectives[0])
+        replay = Replay(
+            journal,
             self.tracker,
-            self.view,
-            searcher,
-            kept,
+            sweep_run_id,
+            plan_of=lambda choice: make_plan(
+                parse_choice(choice), prepared.targets, profile, prepared.size
+            ),
+            say=self.view.message,
+            on_run=searcher.set_run_id,
+        )
+        observer = SweepObserver(
+            config, self.result.best, journal, replay, self.view, searcher, kept
         )
         try:
-            outcome = tune_search(
-                searcher=searcher,
-                queue=workers.queue,
-                targets=prepared.targets,
-                profile=profile,
-                train=config.train.model_dump(mode="json"),
-                epochs=config.train.epochs,
-                scheduler=search.scheduler.model_dump(mode="json"),
-                metric=search.metric,
-                mode=search.mode,
-                max_concurrent_trials=config.cluster.groups + 1,
-                time_budget=search.time_budget,
-                storage_path=self.paths.tune,
-                name="search",
-                observer=observer,
-                should_stop=workers.lost,
-                size=prepared.size,
-                keep_weights=config.tracking.keep_weights != "none",
-            )
-            self.result.ended_by = outcome.ended_by
-            if outcome.ended_by == "stopped":
-                raise JobError(f"no workers are left: {outcome.reason}; go on with --resume")
-            if outcome.reason:
-                self.view.message(outcome.reason)
+            yield observer
         finally:
-            observer.write_the_rest()
-            problem = kept.log(self.tracker, lambda: run_ids(study))
+            if shared is not None:
+                shared.close()
+            observer.close(hurried=lambda: self.interrupts.hurried)
+            runs = journal.run_ids(sweep_run_id)
+            journal.close()
+            if shared is None:
+                interrupted(study)  # a trial is open still where the database's answer was lost
+            runs |= run_ids(study)
+            problem = kept.log(self.tracker, lambda: runs)
             if problem is not None:
                 self.view.message(
                     f"{problem}; weights are left in {self.paths.weights}, for --resume"
                 )
             self.result.states = states_of(study)
-            self.result.best = best_of_each_method(study, search.mode)
-            self.result.seconds["search"] = time.monotonic() - started
+            self.result.best = best_of_each_method(study, mode)
+            for row in self.result.best:
+                row["run_id"] = row["run_id"] or runs.get(row["number"])
 
     def confirm(self, profile: Profile, workers: ResidentWorkers) -> None:
         """Retrain the best of each method with more seeds and measure them on test."""
+        from search.shared_study import closes
         from search.study import best_of_each_method
 
         config, result = self.config, self.result
         if config.confirm is None or not result.best or result.ended_by != "trials":
             return
-        started = time.monotonic()
-        chosen = best_of_each_method(self._study(), config.search.mode, config.confirm.top)
+        started, study = time.monotonic(), self._study()
+        if config.search.study is not None and not closes(study, self._driver):
+            self.view.message("confirm: left to the launch that has ended the last trial")
+            return
+        chosen = best_of_each_method(study, config.search.mode, config.confirm.top)
         plans = [
             make_plan(
                 parse_choice(row["choice"]), self.prepared.targets, profile, self.prepared.size
@@ -454,16 +522,66 @@ class _Launch:
         result.confirmation = [each.as_dict() for each in confirmed]
         result.seconds["confirm"] = time.monotonic() - started
 
+    def _earlier(self, study: optuna.Study) -> list[Earlier]:
+        """What earlier sweeps have found, for a third of the trials at most."""
+        from search.warm_start import earlier_choices, noted, told
+
+        config, prepared = self.config, self.prepared
+        find = partial(
+            earlier_choices,
+            config.tracking.uri,
+            prepared.space,
+            task_fingerprint=prepared.task.fingerprint,
+            base_fingerprint=prepared.base_fingerprint,
+            sweep_run_id=self.result.sweep_run_id,
+            at_most=config.search.trials // 3,
+        )
+        earlier = noted(study, find)
+        if earlier:
+            self.view.message(told(earlier))
+        return earlier
+
+    @property
+    def _driver(self) -> str:
+        from search.shared_study import driver_of
+
+        return driver_of(self.paths.sweep)
+
+    def _shared(self, study: optuna.Study) -> SharedStudy | None:
+        """This launch's part in a study that others may have too; None where it is its own."""
+        from search.shared_study import SharedStudy, check_settings
+        from search.study import GRACE_SECONDS
+
+        if self.config.search.study is None:
+            return None
+        resolved = self.config.resolved()
+        free = ("study", *SEARCH_MAY_CHANGE)
+        check_settings(
+            study,
+            {
+                "task": self.prepared.task.fingerprint,
+                "base": self.prepared.base_fingerprint,
+                "profile": self.prepared.key,
+                "search": {k: v for k, v in resolved["search"].items() if k not in free},
+                **{key: resolved[key] for key in ("space", "train", "deepspeed")},
+            },
+        )
+        return SharedStudy(study, self._driver, GRACE_SECONDS)
+
     def _study(self) -> optuna.Study:
-        from search.study import open_study
+        from search.shared_study import own_seed
+        from search.study import BEAT_SECONDS, open_study
 
         search = self.config.search
+        shared = search.study is not None
         with private_files():
             return open_study(
-                self.paths.study_uri,
+                search.study or self.paths.study_uri,
                 self.config.name,
                 objectives=search.objectives,
                 mode=search.mode,
                 sampler=search.sampler,
-                seed=search.seed,
+                seed=own_seed(search.seed, self._driver) if shared else search.seed,
+                beat_seconds=BEAT_SECONDS if shared else None,
+                impatient=lambda: self.interrupts.heard,
             )

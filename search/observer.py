@@ -1,9 +1,7 @@
-"""Who watches a search: what Tune reports goes to the view and to MLflow."""
+"""Who watches a search: what Tune reports goes to the view and into the journal for MLflow."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -11,46 +9,51 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search.config import SweepConfig
+from search.journal import Journal, JournalError
 from search.kept_weights import KeptWeights
 from search.live import View
-from search.tracking import Tracker
+from search.replay import Replay
+from search.study import CURVE, INTERRUPTED, REASON
+from search.tracking import plan_counts
 from spaces.choice import Choice
-from spaces.errors import JobError, TrackingError
+from spaces.errors import JobError
 from spaces.plan import Plan
+from trainables.private import redacted_text
 
 if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
     from search.searcher import EndState, StudySearcher
 
-logger = logging.getLogger(__name__)
-
-TRACKING_RETRY_S = 30.0  # between two tries to write to an MLflow that is away
+#: How the journal calls the end of a trial that the study has ended.
+ENDED_AS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 class SweepObserver:
-    """Writes what Tune reports to the view and to MLflow.
+    """Writes what Tune reports to the view and to the journal; MLflow is told by the replay.
 
-    What MLflow does not take, for it is away, is kept in order and written later; training does not
-    wait for it.
+    What the journal does not take, for the disk is full, is kept in order and appended later.
     """
 
     def __init__(
         self,
         config: SweepConfig,
-        sweep_run_id: str,
         best: Sequence[Mapping[str, Any]],
-        tracker: Tracker,
+        journal: Journal,
+        replay: Replay,
         view: View,
         searcher: StudySearcher,
         kept: KeptWeights,
     ) -> None:
-        self._config, self._sweep_run_id, self._tracker = config, sweep_run_id, tracker
+        self._config, self._journal, self._replay = config, journal, replay
         self._view, self._searcher, self._kept = view, searcher, kept
-        self._runs: dict[int, str] = {}
         self._methods: dict[int, tuple[str, int]] = {}
         self._queued: dict[int, None] = {}
         self._shown: set[int] = set()
+        self._repeats: set[int] = set()
         self._unwritten: deque[Callable[[], None]] = deque()
-        self._try_again = 0.0
+        self._said: set[str] = set()
         self._sign = 1.0 if config.search.mode == "max" else -1.0
         self._best = max((self._sign * row["value"] for row in best), default=None)
 
@@ -59,14 +62,28 @@ class SweepObserver:
         self._methods[number] = arm, plan.trainable_params
         self._queued[number] = None
         self._show_next()
-        self._write(partial(self._start, number, arm, choice, plan))
+        self._replay.keep_plan(number, plan)
+        credits = self._searcher.credits(number)
+        if "repeat" in credits:
+            self._repeats.add(number)
+        body = {
+            "choice": choice.as_dict(),
+            "tags": {"arm": arm, "plan_digest": plan.digest, **credits},
+            "metrics": plan_counts(plan),
+        }
+        self._write(partial(self._journal.start, number, body, _now_ms()))
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
         self._show(number)
         self._view.trial_epoch(number, epoch, self._config.train.epochs, value)
-        logged = _epoch_metrics(metrics)
-        self._write(lambda: self._tracker.log_epoch(self._runs[number], epoch, logged))
+        body = {"metrics": _epoch_metrics(metrics)}
+        self._write(partial(self._journal.epoch, number, epoch, body, _now_ms()))
+        if self._journal.gave_up_epochs:
+            self._say_once(
+                "MLflow has been away for so long that of trials in between only the newest epoch "
+                "is kept for it; the study holds them all"
+            )
 
     def trial_ended(
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
@@ -78,18 +95,17 @@ class SweepObserver:
         self._show_next()
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")
-        method, params = self._methods.get(number, ("", 0))
+        method, params = self._methods.pop(number, ("", 0))
         if state == "complete":
             self._keep_weights(number)
-        if state == "complete" and value is not None:
+        if state == "complete" and value is not None and number not in self._repeats:
             gain = self._sign * float(value)
             if self._best is None or gain > self._best:
                 self._best = gain
                 self._view.best(number, method, float(value), params)
         last = {k: float(metrics[k]) for k in ("head_params",) if metrics.get(k) is not None}
-        self._write(
-            lambda: self._tracker.finish_trial(self._runs[number], state, metrics=last, error=error)
-        )
+        body = end_of_trial(state, error, last)
+        self._write(partial(self._journal.end, number, body, _now_ms()))
 
     def _keep_weights(self, number: int) -> None:
         try:
@@ -97,14 +113,14 @@ class SweepObserver:
         except (OSError, JobError) as error:  # a full disk must not end the search
             self._view.message(f"the weights of trial {number} are not kept: {error}")
 
-    def write_the_rest(self) -> None:
-        """Try once more to write what MLflow has not taken, and say what is left."""
-        self._try_again = 0.0
+    def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Wait for MLflow to be told the rest, while it answers, and say what is left."""
         self._flush()
-        if self._unwritten:
+        left = self._replay.close(hurried=hurried) + len(self._unwritten)
+        if left:
             self._view.message(
-                f"MLflow did not take {len(self._unwritten)} writes; the study in the sweep's "
-                "folder holds every trial"
+                f"MLflow has not been told {left} records of trials; they are kept in the sweep's "
+                "folder, and launch --resume writes them"
             )
 
     def _show_next(self) -> None:
@@ -118,31 +134,66 @@ class SweepObserver:
             self._shown.add(number)
             self._view.trial_started(number, *self._methods[number])
 
-    def _start(self, number: int, arm: str, choice: Choice, plan: Plan) -> None:
-        run_id = self._tracker.start_trial(
-            self._sweep_run_id, number, choice.as_dict(), plan, {"arm": arm}
-        )
-        self._runs[number] = run_id
-        with contextlib.suppress(KeyError):  # the trial may have ended by now
-            self._searcher.set_run_id(number, run_id)
-
-    def _write(self, work: Callable[[], None]) -> None:
-        self._unwritten.append(work)
+    def _write(self, append: Callable[[], None]) -> None:
+        self._unwritten.append(append)
         self._flush()
 
     def _flush(self) -> None:
-        if time.monotonic() < self._try_again:
-            return
-        while self._unwritten:
-            try:
+        try:
+            while self._unwritten:
                 self._unwritten[0]()
-            except TrackingError as error:
-                self._try_again = time.monotonic() + TRACKING_RETRY_S
-                self._view.message(f"{error}; what is not logged is kept and tried again")
-                return
-            except KeyError:
-                logger.warning("a write for a run that was never opened is dropped")
-            self._unwritten.popleft()
+                self._unwritten.popleft()
+        except JournalError as error:
+            self._say_once(f"{error}; what is to be logged is kept in memory meanwhile")
+        self._replay.wake()
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._view.message(text)
+
+
+def end_of_trial(state: str, error: str | None, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What the journal says of a trial that is over."""
+    return {
+        "state": state,
+        "error": None if error is None else redacted_text(error),
+        "metrics": dict(metrics),
+    }
+
+
+def end_what_was_left_open(journal: Journal, study: optuna.Study, objective: str) -> None:
+    """End in the journal the trials that a dead driver has left open, as the study says of them.
+
+    A driver may die after it has told the study and before it has told the journal, which then is
+    given the last epoch too. `objective` is what the study's intermediate values are of.
+    """
+    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    for number, epoch in journal.left_open().items():
+        state, at_ms, reason = "interrupted", _now_ms(), None
+        trial = trials.get(number)
+        if trial is not None:
+            if INTERRUPTED not in trial.user_attrs:
+                state = ENDED_AS.get(trial.state.name, "interrupted")
+            if trial.datetime_complete is not None:
+                at_ms = int(trial.datetime_complete.timestamp() * 1000)
+            reason = trial.user_attrs.get(REASON)
+            curve = _curve(trial, objective)
+            newest = max(curve, default=0)
+            if newest > epoch:
+                journal.epoch(number, newest, {"metrics": curve[newest]}, at_ms)
+        journal.end(number, end_of_trial(state, reason, {}), at_ms)
+
+
+def _curve(trial: FrozenTrial, objective: str) -> dict[int, dict[str, float]]:
+    """What the study has of a trial's epochs."""
+    if CURVE in trial.user_attrs:
+        return {int(epoch): values for epoch, values in trial.user_attrs[CURVE].items()}
+    return {epoch: {objective: value} for epoch, value in trial.intermediate_values.items()}
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _epoch_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

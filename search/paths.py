@@ -103,6 +103,11 @@ class SweepPaths:
         return self.sweep / f"unpublished-{check_profile_key(key)}.safetensors"
 
     @property
+    def journal(self) -> Path:
+        """SQLite file of what MLflow has not been told yet of the sweep's trials."""
+        return self.sweep / "journal.db"
+
+    @property
     def weights(self) -> Path:
         """Folder of the weights of trials that MLflow has not been given yet."""
         return self.sweep / "weights"

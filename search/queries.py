@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from search.tracking import PREFIX, call, connect, flattened, search_runs
+from search.tracking import PARENT, PREFIX, call, connect, flattened, search_runs
 from spaces.errors import ConfigError, TrackingError
 from trainables.private import redacted
 
@@ -28,7 +28,8 @@ Mode = Literal["max", "min"]
 class BestRow:
     """One complete trial, as MLflow has it.
 
-    `value` is the metric after the trial's last epoch. `trainable_params` and `head_params` are
+    `value` is the metric after the trial's last epoch, and the mean over `seeds` trials where its
+    sweep has repeated the choice with other seeds. `trainable_params` and `head_params` are
     counts (the head, where fresh, is counted apart). `choice` can be given to
     `spaces.methods.parse_choice` as it is.
     """
@@ -49,6 +50,7 @@ class BestRow:
     choice: dict[str, Any]
     profile_key: str | None
     plan_digest: str | None
+    seeds: int = 1
 
 
 def best(
@@ -71,7 +73,8 @@ def best(
     losses and times, else `max`); `max_params` bounds `trainable_params`. `top` rows are returned
     (default 1). Equal values rank by fewer parameters. With `pareto`, the trials that no other
     beats in metric or parameters without losing in the other, fewest parameters first (all of them,
-    unless `top` is given). A trial that was stopped, failed, or has no such metric is left out.
+    unless `top` is given). A trial that was stopped, failed, or has no such metric is left out. A
+    choice that its sweep has repeated with other seeds is one row, with the mean.
 
     Raises:
         ConfigError: the trials were searched by several metrics and none was named.
@@ -79,11 +82,9 @@ def best(
     """
     if top is not None and top < 1:
         raise ConfigError(f"--top: {top} is not a number of rows; use 1 or more")
-    rows = [
-        row
-        for experiment_name, run in _complete_trials(tracking_uri, task, method, experiment)
-        if _base_matches(run, base) and (row := _row(run, experiment_name, metric, mode))
-    ]
+    tags = {"task": task} if method is None else {"task": task, "method": method}
+    found = recorded(tracking_uri, tags, experiment=experiment, metric=metric, mode=mode)
+    rows = [row for _, row in found if base is None or _base_matches(row, base)]
     names = sorted({row.metric for row in rows})
     if len(names) > 1:
         raise ConfigError(
@@ -177,7 +178,7 @@ def best_table(rows: Sequence[BestRow]) -> Table:
     table.add_column("run", overflow="fold", min_width=16)
     for column in ("sweep", "method"):
         table.add_column(column, overflow="fold")
-    for column in (name, "params", "head", "epochs"):
+    for column in (name, "seeds", "params", "head", "epochs"):
         table.add_column(column, justify="right")
     table.add_column("choice", overflow="fold")
     for row in rows:
@@ -187,6 +188,7 @@ def best_table(rows: Sequence[BestRow]) -> Table:
             row.sweep,
             row.method,
             f"{row.value:.4f}",
+            str(row.seeds),
             f"{row.trainable_params:,}",
             f"{row.head_params:,}",
             str(row.epochs),
@@ -197,10 +199,50 @@ def best_table(rows: Sequence[BestRow]) -> Table:
     return table
 
 
+def recorded(
+    tracking_uri: str,
+    tags: Mapping[str, str],
+    *,
+    experiment: str | None = None,
+    metric: str | None = None,
+    mode: Mode | None = None,
+) -> list[tuple[str | None, BestRow]]:
+    """The complete trials with these tags, newest first, each with the run id of its sweep.
+
+    Errors and the rest as in `best`.
+    """
+    repeated: dict[tuple[str | None, str], list[BestRow]] = {}
+    firsts: list[tuple[str | None, BestRow]] = []
+    for experiment_name, run in _complete_trials(tracking_uri, tags, experiment):
+        row = _row(run, experiment_name, metric, mode)
+        if row is None:
+            continue
+        sweep_run = run.data.tags.get(PARENT)
+        if PREFIX + "repeat" in run.data.tags:
+            key = sweep_run, run.data.tags[PREFIX + "choice"]
+            repeated.setdefault(key, []).append(row)
+        else:
+            firsts.append((sweep_run, row))
+    return [
+        (sweep_run, _mean([row, *repeated.get((sweep_run, _canonical(row.choice)), [])]))
+        for sweep_run, row in firsts
+    ]
+
+
+def _mean(rows: Sequence[BestRow]) -> BestRow:
+    value = sum(row.value for row in rows) / len(rows)
+    return replace(rows[0], value=value, seeds=len(rows))
+
+
+def _canonical(choice: Mapping[str, Any]) -> str:
+    """A choice as a trial's tag holds it."""
+    return json.dumps(choice, sort_keys=True)
+
+
 def _complete_trials(
-    tracking_uri: str, task: str, method: str | None, experiment: str | None
+    tracking_uri: str, tags: Mapping[str, str], experiment: str | None
 ) -> list[tuple[str, Run]]:
-    """The complete trials of a task with the name of their experiment."""
+    """The complete trials with these tags, with the name of their experiment."""
     client = connect(tracking_uri, must_exist=True)
     names = experiment_names(client, tracking_uri)
     if experiment is not None:
@@ -210,10 +252,8 @@ def _complete_trials(
                 f"tracking: {redacted(tracking_uri)} has no experiment {experiment!r}; "
                 "leave --experiment out to search all of them"
             )
-    tags = {"kind": "trial", "status": "complete", "task": task}
-    if method is not None:
-        tags["method"] = method
-    runs = search_runs(client, tracking_uri, list(names), tags)
+    wanted = {"kind": "trial", "status": "complete", **tags}
+    runs = search_runs(client, tracking_uri, list(names), wanted)
     return [(names[run.info.experiment_id], run) for run in runs]
 
 
@@ -232,13 +272,8 @@ def experiment_names(client: MlflowClient, tracking_uri: str) -> dict[str, str]:
             return names
 
 
-def _base_matches(run: Run, base: str | None) -> bool:
-    if base is None:
-        return True
-    tags = run.data.tags
-    return tags.get(PREFIX + "base", "").startswith(base) or base in tags.get(
-        PREFIX + "base_uri", ""
-    )
+def _base_matches(row: BestRow, base: str) -> bool:
+    return row.base.startswith(base) or base in row.base_uri
 
 
 def _row(run: Run, experiment: str, metric: str | None, mode: Mode | None) -> BestRow | None:

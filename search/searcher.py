@@ -8,43 +8,64 @@ that of the Tune trial it stands for:
 state       meaning
 =========== ============================================================================
 COMPLETE    trained for all its epochs, with finite values: those of its last epoch
-PRUNED      stopped early by the scheduler (its curve is kept), or never trained because
-            it asks for more than `max_params` parameters (attribute ``ranksweep_rejected``)
+            or answered from such a trial, whose number the attribute
+            ``ranksweep_duplicate_of`` holds: another choice, but the same training
+PRUNED      stopped early by the scheduler; its curve is kept
 FAIL        failed, or ended at a NaN or an infinity, or was cut off by the user or the
-            time budget (attribute ``ranksweep_interrupted``); attribute ``reason`` says why
+            time budget (attribute ``ranksweep_interrupted``); attribute ``reason`` says why.
+            Or another driver was faster (``ranksweep_rejected``)
 =========== ============================================================================
+
+What can be told of a choice without training it is told before Optuna has a trial of it: a point
+that asks for more than `max_params` parameters, cannot be a plan, or was trained already is drawn
+again. So the sampler draws from its model as cut to what may be trained, and no trial of the study
+is spent on the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from search.draft import Draft, Snapshot
+from search.shared_study import SharedStudy
 from search.study import (
     ARM,
     CHOICE,
     CURVE,
+    DUPLICATE_OF,
     INTERRUPTED,
     METHOD,
     PLAN_DIGEST,
     REASON,
     REJECTED,
+    REPEAT,
     RUN_ID,
+    SEED,
     TRAINABLE_PARAMS,
+    TRAINING,
+    WARM_START_FROM,
+    Standing,
     choice_text,
-    drop_waiting,
-    handed_out,
+    interrupted,
+    is_handed_out,
+    is_same_training,
+    next_repeat,
+    training_of,
 )
 from spaces.choice import Choice
 from spaces.errors import ChoiceError, ConfigError, UsageError
@@ -56,8 +77,15 @@ from spaces.target import BaseSize, TargetModule
 
 logger = logging.getLogger(__name__)
 
-#: How many points of one method may be refused in a row before a fallback is taken.
+#: How many points of one method the sampler may draw in vain before a fallback is taken.
 TRIES = 24
+#: How many points are then drawn evenly before the method takes no further part.
+EVEN_TRIES = 200
+#: How many trials in a row may be answered from others before such a point is drawn again too.
+ANSWERS = 4
+#: The seed of a choice's k-th repetition is train.seed + REPEAT_SEEDS + k - 1: confirmations have
+#: those next to train.seed.
+REPEAT_SEEDS = 1000
 
 EndState = Literal["complete", "pruned", "failed", "cancelled"]
 Allocation = Literal["equal", "free"]
@@ -74,13 +102,32 @@ class EndedTrial:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """What a trial is to be: its parameters, what they stand for, and whom it repeats or equals."""
+
+    params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    choice: Choice
+    plan: Plan
+    seed: int
+    repeat: int = 0
+    answer: FrozenTrial | None = None
+    """A complete trial that is the same training."""
+
+
 @dataclass
 class OpenTrial:
-    """A trial that Tune holds; `curve` maps an epoch (from 1) to what it reported."""
+    """A trial that Tune holds; `curve` maps an epoch (from 1) to what it reported.
+
+    `repeat` is 0, or which repetition of its choice it is.
+    """
 
     trial: optuna.trial.Trial
     choice: Choice
     plan: Plan
+    seed: int = 0
+    repeat: int = 0
     curve: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -93,8 +140,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     """Hands out choices of a study to Ray Tune, one per trial, and tells the study how they ended.
 
     Tune calls `suggest` when it can start a trial, `on_trial_result` after each report that does
-    not stop it, and `on_trial_complete` when it ends. A suggestion is
-    ``{"choice": dict, "number": n}`` with Optuna's number of the trial.
+    not stop it, and `on_trial_complete` when it ends. A suggestion is ``{"choice": dict, "number":
+    n, "seed": s, "repeat": k}`` with Optuna's number of the trial, the seed to train with, and 0 or
+    which repetition of the choice it is.
 
     Args:
         study: the study, made by `open_study`.
@@ -106,12 +154,19 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         mode: ``max`` or ``min``, the better direction of the metric.
         epochs: how many epochs a full trial has.
         trials: how many trials to hand out, those of an earlier run of the study included.
-        max_params: a plan with more trainable parameters is rejected before it is trained.
+        max_params: no plan with more trainable parameters is handed out.
         allocation: ``equal``: each trial goes to the method with the fewest; ``free``: the sampler
             chooses the method.
         enqueue: choices to hand out first; those that the study has already trained are left out.
+        origins: of these, text of a choice -> the MLflow run that it is from.
         size: the base's, which some plans depend on.
         arms: keys whose every value is given trials of its own, as if it were a method.
+        seed: the one to train with.
+        repeats: (top, seeds): the last top * seeds trials train the best choices so far again, each
+            with so many other seeds.
+        shared: this driver's part, where others have the same study.
+        waits: whether to wait for what other drivers train still, once all trials are out.
+        say: is told in a line what a user may want to know.
     """
 
     def __init__(
@@ -129,8 +184,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         max_params: int | None = None,
         allocation: Allocation = "equal",
         enqueue: Iterable[Choice] = (),
+        origins: Mapping[str, str] | None = None,
         size: BaseSize | None = None,
         arms: Sequence[str] = (),
+        seed: int = 0,
+        repeats: tuple[int, int] | None = None,
+        shared: SharedStudy | None = None,
+        waits: Callable[[], bool] = lambda: True,
+        say: Callable[[str], None] = logger.info,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._study = study
@@ -145,34 +206,57 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._trials = trials
         self._max_params = max_params
         self._allocation = allocation
+        self._origins = dict(origins or {})
+        self._seed = seed
+        self._repeats = repeats
+        self._shared = shared
+        self._waits = waits
+        self._say = say
+        self._even = RandomSampler(seed=seed)
+        self._beyond: list[FrozenTrial] = []
+        self._queue = deque({choice_text(choice): choice for choice in enqueue}.values())
         self._open: dict[str, OpenTrial] = {}
         self._ended: dict[str, EndedTrial] = {}
         self._closed: dict[str, str] = {}
         self._fitting: set[str] = set()
-        self._refused: FrozenTrial | None = None
+        self._too_large: Draft | None = None
+        self._excess = 0.0
         self._refusal = ""
         #: Text of the error of a failed Tune trial; Tune itself does not hand it to a searcher.
         self.read_error: Callable[[str], str | None] = lambda trial_id: None
 
-        drop_waiting(study)
-        before = handed_out(study)
-        self._counts = Counter(trial.user_attrs[ARM] for trial in before)
-        trained = {trial.user_attrs[CHOICE] for trial in before}
-        first = {choice_text(choice): choice for choice in enqueue}
-        self._queue = deque(choice for text, choice in first.items() if text not in trained)
-
     # -- what Tune calls ------------------------------------------------------------------------
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next choice, or `Searcher.FINISHED` when `trials` are out or nothing can be asked."""
-        if self.handed >= self._trials:
-            return str(Searcher.FINISHED)
-        found = self._next()
-        if found is None:
-            return str(Searcher.FINISHED)
-        self._open[trial_id] = found
-        self._counts[self.arm_of(found.choice)] += 1
-        return {"choice": found.choice.as_dict(), "number": found.number}
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next choice, or `Searcher.FINISHED` when `trials` are out or nothing can be asked.
+
+        None where all are out and other drivers train some of them still: one that dies leaves its
+        trials to those that live.
+        """
+        answered = 0
+        while True:
+            standing = self._standing()
+            if standing.handed >= self._trials:
+                others = self._shared is not None and self._shared.others_run()
+                return None if others and self._waits() else str(Searcher.FINISHED)
+            proposal = self._propose(standing, may_answer=answered < ANSWERS)
+            if proposal is None:
+                return str(Searcher.FINISHED)
+            if proposal.answer is not None:
+                self._answer(proposal, proposal.answer)
+                answered += 1
+                continue
+            trial = self._create(proposal)
+            if self._is_ours(trial):
+                self._open[trial_id] = OpenTrial(
+                    trial, proposal.choice, proposal.plan, proposal.seed, proposal.repeat
+                )
+                return {
+                    "choice": proposal.choice.as_dict(),
+                    "number": trial.number,
+                    "seed": proposal.seed,
+                    "repeat": proposal.repeat,
+                }
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep an epoch's values; Optuna takes them as intermediate values of one objective."""
@@ -208,7 +292,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 choice = parse_choice(json.loads(frozen[number].user_attrs[CHOICE]))
                 plan = make_plan(choice, self._targets, self._profile, self._size)
                 trial = optuna.trial.Trial(self._study, frozen[number]._trial_id)
-                self._open[trial_id] = OpenTrial(trial, choice, plan)
+                attributes = frozen[number].user_attrs
+                self._open[trial_id] = OpenTrial(
+                    trial, choice, plan, attributes[SEED], attributes.get(REPEAT, 0)
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its arguments for `Tuner.restore`. ranksweep resumes from the study instead;
@@ -219,8 +306,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     @property
     def handed(self) -> int:
-        """Trials handed out so far, those of earlier runs included."""
-        return sum(self._counts.values())
+        """Trials handed out so far, those of earlier runs and of other drivers included."""
+        return Standing.of(self._study).handed
 
     @property
     def wanted(self) -> int:
@@ -230,7 +317,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     @property
     def counts(self) -> dict[str, int]:
         """Trials handed out per arm: per method where no keys make arms."""
-        return dict(self._counts)
+        return dict(Standing.of(self._study).counts)
 
     @property
     def shortfall(self) -> str | None:
@@ -264,13 +351,22 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """The name of the arm that a choice belongs to: its method where no keys make arms."""
         return self._space.arm_of(choice, self._arm_keys)
 
+    def credits(self, number: int) -> dict[str, Any]:
+        """What a record of an open trial should say beside its choice: seed, repetition, origin."""
+        for found in self._open.values():
+            if found.number == number:
+                origin = self._origins.get(choice_text(found.choice))
+                told = {SEED: found.seed, REPEAT: found.repeat or None, WARM_START_FROM: origin}
+                return {key: value for key, value in told.items() if value is not None}
+        return {}
+
     def set_run_id(self, number: int, run_id: str) -> None:
-        """Note the tracking run of an open trial.
+        """Note the tracking run of an open trial. May be called from another thread.
 
         Raises:
             KeyError: no trial of this number is open.
         """
-        for found in self._open.values():
+        for found in list(self._open.values()):
             if found.number == number:
                 found.trial.set_user_attr(RUN_ID, run_id)
                 return
@@ -287,102 +383,213 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     # -- asking ---------------------------------------------------------------------------------
 
-    def _next(self) -> OpenTrial | None:
-        while self._queue:
-            choice = self._queue.popleft()
-            try:
-                found = self._ask(self._space.params_of(choice))
-            except ChoiceError as error:  # the space of an earlier run may have held it
-                found, self._refusal = None, str(error)
-            if found is not None:
-                return found
-            logger.warning("an enqueued choice is left out: %s", self._refusal)
-        while arms := [name for name in self._arms if name not in self._closed]:
-            fewest = min(arms, key=lambda name: self._counts[name])
-            found = self._ask_until_one_fits(fewest)
-            if found is not None:
-                return found
-        logger.warning(
-            "the search ends after %d of %d trials: %s", self.handed, self._trials, self.shortfall
-        )
-        return None
+    def _standing(self) -> Standing:
+        if self._shared is not None and (left := self._shared.left_behind()):
+            self._queue.extendleft(reversed(interrupted(self._study, left)))
+        return Standing.of(self._study)
 
-    def _ask_until_one_fits(self, fewest: str) -> OpenTrial | None:
-        """Ask up to `TRIES` times, then for the smallest plan; None when an arm was closed."""
-        fixed: list[dict[str, Any]] = [self._arms[fewest].params] * TRIES
-        if self._allocation == "free":
-            fixed = [{}] * TRIES + fixed
-        for params in fixed:
-            found = self._ask(params)
-            if found is not None:
-                return found
-            if self._cannot_fit():
-                return None
-        least = self._least(self._refused) if self._refused else None
-        if least is not None and self._fits(least[1]):
-            return self._ask(least[0])
-        self._close(fewest, f"no choice of {TRIES} could be trained ({self._refusal})")
-        return None
-
-    def _ask(self, params: dict[str, Any]) -> OpenTrial | None:
-        """Ask the study for one point with these parameters fixed; None when it cannot be trained.
+    def _propose(self, standing: Standing, may_answer: bool) -> Proposal | None:
+        """What to train next: a repetition, what is enqueued, or what the sampler draws.
 
         Raises:
             ConfigError: the study was made over another space.
         """
-        self._refused = None
-        if params:
-            self._study.enqueue_trial(params)
-        trial = self._study.ask()
         try:
-            choice = self._space.suggest(trial)
-            trial.set_user_attr(CHOICE, choice_text(choice))
-            trial.set_user_attr(METHOD, choice.method)
-            trial.set_user_attr(ARM, self.arm_of(choice))
+            return (
+                self._repetition(standing)
+                or self._enqueued(standing, may_answer)
+                or self._drawn(standing, may_answer)
+            )
+        except ValueError as error:
+            raise _other_space(error) from error
+
+    def _repetition(self, standing: Standing) -> Proposal | None:
+        if self._repeats is None:
+            return None
+        top, seeds = self._repeats
+        if standing.handed < self._trials - top * seeds:
+            return None
+        found = next_repeat(standing, self.mode, seeds)
+        if found is None:
+            return None
+        first, repeat = found
+        choice = parse_choice(json.loads(first.user_attrs[CHOICE]))
+        plan = make_plan(choice, self._targets, self._profile, self._size)
+        seed = self._seed + REPEAT_SEEDS + repeat - 1
+        return Proposal(first.params, first.distributions, choice, plan, seed, repeat)
+
+    def _enqueued(self, standing: Standing, may_answer: bool) -> Proposal | None:
+        while self._queue:
+            choice = self._queue[0]
+            if choice_text(choice) not in standing.choices:
+                try:
+                    point = Snapshot((), self._study.directions).draw(
+                        self._even, self._space.params_of(choice)
+                    )
+                except ChoiceError as error:  # the space of an earlier run may have held it
+                    self._refusal = str(error)
+                else:
+                    if found := self._judged(point, standing, may_answer):
+                        self._queue.popleft()
+                        return found
+                logger.warning("an enqueued choice is left out: %s", self._refusal)
+            self._queue.popleft()
+        return None
+
+    def _drawn(self, standing: Standing, may_answer: bool) -> Proposal | None:
+        # As many as there are trials, for they are among those whose best tenth the sampler models.
+        del self._beyond[: max(0, len(self._beyond) - len(standing.all_trials))]
+        snapshot = Snapshot(standing.all_trials, self._study.directions, self._beyond)
+        while arms := [name for name in self._arms if name not in self._closed]:
+            fewest = min(arms, key=lambda name: standing.counts[name])
+            found = self._drawn_of(fewest, snapshot, standing, may_answer)
+            if found is not None:
+                return found
+        logger.warning(
+            "the search ends after %d of %d trials: %s",
+            standing.handed,
+            self._trials,
+            self.shortfall,
+        )
+        return None
+
+    def _drawn_of(
+        self, fewest: str, snapshot: Snapshot, standing: Standing, may_answer: bool
+    ) -> Proposal | None:
+        """A point of the sampler's that may be trained, else one drawn evenly; None when an arm was
+        closed."""
+        self._too_large = None
+        for sampler, fixed in self._draws(self._arms[fewest].params):
+            draft = snapshot.draw(sampler, fixed)
+            found = self._judged(draft, standing, may_answer)
+            if found is not None:
+                return found
+            if self._too_large is draft:
+                snapshot.refuse(draft, TRAINABLE_PARAMS, self._excess)
+            if self._cannot_fit():
+                return None
+        self._close(fewest, f"no choice of {TRIES + EVEN_TRIES} could be trained ({self._refusal})")
+        return None
+
+    def _draws(self, arm: dict[str, Any]) -> Iterator[tuple[BaseSampler, dict[str, Any]]]:
+        """Where to draw from, and with which parameters fixed, one try after another."""
+        if self._allocation == "free":
+            yield from [(self._study.sampler, {})] * TRIES
+        yield from [(self._study.sampler, arm)] * TRIES
+        least = self._least(self._too_large) if self._too_large else None
+        if least is not None and self._fits(least[1]):
+            yield self._study.sampler, least[0]
+        yield from [(self._even, arm)] * EVEN_TRIES
+
+    def _judged(self, point: Draft, standing: Standing, may_answer: bool) -> Proposal | None:
+        """What a point stands for; None, with the reason in `_refusal`, if it is not to be trained.
+
+        Raises:
+            ValueError: the study was made over another space.
+        """
+        try:
+            choice = self._space.suggest(cast("optuna.trial.BaseTrial", point))
+            known = standing.choices.get(choice_text(choice))
+            if known is not None:
+                self._refusal = f"{choice.method}: trained already, as trial {known.number}"
+                return None
             plan = make_plan(choice, self._targets, self._profile, self._size)
         except UsageError as error:
-            self._reject(trial, TrialState.FAIL, str(error))
+            self._refusal = str(error)
             return None
+        count = plan.trainable_params
+        if self._max_params is not None and count > self._max_params:
+            self._refusal = f"{choice.method}: {count} parameters, max_params is {self._max_params}"
+            self._too_large, self._excess = point, float(count - self._max_params)
+            return None
+        same = standing.trainings.get((training_of(choice, plan), self._seed))
+        if same is None or (may_answer and same.state == TrialState.COMPLETE):
+            return Proposal(
+                point.params, point.distributions, choice, plan, self._seed, answer=same
+            )
+        self._refusal = f"{choice.method}: trained already, as trial {same.number}"
+        return None
+
+    def _frozen(self, proposal: Proposal, state: TrialState, **more: Any) -> FrozenTrial:
+        choice, plan = proposal.choice, proposal.plan
+        noted = {
+            CHOICE: choice_text(choice),
+            METHOD: choice.method,
+            ARM: self.arm_of(choice),
+            TRAINABLE_PARAMS: plan.trainable_params,
+            PLAN_DIGEST: plan.digest,
+            TRAINING: training_of(choice, plan),
+            SEED: proposal.seed,
+            REPEAT: proposal.repeat or None,
+            WARM_START_FROM: self._origins.get(choice_text(choice)),
+            DUPLICATE_OF: proposal.answer.number if proposal.answer else None,
+        }
+        excess = None if self._max_params is None else plan.trainable_params - self._max_params
+        return create_trial(
+            state=state,
+            params=dict(proposal.params),
+            distributions=dict(proposal.distributions),
+            user_attrs={key: value for key, value in noted.items() if value is not None},
+            constraints=None if excess is None else {TRAINABLE_PARAMS: float(excess)},
+            **more,
+        )
+
+    def _create(self, proposal: Proposal) -> optuna.trial.Trial:
+        """A running trial of what is proposed: the storage has it whole or not at all.
+
+        Raises:
+            ConfigError: the study was made over another space.
+        """
+        frozen = self._frozen(proposal, TrialState.RUNNING)
+        try:
+            # `Study.add_trial` does the same and keeps the id to itself.
+            trial_id = self._study._storage.create_new_trial(self._study._study_id, frozen)
         except ValueError as error:
-            self._reject(trial, TrialState.FAIL, str(error))
-            raise ConfigError(
-                f"space: does not fit the study it is searched with ({error}); "
-                "keep the space of the first launch or give the sweep another name"
-            ) from error
-        trial.set_user_attr(TRAINABLE_PARAMS, plan.trainable_params)
-        trial.set_user_attr(PLAN_DIGEST, plan.digest)
-        if self._max_params is not None:
-            trial.set_constraint(TRAINABLE_PARAMS, plan.trainable_params - self._max_params)
-        if not self._fits(plan.trainable_params):
-            reason = f"{plan.trainable_params} parameters, max_params is {self._max_params}"
-            self._reject(trial, TrialState.PRUNED, f"{choice.method}: {reason}")
-            self._refused = self._frozen(trial)
-            return None
-        return OpenTrial(trial, choice, plan)
+            raise _other_space(error) from error
+        trial = optuna.trial.Trial(self._study, trial_id)
+        if self._shared is not None:
+            self._shared.took(trial)
+        return trial
 
-    def _reject(self, trial: optuna.trial.Trial, state: TrialState, reason: str) -> None:
-        self._refusal = reason
-        trial.set_user_attr(REJECTED, reason)
-        self._study.tell(trial, state=state)
+    def _answer(self, proposal: Proposal, answer: FrozenTrial) -> None:
+        """A complete trial of what is proposed, with the values of the one that is the same."""
+        told = {"values": answer.values, "intermediate_values": answer.intermediate_values}
+        self._study.add_trial(self._frozen(proposal, TrialState.COMPLETE, **told))
+        self._say(
+            f"{self.arm_of(proposal.choice)}: a choice that is the same plan at the same learning "
+            f"rate as trial {answer.number} ({answer.user_attrs[ARM]}) is answered from it"
+        )
 
-    def _frozen(self, trial: optuna.trial.Trial) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[trial.number]
+    def _is_ours(self, trial: optuna.trial.Trial) -> bool:
+        """Whether a trial that was written down stays: see search/shared_study.py."""
+        if self._shared is None:
+            return True
+        *ahead, own = self._study.get_trials(deepcopy=False)[: trial.number + 1]
+        counted = [each for each in ahead if is_handed_out(each)]
+        same = [each for each in counted if is_same_training(each, own)]
+        if len(counted) < self._trials and not same:
+            return True
+        why = f"trial {same[0].number} is the same" if same else "search.trials are out"
+        trial.set_user_attr(REJECTED, f"another driver was faster: {why}")
+        self._tell(trial, state=TrialState.FAIL)
+        return False
 
     def _fits(self, params: int) -> bool:
         return self._max_params is None or params <= self._max_params
 
     def _cannot_fit(self) -> bool:
         """Close the arm of the point just refused where its smallest plan is too large too."""
-        if self._refused is None:
+        if self._too_large is None:
             return False
-        arm = self._refused.user_attrs[ARM]
+        refused = self._space.suggest(cast("optuna.trial.BaseTrial", self._too_large))
+        arm = self.arm_of(refused)
         if arm in self._fitting or arm in self._closed:
             return False
-        least = self._least(self._refused)
+        least = self._least(self._too_large)
         if least is not None and self._fits(least[1]):
             self._fitting.add(arm)
             return False
-        smallest = least[1] if least else self._refused.user_attrs[TRAINABLE_PARAMS]
+        smallest = least[1] if least else self._count_params(self._too_large.params)
         self._close(
             arm, f"its smallest plan has {smallest} parameters, max_params is {self._max_params}"
         )
@@ -392,13 +599,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._closed[arm] = f"space.methods.{arm}: takes no further part, {reason}"
         logger.warning(self._closed[arm])
 
-    def _least(self, start: FrozenTrial) -> tuple[dict[str, Any], int] | None:
+    def _least(self, start: Draft) -> tuple[dict[str, Any], int] | None:
         """The smallest plan near `start`, by coordinate descent over the ends of its ranges.
 
         Returns the point, its learning rate left to the sampler, and its trainable parameters.
         """
         best = dict(start.params)
-        kept = self._arms[start.user_attrs[ARM]].params
+        choice = self._space.suggest(cast("optuna.trial.BaseTrial", start))
+        kept = self._arms[self.arm_of(choice)].params
         count = self._count_params(best)
         for _ in range(2):
             before = count
@@ -438,7 +646,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         names = {self.metric, "dev_loss", "train_loss", *self._objectives} - {TRAINABLE_PARAMS}
         found.curve[epoch] = {name: float(result[name]) for name in names if name in result}
         if len(self._objectives) == 1:
-            found.trial.report(self._value(found, self._objectives[0], result), epoch)
+            with contextlib.suppress(UpdateFinishedTrialError):  # `_end` says what became of it
+                found.trial.report(self._value(found, self._objectives[0], result), epoch)
 
     def _verdict(self, found: OpenTrial) -> EndedTrial:
         number, choice = found.number, found.choice
@@ -457,22 +666,46 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return EndedTrial(number, choice, "complete", values=values)
 
     def _end(self, trial_id: str, ended: EndedTrial) -> None:
-        found = self._open[trial_id]
-        if ended.reason is not None:
-            found.trial.set_user_attr(REASON, ended.reason[:2000])
-        if ended.state == "cancelled":
-            found.trial.set_user_attr(INTERRUPTED, True)
-        if len(self._objectives) > 1:
-            # Optuna takes no intermediate values where there are several objectives.
-            found.trial.set_user_attr(CURVE, {str(k): v for k, v in sorted(found.curve.items())})
-        if ended.state == "complete":
-            self._study.tell(found.trial, list(ended.values or ()))
-        elif ended.state == "pruned":
-            self._study.tell(found.trial, state=TrialState.PRUNED)
-        else:
-            self._study.tell(found.trial, state=TrialState.FAIL)
-        del self._open[trial_id]
+        found = self._open.pop(trial_id)
+        try:
+            if ended.reason is not None:
+                found.trial.set_user_attr(REASON, ended.reason[:2000])
+            if ended.state == "cancelled":
+                found.trial.set_user_attr(INTERRUPTED, True)
+            if len(self._objectives) > 1:
+                # Optuna takes no intermediate values where there are several objectives.
+                curve = {str(k): v for k, v in sorted(found.curve.items())}
+                found.trial.set_user_attr(CURVE, curve)
+            if ended.state == "complete":
+                self._tell(found.trial, list(ended.values or ()))
+            elif ended.state == "pruned":
+                self._tell(found.trial, state=TrialState.PRUNED)
+            else:
+                self._tell(found.trial, state=TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            reason = "another driver took it for left behind and has it trained again"
+            logger.warning("trial %d: %s", found.number, reason)
+            ended = replace(ended, state="cancelled", values=None, reason=reason)
         self._ended[trial_id] = ended
+
+    def _tell(
+        self,
+        trial: optuna.trial.Trial,
+        values: list[float] | None = None,
+        state: TrialState | None = None,
+    ) -> None:
+        if self._shared is not None:
+            self._shared.ended(trial)
+        if self._study.get_trials(deepcopy=False)[trial.number].state.is_finished():
+            raise UpdateFinishedTrialError(f"trial {trial.number} has ended")
+        self._study.tell(trial, values, state)
+
+
+def _other_space(error: ValueError) -> ConfigError:
+    return ConfigError(
+        f"space: does not fit the study it is searched with ({error}); "
+        "keep the space of the first launch or give the sweep another name"
+    )
 
 
 def _ends(distribution: BaseDistribution) -> Sequence[Any]:

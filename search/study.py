@@ -1,7 +1,7 @@
 """A sweep's Optuna study: how it is opened, resumed and read.
 
 What stands in a trial's user attributes is named here; how a trial comes by its state is told in
-search/searcher.py.
+search/searcher.py, how several drivers share a study in search/shared_study.py.
 """
 
 from __future__ import annotations
@@ -9,27 +9,49 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from search.patient_storage import PatientStorage
 from spaces.choice import Choice
 from spaces.errors import ConfigError
 from spaces.methods import parse_choice
+from spaces.plan import Plan
+from trainables.private import redacted, redacted_text
 
 CHOICE = "choice"
 METHOD = "method"
 ARM = "arm"
 TRAINABLE_PARAMS = "trainable_params"
 PLAN_DIGEST = "plan_digest"
+TRAINING = "training"
+"""Plan digest and learning rate: trials of one sweep that agree in it, and in the seed, are the
+same training, whatever their choices are called."""
+SEED = "seed"
+REPEAT = "repeat"
+"""From 1: which repetition, with another seed, of a choice that the sweep has trained."""
+WARM_START_FROM = "warm_start_from"
+"""MLflow run of an earlier sweep that the choice is from."""
 RUN_ID = "mlflow_run_id"
 REASON = "reason"
 CURVE = "curve"
 REJECTED = "ranksweep_rejected"
 INTERRUPTED = "ranksweep_interrupted"
+DUPLICATE_OF = "ranksweep_duplicate_of"
+"""Number of the complete trial whose values this one was told: it is the same training."""
+DRIVER = "driver"
+"""Whose trial it is, where several drivers share a study."""
+
+BEAT_SECONDS = 20
+GRACE_SECONDS = 120
 
 
 def directions(objectives: Sequence[str], mode: str) -> list[str]:
@@ -63,24 +85,48 @@ def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSa
 
 
 def open_study(
-    storage: str, name: str, *, objectives: Sequence[str], mode: str, sampler: str, seed: int
+    storage: str,
+    name: str,
+    *,
+    objectives: Sequence[str],
+    mode: str,
+    sampler: str,
+    seed: int,
+    beat_seconds: int | None = None,
+    grace_seconds: int = GRACE_SECONDS,
+    impatient: Callable[[], bool] = lambda: False,
 ) -> optuna.Study:
     """Create the study in an RDB storage (an SQLAlchemy URL), or go on with the one that is there.
 
+    With `beat_seconds` a driver is to beat for its trials so often, and a trial that none has
+    beaten for since `grace_seconds` is stale. A database that goes away later is waited for, unless
+    `impatient` says not to (search/patient_storage.py).
+
     Raises:
-        ConfigError: the study that is there was made for other objectives.
+        ConfigError: the study that is there was made for other objectives, or the storage cannot be
+            reached, without its credentials.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wanted = directions(objectives, mode)
-    # Reports and queries may read the file while the driver writes to it.
-    engine = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
-    study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(storage, engine_kwargs=engine),
-        study_name=name,
-        directions=wanted,
-        pruner=optuna.pruners.NopPruner(),
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=_storage(storage, beat_seconds, grace_seconds, impatient),
+            study_name=name,
+            directions=wanted,
+            pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+    except ImportError as error:
+        raise ConfigError(
+            f"search.study: no driver for {redacted(storage)} is installed; for PostgreSQL run "
+            "`pip install 'ranksweep[postgres]'` and write postgresql+psycopg://..."
+        ) from error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(redacted_text(str(error.__cause__ or error)).split())[:300]
+        raise ConfigError(
+            f"search.study: {redacted(storage)} cannot be opened ({reason}); check that the "
+            "database runs and that the URL names it"
+        ) from None
     found = [direction.name.lower() for direction in study.directions]
     if found != wanted:
         raise ConfigError(
@@ -91,44 +137,115 @@ def open_study(
     return study
 
 
+def _storage(
+    url: str, beat_seconds: int | None, grace_seconds: int, impatient: Callable[[], bool]
+) -> PatientStorage:
+    # Reports and queries may read the file while the driver writes to it.
+    engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = PatientStorage(
+            url,
+            engine_kwargs=engine,
+            heartbeat_interval=beat_seconds,
+            grace_period=None if beat_seconds is None else grace_seconds,
+        )
+    storage.impatient = impatient
+    return storage
+
+
+# -- where a study stands --------------------------------------------------------------------------
+
+
+def is_handed_out(trial: FrozenTrial) -> bool:
+    """Whether a trial counts: trained or being trained, not rejected, interrupted or answered."""
+    attributes = trial.user_attrs
+    return CHOICE in attributes and not attributes.keys() & {REJECTED, INTERRUPTED, DUPLICATE_OF}
+
+
 def handed_out(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's trials that count: trained or being trained, neither rejected nor interrupted."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if CHOICE in trial.user_attrs
-        and REJECTED not in trial.user_attrs
-        and INTERRUPTED not in trial.user_attrs
-    ]
+    """The study's trials that count."""
+    return [trial for trial in study.get_trials(deepcopy=False) if is_handed_out(trial)]
 
 
-def interrupted(study: optuna.Study) -> list[Choice]:
+@dataclass(frozen=True)
+class Standing:
+    """What of a study decides on its next trial, read at one moment."""
+
+    all_trials: Sequence[FrozenTrial]
+    trials: Sequence[FrozenTrial]
+    """Those that count."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Arm -> how many."""
+    choices: dict[str, FrozenTrial] = field(default_factory=dict)
+    """Text of a choice -> a trial of it, one that failed left out."""
+    trainings: dict[tuple[str, int], FrozenTrial] = field(default_factory=dict)
+    """`TRAINING` and seed -> its trial, one that failed left out."""
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> Standing:
+        """Where the study stands now."""
+        trials = study.get_trials(deepcopy=False)
+        standing = cls(trials, [trial for trial in trials if is_handed_out(trial)])
+        for trial in standing.trials:
+            attributes = trial.user_attrs
+            standing.counts[attributes[ARM]] += 1
+            if trial.state != TrialState.FAIL:
+                key = attributes[TRAINING], attributes[SEED]
+                standing.trainings.setdefault(key, trial)
+                standing.choices.setdefault(attributes[CHOICE], trial)
+        for trial in trials:
+            if DUPLICATE_OF in trial.user_attrs:
+                standing.choices.setdefault(trial.user_attrs[CHOICE], trial)
+        return standing
+
+    @property
+    def handed(self) -> int:
+        """How many trials count."""
+        return len(self.trials)
+
+
+def is_same_training(one: FrozenTrial, other: FrozenTrial) -> bool:
+    """Whether two trials train the same with the same seed, neither having failed."""
+    same = all(one.user_attrs[key] == other.user_attrs[key] for key in (TRAINING, SEED))
+    return same and TrialState.FAIL not in (one.state, other.state)
+
+
+def training_of(choice: Choice, plan: Plan) -> str:
+    """What `TRAINING` says of a trial."""
+    return f"{plan.digest}:{choice.learning_rate!r}"
+
+
+def interrupted(study: optuna.Study, left: Collection[int] | None = None) -> list[Choice]:
     """Settle what a dead driver left behind; returns the choices that must be trained again.
 
-    Trials left RUNNING are told FAIL. Their choices, and those of trials that were cut off before,
-    are returned in the order they were asked, without those that have been trained since.
+    The trials left RUNNING, or of them those numbered in `left`, are told FAIL. Their choices, and
+    those of trials that were cut off before, are returned in the order they were asked, without
+    those that have been trained since and without repetitions, which are chosen anew.
     """
-    drop_waiting(study)
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        trial = optuna.trial.Trial(study, frozen._trial_id)
-        trial.set_user_attr(INTERRUPTED, True)
-        trial.set_user_attr(REASON, "the driver ended before the trial did")
-        study.tell(trial, state=TrialState.FAIL)
-    trained = {trial.user_attrs[CHOICE] for trial in handed_out(study)}
+        if left is None or frozen.number in left:
+            _settle(study, frozen)
+    trials = study.get_trials(deepcopy=False)
+    trained = {trial.user_attrs[CHOICE] for trial in trials if is_handed_out(trial)}
     cut_off = dict.fromkeys(
         trial.user_attrs[CHOICE]
-        for trial in study.get_trials(deepcopy=False)
-        if INTERRUPTED in trial.user_attrs and CHOICE in trial.user_attrs
+        for trial in trials
+        if INTERRUPTED in trial.user_attrs
+        and CHOICE in trial.user_attrs
+        and REPEAT not in trial.user_attrs
     )
     return [parse_choice(json.loads(text)) for text in cut_off if text not in trained]
 
 
-def drop_waiting(study: optuna.Study) -> None:
-    """Tell FAIL the points that were enqueued and never asked: the next `ask` would pop them."""
-    for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        trial = study.ask()
-        trial.set_user_attr(REJECTED, "enqueued and never asked for")
+def _settle(study: optuna.Study, frozen: FrozenTrial) -> None:
+    trial = optuna.trial.Trial(study, frozen._trial_id)
+    try:
+        trial.set_user_attr(INTERRUPTED, True)
+        trial.set_user_attr(REASON, "the driver ended before the trial did")
         study.tell(trial, state=TrialState.FAIL)
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+        return  # another driver was faster
 
 
 def choice_text(choice: Choice) -> str:
@@ -136,53 +253,163 @@ def choice_text(choice: Choice) -> str:
 
 
 def states_of(study: optuna.Study) -> dict[str, int]:
-    """How many trials of a study ended in each state: complete, pruned, failed, cancelled."""
+    """How many trials of a study ended in each state: complete, pruned, failed, cancelled.
+
+    `duplicate` counts those that were answered from another and not trained.
+    """
     names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
     counts: Counter[str] = Counter()
     for trial in study.get_trials(deepcopy=False):
-        if CHOICE not in trial.user_attrs or REJECTED in trial.user_attrs:
+        attributes = trial.user_attrs
+        if CHOICE not in attributes or REJECTED in attributes:
             continue
-        state = "cancelled" if INTERRUPTED in trial.user_attrs else names.get(trial.state.name)
+        state = names.get(trial.state.name)
+        if INTERRUPTED in attributes:
+            state = "cancelled"
+        elif DUPLICATE_OF in attributes:
+            state = "duplicate"
         if state is not None:
             counts[state] += 1
     return dict(counts)
 
 
-def best_of_each_method(study: optuna.Study, mode: str, top: int = 1) -> list[dict[str, Any]]:
-    """The best `top` complete trials of each arm, best first: method, arm, value, choice, size."""
-    sign = -1.0 if mode == "max" else 1.0
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.name == "COMPLETE":
+# -- what is best ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The complete trials of one training, by number: the first and its repetitions.
+
+    They differ in their seeds alone. `named` holds all that stand for it, those too that were
+    answered from it.
+    """
+
+    trials: Sequence[FrozenTrial]
+    named: Sequence[FrozenTrial]
+
+    @cached_property
+    def value(self) -> float:
+        """Mean over the seeds of the study's first objective."""
+        return fmean(trial.values[0] for trial in self.trials)
+
+    @property
+    def first(self) -> FrozenTrial:
+        """The trial of the sweep's own seed."""
+        return self.trials[0]
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters."""
+        return int(self.first.user_attrs[TRAINABLE_PARAMS])
+
+
+def measured(trials: Iterable[FrozenTrial], mode: str) -> list[Measured]:
+    """The trainings that are complete, best first; of equal ones the smaller, then the earlier."""
+    named: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE:
             attributes = trial.user_attrs
-            rows.setdefault(attributes[ARM], []).append(
-                {
-                    "method": attributes[METHOD],
-                    "arm": attributes[ARM],
-                    "value": trial.values[0],
-                    "trainable_params": attributes[TRAINABLE_PARAMS],
-                    "number": trial.number,
-                    "run_id": attributes.get(RUN_ID),
-                    "choice": json.loads(attributes[CHOICE]),
-                }
-            )
+            named.setdefault(attributes[TRAINING], []).append(trial)
+    found = [
+        Measured([trial for trial in group if DUPLICATE_OF not in trial.user_attrs], group)
+        for group in named.values()
+    ]
+    sign = -1.0 if mode == "max" else 1.0
+    return sorted(found, key=lambda each: (sign * each.value, each.params, each.first.number))
 
-    def rank(row: Mapping[str, Any]) -> tuple[float, int, int]:
-        return sign * row["value"], row["trainable_params"], row["number"]
 
-    kept = [row for each in rows.values() for row in sorted(each, key=rank)[:top]]
-    return sorted(kept, key=rank)
+def best_of_each_method(study: optuna.Study, mode: str, top: int = 1) -> list[dict[str, Any]]:
+    """The best `top` choices of each arm, best first: method, arm, value, choice, size.
+
+    `value` is the mean over `seeds` trials of the choice, `values` are theirs. A choice that was
+    answered from another arm's trial has the number and the run of that trial.
+    """
+    return _best_of_arms(study.get_trials(deepcopy=False), mode, top)
+
+
+def _contenders(trials: Iterable[FrozenTrial], mode: str) -> list[FrozenTrial]:
+    """The complete trials, without those that are the only one of their training and that another
+    such trial of their arm outdoes.
+
+    It is asked after every trial: to measure all of them each time would take ever longer.
+    """
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    times = Counter(trial.user_attrs[TRAINING] for trial in complete)
+    sign = -1.0 if mode == "max" else 1.0
+    kept: list[FrozenTrial] = []
+    best: dict[str, tuple[float, int, int]] = {}
+    for trial in complete:
+        attributes = trial.user_attrs
+        if times[attributes[TRAINING]] > 1:
+            kept.append(trial)
+            continue
+        rank = sign * trial.values[0], attributes[TRAINABLE_PARAMS], trial.number
+        best[attributes[ARM]] = min(rank, best.get(attributes[ARM], rank))
+    by_number = {trial.number: trial for trial in complete}
+    return [*kept, *(by_number[number] for _, _, number in best.values())]
+
+
+def _best_of_arms(trials: Iterable[FrozenTrial], mode: str, top: int = 1) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    taken: Counter[str] = Counter()
+    for each in measured(trials, mode):
+        by_arm: dict[str, FrozenTrial] = {}
+        for trial in each.named:
+            by_arm.setdefault(trial.user_attrs[ARM], trial)
+        for arm, trial in by_arm.items():
+            taken[arm] += 1
+            if taken[arm] <= top:
+                rows.append(
+                    {
+                        "method": trial.user_attrs[METHOD],
+                        "arm": arm,
+                        "value": each.value,
+                        "values": [float(t.values[0]) for t in each.trials],
+                        "seeds": len(each.trials),
+                        "trainable_params": each.params,
+                        "number": each.first.number,
+                        "run_id": each.first.user_attrs.get(RUN_ID),
+                        "choice": json.loads(trial.user_attrs[CHOICE]),
+                    }
+                )
+    return rows
 
 
 def worth_keeping(study: optuna.Study, mode: str) -> set[int]:
     """Numbers of the complete trials whose weights are worth keeping.
 
-    They are each method's best, and the Pareto front where there are two objectives.
+    They are each method's best, and the Pareto front where there are two objectives. Of a choice
+    with several seeds it is the first trial.
     """
-    kept = {row["number"] for row in best_of_each_method(study, mode)}
+    trials = study.get_trials(deepcopy=False)
+    kept = {row["number"] for row in _best_of_arms(_contenders(trials, mode), mode)}
     if len(study.directions) > 1:
-        kept |= {trial.number for trial in study.best_trials}
+        fewest = float("inf")
+        for each in measured(trials, mode):  # best first
+            if each.params < fewest:
+                fewest = each.params
+                kept.add(each.first.number)
     return kept
+
+
+def next_repeat(standing: Standing, mode: str, seeds: int) -> tuple[FrozenTrial, int] | None:
+    """The trial whose choice is to be trained with another seed next, and which repetition it is.
+
+    A choice that has begun is given its `seeds` repetitions before the best that has none follows.
+    None where every choice has them.
+    """
+    done: dict[str, set[int]] = {}
+    for trial in standing.trials:
+        if REPEAT in trial.user_attrs:
+            done.setdefault(trial.user_attrs[TRAINING], set()).add(trial.user_attrs[REPEAT])
+    fresh: FrozenTrial | None = None
+    for each in measured(standing.trials, mode):
+        used = done.get(each.first.user_attrs[TRAINING], set())
+        if used and len(used) < seeds:
+            return each.first, min(set(range(1, seeds + 1)) - used)
+        if not used and fresh is None:
+            fresh = each.first
+    return None if fresh is None else (fresh, 1)
 
 
 def run_ids(study: optuna.Study) -> dict[int, str]:

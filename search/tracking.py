@@ -16,8 +16,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,13 +34,14 @@ from spaces.errors import ConfigError, TrackingError, nearest
 from trainables.private import private_files, redacted, redacted_text
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Param, Run
     from mlflow.tracking import MlflowClient
 
     from spaces.plan import Plan
 
 PREFIX = "ranksweep."
 STATUS = PREFIX + "status"
+TOKEN = PREFIX + "token"
 PARENT = "mlflow.parentRunId"
 
 State = Literal["complete", "pruned", "failed", "cancelled", "interrupted"]
@@ -76,12 +80,34 @@ _PARAM_CHARACTERS = 6000
 _TAG_CHARACTERS = 8000
 _KEY_CHARACTERS = 250
 _ENTITIES_PER_BATCH = 100
-_METRICS_PER_BATCH = 1000
+_METRICS_PER_BATCH = 900  # of 1000 entities, 100 of them params or tags
+
+# How long a server that is away is waited for, and the longest pause between two tries.
+_PATIENCE_S = 60.0
+_LONGEST_PAUSE_S = 8.0
 
 _PAGE = 1000
 _NOT_IN_A_KEY = re.compile(r"[^\w\-. :/]")
 
+# What MLflow itself says of a run that is gone or a value that it does not take; a proxy in front
+# of a server that is away says other things.
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+
 Result = TypeVar("Result")
+
+
+class RefusedError(TrackingError):
+    """MLflow has answered, and does not take what it was given."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a metric; `at_ms` is when it was taken, in milliseconds of Unix time."""
+
+    key: str
+    value: float
+    step: int
+    at_ms: int
 
 
 class Tracker:
@@ -101,6 +127,7 @@ class Tracker:
         """The tracking URI, absolute for a local database. It may hold credentials."""
         self.experiment = experiment
         self._client = connect(self.uri)
+        self._patience = _PATIENCE_S
         self._experiment_id = self._call(self._open_experiment)
         self._lock = threading.Lock()
         self._sweeps: dict[str, dict[str, str]] = {}
@@ -110,6 +137,12 @@ class Tracker:
     def experiment_id(self) -> str:
         """MLflow's id of the experiment."""
         return self._experiment_id
+
+    def impatient(self) -> Tracker:
+        """The same tracker for one who tries again himself: its calls fail at the first error."""
+        other = copy(self)
+        other._patience = 0.0
+        return other
 
     # Sweeps -----------------------------------------------------------------------------------
 
@@ -127,7 +160,7 @@ class Tracker:
         own = {**provenance(), **_texts(tags), "sweep": name}
         run_id = self._create_run(name, "sweep", own, parent=None)
         self._sweeps[run_id] = own
-        self._log_params(run_id, flattened(shown))
+        self.log(run_id, params=flattened(shown))
         self._log_texts(run_id, {"sweep.yaml": yaml.safe_dump(shown, sort_keys=False)})
         return run_id
 
@@ -157,7 +190,7 @@ class Tracker:
             if run.info.status == "RUNNING" or run.data.tags.get(STATUS, "running") == "running"
         ]
         for run_id in left:
-            self._end(run_id, "interrupted")
+            self.end(run_id, "interrupted")
         return left
 
     def children(self, sweep_run_id: str) -> list[Run]:
@@ -201,8 +234,9 @@ class Tracker:
             own = {**self._inherited(above), **_texts(tags), "profile_key": key}
             own.pop("profile_run", None)
             run_id = self._create_run(f"profile {key[:12]}", "profile", own, parent=sweep_run_id)
-            self._log_params(run_id, flattened(dict(params or {})))
-            self._log_metrics(run_id, metrics or {}, step=0)
+            self.log(
+                run_id, params=flattened(dict(params or {})), metrics=_at_step(metrics or {}, 0)
+            )
         if sweep_run_id is not None:
             links = {"profile_key": key, "profile_run": run_id}
             self.set_tags(sweep_run_id, links)
@@ -239,6 +273,33 @@ class Tracker:
         tag `plan_digest` and the metrics `trainable_params` and `peak_trainable_params`. `kind`
         other than `trial` keeps a run (a confirmation) out of the ranking.
         """
+        own = dict(tags or {})
+        counts: dict[str, float] = {}
+        if plan is not None:
+            own["plan_digest"] = plan.digest
+            counts = plan_counts(plan)
+        run_id = self.open_trial(sweep_run_id, number, choice, own, kind=kind)
+        self.log(run_id, params=flattened(choice), metrics=_at_step(counts, 0))
+        self.log_plan(run_id, choice, plan)
+        return run_id
+
+    def open_trial(
+        self,
+        sweep_run_id: str,
+        number: int,
+        choice: Mapping[str, Any],
+        tags: Mapping[str, Any],
+        *,
+        kind: str = "trial",
+        token: str | None = None,
+        started_ms: int | None = None,
+        in_doubt: bool = False,
+    ) -> str:
+        """Create the run of a trial with all its tags, and nothing else; returns its run id.
+
+        `token` is a text that no other run has. With `in_doubt` a run that carries it is looked for
+        first: an earlier call may have created it and never had its answer.
+        """
         method = str(choice.get("method", "unknown"))
         sweep = self._sweep_tags(sweep_run_id)
         own = {
@@ -249,10 +310,11 @@ class Tracker:
             "number": str(number),
             "choice": json.dumps(choice, sort_keys=True),
         }
-        if plan is not None:
-            own["plan_digest"] = plan.digest
-        run_id = self._create_run(f"{kind} {number} {method}", kind, own, parent=sweep_run_id)
-        self._log_params(run_id, flattened(choice))
+        name = f"{kind} {number} {method}"
+        return self._create_run(name, kind, own, sweep_run_id, token, started_ms, in_doubt)
+
+    def log_plan(self, run_id: str, choice: Mapping[str, Any], plan: Plan | None) -> None:
+        """Keep `choice.yaml` and, of a plan, `plan.safetensors` and `plan.json`."""
         with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
             files = Path(folder)
             (files / "choice.yaml").write_text(yaml.safe_dump(dict(choice), sort_keys=False))
@@ -260,19 +322,21 @@ class Tracker:
                 plan.write(files / "plan.safetensors")
                 (files / "plan.json").write_text(json.dumps(plan.summary(), indent=2))
             self._call(lambda: self._client.log_artifacts(run_id, folder))
-        if plan is not None:
-            counts = {
-                "trainable_params": float(plan.trainable_params),
-                "peak_trainable_params": float(plan.peak_trainable_params),
-            }
-            self._log_metrics(run_id, counts, step=0)
-        return run_id
+
+    def delete_doubles(self, run_id: str, token: str) -> None:
+        """Delete every other run that carries the token of this one.
+
+        A server that hung may have created a run long after its caller had given up.
+        """
+        for run in self._search({"token": token}):
+            if run.info.run_id != run_id:
+                self._call(partial(self._client.delete_run, run.info.run_id))
 
     def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log one epoch's metrics (1, 2, ...) at that step, in one batch, and `epoch` with them."""
         with self._lock:
             self._epochs[run_id] = epoch
-        self._log_metrics(run_id, {**metrics, "epoch": float(epoch)}, step=epoch)
+        self.log(run_id, metrics=_at_step({**metrics, "epoch": float(epoch)}, epoch))
 
     def finish_trial(
         self,
@@ -289,11 +353,43 @@ class Tracker:
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Set tags, given without the prefix `ranksweep.`."""
-        from mlflow.entities import RunTag
+        self.log(run_id, tags=tags)
 
-        entries = [RunTag(PREFIX + key, value) for key, value in _texts(tags).items()]
-        for batch in _batches(entries, _ENTITIES_PER_BATCH):
-            self._call(partial(self._client.log_batch, run_id, tags=batch))
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Iterable[Point] = (),
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log params, metrics and tags together, in one call where they fit into one.
+
+        A point that the run has already, with the same step, value and time, is not logged again.
+        """
+        from mlflow.entities import Metric, RunTag
+
+        written = _params(params or {})
+        named = [RunTag(PREFIX + key, value) for key, value in _texts(tags).items()]
+        points = [
+            Metric(_NOT_IN_A_KEY.sub("_", point.key), point.value, point.at_ms, point.step)
+            for point in metrics
+        ]
+        while written or named or points:
+            room = max(0, _ENTITIES_PER_BATCH - len(written))
+            batch = {
+                "params": written[:_ENTITIES_PER_BATCH],
+                "tags": named[:room],
+                "metrics": points[:_METRICS_PER_BATCH],
+            }
+            self._call(partial(self._client.log_batch, run_id, **batch))
+            written, named = written[_ENTITIES_PER_BATCH:], named[room:]
+            points = points[_METRICS_PER_BATCH:]
+
+    def end(self, run_id: str, state: State, ended_ms: int | None = None) -> None:
+        """Give a run MLflow's own status and then, last of all, `status`."""
+        self._call(lambda: self._client.set_terminated(run_id, _ENDED[state], ended_ms))
+        self._call(lambda: self._client.set_tag(run_id, STATUS, state))
 
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Keep a local file as an artifact of a run."""
@@ -326,15 +422,32 @@ class Tracker:
             )
         return str(found.experiment_id)
 
-    def _create_run(self, name: str, kind: str, tags: Mapping[str, str], parent: str | None) -> str:
+    def _create_run(
+        self,
+        name: str,
+        kind: str,
+        tags: Mapping[str, str],
+        parent: str | None,
+        token: str | None = None,
+        started_ms: int | None = None,
+        in_doubt: bool = False,
+    ) -> str:
+        token = token or uuid.uuid4().hex
         every = {PREFIX + key: value for key, value in tags.items()}
-        every |= {PREFIX + "kind": kind, STATUS: "running"}
+        every |= {PREFIX + "kind": kind, STATUS: "running", TOKEN: token}
         if parent is not None:
             every[PARENT] = parent
-        run = self._call(
-            lambda: self._client.create_run(self._experiment_id, run_name=name, tags=every)
-        )
-        return str(run.info.run_id)
+
+        def create() -> str:
+            nonlocal in_doubt
+            # An answer that was lost says nothing of the run: it may have been created.
+            if in_doubt and (found := self._search({"token": token})):
+                return str(found[-1].info.run_id)
+            in_doubt = True
+            run = self._client.create_run(self._experiment_id, started_ms, every, name)
+            return str(run.info.run_id)
+
+        return self._call(create)
 
     def _finish(
         self,
@@ -346,20 +459,14 @@ class Tracker:
     ) -> None:
         if state not in _ENDED:
             raise ValueError(f"no run ends as {state!r}; {nearest(state, _ENDED)}")
-        if metrics:
-            self._log_metrics(run_id, metrics, step=self._last_epoch(run_id))
         last = dict(tags or {})
         if error is not None:
             last["error"] = error
-        if last:
-            self.set_tags(run_id, last)
-        self._end(run_id, state)
+        step = self._last_epoch(run_id) if metrics else 0
+        self.log(run_id, metrics=_at_step(metrics or {}, step), tags=last)
+        self.end(run_id, state)
         with self._lock:
             self._epochs.pop(run_id, None)
-
-    def _end(self, run_id: str, state: State) -> None:
-        self._call(lambda: self._client.set_terminated(run_id, _ENDED[state]))
-        self._call(lambda: self._client.set_tag(run_id, STATUS, state))
 
     def _last_epoch(self, run_id: str) -> int:
         # MLflow's newest value of a metric is the one of the highest step: what is logged at the
@@ -388,29 +495,6 @@ class Tracker:
     def _search(self, tags: Mapping[str, str], parent: str | None = None) -> list[Run]:
         return search_runs(self._client, self.uri, [self._experiment_id], tags, parent)
 
-    def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        entries = []
-        for key, value in params.items():
-            text = _param_text(value)
-            # What does not fit is in the YAML artifact whole; MLflow would keep a torn piece.
-            if len(text) < _PARAM_CHARACTERS and len(key) <= _KEY_CHARACTERS:
-                entries.append(Param(_NOT_IN_A_KEY.sub("_", key), text))
-        for batch in _batches(entries, _ENTITIES_PER_BATCH):
-            self._call(partial(self._client.log_batch, run_id, params=batch))
-
-    def _log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        entries = [
-            Metric(_NOT_IN_A_KEY.sub("_", key), float(value), now, step)
-            for key, value in metrics.items()
-        ]
-        for batch in _batches(entries, _METRICS_PER_BATCH):
-            self._call(partial(self._client.log_batch, run_id, metrics=batch))
-
     def _log_texts(self, run_id: str, texts: Mapping[str, str]) -> None:
         with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
             for name, text in texts.items():
@@ -418,7 +502,7 @@ class Tracker:
             self._call(lambda: self._client.log_artifacts(run_id, folder))
 
     def _call(self, work: Callable[[], Result]) -> Result:
-        return call(self.uri, work)
+        return call(self.uri, work, self._patience)
 
 
 # Reaching MLflow ------------------------------------------------------------------------------
@@ -479,9 +563,12 @@ def connect(uri: str, *, must_exist: bool = False) -> MlflowClient:
         )
     # MLflow reports its use to its makers unless told not to; a sweep's machine may not want that.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # A sweep of hours must outlast a server's restart, not hang on it: 2 + 4 + 8 + 16 + 32 s.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+    # Its own client would try a create_run again whose answer was lost, and make a second run:
+    # `call` tries again instead, and whoever creates a run looks first.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # One request less at the end of a run, whose address would go to stdout.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow.tracking import MlflowClient
 
     _silence()
@@ -492,43 +579,46 @@ def connect(uri: str, *, must_exist: bool = False) -> MlflowClient:
             client.search_experiments(max_results=1)
         return client
 
-    return call(uri, open_client)
+    return call(uri, open_client, patience=10.0)
 
 
-def call(uri: str, work: Callable[[], Result]) -> Result:
+def call(uri: str, work: Callable[[], Result], patience: float = _PATIENCE_S) -> Result:
     """Do one piece of work with MLflow.
 
     A local database that is locked or being created by another process is tried again for half a
-    minute; a server is tried again by MLflow's own client.
+    minute, a server that does not answer, or answers that it cannot now, for `patience` seconds: a
+    sweep of hours must outlast a server's restart.
 
     Raises:
-        TrackingError: with the reason and a remedy on one line, without credentials.
+        TrackingError: with the reason and a remedy on one line, without credentials;
+            `RefusedError` where another try would be refused too.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     local = sqlite_file(uri) is not None
-    give_up = time.monotonic() + 30
-    pause = 0.05
+    give_up = time.monotonic() + (30 if local else patience)
+    pause = 0.05 if local else 1.0
     while True:
         try:
             return work()
         except (MlflowException, SQLAlchemyError, OSError) as error:
             text = str(error)
             busy = "database is locked" in text or "already exists" in text
+            refused = getattr(error, "error_code", None) in _REFUSALS
             # A write that met a lock was rolled back whole, so that it can be done again.
-            if local and busy and time.monotonic() < give_up:
+            again = busy if local else not refused
+            if again and time.monotonic() + pause < give_up:
                 time.sleep(pause)
-                pause = min(2 * pause, 2.0)
+                pause = min(2 * pause, 2.0 if local else _LONGEST_PAUSE_S)
                 continue
             remedy = (
                 "check the file, its folder's permissions and the free space"
                 if local
                 else "check that the server runs and that --tracking names it"
             )
-            raise TrackingError(
-                f"tracking: {redacted(uri)}: {_one_line(text, uri)}; {remedy}"
-            ) from error
+            kind = RefusedError if refused else TrackingError
+            raise kind(f"tracking: {redacted(uri)}: {_one_line(text, uri)}; {remedy}") from error
 
 
 def search_runs(
@@ -566,17 +656,13 @@ def search_runs(
 @contextmanager
 def _brief_requests() -> Iterator[None]:
     """While open, MLflow's client gives up on a silent server within seconds."""
-    brief = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {name: os.environ.get(name) for name in brief}
-    os.environ.update(brief)
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ[name]
+    os.environ[name] = "10"
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ[name] = before
 
 
 @contextmanager
@@ -653,6 +739,31 @@ def flattened(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def plan_counts(plan: Plan) -> dict[str, float]:
+    """The metrics of a plan: what must be stored, and what its largest stage trains."""
+    return {
+        "trainable_params": float(plan.trainable_params),
+        "peak_trainable_params": float(plan.peak_trainable_params),
+    }
+
+
+def _at_step(metrics: Mapping[str, float], step: int) -> list[Point]:
+    now = int(time.time() * 1000)
+    return [Point(key, float(value), step, now) for key, value in metrics.items()]
+
+
+def _params(params: Mapping[str, Any]) -> list[Param]:
+    from mlflow.entities import Param
+
+    entries = []
+    for key, value in params.items():
+        text = _param_text(value)
+        # What does not fit is in the YAML artifact whole; MLflow would keep a torn piece.
+        if len(text) < _PARAM_CHARACTERS and len(key) <= _KEY_CHARACTERS:
+            entries.append(Param(_NOT_IN_A_KEY.sub("_", key), text))
+    return entries
+
+
 def _param_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
@@ -677,8 +788,3 @@ def _without_credentials(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     return redacted_text(str(value))
-
-
-def _batches(entries: Sequence[Result], size: int) -> Iterator[Sequence[Result]]:
-    for start in range(0, len(entries), size):
-        yield entries[start : start + size]

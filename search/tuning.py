@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import ray
 from ray import cloudpickle, tune
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
+from search.interrupts import Interrupts
 from spaces.choice import Choice
 from spaces.errors import ConfigError, JobError
 from spaces.methods import make_plan, parse_choice
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Share of a CPU that a light trial asks for; Tune takes no zero.
-TRIAL_CPUS = 0.001
+#: Share of its node that a light trial asks for; Tune takes no zero.
+TRIAL_SHARE = 0.0001
 
 _TUNE_KEYS = frozenset({*AUTO_RESULT_KEYS, DONE, TRIAL_ID, "experiment_tag"})
 
@@ -110,8 +112,8 @@ def job_name(number: int) -> str:
 def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -> None:
     """Tune's function: hand the plan of one choice to the resident workers and report its epochs.
 
-    `config` is ``{"choice": dict, "number": int}``. The last epoch is reported when the job is
-    done, so that a trial with all its epochs is one that the worker has finished.
+    `config` is ``{"choice": dict, "number": int, "seed": int}``. The last epoch is reported when
+    the job is done, so that a trial with all its epochs is one that the worker has finished.
 
     Raises:
         JobError: the job failed, with the worker's own error in one line.
@@ -129,7 +131,7 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
                 "choice": choice.as_dict(),
                 "plan": plan.to_bytes(),
                 "learning_rate": choice.learning_rate,
-                "seed": context.train.get("seed", 0),
+                "seed": config["seed"],
                 "train": dict(context.train),
                 "epochs": context.epochs,
                 "keep_weights": context.keep_weights,
@@ -227,6 +229,8 @@ class StagedAsha(AsyncHyperBandScheduler):  # type: ignore[misc]
         epoch = int(result["epoch"])
         if epoch >= self._epochs:
             return str(TrialScheduler.CONTINUE)  # the function returns by itself
+        if trial.config.get("repeat", 0):
+            return str(TrialScheduler.CONTINUE)  # all repetitions count, not the lucky ones alone
         stages = self._stages(trial.trial_id)
         if stages == 1 or (self._in_last_stage(epoch, stages) and epoch in self._rung_epochs):
             return str(super().on_trial_result(tune_controller, trial, result))
@@ -272,6 +276,7 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         queue: Any,
         observer: Observer | None = None,
         should_stop: Callable[[], str | None] = lambda: None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self._searcher = searcher
         self._queue = queue
@@ -281,28 +286,13 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         self._started: set[str] = set()
         self._metrics: dict[str, dict[str, Any]] = {}
         self._cancels: list[Any] = []
-        self.interrupted = False
+        self._interrupts = interrupts or Interrupts()
         self.stop_reason: str | None = None
         searcher.read_error = self._error_of
 
-    def setup(self, **info: Any) -> None:
-        """Hear of Ctrl-C as well: Tune has put its own handler in place by now."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        inner = signal.getsignal(signal.SIGINT)
-        if not callable(inner):
-            return
-
-        def note_and_pass_on(number: int, frame: Any) -> None:
-            self.interrupted = True
-            print("interrupted: the trials that run are being cancelled", file=sys.stderr)
-            inner(number, frame)
-
-        signal.signal(signal.SIGINT, note_and_pass_on)
-
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Know every trial, those too that fail before they start."""
-        self._trials.update({trial.trial_id: trial for trial in trials})
+        self._meet(trials)
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -342,12 +332,13 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Find the trials that Tune has ended without a word."""
-        self._trials.update({trial.trial_id: trial for trial in trials})
+        self._meet(trials)
         for trial_id in self._searcher.open_ids:
             trial = self._trials.get(trial_id)
             if trial is not None and trial.status == Trial.TERMINATED:
                 self.cut_off(trial_id, self.stop_reason or "the time budget was spent")
-        if self.interrupted:
+        if self._interrupts.heard:
+            self.stop_reason = "interrupted"
             self.cut_off_all("interrupted")
         elif self.stop_reason is None:
             self.stop_reason = self._should_stop()
@@ -385,6 +376,10 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
                 logger.debug("a job could not be cancelled: %s", _one_line(str(error)))
         self._cancels.clear()
 
+    def _meet(self, trials: list[Trial]) -> None:
+        # Tune appends to its list, and a step must not cost more for the trials that are over.
+        self._trials.update({each.trial_id: each for each in trials[len(self._trials) :]})
+
     def _over(self, trial: Trial) -> None:
         ended = self._searcher.ended_trial(trial.trial_id)
         if ended is None:
@@ -395,7 +390,8 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
 
     def _tell_end(self, trial_id: str, ended: EndedTrial) -> None:
         metrics = self._metrics.pop(trial_id, {})
-        if trial_id in self._started:
+        if trial_id in self._started:  # Tune may come to the end of one that was cut off
+            self._started.discard(trial_id)
             self._tell("trial_ended", ended.number, ended.state, metrics, ended.reason)
 
     def _cancel(self, number: int) -> None:
@@ -421,6 +417,19 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
             return None
         error = cloudpickle.loads(Path(path).read_bytes())
         return _one_line(str(getattr(error, "cause", None) or error))
+
+
+class _NoProgress(TrialProgressCallback):  # type: ignore[misc]
+    """Takes the place of the one that Tune would print a line per trial with, whatever is set."""
+
+    def on_trial_result(self, *args: Any, **info: Any) -> None:
+        """Nothing."""
+
+    def on_trial_error(self, *args: Any, **info: Any) -> None:
+        """Nothing."""
+
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        """Nothing."""
 
 
 class _StopAll(tune.Stopper):  # type: ignore[misc]
@@ -459,6 +468,7 @@ def tune_search(
     reuse_actors: bool = True,
     size: BaseSize | None = None,
     keep_weights: bool = False,
+    interrupts: Interrupts | None = None,
 ) -> TuneOutcome:
     """Run trials until the searcher has no more or the time budget is spent.
 
@@ -476,6 +486,7 @@ def tune_search(
         reuse_actors: let one process serve trial after trial.
         size: the base's, which some plans depend on.
         keep_weights: let each finished job leave its weights with the queue.
+        interrupts: who hears Ctrl-C during the launch; without it Ctrl-C is Python's own.
 
     Whatever ends the search, no trial of the study is left running and no job of a trial that has
     ended goes on.
@@ -484,12 +495,13 @@ def tune_search(
         KeyboardInterrupt: the user pressed Ctrl-C.
         ConfigError: an unknown scheduler.
     """
-    callback = DriverCallback(searcher, queue, observer, should_stop)
+    interrupts = interrupts or Interrupts()
+    callback = DriverCallback(searcher, queue, observer, should_stop, interrupts)
     shared = profile.to_bytes() if profile else None
     context = TrialContext(targets, shared, dict(train), epochs, metric, size, keep_weights)
     function = tune.with_parameters(run_trial, queue=queue, context=context)
     tuner = tune.Tuner(
-        tune.with_resources(function, {"CPU": TRIAL_CPUS}),
+        tune.with_resources(function, _light_resources()),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_make_scheduler(scheduler, searcher, epochs, metric, mode),
@@ -506,17 +518,21 @@ def tune_search(
             verbose=0,
             stop=_StopAll(callback),
             failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[callback, *callbacks],
+            callbacks=[callback, _NoProgress(), *callbacks],
         ),
     )
     started = time.monotonic()
     try:
-        with _quiet_tune(), _signals_kept():
+        with interrupts.deferred(), _quiet_tune(), _signals_kept():
             tuner.fit()
+    except TuneError as error:  # it holds the traceback of what its loop has met, as text
+        last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        reason = last.removeprefix(f"{JobError.__module__}.{JobError.__name__}: ")
+        raise JobError(f"the search ended: {reason}") from error
     finally:
-        callback.cut_off_all("interrupted" if callback.interrupted else "the search ended")
+        callback.cut_off_all("interrupted" if interrupts.heard else "the search ended")
         callback.settle()
-    if callback.interrupted:
+    if interrupts.heard:
         raise KeyboardInterrupt
     seconds = time.monotonic() - started
     ended_by: EndedBy = "trials"
@@ -554,6 +570,19 @@ def _make_scheduler(
     )
 
 
+def _light_resources() -> tune.PlacementGroupFactory:
+    """What a light trial asks for: a place on the driver's node, and no CPU of it.
+
+    On a node that is lost it would fail with it, while its job could go on elsewhere; and the
+    workers may have taken every CPU there is.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
+    return tune.PlacementGroupFactory(
+        [{f"node:{address}": TRIAL_SHARE}], bundle_label_selector=[{"ray.io/node-id": here}]
+    )
+
+
 def _name_of(trial: Trial) -> str:
     return job_name(trial.config["number"])
 
@@ -564,6 +593,8 @@ _QUIET = {
     "TUNE_WARN_THRESHOLD_S": "10",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",  # the study is what a sweep resumes from
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the launch hears Ctrl-C itself
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a cancelled trial has none to report
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a table whatever the verbosity
 }
 

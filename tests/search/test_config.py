@@ -49,7 +49,8 @@ space:
     joint: {}
 search: {trials: 24, time_budget: null, metric: accuracy, mode: max, objectives: [accuracy],
          max_params: null, allocation: equal, arms: [], sampler: tpe,
-         scheduler: {name: asha, grace_epochs: 1, reduction_factor: 3}, warm_start: true, seed: 0}
+         scheduler: {name: asha, grace_epochs: 1, reduction_factor: 3}, warm_start: true,
+         repeats: null, study: null, seed: 0}
 train: {epochs: 3, batch_size: 16, gradient_accumulation_steps: 1, optimizer: adamw,
         weight_decay: 0.0, max_grad_norm: 1.0, lr_scheduler: linear, warmup_ratio: 0.06,
         dropout: 0.05, precision: auto, seed: 0}
@@ -445,3 +446,18 @@ def test_a_sweep_is_frozen() -> None:
     config: SweepConfig = parse_sweep(raw())
     with pytest.raises(ValueError, match="frozen"):
         config.name = "other"  # type: ignore[misc]
+
+
+def test_what_is_written_down_of_a_sweep_has_no_password_of_its_study() -> None:
+    url = "postgresql+psycopg://ann:s3cret@db/optuna?sslpassword=s3cret"
+    config = parse_sweep(raw(search={"study": url}))
+    assert config.search.study == url
+    assert config.resolved()["search"]["study"] == "postgresql+psycopg://***@db/optuna?***"
+    assert "s3cret" not in json.dumps(config.resolved())
+
+
+def test_repetitions_leave_trials_to_find_what_is_repeated() -> None:
+    config = parse_sweep(raw(search={"trials": 7, "repeats": {}}))
+    assert config.resolved()["search"]["repeats"] == {"top": 3, "seeds": 2}
+    with pytest.raises(ConfigError, match=r"^search\.repeats: 3 choices with 2 seeds take 6 of"):
+        parse_sweep(raw(search={"trials": 6, "repeats": {}}))

@@ -3,70 +3,104 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import optuna
+import psutil
 import pytest
 import yaml
-from mlflow import MlflowClient
+
+from tests.search.launches import (
+    Launch,
+    check_nothing_runs,
+    complete,
+    environment,
+    states_in_study,
+    study_in,
+)
 
 pytestmark = pytest.mark.ray
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "search.cli", "launch", "sweep.yaml", "--json", *arguments],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-
-
-def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(
-    tiny_sweep: dict[str, Any], tmp_path: Path
+def test_accident_after_accident_loses_no_finished_trial(
+    tiny_sweep: dict[str, Any], tmp_path: Path, launched: Callable[..., Launch]
 ) -> None:
     sweep = {**tiny_sweep, "train": {"epochs": 30, "batch_size": 16}}
-    sweep["search"] = {"trials": 4, "scheduler": "none"}
+    sweep["search"] = {"trials": 6, "scheduler": "none"}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    launch = start(tmp_path)
-    assert launch.stderr is not None
-    seen: list[str] = []
-    for line in launch.stderr:
-        seen.append(line)
-        # one trial is complete, and another runs
-        if re.search(r"trial \d+: epoch", line) and any(" complete, " in each for each in seen):
-            launch.send_signal(signal.SIGINT)
-            break
-    rest = launch.stderr.read()
-    assert launch.wait(120) == 130, "".join(seen) + rest
-    assert "--resume" in rest
 
-    study_file = tmp_path / ".ranksweep" / "sweeps" / "tiny" / "study.db"
-    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{study_file}")
-    states = [trial.state.name for trial in study.get_trials()]
-    assert states.count("COMPLETE") == 1, states
-    assert "RUNNING" not in states
+    # A worker is killed in mid-trial: its job is done again. Then Ctrl-C.
+    launch = launched(tmp_path)
+    at = launch.wait_for(r"trial \d+: epoch [2-9] of")
+    (worker,) = [p for p in launch.descendants() if "RayTrainWorker" in p.name() + p.cmdline()[0]]
+    worker.send_signal(signal.SIGKILL)
+    at = launch.wait_for(r"group 0 lost a worker .*; trial-0000\d starts again", at)
+    at = launch.wait_for(r"group 0 is up again", at)
+    at = launch.wait_for(r"trial \d+: .* complete, ", at)
+    launch.wait_for(r"trial \d+: epoch", at)
+    launch.process.send_signal(signal.SIGINT)
+    assert launch.end() == 130, launch.said
+    assert "--resume" in launch.said
+    first = check_nothing_runs(tmp_path)
+    assert first
 
-    launch = start(tmp_path, "--resume")
-    out, errors = launch.communicate(timeout=300)
-    assert launch.returncode == 0, errors
-    result = json.loads(out)
+    # Stopped from another terminal.
+    launch = launched(tmp_path, "--resume")
+    at = launch.wait_for(r"trial \d+: .* complete, ")
+    launch.wait_for(r"trial \d+: epoch", at)
+    command = [sys.executable, "-m", "search.cli", "stop", "tiny", "--json"]
+    stop = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
+    assert stop.returncode == 0, stop.stderr + launch.said
+    assert json.loads(stop.stdout)["pid"] == launch.process.pid
+    assert launch.end() == 130, launch.said
+    second = check_nothing_runs(tmp_path)
+    assert second > first
+    stop = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert stop.returncode == 1
+    assert "is not running" in stop.stderr
+
+    # Ctrl-C twice.
+    launch = launched(tmp_path, "--resume")
+    at = launch.wait_for(r"trial \d+: .* complete, ")
+    at = launch.wait_for(r"trial \d+: epoch", at)
+    launch.process.send_signal(signal.SIGINT)
+    launch.wait_for("interrupted: what runs is being cancelled", at)
+    launch.process.send_signal(signal.SIGINT)
+    assert launch.end() == 130, launch.said
+    third = check_nothing_runs(tmp_path)
+    assert third > second
+
+    # The driver is killed: its Ray goes with it, and what it left open is settled by the next.
+    launch = launched(tmp_path, "--resume")
+    at = launch.wait_for(r"trial \d+: .* complete, ")
+    launch.wait_for(r"trial \d+: epoch", at)
+    children = launch.descendants()
+    launch.process.kill()
+    assert launch.end() == -signal.SIGKILL
+    _, alive = psutil.wait_procs(children, timeout=90)
+    assert not alive, [process.name() for process in alive]
+    fourth = complete(states_in_study(tmp_path))
+    assert fourth > third
+
+    launch = launched(tmp_path, "--resume")
+    assert launch.end(300) == 0, launch.said
+    result = launch.result()
     assert result["profile_cached"]
-    assert result["states"]["complete"] == 4
-    complete = [t for t in study.get_trials() if t.state.name == "COMPLETE"]
-    assert len({t.user_attrs["choice"] for t in complete}) == 4
-    client = MlflowClient(f"sqlite:///{tmp_path / '.ranksweep' / 'mlflow.db'}")
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert not [run for run in runs if run.info.status == "RUNNING"]
-    done = [
-        run
-        for run in runs
-        if run.data.tags["ranksweep.kind"] == "trial"
-        and run.data.tags["ranksweep.status"] == "complete"
-    ]
-    assert len(done) == 4
+    assert result["states"]["complete"] == 6
+    assert check_nothing_runs(tmp_path) > fourth
+    done = [t for t in study_in(tmp_path).get_trials() if t.state.name == "COMPLETE"]
+    assert len({t.user_attrs["choice"] for t in done}) == 6, "a finished trial was trained again"

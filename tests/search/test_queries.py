@@ -105,6 +105,25 @@ def test_the_best_trial_carries_all_that_a_user_needs(records: Records) -> None:
     ]
 
 
+def test_a_choice_repeated_with_other_seeds_is_one_row_of_its_mean(records: Records) -> None:
+    def of_sweep(sweep: str, value: float, rank: int, **tags: str) -> str:
+        choice = json.dumps({"method": "lora", "rank": rank}, sort_keys=True)
+        run_id = records.trial(value, 100, choice=choice, **tags)
+        records.client.set_tag(run_id, "mlflow.parentRunId", sweep)
+        return run_id
+
+    lucky = of_sweep("one", 0.9, 8)
+    of_sweep("one", 0.5, 8, repeat="1")
+    of_sweep("one", 0.4, 8, repeat="2")
+    steady = of_sweep("one", 0.7, 4)
+    elsewhere = of_sweep("two", 0.65, 8)
+
+    rows = best(records.uri, "movie", top=9)
+    assert [(row.run_id, row.seeds) for row in rows] == [(steady, 1), (elsewhere, 1), (lucky, 3)]
+    assert rows[2].value == pytest.approx(0.6)
+    assert best(records.uri, "movie", pareto=True)[0].run_id == steady
+
+
 @pytest.mark.parametrize(
     "status", ["running", "pruned", "failed", "cancelled", "interrupted", None]
 )

@@ -12,8 +12,17 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from search.draft import Snapshot
 from search.searcher import StudySearcher
-from search.study import directions, handed_out, interrupted, make_sampler, open_study
+from search.study import (
+    best_of_each_method,
+    directions,
+    handed_out,
+    interrupted,
+    make_sampler,
+    open_study,
+    states_of,
+)
 from spaces.errors import ConfigError
 from spaces.methods import make_plan, parse_choice
 from spaces.search_space import SearchSpace
@@ -118,24 +127,46 @@ def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path):
         assert trial.user_attrs["plan_digest"] == plan.digest
 
 
-def test_a_choice_beyond_max_params_is_pruned_untrained_and_counts_for_nothing(tmp_path):
-    study = toy_study(tmp_path)
-    given = run_all(searcher_over(study, trials=15, max_params=400))
-    assert len(given) == 15
-    assert set(Counter(s["choice"]["method"] for s in given).values()) == {3}
-    for suggested in given:
-        plan = make_plan(parse_choice(suggested["choice"]), TARGETS, PROFILE)
-        assert plan.trainable_params <= 400
-    rejected = [t for t in study.trials if "ranksweep_rejected" in t.user_attrs]
-    assert len(rejected) + 15 == len(study.trials)
-    assert rejected
-    for trial in rejected:
-        assert trial.state == TrialState.PRUNED
-        excess = trial.user_attrs["trainable_params"] - 400
-        assert trial.constraints == {"trainable_params": excess}
-        assert excess > 0
-        assert not trial.intermediate_values
-    assert len(handed_out(study)) == 15
+@pytest.mark.parametrize("allocation", ["equal", "free"])
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_trial_of_any_method_is_ever_beyond_max_params(tmp_path, sampler, allocation):
+    # Half of the space and more is beyond it, the default of every method but lora included.
+    study = toy_study(tmp_path, sampler=sampler)
+    searcher = searcher_over(study, trials=50, max_params=330, allocation=allocation)
+    given = run_all(searcher)
+    counts = [
+        make_plan(parse_choice(suggested["choice"]), TARGETS, PROFILE).trainable_params
+        for suggested in given
+    ]
+    assert len(counts) == 50
+    assert max(counts) <= 330
+    assert {suggested["choice"]["method"] for suggested in given} == set(METHODS)
+    # Optuna has no other trials, and each has its distance to the bound as a constraint.
+    assert len(study.trials) == 50
+    assert [t.constraints for t in study.trials] == [{"trainable_params": n - 330} for n in counts]
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+def test_tpe_learns_from_what_is_refused_where_the_bound_lies(tmp_path, monkeypatch):
+    # Four ranks of sixteen fit; even draws need four tries for a choice.
+    drawn = []
+    draw = Snapshot.draw
+    monkeypatch.setattr(Snapshot, "draw", lambda *a: drawn.append(None) or draw(*a))
+    searcher = searcher_over(
+        toy_study(tmp_path),
+        toy_space("lora", lora={"rank": {"low": 1, "high": 16}}),
+        trials=40,
+        max_params=4 * 4 * (24 + 16),
+    )
+    tries = []
+    for number in range(40):
+        before = len(drawn)
+        suggested = searcher.suggest(f"t{number}")
+        tries.append(len(drawn) - before)
+        assert suggested["choice"]["rank"] <= 4
+        finish(searcher, f"t{number}", 0.5)  # no rank is better than another
+    assert sum(tries[:10]) / 10 > 2.5
+    assert sum(tries[20:]) / 20 < 2
 
 
 def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_path):
@@ -145,7 +176,7 @@ def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_pa
     given = run_all(searcher_over(study, space, trials=4, max_params=1 * 4 * (24 + 16)))
     assert [suggested["choice"]["rank"] for suggested in given] == [1] * 4
     assert len({suggested["choice"]["learning_rate"] for suggested in given}) == 4
-    assert len(study.trials) > 4
+    assert len(study.trials) == 4
 
 
 def test_a_method_that_cannot_fit_is_closed_and_the_others_take_its_trials(tmp_path, caplog):
@@ -165,22 +196,19 @@ def test_a_search_that_nothing_fits_ends_and_says_why(tmp_path):
     assert searcher.handed == 0
     for method in METHODS:
         assert f"space.methods.{method}: takes no further part" in searcher.shortfall
-    assert {trial.state for trial in study.trials} == {TrialState.PRUNED}
+    assert study.trials == []
 
 
-def test_a_choice_that_cannot_be_a_plan_fails_with_its_reason_and_another_is_asked(tmp_path):
+def test_a_method_that_has_no_plan_is_closed_with_the_reason(tmp_path):
     study = toy_study(tmp_path)
     # The profile's masks are of 5 and 10 percent, and this space is not fitted to them.
     space = SearchSpace.parse({"methods": {"lora": {"rank": [2, 4]}, "taso": {"top_percent": 7}}})
     searcher = searcher_over(study, space, trials=4)
     given = run_all(searcher)
     assert [suggested["choice"]["method"] for suggested in given] == ["lora"] * 4
-    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
-    assert failed
-    for trial in failed:
-        assert trial.user_attrs["method"] == "taso"
-        assert "top_percent" in trial.user_attrs["ranksweep_rejected"]
-    assert "space.methods.taso" in searcher.shortfall
+    assert "space.methods.taso: takes no further part" in searcher.shortfall
+    assert "top_percent: 7 is not in the profile's grid" in searcher.shortfall
+    assert len(study.trials) == 4
 
 
 def test_a_full_trial_is_complete_with_its_last_value_and_its_curve(tmp_path):
@@ -304,13 +332,145 @@ def test_tpe_learns_the_learning_rate(tmp_path):
     assert sum(distances[20:]) / 20 < 0.5 * sum(distances[:10]) / 10
 
 
+LORA = {"method": "lora", "rank": 2, "alpha": 16.0, "learning_rate": 1e-3}
+#: Choices of other methods that come to the same plan as LORA, and what their space must hold.
+SAME_AS_LORA = {
+    "pilora": {
+        "rank": 2,
+        "supplementary_rank": 1,
+        "partition": {"rule": "all"},
+        "alpha": 16.0,
+    },
+    "sensitivity": {"mean_rank": 2, "allocation": "uniform", "alpha": 16.0},
+    "joint": {
+        "mean_rank": 2,
+        "allocation": "uniform",
+        "partition": {"rule": "all"},
+        "retention": 1.0,
+        "supplementary_rank": 1,
+        "alpha": 16.0,
+    },
+}
+
+
+@pytest.mark.parametrize("method", SAME_AS_LORA)
+def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_trial(
+    tmp_path, method
+):
+    keys = SAME_AS_LORA[method]
+    space = toy_space(
+        "lora",
+        method,
+        lora={"rank": [2, 4]},
+        **{
+            method: {**keys, "rank": [2, 4]}
+            if method == "pilora"
+            else {**keys, "mean_rank": [2, 4]}
+        },
+    )
+    lora = parse_choice(LORA)
+    other = parse_choice({"method": method, **keys, "learning_rate": 1e-3})
+    slower = parse_choice({"method": method, **keys, "learning_rate": 9e-4})
+    assert make_plan(lora, TARGETS, PROFILE).digest == make_plan(other, TARGETS, PROFILE).digest
+    study, said = toy_study(tmp_path), []
+    searcher = searcher_over(study, space, trials=3, enqueue=[lora, other, slower], say=said.append)
+    assert searcher.suggest("t0")["choice"] == lora.as_dict()
+    finish(searcher, "t0", 0.73)
+    # `other` is told and passed over: the next that is trained differs in its learning rate.
+    assert searcher.suggest("t1")["choice"] == slower.as_dict()
+    original, answered = study.trials[:2]
+    assert answered.state == TrialState.COMPLETE
+    assert answered.values == [0.73]
+    assert answered.intermediate_values == original.intermediate_values
+    assert answered.user_attrs["ranksweep_duplicate_of"] == 0
+    assert json.loads(answered.user_attrs["choice"]) == other.as_dict()
+    assert searcher.handed == 2
+    assert searcher.counts == {"lora": 1, method: 1}
+    assert said == [
+        f"{method}: a choice that is the same plan at the same learning rate as trial 0 (lora) is "
+        "answered from it"
+    ]
+    assert states_of(study) == {"complete": 1, "duplicate": 1}
+    # Both methods have it as their best; the record of it is the first trial's.
+    rows = {row["arm"]: row for row in best_of_each_method(study, "max")}
+    assert {arm: (row["value"], row["number"], row["seeds"]) for arm, row in rows.items()} == {
+        "lora": (0.73, 0, 1),
+        method: (0.73, 0, 1),
+    }
+    assert rows[method]["choice"] == other.as_dict()
+
+
+def test_a_choice_that_is_the_same_as_one_that_runs_is_not_trained_beside_it(tmp_path):
+    space = toy_space("lora", "pilora", pilora={**SAME_AS_LORA["pilora"], "rank": [2, 4]})
+    lora = parse_choice(LORA)
+    same = parse_choice({"method": "pilora", **SAME_AS_LORA["pilora"], "learning_rate": 1e-3})
+    searcher = searcher_over(toy_study(tmp_path), space, trials=3, enqueue=[lora, same])
+    assert searcher.suggest("t0")["choice"] == lora.as_dict()
+    second = searcher.suggest("t1")["choice"]
+    assert second["method"] == "pilora"
+    assert second["learning_rate"] != 1e-3
+
+
+def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_says_why(tmp_path):
+    rates = [1e-3, 2e-3, 4e-3]
+    space = SearchSpace.parse(
+        {
+            "learning_rate": rates,
+            "methods": {
+                "lora": {"rank": [2, 4]},
+                "pilora": {"rank": [2, 4], "partition": {"rule": ["all", "hits"], "threshold": 0.5},
+                           "supplementary_rank": 0},
+            },
+        }
+    )  # fmt: skip
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, space, trials=50)
+    given = run_all(searcher)
+    # 6 of lora; 12 of pilora, of which 6 let every row be dominant: that is lora.
+    trainings = {
+        (
+            make_plan(parse_choice(s["choice"]), TARGETS, PROFILE).digest,
+            s["choice"]["learning_rate"],
+        )
+        for s in given
+    }
+    assert len(trainings) == len(given) == 12
+    assert searcher.handed == 12
+    assert "space.methods.lora: takes no further part" in searcher.shortfall
+    assert "space.methods.pilora: takes no further part" in searcher.shortfall
+    assert "trained already" in searcher.shortfall
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(tmp_path):
+    objectives = ("accuracy", "trainable_params")
+    for trials in (25, 50):
+        study = toy_study(tmp_path, objectives)
+        searcher = searcher_over(study, objectives=objectives, trials=trials)
+        for number in range(trials):
+            suggested = searcher.suggest(f"t{number}")
+            if suggested == Searcher.FINISHED:
+                break
+            finish(
+                searcher,
+                f"t{number}",
+                1 - abs(math.log10(suggested["choice"]["learning_rate"] / 3e-3)),
+            )
+    assert len(study.trials) == 50
+    for trial in study.trials:
+        method = trial.params["method"]
+        assert method == trial.user_attrs["method"]
+        keys = {name.removeprefix(f"{method}.") for name in trial.params if name != "method"}
+        assert keys <= set(toy_space().domains[method])
+        assert "learning_rate" in keys
+
+
 def test_a_dead_driver_s_trials_are_settled_and_asked_again(tmp_path):
     study = toy_study(tmp_path)
     searcher = searcher_over(study, trials=8)
     given = [searcher.suggest(f"t{number}") for number in range(4)]
     finish(searcher, "t0")
     searcher.on_trial_complete("t1", row(1, 0.2))
-    study.enqueue_trial({"method": "lora"})  # the driver died between enqueueing and asking
     del searcher, study
 
     study = toy_study(tmp_path)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +24,7 @@ from search.tracking import Tracker, absolute_uri, connect, flattened
 from spaces.errors import ConfigError, TrackingError
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
+from tests.mlflow_server import MlflowServer
 
 ROOT = Path(__file__).parents[2]
 CHOICE = {
@@ -471,45 +468,13 @@ def test_nested_choices_are_flattened_with_dots() -> None:
 # A real server --------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on loopback, ended with all its workers."""
-    uri = f"http://127.0.0.1:{free_port()}"
-    log = (tmp_path / "server.log").open("w")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server"),
-            *("--host", "127.0.0.1", "--port", uri.rsplit(":", 1)[1], "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{tmp_path}/server.db"),
-            *("--artifacts-destination", str(tmp_path / "served")),
-        ],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        cwd=tmp_path,
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
-                    assert answer.status == 200
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-                time.sleep(0.3)
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=20)
-        log.close()
+    """URI of a real MLflow server."""
+    running = MlflowServer(tmp_path)
+    running.start()
+    yield running.uri
+    running.stop()
 
 
 @pytest.mark.server

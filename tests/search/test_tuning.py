@@ -19,6 +19,7 @@ import ray
 from optuna.trial import TrialState
 from ray.util import placement_group_table
 
+from search.interrupts import Interrupts
 from search.searcher import StudySearcher
 from search.study import handed_out, interrupted
 from search.tuning import StagedAsha, TuneOutcome, tune_search
@@ -84,7 +85,9 @@ def search(searcher: StudySearcher, queue: Any, folder: Path, **settings: Any) -
         "storage_path": folder / "tune",
         "name": "toy",
     }
-    return tune_search(searcher=searcher, queue=queue, **{**defaults, **settings})
+    with Interrupts() as interrupts:
+        settings = {**defaults, "interrupts": interrupts, **settings}
+        return tune_search(searcher=searcher, queue=queue, **settings)
 
 
 def searcher_over(study: Any, space: Any, **settings: Any) -> StudySearcher:
@@ -320,9 +323,9 @@ class _Asha(StagedAsha):
             **settings,
         )
 
-    def given(self, trial_id: str, accuracy: float, epochs: int) -> list[str]:
+    def given(self, trial_id: str, accuracy: float, epochs: int, repeat: int = 0) -> list[str]:
         """Its decisions on a trial that has one value at all epochs, up to the first STOP."""
-        trial = SimpleNamespace(trial_id=trial_id)
+        trial = SimpleNamespace(trial_id=trial_id, config={"repeat": repeat})
         self.on_trial_add(None, trial)
         decisions: list[str] = []
         for epoch in range(1, epochs + 1):
@@ -361,6 +364,15 @@ def test_a_held_back_plan_does_not_raise_the_bar_of_an_earlier_rung():
     # With the staged plan's 0.9 in a rung its middle would be 0.7.
     assert asha.given("second", 0.5, 8) == ["CONTINUE"] * 8
     assert asha.given("third", 0.4, 8) == ["STOP"]
+
+
+def test_a_repetition_is_never_stopped_and_raises_no_bar():
+    asha = _Asha({}, epochs=4, grace_epochs=1, reduction_factor=2)
+    asha.given("first", 0.5, 4)
+    assert asha.given("lucky", 0.9, 4, repeat=1) == ["CONTINUE"] * 4
+    assert asha.given("unlucky", 0.1, 4, repeat=2) == ["CONTINUE"] * 4
+    # With the lucky repetition's 0.9 in the first rung its middle would be 0.7.
+    assert asha.given("second", 0.5, 4) == ["CONTINUE"] * 4
 
 
 def test_a_trial_at_its_last_epoch_is_never_stopped():

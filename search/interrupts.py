@@ -1,0 +1,87 @@
+"""Ctrl-C while a launch runs: once ends it cleanly, twice at once, three times without a word.
+
+A cluster's scheduler ends a job with SIGTERM, and a terminal that is closed with SIGHUP: both count
+as Ctrl-C does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+EXIT_INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """Hears the signals while it is open, in the main thread; elsewhere it hears nothing.
+
+    The first raises KeyboardInterrupt, except while `deferred`; the second only asks those who
+    wait for others to wait no longer (`hurried`), so that what is being written is written whole;
+    the third ends the process on the spot.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._deferring = 0
+        self._before: dict[int, Any] = {}
+
+    @property
+    def heard(self) -> bool:
+        """Whether there was one."""
+        return self._count > 0
+
+    @property
+    def hurried(self) -> bool:
+        """Whether there was a second."""
+        return self._count > 1
+
+    def __enter__(self) -> Self:
+        self.listen()
+        return self
+
+    def listen(self) -> None:
+        """Hear the signals, also when something has taken them over since, as Ray's start does."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            before = signal.getsignal(number)
+            if before != signal.SIG_IGN:  # as SIGHUP is under nohup
+                signal.signal(number, self._hear)
+                self._before.setdefault(number, before)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While open, the first is only noted, for a loop that asks `heard` by itself."""
+        self._deferring += 1
+        try:
+            yield
+        finally:
+            self._deferring -= 1
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count == 1:
+            _say("interrupted: what runs is being cancelled (Ctrl-C again leaves at once)")
+            if not self._deferring:
+                raise KeyboardInterrupt
+        elif self._count == 2:
+            _say("leaving at once")
+        else:
+            os._exit(EXIT_INTERRUPTED)
+
+
+def _say(text: str) -> None:
+    # Not through a console or a logger: the signal may have come while it held its lock.
+    os.write(sys.stderr.fileno(), f"{text}\n".encode())

@@ -1,0 +1,37 @@
+"""Fixtures of the tests that start launches."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.search.launches import Launch
+
+
+@pytest.fixture
+def launched() -> Iterator[Callable[..., Launch]]:
+    """Starts launches; what a failed test leaves of them is killed."""
+    started: list[Launch] = []
+
+    def launch(folder: Path, *arguments: str) -> Launch:
+        started.append(Launch(folder, *arguments))
+        return started[-1]
+
+    yield launch
+    for each in started:
+        if each.process.poll() is None:
+            for process in [*each.descendants(), psutil.Process(each.process.pid)]:
+                process.kill()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for the sockets that Ray puts into it."""
+    folder = Path(tempfile.mkdtemp(prefix="rs-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
