@@ -527,8 +527,8 @@ def tune_search(
             tuner.fit()
     except TuneError as error:  # it holds the traceback of what its loop has met, as text
         last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        reason = last.removeprefix(f"{JobError.__module__}.{JobError.__name__}: ")
-        raise JobError(f"the search ended: {reason}") from error
+        said = last.removeprefix(f"{JobError.__module__}.{JobError.__name__}: ")
+        raise JobError(f"the search ended: {said}") from error
     finally:
         callback.cut_off_all("interrupted" if interrupts.heard else "the search ended")
         callback.settle()
