@@ -204,7 +204,7 @@ def run_trials(
     from ray import tune
     from ray.tune.search import Searcher
 
-    from search.tuning import TRIAL_CPUS
+    from search.tuning import light_resources
 
     waiting = list(numbers)
 
@@ -224,7 +224,7 @@ def run_trials(
             pass
 
     tuner = tune.Tuner(
-        tune.with_resources(function, {"CPU": TRIAL_CPUS}),
+        tune.with_resources(function, light_resources()),
         tune_config=tune.TuneConfig(
             search_alg=OneByOne(), num_samples=-1, max_concurrent_trials=1, reuse_actors=reuse
         ),

@@ -501,7 +501,7 @@ def tune_search(
     context = TrialContext(targets, shared, dict(train), epochs, metric, size, keep_weights)
     function = tune.with_parameters(run_trial, queue=queue, context=context)
     tuner = tune.Tuner(
-        tune.with_resources(function, _light_resources()),
+        tune.with_resources(function, light_resources()),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_make_scheduler(scheduler, searcher, epochs, metric, mode),
@@ -570,7 +570,7 @@ def _make_scheduler(
     )
 
 
-def _light_resources() -> tune.PlacementGroupFactory:
+def light_resources() -> tune.PlacementGroupFactory:
     """What a light trial asks for: a place on the driver's node, and no CPU of it.
 
     On a node that is lost it would fail with it, while its job could go on elsewhere; and the

@@ -130,10 +130,11 @@ def finetune(
 
     Every step takes `settings.batch_size` rows over all workers, the last of an epoch what is
     left; its loss is the mean over those rows, however they are divided. A report holds
-    train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds)
-    and, where `evaluate_on` names a split, its loss and metric. `on_ready` is called once, before
-    the first forward pass that trains: engine and batch are ready. With `checkpoints` a job of one
-    stage goes on where it was; its first report covers the steps since then.
+    train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds),
+    training_seconds and, where `evaluate_on` names a split, its loss and metric and
+    evaluation_seconds. `on_ready` is called once, before the first forward pass that trains: engine
+    and batch are ready. With `checkpoints` a job of one stage goes on where it was; its first
+    report covers the steps since then.
 
     Raises DivergedError on a NaN or infinite loss, CancelledError when `should_stop` says so.
     """
@@ -197,9 +198,12 @@ def finetune(
                 "train_loss": float(workers.sum_(loss_sum)) / max(trained, 1),
                 "learning_rate": run.last_learning_rate,
                 "step_time": float(np.median(times)),
+                "training_seconds": sum(times),
             }
             if evaluate_on is not None and (evaluate_every_epoch or epoch == settings.epochs):
+                started = time.perf_counter()
                 report |= evaluate(model, adaptation, task, evaluate_on, workers)
+                report["evaluation_seconds"] = time.perf_counter() - started
             if on_epoch is not None:
                 on_epoch(epoch, report)
     finally:
