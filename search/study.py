@@ -133,7 +133,13 @@ def open_study(
             f"search.objectives: the study {name!r} was made with directions {found}, not "
             f"{wanted}; keep its objectives or give the sweep another name"
         )
-    study.sampler = make_sampler(sampler, seed, asked=len(study.get_trials(deepcopy=False)))
+    trials = study.get_trials(deepcopy=False)
+    if any(CHOICE in each.user_attrs and TRAINING not in each.user_attrs for each in trials):
+        raise ConfigError(
+            f"name: the study {name!r} was made by an older ranksweep; launch under another name "
+            "(--set name=...), which finds the profile in the store"
+        )
+    study.sampler = make_sampler(sampler, seed, asked=len(trials))
     return study
 
 

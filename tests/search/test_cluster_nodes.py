@@ -84,11 +84,12 @@ def two_nodes(short_folder: Path, token: None) -> Iterator[tuple[str, Node]]:
 @pytest.fixture
 def autoscaled(short_folder: Path, token: None) -> Iterator[str]:
     """The address of a cluster whose autoscaler starts up to two more nodes, as processes here."""
+    port = free_port()
     one_cpu = {"resources": {"CPU": 1}, "node_config": {}}
     commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray")
     config = {
         "cluster_name": "fake",
-        "provider": {"type": "fake_multinode"},
+        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}"},
         "available_node_types": {
             "ray.head.default": {**one_cpu, "max_workers": 0},
             "more": {**one_cpu, "min_workers": 0, "max_workers": 2},
@@ -104,7 +105,6 @@ def autoscaled(short_folder: Path, token: None) -> Iterator[str]:
     }
     file = short_folder / "autoscaler.yaml"
     file.write_text(yaml.safe_dump(config))
-    port = free_port()
     head = start_head(
         short_folder / "h", port, f"--autoscaling-config={file}",
         AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_FAKE_CLUSTER="1",
