@@ -41,10 +41,10 @@ def load_example(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster for the whole session; it says four CPUs, whatever the machine has."""
+    """One local Ray cluster for the whole session; it says six CPUs, whatever the machine has."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 

@@ -20,6 +20,7 @@ from trainables.finetuning import (
     Schedule,
     evaluate,
     finetune,
+    untimed,
 )
 from trainables.profiling import compute_profile
 from trainables.settings import ProfileSettings, TrainSettings
@@ -48,9 +49,7 @@ def reports_of(model, plan, workers, settings=SETTINGS, *, rate=1e-2, seed=3, ta
             model, adaptation, task or tiny_task(), settings, learning_rate=rate, seed=seed,
             workers=workers, on_epoch=lambda _epoch, report: found.append(report), **more,
         )  # fmt: skip
-    for report in found:
-        del report["step_time"]
-    return found
+    return [untimed(report) for report in found]
 
 
 def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone) -> None:

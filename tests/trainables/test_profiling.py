@@ -26,7 +26,7 @@ from tests.trainables.profile_oracle import (
 from trainables.adaptations import adaptation_for
 from trainables.adapters import plain_lora
 from trainables.bases import resolve_targets
-from trainables.finetuning import finetune
+from trainables.finetuning import finetune, untimed
 from trainables.profiling import ScoredLoRA, compute_profile
 from trainables.settings import ProfileSettings, TrainSettings
 from trainables.static_pass import COUNTING_BYTES, top_percent_counts, weight_counts
@@ -388,7 +388,7 @@ def trial_of(model, task, workers, deepspeed: dict[str, Any]) -> list[dict[str, 
             model, adaptation, task, settings, learning_rate=1e-2, seed=5, workers=workers,
             deepspeed=deepspeed, on_epoch=lambda _epoch, report: reports.append(report),
         )  # fmt: skip
-    return [{key: r[key] for key in r if key != "step_time"} for r in reports]
+    return [untimed(report) for report in reports]
 
 
 def _serve_in_a_group(rank: int, size: int, folder: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,6 +70,15 @@ def trial(tiny_sweep, choice: dict[str, Any], profile: Profile | None = None, **
 
 
 LORA = {"method": "lora", "rank": 4}
+
+
+def groups_up(workers: ResidentWorkers, number: int) -> dict[int, dict[str, Any]]:
+    """What the groups say of themselves, once so many are up."""
+    give_up = time.monotonic() + 180
+    while len(up := ray.get(workers.queue.groups.remote())) < number:
+        assert time.monotonic() < give_up, f"{len(up)} of {number} groups are up"
+        time.sleep(0.2)
+    return dict(up)
 
 
 def losses(workers: ResidentWorkers, job: dict[str, Any]) -> list[tuple[float, float]]:
@@ -138,8 +148,7 @@ def test_what_a_listener_raises_cancels_a_profile_in_both_phases(
 
 
 def kill_a_worker(group: ResidentWorkers) -> None:
-    pid = ray.get(group.queue.groups.remote())[0]["pid"]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(groups_up(group, 1)[0]["pid"], signal.SIGKILL)
 
 
 def test_a_killed_workers_job_is_done_again_with_the_same_result(group, tiny_sweep) -> None:
@@ -158,16 +167,32 @@ def test_a_killed_workers_job_is_done_again_with_the_same_result(group, tiny_swe
     assert [found[epoch] for epoch in range(1, 41)] == undisturbed
 
 
+def test_two_groups_of_two_workers_serve_side_by_side_with_the_same_result(
+    group, tiny_sweep, task, tmp_path
+) -> None:
+    job = trial(tiny_sweep, LORA, epochs=3)
+    alone = losses(group, job)
+    with (
+        group_of(tiny_sweep, task, tmp_path, groups=2, workers_per_group=2) as workers,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        up = groups_up(workers, 2)
+        found = list(pool.map(lambda _: losses(workers, job), range(4)))
+    assert found == [alone] * 4
+    assert {each["workers"] for each in up.values()} == {2}
+    assert len({each["pid"] for each in up.values()}) == 2
+
+
 def test_a_job_that_keeps_killing_its_worker_fails_and_the_next_is_served(
     group, tiny_sweep
 ) -> None:
     job_id = ray.get(group.queue.submit.remote(trial(tiny_sweep, LORA, epochs=100_000)))
-    killed, last = set(), {}
+    deaths, killed, last = 0, -1, {}
     for event in events_of(group.queue, job_id):
         last = event
-        pid = ray.get(group.queue.groups.remote())[0]["pid"]
-        if event["type"] == "epoch" and pid not in killed:
-            killed.add(pid)
+        deaths += event["type"] == "requeued"
+        if event["type"] == "epoch" and killed < deaths:
+            killed = deaths
             kill_a_worker(group)
     assert last["type"] == "failed"
     assert "died 2 times" in last["error"]

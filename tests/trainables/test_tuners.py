@@ -33,7 +33,7 @@ from tests.trainables.tuner_examples import (
 from trainables import singular_tuners
 from trainables.adaptations import TUNERS, adaptation_for
 from trainables.bases import base_size, resolve_targets
-from trainables.finetuning import finetune
+from trainables.finetuning import finetune, untimed
 from trainables.settings import TrainSettings
 
 SETTINGS = TrainSettings(epochs=2, batch_size=6, dropout=0.0, warmup_ratio=0.0)
@@ -290,8 +290,7 @@ def trained(method: str, workers, dtype=torch.float64, settings=SETTINGS, model=
             model, adaptation, tiny_task(), settings, learning_rate=1e-2, seed=3,
             workers=workers, **more,
         )  # fmt: skip
-    del report["step_time"]
-    return adaptation.weights(), report
+    return adaptation.weights(), untimed(report)
 
 
 def assert_alike(one, other, tolerance: float) -> None:
