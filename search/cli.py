@@ -198,7 +198,8 @@ def _launch(
         _print_launch(config, result, profile_only)
     if not profile_only and not result.best:
         raise RanksweepError(
-            f"{config.name}: no trial ran to its end; see the trials' errors above and in MLflow"
+            f"{config.name}: no trial ran to its end"
+            + (f" ({result.reason})" if result.reason else "; see their errors above and in MLflow")
         )
 
 

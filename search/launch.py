@@ -28,6 +28,7 @@ from search.profile_stage import ProfileStage
 from search.replay import Replay
 from search.sweep_lock import alone
 from search.tracking import Tracker, absolute_uri
+from spaces.choice import Choice
 from spaces.errors import ConfigError, JobError, RanksweepError, TrackingError
 from spaces.methods import make_plan, parse_choice
 from spaces.profile import Profile
@@ -62,6 +63,8 @@ class LaunchResult:
     best: list[dict[str, Any]] = field(default_factory=list)
     confirmation: list[dict[str, Any]] | None = None
     ended_by: str | None = None
+    reason: str | None = None
+    """Why the search ended before all trials were out."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,6 +83,10 @@ def launch(
     paths = SweepPaths(name=config.name).absolute()
     if not profile_only:
         _check_name(config, paths, resume)
+        if config.search.study is not None:
+            from search.study import check_database
+
+            check_database(config.search.study)
     started = time.monotonic()
     prepared = prepare(config)
     result = LaunchResult(
@@ -366,7 +373,14 @@ class _Launch:
                 if outcome.ended_by == "stopped":
                     raise JobError(f"no workers are left: {outcome.reason}; go on with --resume")
                 if outcome.reason:
-                    self.view.message(outcome.reason)
+                    self.result.reason = outcome.reason
+                    self.view.message(
+                        f"the search ended after {searcher.handed} of {searcher.wanted} trials: "
+                        f"{outcome.reason}"
+                    )
+                elif outcome.ended_by == "time_budget":
+                    self.result.reason = f"search.time_budget: {search.time_budget:g} s are spent"
+                    self.view.message(self.result.reason)
         finally:
             self.result.seconds["search"] = time.monotonic() - started
 
@@ -390,7 +404,7 @@ class _Launch:
 
         again = interrupted(study, shared.left_behind(at_start=True) if shared else None)
         first = first_choices(prepared, profile, search.arms) if search.warm_start else []
-        earlier = self._earlier(study) if search.warm_start else []
+        earlier = self._earlier(study, profile) if search.warm_start else []
         return StudySearcher(
             study,
             prepared.space,
@@ -474,7 +488,8 @@ class _Launch:
         finally:
             if shared is not None:
                 shared.close()
-            observer.close(hurried=lambda: self.interrupts.hurried)
+            if observer.close(hurried=lambda: self.interrupts.hurried):
+                self.tracker.patience = 0.0  # MLflow is away: what follows must not wait for it too
             runs = journal.run_ids(sweep_run_id)
             journal.close()
             if shared is None:
@@ -522,7 +537,7 @@ class _Launch:
         result.confirmation = [each.as_dict() for each in confirmed]
         result.seconds["confirm"] = time.monotonic() - started
 
-    def _earlier(self, study: optuna.Study) -> list[Earlier]:
+    def _earlier(self, study: optuna.Study, profile: Profile) -> list[Earlier]:
         """What earlier sweeps have found, for a third of the trials at most."""
         from search.warm_start import earlier_choices, noted, told
 
@@ -536,7 +551,13 @@ class _Launch:
             sweep_run_id=self.result.sweep_run_id,
             at_most=config.search.trials // 3,
         )
-        earlier = noted(study, find)
+        limit, prepared = config.search.max_params, self.prepared
+
+        def fits(choice: Choice) -> bool:
+            plan = make_plan(choice, prepared.targets, profile, prepared.size)
+            return limit is None or plan.trainable_params <= limit
+
+        earlier = [each for each in noted(study, find) if fits(each.choice)]
         if earlier:
             self.view.message(told(earlier))
         return earlier

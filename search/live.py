@@ -253,11 +253,14 @@ def results_table(
 
     A row has `method` (or `arm`), `value`, `trainable_params` and `choice` (a mapping with
     learning_rate and the method's own keys); `number` or `run_id` names the trial. What is absent
-    shows as "-".
+    shows as "-". Where a choice was trained with several seeds, `seeds` says with how many.
     """
+    repeated = any(row.get("seeds", 1) > 1 for row in rows)
     table = Table(title=title, title_justify="left")
     table.add_column("method", style="cyan")
     table.add_column(metric, justify="right")
+    if repeated:
+        table.add_column("seeds", justify="right")
     table.add_column("params", justify="right")
     table.add_column("learning rate", justify="right")
     table.add_column("choice", overflow="fold")
@@ -269,6 +272,7 @@ def results_table(
         cells = (
             str(row.get("arm", row.get("method", choice.get("method", "-")))),
             figure(row.get("value")),
+            *([str(row.get("seeds", 1))] if repeated else []),
             f"{int(params):,}" if params is not None else "-",
             figure(choice.get("learning_rate", row.get("learning_rate"))),
             knobs(choice),

@@ -89,10 +89,14 @@ class SweepObserver:
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
     ) -> None:
         value = metrics.get(self._config.search.metric)
-        self._show(number)
-        self._view.trial_finished(number, state, value)
+        if state == "cancelled" and number in self._queued:  # it was never shown to begin
+            del self._queued[number]
+        else:
+            self._show(number)
+            self._view.trial_finished(number, state, value)
         self._shown.discard(number)
-        self._show_next()
+        if state != "cancelled":
+            self._show_next()
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")
         method, params = self._methods.pop(number, ("", 0))
@@ -113,8 +117,8 @@ class SweepObserver:
         except (OSError, JobError) as error:  # a full disk must not end the search
             self._view.message(f"the weights of trial {number} are not kept: {error}")
 
-    def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
-        """Wait for MLflow to be told the rest, while it answers, and say what is left."""
+    def close(self, hurried: Callable[[], bool] = lambda: False) -> int:
+        """Wait for MLflow to be told the rest, while it answers; say and return what is left."""
         self._flush()
         left = self._replay.close(hurried=hurried) + len(self._unwritten)
         if left:
@@ -122,6 +126,7 @@ class SweepObserver:
                 f"MLflow has not been told {left} records of trials; they are kept in the sweep's "
                 "folder, and launch --resume writes them"
             )
+        return left
 
     def _show_next(self) -> None:
         """One trial more than the groups can hold waits; it is shown when its turn comes."""

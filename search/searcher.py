@@ -114,6 +114,8 @@ class Proposal:
     repeat: int = 0
     answer: FrozenTrial | None = None
     """A complete trial that is the same training."""
+    of: int | None = None
+    """Number of the trial whose choice is repeated."""
 
 
 @dataclass
@@ -222,6 +224,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._too_large: Draft | None = None
         self._excess = 0.0
         self._refusal = ""
+        self._same_runs = self._awaited = False
         #: Text of the error of a failed Tune trial; Tune itself does not hand it to a searcher.
         self.read_error: Callable[[str], str | None] = lambda trial_id: None
 
@@ -239,9 +242,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             if standing.handed >= self._trials:
                 others = self._shared is not None and self._shared.others_run()
                 return None if others and self._waits() else str(Searcher.FINISHED)
+            if self._repeats_next(standing) and standing.unrepeated_run:
+                return None  # one that runs still may be the best
             proposal = self._propose(standing, may_answer=answered < ANSWERS)
             if proposal is None:
-                return str(Searcher.FINISHED)
+                return None if self._awaited else str(Searcher.FINISHED)
             if proposal.answer is not None:
                 self._answer(proposal, proposal.answer)
                 answered += 1
@@ -251,6 +256,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 self._open[trial_id] = OpenTrial(
                     trial, proposal.choice, proposal.plan, proposal.seed, proposal.repeat
                 )
+                if proposal.of is not None:
+                    self._say(
+                        f"trial {trial.number}: trains the choice of trial {proposal.of} again, "
+                        f"with seed {proposal.seed}"
+                    )
                 return {
                     "choice": proposal.choice.as_dict(),
                     "number": trial.number,
@@ -394,29 +404,53 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         Raises:
             ConfigError: the study was made over another space.
         """
+        self._awaited = False
         try:
             return (
-                self._repetition(standing)
+                (self._repetition(standing) if self._repeats_next(standing) else None)
                 or self._enqueued(standing, may_answer)
                 or self._drawn(standing, may_answer)
+                or self._instead(standing)
             )
         except ValueError as error:
             raise _other_space(error) from error
+
+    def _repeats_next(self, standing: Standing) -> bool:
+        """Whether only the trials are left that repeat others."""
+        if self._repeats is None:
+            return False
+        top, seeds = self._repeats
+        return standing.handed >= self._trials - top * seeds
+
+    def _instead(self, standing: Standing) -> Proposal | None:
+        """A repetition where nothing new is left to draw."""
+        if standing.unrepeated_run:
+            self._awaited = True
+            return None
+        found = self._repetition(standing)
+        if found is None and not self._awaited:
+            logger.warning(
+                "the search ends after %d of %d trials: %s",
+                standing.handed,
+                self._trials,
+                self.shortfall,
+            )
+        return found
 
     def _repetition(self, standing: Standing) -> Proposal | None:
         if self._repeats is None:
             return None
         top, seeds = self._repeats
-        if standing.handed < self._trials - top * seeds:
-            return None
-        found = next_repeat(standing, self.mode, seeds)
+        found = next_repeat(standing, self.mode, top, seeds)
         if found is None:
             return None
         first, repeat = found
         choice = parse_choice(json.loads(first.user_attrs[CHOICE]))
         plan = make_plan(choice, self._targets, self._profile, self._size)
         seed = self._seed + REPEAT_SEEDS + repeat - 1
-        return Proposal(first.params, first.distributions, choice, plan, seed, repeat)
+        return Proposal(
+            first.params, first.distributions, choice, plan, seed, repeat, of=first.number
+        )
 
     def _enqueued(self, standing: Standing, may_answer: bool) -> Proposal | None:
         while self._queue:
@@ -440,24 +474,23 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         # As many as there are trials, for they are among those whose best tenth the sampler models.
         del self._beyond[: max(0, len(self._beyond) - len(standing.all_trials))]
         snapshot = Snapshot(standing.all_trials, self._study.directions, self._beyond)
-        while arms := [name for name in self._arms if name not in self._closed]:
+        waiting: set[str] = set()
+        while arms := [name for name in self._arms if name not in {*self._closed, *waiting}]:
             fewest = min(arms, key=lambda name: standing.counts[name])
+            self._same_runs = False
             found = self._drawn_of(fewest, snapshot, standing, may_answer)
             if found is not None:
                 return found
-        logger.warning(
-            "the search ends after %d of %d trials: %s",
-            standing.handed,
-            self._trials,
-            self.shortfall,
-        )
+            if fewest not in self._closed:
+                waiting.add(fewest)
+        self._awaited = bool(waiting)
         return None
 
     def _drawn_of(
         self, fewest: str, snapshot: Snapshot, standing: Standing, may_answer: bool
     ) -> Proposal | None:
         """A point of the sampler's that may be trained, else one drawn evenly; None when an arm was
-        closed."""
+        closed, or may have to be once a trial has ended that is the same training."""
         self._too_large = None
         for sampler, fixed in self._draws(self._arms[fewest].params):
             draft = snapshot.draw(sampler, fixed)
@@ -468,7 +501,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 snapshot.refuse(draft, TRAINABLE_PARAMS, self._excess)
             if self._cannot_fit():
                 return None
-        self._close(fewest, f"no choice of {TRIES + EVEN_TRIES} could be trained ({self._refusal})")
+        if not self._same_runs:
+            self._close(fewest, f"what it still draws cannot be trained ({self._refusal})")
         return None
 
     def _draws(self, arm: dict[str, Any]) -> Iterator[tuple[BaseSampler, dict[str, Any]]]:
@@ -491,6 +525,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             choice = self._space.suggest(cast("optuna.trial.BaseTrial", point))
             known = standing.choices.get(choice_text(choice))
             if known is not None:
+                self._same_runs |= known.state == TrialState.RUNNING
                 self._refusal = f"{choice.method}: trained already, as trial {known.number}"
                 return None
             plan = make_plan(choice, self._targets, self._profile, self._size)
@@ -507,6 +542,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return Proposal(
                 point.params, point.distributions, choice, plan, self._seed, answer=same
             )
+        self._same_runs |= same.state == TrialState.RUNNING
         self._refusal = f"{choice.method}: trained already, as trial {same.number}"
         return None
 

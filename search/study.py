@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
@@ -18,6 +19,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.patient_storage import PatientStorage
@@ -108,7 +110,7 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wanted = directions(objectives, mode)
-    try:
+    with _reached(storage):
         study = optuna.create_study(
             storage=_storage(storage, beat_seconds, grace_seconds, impatient),
             study_name=name,
@@ -116,17 +118,6 @@ def open_study(
             pruner=optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
-    except ImportError as error:
-        raise ConfigError(
-            f"search.study: no driver for {redacted(storage)} is installed; for PostgreSQL run "
-            "`pip install 'ranksweep[postgres]'` and write postgresql+psycopg://..."
-        ) from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = " ".join(redacted_text(str(error.__cause__ or error)).split())[:300]
-        raise ConfigError(
-            f"search.study: {redacted(storage)} cannot be opened ({reason}); check that the "
-            "database runs and that the URL names it"
-        ) from None
     found = [direction.name.lower() for direction in study.directions]
     if found != wanted:
         raise ConfigError(
@@ -141,6 +132,31 @@ def open_study(
         )
     study.sampler = make_sampler(sampler, seed, asked=len(trials))
     return study
+
+
+def check_database(url: str) -> None:
+    """Connect to a study's database once. Raises ConfigError, without its credentials."""
+    with _reached(url):
+        engine = create_engine(url)
+        engine.connect().close()
+        engine.dispose()
+
+
+@contextmanager
+def _reached(url: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"search.study: no driver for {redacted(url)} is installed; for PostgreSQL run "
+            "`pip install 'ranksweep[postgres]'` and write postgresql+psycopg://..."
+        ) from error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(redacted_text(str(error.__cause__ or error)).split())[:300]
+        raise ConfigError(
+            f"search.study: {redacted(url)} cannot be opened ({reason}); check that the database "
+            "runs and that the URL names it"
+        ) from None
 
 
 def _storage(
@@ -187,6 +203,14 @@ class Standing:
     """Text of a choice -> a trial of it, one that failed left out."""
     trainings: dict[tuple[str, int], FrozenTrial] = field(default_factory=dict)
     """`TRAINING` and seed -> its trial, one that failed left out."""
+
+    @property
+    def unrepeated_run(self) -> bool:
+        """Whether a trial runs that is no repetition."""
+        return any(
+            trial.state == TrialState.RUNNING and REPEAT not in trial.user_attrs
+            for trial in self.trials
+        )
 
     @classmethod
     def of(cls, study: optuna.Study) -> Standing:
@@ -398,11 +422,13 @@ def worth_keeping(study: optuna.Study, mode: str) -> set[int]:
     return kept
 
 
-def next_repeat(standing: Standing, mode: str, seeds: int) -> tuple[FrozenTrial, int] | None:
+def next_repeat(
+    standing: Standing, mode: str, top: int, seeds: int
+) -> tuple[FrozenTrial, int] | None:
     """The trial whose choice is to be trained with another seed next, and which repetition it is.
 
     A choice that has begun is given its `seeds` repetitions before the best that has none follows.
-    None where every choice has them.
+    None where `top` choices, or all that there are, have them.
     """
     done: dict[str, set[int]] = {}
     for trial in standing.trials:
@@ -415,7 +441,7 @@ def next_repeat(standing: Standing, mode: str, seeds: int) -> tuple[FrozenTrial,
             return each.first, min(set(range(1, seeds + 1)) - used)
         if not used and fresh is None:
             fresh = each.first
-    return None if fresh is None else (fresh, 1)
+    return None if fresh is None or len(done) >= top else (fresh, 1)
 
 
 def run_ids(study: optuna.Study) -> dict[int, str]:

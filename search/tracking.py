@@ -127,7 +127,7 @@ class Tracker:
         """The tracking URI, absolute for a local database. It may hold credentials."""
         self.experiment = experiment
         self._client = connect(self.uri)
-        self._patience = _PATIENCE_S
+        self.patience = _PATIENCE_S
         self._experiment_id = self._call(self._open_experiment)
         self._lock = threading.Lock()
         self._sweeps: dict[str, dict[str, str]] = {}
@@ -141,7 +141,7 @@ class Tracker:
     def impatient(self) -> Tracker:
         """The same tracker for one who tries again himself: its calls fail at the first error."""
         other = copy(self)
-        other._patience = 0.0
+        other.patience = 0.0
         return other
 
     # Sweeps -----------------------------------------------------------------------------------
@@ -502,7 +502,7 @@ class Tracker:
             self._call(lambda: self._client.log_artifacts(run_id, folder))
 
     def _call(self, work: Callable[[], Result]) -> Result:
-        return call(self.uri, work, self._patience)
+        return call(self.uri, work, self.patience)
 
 
 # Reaching MLflow ------------------------------------------------------------------------------

@@ -258,15 +258,16 @@ class JobQueue:
         entry.group = None
         if entry.cancelled:
             await self._finish(entry, {"type": "cancelled"})
-            return f"{job_id} was cancelled"
+            return f"{_in_words(job_id)} was cancelled"
         if entry.deaths > self._max_failures:
             error = f"the worker died {entry.deaths} times in this job (cluster.max_failures)"
             await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
-            return f"{job_id} fails"
+            return f"{_in_words(job_id)} fails"
         entry.state = "waiting"
         self._waiting.appendleft(job_id)
         await self._append(entry, {"type": "requeued", "deaths": entry.deaths})
-        return f"{job_id} starts again (of {self._max_failures + 1} tries this was {entry.deaths})"
+        tries = self._max_failures + 1
+        return f"{_in_words(job_id)} starts again (try {entry.deaths + 1} of {tries})"
 
     async def _finish(self, entry: _Entry, event: Event) -> None:
         entry.state = "over"
@@ -278,6 +279,12 @@ class JobQueue:
         async with self._changed:
             entry.events.append(event)
             self._changed.notify_all()
+
+
+def _in_words(job_id: str) -> str:
+    """trial-00010 as users know it: trial 10."""
+    kind, _, number = job_id.partition("-")
+    return f"{kind} {int(number)}" if number.isdigit() else job_id
 
 
 def start_job_queue(groups: int = 1, max_failures: int = 2) -> Any:

@@ -599,3 +599,50 @@ def test_a_search_shorter_than_what_is_enqueued_takes_the_first_of_it(tmp_path: 
     given = run_all(searcher_over(study, space, trials=3, enqueue=defaults))
     assert [suggested["choice"]["method"] for suggested in given] == list(METHODS[:3])
     assert all(trial.state.is_finished() for trial in study.trials)
+
+
+# -- what runs still ------------------------------------------------------------------------------
+
+
+def test_a_repetition_waits_for_the_trial_that_may_be_the_best(tmp_path: Path) -> None:
+    said: list[str] = []
+    searcher = searcher_over(
+        toy_study(tmp_path), trials=4, epochs=1, repeats=(1, 2), say=said.append
+    )
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    searcher.on_trial_complete("a", row(1, 0.5))
+    assert searcher.suggest("c") is None, "the second may be better"
+    searcher.on_trial_complete("b", row(1, 0.6))
+    for trial_id, seed in (("c", 1000), ("d", 1001)):
+        again = searcher.suggest(trial_id)
+        assert isinstance(again, dict)
+        assert (again["choice"], again["seed"]) == (second["choice"], seed)
+    assert [text for text in said if "again" in text] == [
+        f"trial {2 + k}: trains the choice of trial {second['number']} again, with seed {1000 + k}"
+        for k in range(2)
+    ]
+
+
+def test_a_space_that_ran_out_is_repeated_and_its_twin_is_answered(tmp_path: Path) -> None:
+    alone = {"learning_rate": 1e-3, "rank": 2, "alpha": 16}
+    all_rows = {"rule": "all", "threshold": 0.5}
+    space = SearchSpace.parse(
+        {"methods": {"lora": alone, "pilora": {**alone, "supplementary_rank": 0,
+                                               "partition": all_rows}}}
+    )  # fmt: skip
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, space, trials=6, epochs=1, repeats=(1, 2))
+    first = searcher.suggest("a")
+    assert isinstance(first, dict)
+    assert searcher.suggest("b") is None, "what it would train is being trained"
+    searcher.on_trial_complete("a", row(1, 0.5))
+    for trial_id, seed in (("b", 1000), ("c", 1001)):
+        again = searcher.suggest(trial_id)
+        assert isinstance(again, dict)
+        assert (again["choice"], again["seed"]) == (first["choice"], seed)
+        searcher.on_trial_complete(trial_id, row(1, 0.4))
+    assert searcher.suggest("d") == Searcher.FINISHED
+    twins = [t for t in study.trials if "ranksweep_duplicate_of" in t.user_attrs]
+    assert [(t.user_attrs["method"], t.value) for t in twins] == [("pilora", 0.5)]
