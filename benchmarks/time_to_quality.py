@@ -1,13 +1,14 @@
 """A whole sweep by ranksweep against the script that one writes from Ray's documentation.
 
 Both sides search the movie reviews on MiniLM with the same rows, epochs, batch size, schedule,
-number of trials and cores, and stop none early. ranksweep's side is `ranksweep launch` with an
+number of cores, and stop none early. ranksweep's side is `ranksweep launch` with an
 empty store, so its profile is part of it, over all five methods of the demo's space; the other is
 `plain_sweep.py`, which starts a `TorchTrainer` for each trial and tunes PEFT's LoRA. The plain side
-may run fewer trials (`--plain-trials`), for each of them costs the same; its time for all of them
-is then computed, and so are both sides' times for trials 4 and 16 times as long.
+may run fewer trials (`--plain-trials`). Trials of a side cost alike, so the time of a sweep of
+`--of` trials is what a side spends once and so many times the median of each part of a trial; so
+are both sides' times for trials 4 and 16 times as long.
 
-    python benchmarks/time_to_quality.py --trials 24 --plain-trials 6
+    python benchmarks/time_to_quality.py --trials 6 --plain-trials 2 --of 24
 """
 
 from __future__ import annotations
@@ -154,7 +155,10 @@ def in_words(side: Side) -> str:
 def main() -> None:
     """Run both sides and print rows for the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--trials", type=int, default=24, help="that are run")
+    parser.add_argument(
+        "--of", type=int, help="trials of the sweep that is told; default: --trials"
+    )
     parser.add_argument("--plain-trials", type=int, help="of the plain side; default: as many")
     parser.add_argument("--groups", type=int, default=1, help="trials at a time, on both sides")
     parser.add_argument("--cpus-per-worker", type=int, default=2)
@@ -169,10 +173,11 @@ def main() -> None:
             sides[name] = run(arguments, own)
             print(f"{name}: {in_words(sides[name])}", flush=True)
     for longer in MULTIPLES:
-        ours, plain = (sides[name].total(arguments.trials, longer) for name in sides)
+        told = arguments.of or arguments.trials
+        ours, plain = (sides[name].total(told, longer) for name in sides)
         what = "as long as the demo's" if longer == 1 else f"{longer} times as long (computed)"
         print(
-            f"| {arguments.trials} trials {what} | {ours:.0f} s against {plain:.0f} s | "
+            f"| {told} trials {what} | {ours:.0f} s against {plain:.0f} s | "
             f"**{plain / ours:.1f}x** | load {began:.1f} |"
         )
 
