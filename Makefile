@@ -41,8 +41,8 @@ bench: $(DATA)/train.parquet
 	$(BIN)/python benchmarks/handover.py
 	$(BIN)/python benchmarks/adapter_step.py
 	$(BIN)/python benchmarks/plans.py
-	$(BIN)/python benchmarks/driver_cost.py --trials 400
-	$(BIN)/python benchmarks/time_to_quality.py --trials 6 --plain-trials 2 --of 24
+	$(BIN)/python benchmarks/driver_cost.py --trials 200
+	$(BIN)/python benchmarks/time_to_quality.py --trials 3 --plain-trials 1 --of 24
 	$(BIN)/python benchmarks/search_quality.py --seeds 5
 	$(BIN)/python benchmarks/profile_memory.py
 	$(BIN)/python benchmarks/fuzz_profiles.py --inputs 20000
