@@ -212,7 +212,8 @@ def run_trials(
         def suggest(self, _trial_id: str) -> Any:
             if not waiting:
                 return Searcher.FINISHED
-            return {"choice": choice, "number": waiting.pop(0), "suggested_at": time.time()}
+            asked = {"choice": choice, "seed": 0, "repeat": 0, "suggested_at": time.time()}
+            return {**asked, "number": waiting.pop(0)}
 
         def on_trial_complete(self, *_args: Any, **_kwargs: Any) -> None:
             pass
