@@ -34,8 +34,8 @@ def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_star
     repeated = [
         t for t in study.trials if t.user_attrs["choice"] == study.trials[3].user_attrs["choice"]
     ]
-    (row,) = [row for row in first.best if row["seeds"] == 3]
-    assert row["value"] == pytest.approx(sum(trial.value for trial in repeated) / 3)
+    assert len(repeated) == 3
+    mean = sum(trial.value for trial in repeated) / 3
 
     # MLflow says the same, and which seeds the trials were trained with.
     seeds = {run.data.tags["ranksweep.number"]: run.data.tags["ranksweep.seed"]
@@ -44,8 +44,12 @@ def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_star
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     ranked = {each.run_id: each for each in best(uri, "tiny-sentiment", top=9)}
     assert len(ranked) == 3
-    assert ranked[row["run_id"]].value == pytest.approx(row["value"])
-    assert ranked[row["run_id"]].seeds == 3
+    (row,) = [each for each in ranked.values() if each.seeds == 3]
+    assert row.value == pytest.approx(mean)
+    # The repeated choice stands in the result where its mean is its method's best.
+    for each in first.best:
+        assert ranked[each["run_id"]].value == pytest.approx(each["value"])
+        assert ranked[each["run_id"]].seeds == each["seeds"]
     sweep_file = yaml.safe_load((tmp_path / ".ranksweep/sweeps/first/sweep.yaml").read_text())
     assert sweep_file["search"]["study"] == f"sqlite:///{tmp_path}/shared.db?***"
 
