@@ -123,35 +123,16 @@ class SearchSettings(Settings):
     @field_validator("study")
     @classmethod
     def _opens(cls, study: str | None) -> str | None:
-        return None if study is None else _study_url(study)
+        if study is None:
+            return None
+        from search.study import study_url
+
+        return study_url(study)
 
     @field_serializer("study")
     def _without_credentials(self, study: str | None) -> str | None:
         # No file, run or log is given a password; two URLs that differ in it alone are the same.
         return None if study is None else redacted(study)
-
-
-def _study_url(text: str) -> str:
-    """An SQLAlchemy URL that a driver is installed for; a SQLite file's is made absolute."""
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-    try:
-        url = make_url(text)
-        url.get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError):
-        raise ValueError(
-            "is no SQLAlchemy URL of a database; write postgresql+psycopg://user@host/database or "
-            "sqlite:////directory/file.db"
-        ) from None
-    except ImportError:
-        raise ValueError(
-            f"no driver for {url.drivername}: is installed; for PostgreSQL run `pip install "
-            "'ranksweep[postgres]'` and write postgresql+psycopg://..."
-        ) from None
-    if url.get_backend_name() == "sqlite" and url.database:
-        url = url.set(database=str(Path(url.database).absolute()))
-    return url.render_as_string(hide_password=False)
 
 
 class ClusterSettings(Settings):

@@ -452,8 +452,8 @@ class _Launch:
         """While open, trials go to the view and the journal; then to MLflow and the result."""
         from search.study import (
             best_of_each_method,
-            interrupted,
             run_ids,
+            settle,
             states_of,
             worth_keeping,
         )
@@ -493,7 +493,7 @@ class _Launch:
             runs = journal.run_ids(sweep_run_id)
             journal.close()
             if shared is None:
-                interrupted(study)  # a trial is open still where the database's answer was lost
+                settle(study)  # a trial is open still where the database's answer was lost
             runs |= run_ids(study)
             problem = kept.log(self.tracker, lambda: runs)
             if problem is not None:

@@ -13,7 +13,7 @@ from search.journal import Journal, JournalError
 from search.kept_weights import KeptWeights
 from search.live import View
 from search.replay import Replay
-from search.study import CURVE, INTERRUPTED, REASON
+from search.study import CURVE, ENDED_AS, INTERRUPTED, REASON
 from search.tracking import plan_counts
 from spaces.choice import Choice
 from spaces.errors import JobError
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from search.searcher import EndState, StudySearcher
-
-#: How the journal calls the end of a trial that the study has ended.
-ENDED_AS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 class SweepObserver:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from search.tracking import PARENT, PREFIX, call, connect, flattened, search_runs
+from search.tracking import PARENT, PREFIX, call, choice_tag, connect, flattened, search_runs
 from spaces.errors import ConfigError, TrackingError
 from trainables.private import redacted
 
@@ -224,7 +224,7 @@ def recorded(
         else:
             firsts.append((sweep_run, row))
     return [
-        (sweep_run, _mean([row, *repeated.get((sweep_run, _canonical(row.choice)), [])]))
+        (sweep_run, _mean([row, *repeated.get((sweep_run, choice_tag(row.choice)), [])]))
         for sweep_run, row in firsts
     ]
 
@@ -232,11 +232,6 @@ def recorded(
 def _mean(rows: Sequence[BestRow]) -> BestRow:
     value = sum(row.value for row in rows) / len(rows)
     return replace(rows[0], value=value, seeds=len(rows))
-
-
-def _canonical(choice: Mapping[str, Any]) -> str:
-    """A choice as a trial's tag holds it."""
-    return json.dumps(choice, sort_keys=True)
 
 
 def _complete_trials(

@@ -167,7 +167,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         repeats: (top, seeds): the last top * seeds trials train the best choices so far again, each
             with so many other seeds.
         shared: this driver's part, where others have the same study.
-        waits: whether to wait for what other drivers train still, once all trials are out.
+        waits: whether to wait for what is being trained, where that decides on what is next.
         say: is told in a line what a user may want to know.
     """
 
@@ -224,7 +224,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._too_large: Draft | None = None
         self._excess = 0.0
         self._refusal = ""
-        self._same_runs = self._awaited = False
+        self._same_runs = False
         #: Text of the error of a failed Tune trial; Tune itself does not hand it to a searcher.
         self.read_error: Callable[[str], str | None] = lambda trial_id: None
 
@@ -233,20 +233,21 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next choice, or `Searcher.FINISHED` when `trials` are out or nothing can be asked.
 
-        None where all are out and other drivers train some of them still: one that dies leaves its
-        trials to those that live.
+        None where what runs decides on what is next: all are out and other drivers train some of
+        them still, and one that dies leaves its trials to those that live; the best is not known
+        that is to be repeated; nothing is left to draw but what is being trained.
         """
         answered = 0
         while True:
             standing = self._standing()
             if standing.handed >= self._trials:
                 others = self._shared is not None and self._shared.others_run()
-                return None if others and self._waits() else str(Searcher.FINISHED)
+                return self._later() if others else str(Searcher.FINISHED)
             if self._repeats_next(standing) and standing.unrepeated_run:
-                return None  # one that runs still may be the best
+                return self._later()  # one that runs still may be the best
             proposal = self._propose(standing, may_answer=answered < ANSWERS)
             if proposal is None:
-                return None if self._awaited else str(Searcher.FINISHED)
+                return self._later() if standing.unrepeated_run else str(Searcher.FINISHED)
             if proposal.answer is not None:
                 self._answer(proposal, proposal.answer)
                 answered += 1
@@ -267,6 +268,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                     "seed": proposal.seed,
                     "repeat": proposal.repeat,
                 }
+
+    def _later(self) -> str | None:
+        """To be asked again, while it is worth waiting for what runs."""
+        return None if self._waits() else str(Searcher.FINISHED)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep an epoch's values; Optuna takes them as intermediate values of one objective."""
@@ -401,16 +406,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _propose(self, standing: Standing, may_answer: bool) -> Proposal | None:
         """What to train next: a repetition, what is enqueued, or what the sampler draws.
 
+        Where nothing new is left to draw, it is a repetition too.
+
         Raises:
             ConfigError: the study was made over another space.
         """
-        self._awaited = False
         try:
             return (
                 (self._repetition(standing) if self._repeats_next(standing) else None)
                 or self._enqueued(standing, may_answer)
                 or self._drawn(standing, may_answer)
-                or self._instead(standing)
+                or (None if standing.unrepeated_run else self._repetition(standing))
             )
         except ValueError as error:
             raise _other_space(error) from error
@@ -421,21 +427,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return False
         top, seeds = self._repeats
         return standing.handed >= self._trials - top * seeds
-
-    def _instead(self, standing: Standing) -> Proposal | None:
-        """A repetition where nothing new is left to draw."""
-        if standing.unrepeated_run:
-            self._awaited = True
-            return None
-        found = self._repetition(standing)
-        if found is None and not self._awaited:
-            logger.warning(
-                "the search ends after %d of %d trials: %s",
-                standing.handed,
-                self._trials,
-                self.shortfall,
-            )
-        return found
 
     def _repetition(self, standing: Standing) -> Proposal | None:
         if self._repeats is None:
@@ -483,7 +474,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 return found
             if fewest not in self._closed:
                 waiting.add(fewest)
-        self._awaited = bool(waiting)
         return None
 
     def _drawn_of(

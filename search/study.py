@@ -10,17 +10,18 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from search.patient_storage import PatientStorage
 from spaces.choice import Choice
@@ -51,6 +52,9 @@ DUPLICATE_OF = "ranksweep_duplicate_of"
 """Number of the complete trial whose values this one was told: it is the same training."""
 DRIVER = "driver"
 """Whose trial it is, where several drivers share a study."""
+
+ENDED_AS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+"""Optuna's name of the state that a trial has ended in -> ours."""
 
 BEAT_SECONDS = 20
 GRACE_SECONDS = 120
@@ -134,6 +138,19 @@ def open_study(
     return study
 
 
+def study_url(text: str) -> str:
+    """The SQLAlchemy URL of a study, that of a SQLite file made absolute.
+
+    Raises ConfigError where it is none, or where its driver is not installed.
+    """
+    with _reached(text):
+        url = make_url(text)
+        url.get_dialect().import_dbapi()
+    if url.get_backend_name() == "sqlite" and url.database:
+        url = url.set(database=str(Path(url.database).absolute()))
+    return url.render_as_string(hide_password=False)
+
+
 def check_database(url: str) -> None:
     """Connect to a study's database once. Raises ConfigError, without its credentials."""
     with _reached(url):
@@ -151,6 +168,11 @@ def _reached(url: str) -> Iterator[None]:
             f"search.study: no driver for {redacted(url)} is installed; for PostgreSQL run "
             "`pip install 'ranksweep[postgres]'` and write postgresql+psycopg://..."
         ) from error
+    except (ArgumentError, NoSuchModuleError):
+        raise ConfigError(
+            "search.study: is no SQLAlchemy URL of a database; write "
+            "postgresql+psycopg://user@host/database or sqlite:////directory/file.db"
+        ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = " ".join(redacted_text(str(error.__cause__ or error)).split())[:300]
         raise ConfigError(
@@ -249,13 +271,11 @@ def training_of(choice: Choice, plan: Plan) -> str:
 def interrupted(study: optuna.Study, left: Collection[int] | None = None) -> list[Choice]:
     """Settle what a dead driver left behind; returns the choices that must be trained again.
 
-    The trials left RUNNING, or of them those numbered in `left`, are told FAIL. Their choices, and
-    those of trials that were cut off before, are returned in the order they were asked, without
-    those that have been trained since and without repetitions, which are chosen anew.
+    Beside those that `settle` ends they are those of trials that were cut off before, in the order
+    they were asked, without those that have been trained since and without repetitions, which are
+    chosen anew.
     """
-    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if left is None or frozen.number in left:
-            _settle(study, frozen)
+    settle(study, left)
     trials = study.get_trials(deepcopy=False)
     trained = {trial.user_attrs[CHOICE] for trial in trials if is_handed_out(trial)}
     cut_off = dict.fromkeys(
@@ -268,14 +288,17 @@ def interrupted(study: optuna.Study, left: Collection[int] | None = None) -> lis
     return [parse_choice(json.loads(text)) for text in cut_off if text not in trained]
 
 
-def _settle(study: optuna.Study, frozen: FrozenTrial) -> None:
-    trial = optuna.trial.Trial(study, frozen._trial_id)
-    try:
-        trial.set_user_attr(INTERRUPTED, True)
-        trial.set_user_attr(REASON, "the driver ended before the trial did")
-        study.tell(trial, state=TrialState.FAIL)
-    except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-        return  # another driver was faster
+def settle(study: optuna.Study, left: Collection[int] | None = None) -> None:
+    """Tell FAIL the trials left RUNNING, or of them those numbered in `left`."""
+    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if left is not None and frozen.number not in left:
+            continue
+        trial = optuna.trial.Trial(study, frozen._trial_id)
+        # another driver may be faster
+        with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            trial.set_user_attr(INTERRUPTED, True)
+            trial.set_user_attr(REASON, "the driver ended before the trial did")
+            study.tell(trial, state=TrialState.FAIL)
 
 
 def choice_text(choice: Choice) -> str:
@@ -287,13 +310,12 @@ def states_of(study: optuna.Study) -> dict[str, int]:
 
     `duplicate` counts those that were answered from another and not trained.
     """
-    names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
     counts: Counter[str] = Counter()
     for trial in study.get_trials(deepcopy=False):
         attributes = trial.user_attrs
         if CHOICE not in attributes or REJECTED in attributes:
             continue
-        state = names.get(trial.state.name)
+        state = ENDED_AS.get(trial.state.name)
         if INTERRUPTED in attributes:
             state = "cancelled"
         elif DUPLICATE_OF in attributes:

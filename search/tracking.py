@@ -308,7 +308,7 @@ class Tracker:
             "sweep": sweep.get("sweep", ""),
             "method": method,
             "number": str(number),
-            "choice": json.dumps(choice, sort_keys=True),
+            "choice": choice_tag(choice),
         }
         name = f"{kind} {number} {method}"
         return self._create_run(name, kind, own, sweep_run_id, token, started_ms, in_doubt)
@@ -737,6 +737,11 @@ def flattened(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def choice_tag(choice: Mapping[str, Any]) -> str:
+    """The tag `choice` of a trial's run: equal where the choices are."""
+    return json.dumps(choice, sort_keys=True)
 
 
 def plan_counts(plan: Plan) -> dict[str, float]:

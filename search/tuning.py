@@ -274,9 +274,9 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         self,
         searcher: StudySearcher,
         queue: Any,
-        observer: Observer | None = None,
-        should_stop: Callable[[], str | None] = lambda: None,
-        interrupts: Interrupts | None = None,
+        observer: Observer | None,
+        should_stop: Callable[[], str | None],
+        interrupts: Interrupts,
     ) -> None:
         self._searcher = searcher
         self._queue = queue
@@ -286,7 +286,7 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         self._started: set[str] = set()
         self._metrics: dict[str, dict[str, Any]] = {}
         self._cancels: list[Any] = []
-        self._interrupts = interrupts or Interrupts()
+        self._interrupts = interrupts
         self.stop_reason: str | None = None
         searcher.read_error = self._error_of
 
@@ -523,7 +523,7 @@ def tune_search(
     )
     started = time.monotonic()
     try:
-        with interrupts.deferred(), _quiet_tune(), _signals_kept():
+        with interrupts.deferred(), _quiet_tune(), _signal_kept():
             tuner.fit()
     except TuneError as error:  # it holds the traceback of what its loop has met, as text
         last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
@@ -628,15 +628,13 @@ def _quiet_tune() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Put back the signal handlers that Tune replaces and leaves behind."""
+def _signal_kept() -> Iterator[None]:
+    """Put back the signal handler that Tune replaces and leaves behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = signal.getsignal(signal.SIGUSR1)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGUSR1, before)
