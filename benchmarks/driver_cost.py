@@ -15,23 +15,20 @@ Ray's in it, and the clock.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import cProfile
 import io
-import logging
 import math
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
-from conditions import load, machine
+from conditions import load, local_ray, machine
 from plans import GRID, drawn_profile
 from ray import tune
 from rich.console import Console
@@ -164,23 +161,6 @@ def resident_memory() -> dict[str, float]:
     return found
 
 
-@contextlib.contextmanager
-def local_ray() -> Iterator[None]:
-    """A local Ray as `ranksweep launch` starts it, quiet."""
-    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    ray.init(
-        address="local",
-        num_cpus=(os.cpu_count() or 1) + 1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], float, int]:
     """Run the search; returns its states, how long MLflow was told the rest, and what it holds."""
     targets = minilm()
@@ -211,7 +191,7 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
         paths, "best", collect=lambda number: b"weights", best=lambda: worth_keeping(study, "max")
     )
     observer = SweepObserver(config, [], journal, replay, view, searcher, kept)
-    with local_ray():
+    with local_ray(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"):
         queue = start_job_queue()
         group = ray.remote(StubGroup).options(num_cpus=0).remote()
         serving = group.serve.remote(queue)

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import itertools
 import logging
-import os
 import statistics
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conditions import BASE, TARGET_MODULES, load, machine, movie_task, spread
+from conditions import BASE, TARGET_MODULES, load, local_ray, machine, movie_task, spread
 
 if TYPE_CHECKING:
     from search.tuning import TrialContext
@@ -240,30 +239,18 @@ def run_trials(
 
 
 @contextlib.contextmanager
-def _local_ray() -> Iterator[None]:
-    """A local Ray as `ranksweep launch` starts it, quiet."""
-    import ray
-
-    os.environ |= {
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    }
-    ray.init(
-        address="local",
-        num_cpus=(os.cpu_count() or 1) + 1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
+def _quiet_ray() -> Iterator[None]:
+    """A local Ray under which neither Tune nor Train says anything."""
+    with local_ray(
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_AIR_NEW_OUTPUT="0",
+        RAY_CHDIR_TO_TRIAL_DIR="0",
+        TOKENIZERS_PARALLELISM="false",
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+    ):
+        for name in ("ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         yield
-    finally:
-        ray.shutdown()
 
 
 def measure(
@@ -293,7 +280,7 @@ def measure(
     starts: list[HandOver] = []
     fresh_runs: list[HandOver] = []
     numbers = iter(range(10**6))
-    with tempfile.TemporaryDirectory(prefix="handover-") as storage, _local_ray():
+    with tempfile.TemporaryDirectory(prefix="handover-") as storage, _quiet_ray():
         began = time.monotonic()
         group = ResidentWorkers(
             base_uri=BASE, base_fingerprint=fingerprint(BASE), task=task, dtype="float32",

@@ -27,9 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conditions import load, machine
-
-HERE = Path(__file__).resolve().parent
+from conditions import demo_sweep, environment, load, machine
 
 
 def free_port() -> int:
@@ -117,21 +115,12 @@ def ray_head(folder: Path, cpus: int) -> Iterator[str]:
         head.wait(60)
 
 
-def environment() -> dict[str, str]:
-    """This process's, with this checkout first."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RANKSWEEP_"))}
-    return kept | {"PYTHONPATH": str(HERE.parent)}
-
-
 def sweep_of(arguments: argparse.Namespace, folder: Path, ray: str, server: str) -> dict[str, Any]:
     """The demo's sweep with few rows, on one group for each driver."""
-    sweep: dict[str, Any] = yaml.safe_load((HERE.parent / "examples" / "demo.yaml").read_text())
-    data = {split: str(HERE.parent / file) for split, file in sweep["task"]["data"].items()}
-    sweep["task"] |= {"data": data, "rows": {"train": 96, "dev": 96, "test": 96}, "max_length": 24}
-    sweep["name"] = "shared"
+    sweep = demo_sweep("shared")
+    sweep["task"] |= {"rows": {"train": 96, "dev": 96, "test": 96}, "max_length": 24}
     sweep["search"] |= {
         "trials": arguments.trials,
-        "scheduler": {"name": "none"},
         "study": f"postgresql+psycopg://ranksweep@{server}/study",
     }
     sweep["cluster"] = {"address": ray, "resources_per_worker": {"CPU": 1}}

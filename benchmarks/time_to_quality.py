@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conditions import load, machine
+from conditions import MOVIE, demo_sweep, environment, load, machine
 
 HERE = Path(__file__).resolve().parent
 MULTIPLES = (1, 4, 16)
@@ -50,24 +49,15 @@ class Side:
 
 
 def sweep_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """The demo's sweep without early stopping and confirmation."""
-    sweep: dict[str, Any] = yaml.safe_load((HERE.parent / "examples" / "demo.yaml").read_text())
-    data = {split: str(HERE.parent / file) for split, file in sweep["task"]["data"].items()}
-    sweep["task"]["data"] = data
-    sweep["name"] = name
-    sweep["search"] |= {"trials": arguments.trials, "scheduler": {"name": "none"}}
+    """The demo's sweep without early stopping, on the same cores as the other side."""
+    sweep = demo_sweep(name)
+    sweep["search"]["trials"] = arguments.trials
     sweep["cluster"] |= {
         "groups": arguments.groups,
         "resources_per_worker": {"CPU": arguments.cpus_per_worker},
     }
     del sweep["store"], sweep["tracking"]
     return sweep
-
-
-def environment() -> dict[str, str]:
-    """This process's, with nothing that leads elsewhere than the folder that a side runs in."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RANKSWEEP_"))}
-    return kept | {"PYTHONPATH": str(HERE.parent)}
 
 
 def run_ranksweep(arguments: argparse.Namespace, folder: Path) -> Side:
@@ -118,7 +108,7 @@ def run_plain(arguments: argparse.Namespace, folder: Path) -> Side:
         "--train-rows": rows["train"], "--dev-rows": rows["dev"],
         "--max-length": sweep["task"]["max_length"], "--groups": arguments.groups,
         "--cpus-per-worker": arguments.cpus_per_worker,
-        "--data": HERE.parent / "data" / "movie", "--folder": folder,
+        "--data": MOVIE, "--folder": folder,
     }  # fmt: skip
     given = [text for option, value in options.items() for text in (option, str(value))]
     started = time.monotonic()
