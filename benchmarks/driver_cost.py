@@ -41,7 +41,7 @@ from search.observer import SweepObserver
 from search.paths import SweepPaths
 from search.replay import Replay
 from search.searcher import StudySearcher
-from search.study import open_study, states_of, worth_keeping
+from search.study import WorthKeeping, open_study, states_of
 from search.tracking import Tracker
 from search.tuning import tune_search
 from spaces.methods import make_plan, parse_choice
@@ -188,7 +188,7 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
         plan_of=lambda choice: make_plan(parse_choice(choice), targets, profile),
     )  # fmt: skip
     kept = KeptWeights(
-        paths, "best", collect=lambda number: b"weights", best=lambda: worth_keeping(study, "max")
+        paths, "best", collect=lambda number: b"weights", best=WorthKeeping(study, "max")
     )
     observer = SweepObserver(config, [], journal, replay, view, searcher, kept)
     with local_ray(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"):

@@ -451,11 +451,11 @@ class _Launch:
     ) -> Iterator[SweepObserver]:
         """While open, trials go to the view and the journal; then to MLflow and the result."""
         from search.study import (
+            WorthKeeping,
             best_of_each_method,
             run_ids,
             settle,
             states_of,
-            worth_keeping,
         )
         from search.tuning import job_name
 
@@ -466,7 +466,7 @@ class _Launch:
             self.paths,
             config.tracking.keep_weights,
             collect=lambda number: workers.collect(job_name(number)),
-            best=lambda: worth_keeping(study, mode),
+            best=WorthKeeping(study, mode),
         )
         journal = Journal(self.paths.journal)
         end_what_was_left_open(journal, study, config.search.objectives[0])

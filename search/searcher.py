@@ -60,6 +60,7 @@ from search.study import (
     TRAINING,
     WARM_START_FROM,
     Standing,
+    Standings,
     choice_text,
     interrupted,
     is_handed_out,
@@ -197,6 +198,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._study = study
+        self._standings = Standings(study)
         self._space = space
         self._targets = targets
         self._profile = profile
@@ -322,7 +324,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     @property
     def handed(self) -> int:
         """Trials handed out so far, those of earlier runs and of other drivers included."""
-        return Standing.of(self._study).handed
+        return self._standings.now().handed
 
     @property
     def wanted(self) -> int:
@@ -332,7 +334,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     @property
     def counts(self) -> dict[str, int]:
         """Trials handed out per arm: per method where no keys make arms."""
-        return dict(Standing.of(self._study).counts)
+        return dict(self._standings.now().counts)
 
     @property
     def shortfall(self) -> str | None:
@@ -401,7 +403,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _standing(self) -> Standing:
         if self._shared is not None and (left := self._shared.left_behind()):
             self._queue.extendleft(reversed(interrupted(self._study, left)))
-        return Standing.of(self._study)
+        return self._standings.now()
 
     def _propose(self, standing: Standing, may_answer: bool) -> Proposal | None:
         """What to train next: a repetition, what is enqueued, or what the sampler draws.

@@ -212,12 +212,12 @@ def handed_out(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False) if is_handed_out(trial)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Standing:
     """What of a study decides on its next trial, read at one moment."""
 
-    all_trials: Sequence[FrozenTrial]
-    trials: Sequence[FrozenTrial]
+    all_trials: Sequence[FrozenTrial] = ()
+    trials: list[FrozenTrial] = field(default_factory=list)
     """Those that count."""
     counts: Counter[str] = field(default_factory=Counter)
     """Arm -> how many."""
@@ -234,27 +234,47 @@ class Standing:
             for trial in self.trials
         )
 
-    @classmethod
-    def of(cls, study: optuna.Study) -> Standing:
-        """Where the study stands now."""
-        trials = study.get_trials(deepcopy=False)
-        standing = cls(trials, [trial for trial in trials if is_handed_out(trial)])
-        for trial in standing.trials:
-            attributes = trial.user_attrs
-            standing.counts[attributes[ARM]] += 1
-            if trial.state != TrialState.FAIL:
-                key = attributes[TRAINING], attributes[SEED]
-                standing.trainings.setdefault(key, trial)
-                standing.choices.setdefault(attributes[CHOICE], trial)
-        for trial in trials:
-            if DUPLICATE_OF in trial.user_attrs:
-                standing.choices.setdefault(trial.user_attrs[CHOICE], trial)
-        return standing
-
     @property
     def handed(self) -> int:
         """How many trials count."""
         return len(self.trials)
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Take in the next trial of the study."""
+        attributes = trial.user_attrs
+        if DUPLICATE_OF in attributes:
+            self.choices.setdefault(attributes[CHOICE], trial)
+        if not is_handed_out(trial):
+            return
+        self.trials.append(trial)
+        self.counts[attributes[ARM]] += 1
+        if trial.state != TrialState.FAIL:
+            self.trainings.setdefault((attributes[TRAINING], attributes[SEED]), trial)
+            self.choices.setdefault(attributes[CHOICE], trial)
+
+
+class Standings:
+    """Where a study stands, asked again and again: a trial that has ended is read once, for it
+    never changes."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._ended = Standing()
+        self._read = 0
+
+    def now(self) -> Standing:
+        """Where it stands now."""
+        trials = self._study.get_trials(deepcopy=False)
+        while self._read < len(trials) and trials[self._read].state.is_finished():
+            self._ended.add(trials[self._read])
+            self._read += 1
+        ended = self._ended
+        standing = Standing(
+            trials, [*ended.trials], ended.counts.copy(), {**ended.choices}, {**ended.trainings}
+        )
+        for trial in trials[self._read :]:
+            standing.add(trial)
+        return standing
 
 
 def is_same_training(one: FrozenTrial, other: FrozenTrial) -> bool:
@@ -379,28 +399,6 @@ def best_of_each_method(study: optuna.Study, mode: str, top: int = 1) -> list[di
     return _best_of_arms(study.get_trials(deepcopy=False), mode, top)
 
 
-def _contenders(trials: Iterable[FrozenTrial], mode: str) -> list[FrozenTrial]:
-    """The complete trials, without those that are the only one of their training and that another
-    such trial of their arm outdoes.
-
-    It is asked after every trial: to measure all of them each time would take ever longer.
-    """
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    times = Counter(trial.user_attrs[TRAINING] for trial in complete)
-    sign = -1.0 if mode == "max" else 1.0
-    kept: list[FrozenTrial] = []
-    best: dict[str, tuple[float, int, int]] = {}
-    for trial in complete:
-        attributes = trial.user_attrs
-        if times[attributes[TRAINING]] > 1:
-            kept.append(trial)
-            continue
-        rank = sign * trial.values[0], attributes[TRAINABLE_PARAMS], trial.number
-        best[attributes[ARM]] = min(rank, best.get(attributes[ARM], rank))
-    by_number = {trial.number: trial for trial in complete}
-    return [*kept, *(by_number[number] for _, _, number in best.values())]
-
-
 def _best_of_arms(trials: Iterable[FrozenTrial], mode: str, top: int = 1) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     taken: Counter[str] = Counter()
@@ -427,21 +425,35 @@ def _best_of_arms(trials: Iterable[FrozenTrial], mode: str, top: int = 1) -> lis
     return rows
 
 
-def worth_keeping(study: optuna.Study, mode: str) -> set[int]:
-    """Numbers of the complete trials whose weights are worth keeping.
+class WorthKeeping:
+    """Which complete trials have weights that are worth keeping, asked again and again.
 
     They are each method's best, and the Pareto front where there are two objectives. Of a choice
-    with several seeds it is the first trial.
+    with several seeds it is the first trial. What was not worth it once is not looked at again, for
+    its weights are gone, and a search that is long would take ever longer.
     """
-    trials = study.get_trials(deepcopy=False)
-    kept = {row["number"] for row in _best_of_arms(_contenders(trials, mode), mode)}
-    if len(study.directions) > 1:
-        fewest = float("inf")
-        for each in measured(trials, mode):  # best first
-            if each.params < fewest:
-                fewest = each.params
-                kept.add(each.first.number)
-    return kept
+
+    def __init__(self, study: optuna.Study, mode: str) -> None:
+        self._study, self._mode = study, mode
+        self._kept: set[int] = set()
+        self._read = 0
+
+    def __call__(self) -> set[int]:
+        """Their numbers."""
+        every = self._study.get_trials(deepcopy=False)
+        candidates = [*(every[number] for number in self._kept), *every[self._read :]]
+        while self._read < len(every) and every[self._read].state.is_finished():
+            self._read += 1
+        trainings = {trial.user_attrs.get(TRAINING) for trial in candidates}
+        trials = [trial for trial in every if trial.user_attrs.get(TRAINING) in trainings]
+        self._kept = {row["number"] for row in _best_of_arms(trials, self._mode)}
+        if len(self._study.directions) > 1:
+            fewest = float("inf")
+            for each in measured(trials, self._mode):  # best first
+                if each.params < fewest:
+                    fewest = each.params
+                    self._kept.add(each.first.number)
+        return set(self._kept)
 
 
 def next_repeat(

@@ -283,6 +283,7 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         self._observer = observer
         self._should_stop = should_stop
         self._trials: dict[str, Trial] = {}
+        self._just_over: list[Trial] = []
         self._started: set[str] = set()
         self._metrics: dict[str, dict[str, Any]] = {}
         self._cancels: list[Any] = []
@@ -333,6 +334,11 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Find the trials that Tune has ended without a word."""
         self._meet(trials)
+        for trial in self._just_over:
+            # The means of each metric over its last epochs: 30 KB a trial, and nothing reads them.
+            trial.metric_analysis.clear()
+            trial.metric_n_steps.clear()
+        self._just_over.clear()
         for trial_id in self._searcher.open_ids:
             trial = self._trials.get(trial_id)
             if trial is not None and trial.status == Trial.TERMINATED:
@@ -381,6 +387,7 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
         self._trials.update({each.trial_id: each for each in trials[len(self._trials) :]})
 
     def _over(self, trial: Trial) -> None:
+        self._just_over.append(trial)
         ended = self._searcher.ended_trial(trial.trial_id)
         if ended is None:
             return

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from search.config import parse_sweep
 from search.confirm import confirm_best
 from search.shared_study import SharedStudy, check_settings, closes, own_seed
-from search.study import best_of_each_method, handed_out, interrupted, open_study, worth_keeping
+from search.study import WorthKeeping, best_of_each_method, handed_out, interrupted, open_study
 from spaces.errors import ConfigError
 from spaces.methods import make_plan, parse_choice
 from tests.search.test_searcher import finish, row, searcher_over
@@ -66,7 +66,7 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
     assert (best["seeds"], best["number"]) == (3, 1)
     ranks = [row["choice"]["rank"] for row in best_of_each_method(study, "max", top=3)]
     assert ranks == [4, 8, 2]
-    assert worth_keeping(study, "max") == {1}
+    assert WorthKeeping(study, "max")() == {1}
     assert len(handed_out(study)) == 7
     assert study.trials[4].params == study.trials[2].params
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 from optuna.trial import TrialState
+from ray import tune
 from ray.util import placement_group_table
 
 from search.interrupts import Interrupts
@@ -90,6 +91,21 @@ def search(searcher: StudySearcher, queue: Any, folder: Path, **settings: Any) -
         return tune_search(searcher=searcher, queue=queue, **settings)
 
 
+class Kept(tune.Callback):
+    """What Tune still holds of the metrics of its trials when the search ends."""
+
+    def __init__(self) -> None:
+        self.of_trial: dict[int, dict[str, Any]] = {}
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        for trial in trials:
+            held = {**trial.metric_analysis, **trial.metric_n_steps}
+            self.of_trial[trial.config["number"]] = held
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
 def searcher_over(study: Any, space: Any, **settings: Any) -> StudySearcher:
     defaults: dict[str, Any] = {
         "targets": TARGETS,
@@ -122,11 +138,12 @@ def test_a_search_ends_with_a_study_that_is_true_to_the_trial(ray_cluster, tmp_p
     study = toy_study(tmp_path)
     first = [space.default_choice("lora"), space.default_choice("taso")]
     searcher = searcher_over(study, space, trials=10, enqueue=first)
-    notebook = Notebook()
+    notebook, kept = Notebook(), Kept()
     free = ray.available_resources()["CPU"]
     with paper_group(script) as (queue, log):
         # One at a time, so that the first of the rungs is a good one.
-        outcome = search(searcher, queue, tmp_path, observer=notebook, max_concurrent_trials=1)
+        settings = {"max_concurrent_trials": 1, "callbacks": [kept]}
+        outcome = search(searcher, queue, tmp_path, observer=notebook, **settings)
     # Nothing is left behind, and nothing was printed.
     wait_for(lambda: ray.available_resources().get("CPU") == free)
     assert live_placement_groups() == []
@@ -180,6 +197,8 @@ def test_a_search_ends_with_a_study_that_is_true_to_the_trial(ray_cluster, tmp_p
 
     written = [path for path in (tmp_path / "tune").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in written) < 20_000 * len(outcome.trials)
+    # A long search must not keep more and more of trials that are over.
+    assert kept.of_trial == {number: {} for number in range(10)}
 
 
 @pytest.mark.ray
