@@ -122,7 +122,7 @@ def dry_run(config: SweepConfig) -> DryRun:
         search=search,
         confirm=confirm,
         seconds=_seconds(config, task, cost, profile, confirm),
-        notes=_notes(config, cost),
+        notes=_notes(config, cost, methods),
     )
 
 
@@ -361,7 +361,7 @@ def _profile_seconds(
     return shared + float(weights * SORT_SECONDS_PER_WEIGHT * len(settings.top_percent))
 
 
-def _notes(config: SweepConfig, cost: _Cost) -> tuple[str, ...]:
+def _notes(config: SweepConfig, cost: _Cost, methods: Sequence[MethodCount]) -> tuple[str, ...]:
     notes = []
     if SweepPaths(name=config.name).sweep_file.is_file():
         notes.append(
@@ -373,6 +373,14 @@ def _notes(config: SweepConfig, cost: _Cost) -> tuple[str, ...]:
         notes.append(
             f"the last {top * seeds} of the {config.search.trials} trials train the {top} best "
             f"choices again with {seeds} other seeds each"
+        )
+    limit = config.search.max_params
+    beyond = [each for each in methods if limit is not None and each.trainable_params[0] > limit]
+    if beyond:
+        least = ", ".join(f"{each.method} {each.trainable_params[0]:,}" for each in beyond)
+        notes.append(
+            f"search.max_params is {limit:,} and default choices have more ({least}): only smaller "
+            "ones are trained, and a method that has none takes no part"
         )
     if config.search.study is not None:
         study = redacted(config.search.study)

@@ -172,6 +172,15 @@ def test_a_time_budget_bounds_the_search(folder: Path, known_cost: None) -> None
     assert seconds["search"] == pytest.approx(30 + seconds["trial"], abs=0.2)
 
 
+def test_choices_beyond_max_params_are_told(folder: Path, known_cost: None) -> None:
+    lora = MODULES * 4 * 2 * WIDTH
+    for limit, told in ((lora, []), (lora - 1, ["lora"]), (1, ["lora", "pilora"])):
+        notes = dry_run(sweep(search={"max_params": limit})).notes
+        found = [note for note in notes if "max_params" in note]
+        assert len(found) == bool(told)
+        assert [name for name in ("lora", "pilora") if any(f"{name} " in n for n in found)] == told
+
+
 def test_a_name_that_is_taken_is_told(
     folder: Path, known_cost: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
