@@ -47,9 +47,13 @@ class StageParameters(nn.Module):
         self.adapters = nn.ModuleList(adapters)
         self.head = nn.ModuleList(head.values())
 
-    def forward(self, **batch: torch.Tensor) -> Any:
-        """The resident base's output, the adapters and the head in place."""
-        return self._model(**batch)  # type: ignore[operator]
+    def forward(self, *batches: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits [rows of all batches, classes] of the resident base, adapters and head in place.
+
+        Every batch is a forward pass of its own.
+        """
+        logits = [self._model(**batch).logits for batch in batches]  # type: ignore[operator]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups, one per learning-rate scale; the head trains at scale 1."""

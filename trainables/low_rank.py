@@ -2,13 +2,12 @@
 
 On a CPU layer and updates are one autograd function written by hand. What costs there beside the
 arithmetic is random numbers and passes over large activations, so the function draws the entries to
-drop by the gaps between them (one random number for each that is dropped), adds each update to
-output and gradient where they lie, and neither makes nor keeps a copy of the input.
+drop by the gaps between them (trainables/dropout.py), adds each update to output and gradient where
+they lie, and neither makes nor keeps a copy of the input.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,8 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-RARE = 0.25
-"""Up to this share drawing the gaps between dropped entries is faster than drawing every entry."""
+from trainables.dropout import dropped_entries
 
 
 class LowRank(NamedTuple):
@@ -153,25 +151,3 @@ def _without(x: torch.Tensor, dropped: _Dropped | None) -> Iterator[None]:
         yield
     finally:
         flat.index_copy_(0, dropped.entries, dropped.values)
-
-
-def dropped_entries(number: int, probability: float) -> torch.Tensor:
-    """Indices, ascending, of the entries of `number` that are dropped, each with `probability`.
-
-    From torch's generator of the CPU. Between two dropped entries lies a geometric number of
-    others, which is an exponential one rounded down.
-    """
-    if probability > RARE:
-        return torch.nonzero(torch.rand(number) < probability).view(-1)
-    one, rate = torch.ones(()), -math.log1p(-probability)
-    found: list[torch.Tensor] = []
-    last = -1
-    while last < number:
-        expected = (number - last) * probability
-        draws = int(expected + 6 * math.sqrt(expected)) + 16
-        # an exponential by its inverse; torch's own exponential_ takes four times as long
-        gaps = torch.add(one, torch.rand(draws).neg_().log1p_(), alpha=-1 / rate).long()
-        found.append(gaps.cumsum_(0).add_(last))
-        last = int(found[-1][-1])
-    entries = torch.cat(found) if len(found) > 1 else found[0]
-    return entries[: int(torch.searchsorted(entries, number))]

@@ -12,14 +12,17 @@ from peft import LoraConfig, get_peft_model
 from spaces.methods import make_plan, parse_choice
 from spaces.plan import Block, Plan
 from tests.trainables.conftest import head_of, tiny_bert, tiny_task
+from trainables import finetuning
 from trainables.adapters import BlockAdaptation
 from trainables.bases import resolve_targets
 from trainables.finetuning import (
+    PASS_TOKENS,
     CancelledError,
     DivergedError,
     Schedule,
     evaluate,
     finetune,
+    of_like_length,
     untimed,
 )
 from trainables.profiling import compute_profile
@@ -52,7 +55,10 @@ def reports_of(model, plan, workers, settings=SETTINGS, *, rate=1e-2, seed=3, ta
     return [untimed(report) for report in found]
 
 
-def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone) -> None:
+@pytest.mark.parametrize("pass_tokens", [0, finetuning.PASS_TOKENS, 10**6])
+def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone, pass_tokens, monkeypatch) -> None:
+    """However the rows of a batch are grouped by their length."""
+    monkeypatch.setattr(finetuning, "PASS_TOKENS", pass_tokens)
     model, task = tiny_bert(), tiny_task()
     plan, names = lora(model), [t.name for t in targets_of(model)]
     with BlockAdaptation(model, plan, seed=3) as drawn:
@@ -104,6 +110,34 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone) -> None:
         assert report["dev_loss"] == pytest.approx(wanted, rel=1e-7)
         assert report["accuracy"] == (logits.argmax(1) == labels).double().mean().item()
     assert ours[-1]["train_loss"] < ours[0]["train_loss"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_of_like_length_are_grouped_at_the_least_cost(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = int(rng.integers(1, 8))
+    lengths = rng.integers(1, 200, rows)
+
+    def cost(groups) -> int:
+        return sum(len(group) * max(lengths[i] for i in group) + PASS_TOKENS for group in groups)
+
+    def partitions(of):
+        if not of:
+            yield []
+            return
+        for rest in partitions(of[1:]):
+            yield [[of[0]], *rest]
+            for i, group in enumerate(rest):
+                yield [*rest[:i], [of[0], *group], *rest[i + 1 :]]
+
+    groups = [group.tolist() for group in of_like_length(lengths)]
+    assert sorted(i for group in groups for i in group) == list(range(rows))
+    assert cost(groups) == min(map(cost, partitions(list(range(rows)))))
+
+
+def test_rows_of_one_length_stay_together_in_their_order() -> None:
+    (group,) = of_like_length(np.full(50, 30))
+    assert group.tolist() == list(range(50))
 
 
 def test_accumulating_gradients_changes_nothing_but_memory(alone) -> None:

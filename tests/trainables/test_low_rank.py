@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
-from trainables.low_rank import LowRank, dropped_entries, linear_with_updates
+from trainables.dropout import dropped_entries
+from trainables.low_rank import LowRank, linear_with_updates
 
 SHAPE = (3, 5)  # rows and tokens
 OUT, IN, RANK = 7, 6, 2
@@ -149,53 +149,3 @@ def test_a_base_of_16_bits_is_read_in_its_precision(dtype: torch.dtype, factors:
 
 
 # Which entries are dropped ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("probability", [1e-4, 0.01, 0.05, 0.1, 0.25, 0.3, 0.9])
-def test_every_entry_is_dropped_with_the_same_probability_on_its_own(probability: float) -> None:
-    torch.manual_seed(0)
-    number, times = 2000, 400
-    counts = torch.zeros(number)
-    lag = first = both = 0
-    for _ in range(times):
-        entries = dropped_entries(number, probability)
-        assert torch.equal(entries, torch.unique(entries))
-        dropped = torch.zeros(number, dtype=torch.bool)
-        dropped[entries] = True
-        counts += dropped
-        lag += int((dropped[1:] & dropped[:-1]).sum())
-        first += int(dropped[0])
-        both += int(dropped[0] & dropped[-1])
-    draws = number * times
-
-    def likely(count: int, of: int, share: float) -> bool:
-        return bool(stats.binomtest(count, of, share).pvalue > 1e-4)
-
-    assert likely(int(counts.sum()), draws, probability)
-    assert likely(lag, draws - times, probability**2)
-    assert likely(first, times, probability)
-    assert likely(both, times, probability**2)
-    # how often each place was dropped is binomial: its variance over places tells
-    spread = float(counts.var()) / (times * probability * (1 - probability))
-    assert abs(spread - 1) < 6 * math.sqrt(2 / number) + 3 * math.sqrt(
-        1 / (number * times * probability)
-    )
-
-
-@pytest.mark.parametrize("number", [0, 1, 2, 17])
-@pytest.mark.parametrize("probability", [1e-6, 0.05, 0.25, 0.99])
-def test_few_entries_are_drawn_too(number: int, probability: float) -> None:
-    for seed in range(50):
-        torch.manual_seed(seed)
-        entries = dropped_entries(number, probability)
-        assert entries.dtype == torch.long
-        assert all(0 <= int(entry) < number for entry in entries)
-
-
-def test_the_draw_follows_torchs_seed() -> None:
-    torch.manual_seed(5)
-    first = dropped_entries(10_000, 0.05)
-    second = dropped_entries(10_000, 0.05)
-    torch.manual_seed(5)
-    assert torch.equal(dropped_entries(10_000, 0.05), first)
-    assert not torch.equal(first, second)
