@@ -431,9 +431,9 @@ class _Launch:
     def _say_what_is_left(self, searcher: StudySearcher) -> None:
         search = self.config.search
         arms = [arm.name for arm in self.prepared.space.arms(search.arms)]
-        self.view.stage(
-            "search", f"{search.trials - searcher.handed} trials over {', '.join(arms)}"
-        )
+        done = searcher.handed
+        kept = f" ({done} of {search.trials} are done)" if done else ""
+        self.view.stage("search", f"{search.trials - done} trials{kept} over {', '.join(arms)}")
         if search.trials < len(arms):
             self.view.message(
                 f"search.trials: {search.trials} is fewer than the {len(arms)} methods and arms; "

@@ -141,12 +141,14 @@ def open_study(
 def study_url(text: str) -> str:
     """The SQLAlchemy URL of a study, that of a SQLite file made absolute.
 
-    Raises ConfigError where it is none, or where its driver is not installed.
+    Raises ConfigError where it is none, names no file, or its driver is not installed.
     """
     with _reached(text):
         url = make_url(text)
         url.get_dialect().import_dbapi()
-    if url.get_backend_name() == "sqlite" and url.database:
+    if url.get_backend_name() == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise ConfigError("search.study: names no file; write sqlite:////directory/file.db")
         url = url.set(database=str(Path(url.database).absolute()))
     return url.render_as_string(hide_password=False)
 

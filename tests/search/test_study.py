@@ -19,7 +19,14 @@ from ray.tune.search import Searcher
 from search.config import parse_sweep
 from search.confirm import confirm_best
 from search.shared_study import SharedStudy, check_settings, closes, own_seed
-from search.study import WorthKeeping, best_of_each_method, handed_out, interrupted, open_study
+from search.study import (
+    WorthKeeping,
+    best_of_each_method,
+    handed_out,
+    interrupted,
+    open_study,
+    study_url,
+)
 from spaces.errors import ConfigError
 from spaces.methods import make_plan, parse_choice
 from tests.search.test_searcher import finish, row, searcher_over
@@ -253,6 +260,12 @@ def test_a_storage_that_cannot_be_opened_is_an_error_of_one_line_without_its_pas
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("search.study: ")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_study_that_no_other_launch_could_open_is_refused(url):
+    with pytest.raises(ConfigError, match=r"^search\.study: names no file"):
+        study_url(url)
 
 
 def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path):
