@@ -267,9 +267,9 @@ class Standings:
     def now(self) -> Standing:
         """Where it stands now."""
         trials = self._study.get_trials(deepcopy=False)
-        while self._read < len(trials) and trials[self._read].state.is_finished():
-            self._ended.add(trials[self._read])
-            self._read += 1
+        before, self._read = self._read, _ended_before(trials, self._read)
+        for trial in trials[before : self._read]:
+            self._ended.add(trial)
         ended = self._ended
         standing = Standing(
             trials, [*ended.trials], ended.counts.copy(), {**ended.choices}, {**ended.trainings}
@@ -277,6 +277,13 @@ class Standings:
         for trial in trials[self._read :]:
             standing.add(trial)
         return standing
+
+
+def _ended_before(trials: Sequence[FrozenTrial], start: int) -> int:
+    """The first position from `start` on whose trial has not ended."""
+    while start < len(trials) and trials[start].state.is_finished():
+        start += 1
+    return start
 
 
 def is_same_training(one: FrozenTrial, other: FrozenTrial) -> bool:
@@ -444,8 +451,7 @@ class WorthKeeping:
         """Their numbers."""
         every = self._study.get_trials(deepcopy=False)
         candidates = [*(every[number] for number in self._kept), *every[self._read :]]
-        while self._read < len(every) and every[self._read].state.is_finished():
-            self._read += 1
+        self._read = _ended_before(every, self._read)
         trainings = {trial.user_attrs.get(TRAINING) for trial in candidates}
         trials = [trial for trial in every if trial.user_attrs.get(TRAINING) in trainings]
         self._kept = {row["number"] for row in _best_of_arms(trials, self._mode)}

@@ -242,23 +242,24 @@ def stand_in(
 
     Any other layer has its output changed by `change`, which must come to the same.
     """
+
+    def forward(own: nn.Linear | Conv1D, x: torch.Tensor) -> torch.Tensor:
+        weight = own.weight.T if isinstance(own, Conv1D) else own.weight
+        return whole(x, weight, own.bias)
+
     handles: list[Removable] = []
     for layer in _layers(model, names):
         if type(layer) in (nn.Linear, Conv1D) and "forward" not in vars(layer):
-            handles.append(_StandIn(layer, whole))
+            handles.append(StandIn(layer, forward))
         else:
             handles.append(_changed(layer, change))
     return handles
 
 
-class _StandIn:
-    """A forward of a layer's own, for as long as it is not removed."""
+class StandIn:
+    """A forward (layer, x) -> output of a layer's own, for as long as it is not removed."""
 
-    def __init__(self, layer: nn.Module, whole: Whole) -> None:
-        def forward(own: nn.Linear | Conv1D, x: torch.Tensor) -> torch.Tensor:
-            weight = own.weight.T if isinstance(own, Conv1D) else own.weight
-            return whole(x, weight, own.bias)
-
+    def __init__(self, layer: nn.Module, forward: Callable[..., torch.Tensor]) -> None:
         self._layer = layer
         layer.forward = MethodType(forward, layer)  # bound, so that a copy of the layer has its own
 

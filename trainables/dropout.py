@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+from trainables.adaptation import StandIn
 
 RARE = 0.25
 """Up to this share drawing the gaps between dropped entries is faster than drawing every entry."""
@@ -48,19 +49,17 @@ def quick_dropout(model: nn.Module) -> Iterator[None]:
     Each entry is dropped with the layer's probability on its own, as by the layer itself, but from
     other random numbers. Dropout that a model applies without such a layer is left as it is.
     """
-    layers = [
-        layer
+    stand_ins = [
+        StandIn(layer, _forward)
         for layer in model.modules()
         if type(layer) is nn.Dropout and not layer.inplace and 0 < layer.p <= RARE
         if "forward" not in vars(layer)
     ]
-    for layer in layers:
-        layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for each in stand_ins:
+            each.remove()
 
 
 def _forward(layer: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
