@@ -6,7 +6,7 @@ DATA := data/movie
 
 .PHONY: setup demo test test-fast check bench clean
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml trainables/low_rank.c
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
@@ -48,4 +48,4 @@ bench: $(DATA)/train.parquet
 	$(BIN)/python benchmarks/fuzz_profiles.py --inputs 20000
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis trainables/*.so

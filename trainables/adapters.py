@@ -32,7 +32,8 @@ from trainables.adaptation import (
     stand_in,
     taken,
 )
-from trainables.low_rank import LowRank, add_low_rank, linear_with_updates
+from trainables.low_rank import add_low_rank, linear_with_updates
+from trainables.small_products import LowRank
 
 
 class BlockParameters(nn.Module):

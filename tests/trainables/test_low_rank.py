@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from trainables.dropout import dropped_entries
-from trainables.low_rank import LowRank, linear_with_updates
+from trainables.low_rank import linear_with_updates
+from trainables.small_products import LowRank
 
 SHAPE = (3, 5)  # rows and tokens
 OUT, IN, RANK = 7, 6, 2
@@ -146,6 +147,3 @@ def test_a_base_of_16_bits_is_read_in_its_precision(dtype: torch.dtype, factors:
     torch.testing.assert_close(
         found.double(), oracle.T @ x.double().view(-1, IN), rtol=2e-2, atol=2e-1
     )
-
-
-# Which entries are dropped ----------------------------------------------------------------------
