@@ -130,7 +130,7 @@ def launch(
         overrides.append(f"profile.use='{profile_key}'")
     config = load_sweep(sweep, overrides, store=store, tracking=tracking)
     if dry_run:
-        _show_dry_run(config, json_output)
+        _show_dry_run(config, json_output, resume)
     else:
         _launch(config, json_output, resume=resume)
 
@@ -172,11 +172,11 @@ def profile(
     _launch(config, json_output, profile_only=True)
 
 
-def _show_dry_run(config: SweepConfig, json_output: bool) -> None:
+def _show_dry_run(config: SweepConfig, json_output: bool, resume: bool) -> None:
     with _logs_on_stderr():
         from search.dry_run import dry_run
 
-        result = dry_run(config)
+        result = dry_run(config, resume=resume)
     _print_result(result.as_dict() if json_output else result.render(), json_output)
 
 
@@ -678,12 +678,17 @@ def best(
             top=top,
             pareto=pareto,
         )
+        why_none = ""
+        if not rows:
+            why_none = queries.why_none(
+                uri, task, base=base, method=method, metric=metric, max_params=max_params
+            )
     if json_output:
         _print_result(queries.best_json(rows), json_output)
     elif rows:
         _print_result(queries.best_table(rows))
-    if not rows:
-        raise RanksweepError(f"--task: no complete trial of {task!r} fits; loosen what is asked")
+    if why_none:
+        raise RanksweepError(why_none)
 
 
 @app.command()

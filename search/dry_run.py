@@ -15,7 +15,8 @@ import numpy as np
 
 from search.config import SweepConfig
 from search.paths import SweepPaths
-from search.prepare import Prepared, prepare
+from search.prepare import Prepared, fewer_trials, prepare
+from search.sweep_name import check_name
 from spaces.methods import count_range, make_plan
 from spaces.profile import Profile
 from spaces.search_space import Arm
@@ -78,14 +79,16 @@ class DryRun:
         return _render(self)
 
 
-def dry_run(config: SweepConfig) -> DryRun:
+def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     """Check a sweep against its base, its data and the store, and estimate what it takes.
 
     Raises the errors that `launch` would raise before it starts anything: ConfigError, ChoiceError,
-    BaseModelError, DataError, StoreError.
+    BaseModelError, DataError, StoreError; with `resume` those of a launch that goes on.
     """
     from trainables.bases import meta_targets
 
+    if resume:
+        check_name(config, SweepPaths(name=config.name).absolute(), resume)
     prepared = prepare(config)
     task, targets, space = prepared.task, prepared.targets, prepared.space
     cached = prepared.store.get(prepared.key)
@@ -122,7 +125,7 @@ def dry_run(config: SweepConfig) -> DryRun:
         search=search,
         confirm=confirm,
         seconds=_seconds(config, task, cost, profile, confirm),
-        notes=_notes(config, cost, methods),
+        notes=_notes(config, cost, methods, resume),
     )
 
 
@@ -361,13 +364,19 @@ def _profile_seconds(
     return shared + float(weights * SORT_SECONDS_PER_WEIGHT * len(settings.top_percent))
 
 
-def _notes(config: SweepConfig, cost: _Cost, methods: Sequence[MethodCount]) -> tuple[str, ...]:
+def _notes(
+    config: SweepConfig, cost: _Cost, methods: Sequence[MethodCount], resume: bool
+) -> tuple[str, ...]:
     notes = []
-    if SweepPaths(name=config.name).sweep_file.is_file():
+    if resume:
+        notes.append("all trials are counted, those too that are done already")
+    elif SweepPaths(name=config.name).sweep_file.is_file():
         notes.append(
             f"the sweep {config.name!r} exists: go on with --resume, or launch under another name"
         )
     notes.append(f"times are estimates from a short probe of this machine ({cost.device})")
+    if config.search.trials < len(methods):
+        notes.append(fewer_trials(config, len(methods)))
     if config.search.repeats is not None:
         top, seeds = config.search.repeats.top, config.search.repeats.seeds
         notes.append(

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,11 @@ from search.kept_weights import KeptWeights
 from search.live import View
 from search.observer import SweepObserver, end_what_was_left_open
 from search.paths import SweepPaths
-from search.prepare import Prepared, dtype_name, prepare
+from search.prepare import Prepared, dtype_name, fewer_trials, prepare
 from search.profile_stage import ProfileStage
 from search.replay import Replay
 from search.sweep_lock import alone
+from search.sweep_name import SEARCH_MAY_CHANGE, check_name
 from search.tracking import Tracker, absolute_uri
 from spaces.choice import Choice
 from spaces.errors import ConfigError, JobError, RanksweepError, TrackingError
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
     from trainables.resident import ResidentWorkers
 
 logger = logging.getLogger(__name__)
-
-MAY_CHANGE_ON_RESUME = ("cluster", "confirm", "store", "tracking")
-SEARCH_MAY_CHANGE = ("trials", "time_budget")
 
 
 @dataclass
@@ -82,7 +80,7 @@ def launch(
     """
     paths = SweepPaths(name=config.name).absolute()
     if not profile_only:
-        _check_name(config, paths, resume)
+        check_name(config, paths, resume)
         if config.search.study is not None:
             from search.study import check_database
 
@@ -134,40 +132,6 @@ def launch(
 
 
 # --- the sweep's folder and run ------------------------------------------------------------------
-
-
-def _check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
-    """A sweep's name is used once; `resume` goes on with it where it asks for the same trials."""
-    if not paths.sweep_file.is_file():
-        if resume:
-            raise ConfigError(
-                f"name: there is no sweep {config.name!r} in {paths.base} to resume; launch it "
-                "without --resume"
-            )
-        return
-    if not resume:
-        raise ConfigError(
-            f"name: the sweep {config.name!r} exists in {paths.sweep}; go on with --resume or "
-            "launch under another name (--set name=...)"
-        )
-    before = yaml.safe_load(paths.sweep_file.read_text())
-    for key in _differing(before, config.resolved()):
-        raise ConfigError(
-            f"{key}: differs from the sweep {config.name!r} that is to be resumed; set it back, or "
-            "launch under another name (--set name=...)"
-        )
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for key in now:
-        if key in MAY_CHANGE_ON_RESUME:
-            continue
-        if key == "search":
-            for inner in now[key]:
-                if inner not in SEARCH_MAY_CHANGE and before[key].get(inner) != now[key][inner]:
-                    yield f"search.{inner}"
-        elif before.get(key) != now[key]:
-            yield key
 
 
 def _open_sweep(
@@ -435,10 +399,7 @@ class _Launch:
         kept = f" ({done} of {search.trials} are done)" if done else ""
         self.view.stage("search", f"{search.trials - done} trials{kept} over {', '.join(arms)}")
         if search.trials < len(arms):
-            self.view.message(
-                f"search.trials: {search.trials} is fewer than the {len(arms)} methods and arms; "
-                "some get no trial"
-            )
+            self.view.message(fewer_trials(self.config, len(arms)))
 
     @contextlib.contextmanager
     def _recorded(

@@ -219,3 +219,11 @@ def dtype_name(config: SweepConfig) -> str:
         including_emulation=False
     )
     return "float32" if unfit else "bfloat16"
+
+
+def fewer_trials(config: SweepConfig, arms: int) -> str:
+    """What to say where a search has fewer trials than methods and arms."""
+    return (
+        f"search.trials: {config.search.trials} is fewer than the {arms} methods and arms; some "
+        "get no trial"
+    )

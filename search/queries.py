@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from search.tracking import PARENT, PREFIX, call, choice_tag, connect, flattened, search_runs
-from spaces.errors import ConfigError, TrackingError
+from spaces.errors import ConfigError, TrackingError, nearest
+from spaces.methods import method_named
 from trainables.private import redacted
 
 if TYPE_CHECKING:
@@ -77,11 +78,19 @@ def best(
     choice that its sweep has repeated with other seeds is one row, with the mean.
 
     Raises:
-        ConfigError: the trials were searched by several metrics and none was named.
+        ChoiceError: there is no such method.
+        ConfigError: `top` or `max_params` is below 1, or the trials were searched by several
+            metrics and none was named.
         TrackingError: the tracking server or database cannot be read, or has no such experiment.
     """
     if top is not None and top < 1:
         raise ConfigError(f"--top: {top} is not a number of rows; use 1 or more")
+    if max_params is not None and max_params < 1:
+        raise ConfigError(
+            f"--max-params: {max_params} is not a number of parameters; use 1 or more"
+        )
+    if method is not None:
+        method_named(method, "--method")
     tags = {"task": task} if method is None else {"task": task, "method": method}
     found = recorded(tracking_uri, tags, experiment=experiment, metric=metric, mode=mode)
     rows = [row for _, row in found if base is None or _base_matches(row, base)]
@@ -103,6 +112,42 @@ def best(
         front = _front(rows)
         return front if top is None else front[:top]
     return rows[: 1 if top is None else top]
+
+
+def why_none(
+    tracking_uri: str,
+    task: str,
+    *,
+    base: str | None = None,
+    method: str | None = None,
+    metric: str | None = None,
+    max_params: int | None = None,
+) -> str:
+    """Where `best` finds nothing: the first of what it was asked that no trial meets, in one line.
+
+    Raises TrackingError where the tracking server or database cannot be read.
+    """
+    runs = [run for _, run in _complete_trials(tracking_uri, {"task": task}, None)]
+    if not runs:
+        every = _complete_trials(tracking_uri, {}, None)
+        tasks = sorted({run.data.tags.get(PREFIX + "task", "") for _, run in every} - {""})
+        found = nearest(task, tasks) if tasks else "there is none of any task"
+        return f"--task: no complete trial of task {task!r} is recorded; {found}"
+    of_task = f"of the {len(runs):,} complete trials of task {task!r}"
+    methods = sorted({run.data.tags.get(PREFIX + "method", "") for run in runs})
+    if method is not None and method not in methods:
+        return f"--method: none {of_task} is of {method!r}; they are of {', '.join(methods)}"
+    metrics = sorted(set().union(*(run.data.metrics for run in runs)))
+    if metric is not None and metric not in metrics:
+        return f"--metric: none {of_task} has {metric!r}; {nearest(metric, metrics)}"
+    rows = [row for run in runs if (row := _row(run, "", metric, None)) is not None]
+    if base is not None and not any(_base_matches(row, base) for row in rows):
+        bases = ", ".join(sorted({f"{row.base_uri} ({row.base[:12]})" for row in rows}))
+        return f"--base: none {of_task} is on {base!r}; they are on {bases}"
+    least = min((row.trainable_params for row in rows), default=0)
+    if max_params is not None and least > max_params:
+        return f"--max-params: none {of_task} has so few parameters; the least is {least:,}"
+    return f"--task: none {of_task} fits all that is asked; ask for less"
 
 
 @dataclass(frozen=True)

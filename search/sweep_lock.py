@@ -38,12 +38,7 @@ def alone(paths: SweepPaths) -> Iterator[None]:
         lock = paths.lock.open("a+")
     with lock:
         if not _locked(lock):
-            by = _runner(lock)
-            raise ConfigError(
-                f"name: the sweep {paths.name!r} is being run by process {by.pid} on {by.host}; "
-                f"wait for it or end it with `ranksweep stop {paths.name}`, or launch under "
-                "another name (--set name=...)"
-            )
+            raise _run_by(_runner(lock), paths)
         lock.truncate(0)
         lock.write(f"{os.getpid()} {socket.gethostname()}")
         lock.flush()
@@ -58,6 +53,21 @@ def running(paths: SweepPaths) -> Runner | None:
         return None
     with lock:
         return None if _locked(lock) else _runner(lock)
+
+
+def refuse_running(paths: SweepPaths) -> None:
+    """Raise ConfigError where a process runs the sweep now."""
+    runner = running(paths)
+    if runner is not None:
+        raise _run_by(runner, paths)
+
+
+def _run_by(runner: Runner, paths: SweepPaths) -> ConfigError:
+    return ConfigError(
+        f"name: the sweep {paths.name!r} is being run by process {runner.pid} on {runner.host}; "
+        f"wait for it or end it with `ranksweep stop {paths.name}`, or launch under another name "
+        "(--set name=...)"
+    )
 
 
 def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) -> Runner:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 
 from search import dry_run as module
@@ -192,6 +193,31 @@ def test_a_name_that_is_taken_is_told(
     (taken / "sweep.yaml").touch()
     config = sweep(task={"name": "films", "data": files, "text": "sentence"})
     assert any("'films' exists" in note for note in dry_run(config).notes)
+
+
+def test_a_dry_run_of_a_resumed_sweep_refuses_what_the_launch_would(
+    folder: Path, known_cost: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {split: str(folder / f"{split}.csv") for split in ROWS}
+    monkeypatch.chdir(tmp_path)
+    task = {"name": "films", "data": files, "text": "sentence"}
+    config = sweep(task=task)
+    with pytest.raises(ConfigError, match="name: there is no sweep 'films'"):
+        dry_run(config, resume=True)
+    taken = tmp_path / ".ranksweep" / "sweeps" / "films"
+    taken.mkdir(parents=True)
+    (taken / "sweep.yaml").write_text(yaml.safe_dump(config.resolved()))
+    notes = dry_run(config, resume=True).notes
+    assert any("done already" in note for note in notes)
+    assert not any("exists" in note for note in notes)
+    with pytest.raises(ConfigError, match=r"^train\.epochs: differs"):
+        dry_run(sweep(task=task, train={"epochs": config.train.epochs + 1}), resume=True)
+
+
+def test_a_search_of_fewer_trials_than_methods_is_told(folder: Path, known_cost: None) -> None:
+    few = dry_run(sweep(search={"trials": 1})).notes
+    assert any(note.startswith("search.trials: 1 is fewer than") for note in few)
+    assert not any("fewer than" in note for note in dry_run(sweep()).notes)
 
 
 def test_no_confirmation_takes_no_time(folder: Path, known_cost: None) -> None:

@@ -271,7 +271,7 @@ def test_a_name_is_used_once_and_resumed_as_it_was(launched, tiny_sweep, folder)
         run(config, folder)
     changed = config_of(tiny_sweep, folder, **{"train.epochs": 3, "search.trials": 7,
         "confirm": {"seeds": 2}, "search.scheduler": "none"})  # fmt: skip
-    with pytest.raises(ConfigError, match="train: differs from the sweep 'tiny'"):
+    with pytest.raises(ConfigError, match=r"train\.epochs: differs from the sweep 'tiny'"):
         run(changed, folder, resume=True)
     fresh = config_of(tiny_sweep, folder, name="never-launched")
     with pytest.raises(ConfigError, match="no sweep 'never-launched'"):

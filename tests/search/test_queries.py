@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from search.queries import BestRow, ProfileUse, best, best_json, best_table, profile_uses
-from spaces.errors import ConfigError, TrackingError
+from search.queries import BestRow, ProfileUse, best, best_json, best_table, profile_uses, why_none
+from spaces.errors import ConfigError, TrackingError, UsageError
 
 BASE = "ab12" + "0" * 60
 CHOICE = {
@@ -239,6 +241,51 @@ def test_sweeps_that_disagree_on_the_direction_are_not_ranked_together(records: 
 def test_no_rows_cannot_be_asked_for(records: Records, top: int) -> None:
     with pytest.raises(ConfigError, match="--top"):
         best(records.uri, "movie", top=top)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"max_params": 0}, "--max-params: 0"),
+        ({"max_params": -5}, "--max-params: -5"),
+        ({"method": "piloro"}, "--method: 'piloro' is no method; did you mean 'pilora'"),
+    ],
+)
+def test_what_no_trial_can_meet_is_refused(
+    records: Records, asked: dict[str, Any], told: str
+) -> None:
+    records.trial(0.5, 100)
+    with pytest.raises(UsageError, match=f"^{re.escape(told)}"):
+        best(records.uri, "movie", **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "--task: none of the 2 complete trials"),
+        ({"method": "taso"}, "--method: .* is of 'taso'; they are of lora, pilora$"),
+        ({"metric": "acuracy"}, "--metric: .* has 'acuracy'; did you mean 'accuracy'"),
+        ({"base": "gpt"}, r"--base: .* is on 'gpt'; they are on .*minilm.* \(ab12"),
+        ({"max_params": 99}, "--max-params: .* the least is 100$"),
+        ({"method": "lora", "max_params": 150}, "--task: none .* fits all that is asked"),
+    ],
+)
+def test_why_nothing_fits_names_what_no_trial_meets(
+    records: Records, asked: dict[str, Any], told: str
+) -> None:
+    records.trial(0.5, 100)
+    records.trial(0.5, 200, method="lora")
+    records.trial(0.5, 50, method="taso", status="failed")
+
+    line = why_none(records.uri, "movie", **asked)
+    assert re.match(told, line), line
+
+
+def test_an_unknown_task_is_told_with_the_nearest(records: Records) -> None:
+    assert "there is none of any task" in why_none(records.uri, "movie")
+    records.trial(0.5, 100)
+    line = why_none(records.uri, "movies", max_params=1)
+    assert line == ("--task: no complete trial of task 'movies' is recorded; did you mean 'movie'?")
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
