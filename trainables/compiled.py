@@ -19,6 +19,9 @@ from trainables.small_products import Dropped, Gradients, LowRank
 _BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """By what torch calls the processor, the best first."""
 
+_INTERFACE = 1
+"""Of the library as it is called here; a build of another one is left from other sources."""
+
 _MOST_RANKS = 32
 """Of all updates together; beyond it torch's products of whole matrices are as fast."""
 
@@ -53,14 +56,16 @@ def builds() -> tuple[str, ...]:
 
 @cache
 def build(name: str) -> ctypes.CDLL | None:
-    """One build, loaded; None where it was not made or cannot be loaded."""
+    """One build, loaded; None where it was not made of these sources or cannot be loaded."""
     found = importlib.util.find_spec(f"trainables._low_rank_{name}")
     if found is None or found.origin is None:
         return None
     try:
-        return _declared(ctypes.CDLL(found.origin))
-    except OSError:
+        loaded = ctypes.CDLL(found.origin)
+        interface = ctypes.c_int.in_dll(loaded, "low_rank_interface").value
+    except (OSError, ValueError):
         return None
+    return _declared(loaded) if interface == _INTERFACE else None
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:

@@ -44,6 +44,9 @@ typedef struct {
   float scale;
 } update;
 
+/* To be raised with every change of what follows that compiled.py must know of */
+const int low_rank_interface = 1;
+
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 /* Memory for so many floats that begins where a vector may be read at once */
 static float *aligned(int64_t size) {

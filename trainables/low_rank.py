@@ -37,9 +37,10 @@ def linear_with_updates(
     Written by hand where all of it lies on a CPU in one dtype.
     """
     factors = [factor for update in updates for factor in (update.A, update.B)]
-    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-    alike = all(each.is_cpu and each.dtype == x.dtype for each in (weight, x, *factors))
-    if frozen and alike and not torch.is_autocast_enabled("cpu"):
+    layer = (weight,) if bias is None else (weight, bias)
+    frozen = not any(each.requires_grad for each in layer)
+    alike = all(each.is_cpu and each.dtype == x.dtype for each in (x, *layer, *factors))
+    if updates and frozen and alike and not torch.is_autocast_enabled("cpu"):
         how = [(update.scale, update.dropout) for update in updates]
         y = _LinearWithUpdates.apply(x.reshape(-1, x.shape[-1]), weight, bias, how, *factors)
         return y.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]

@@ -189,3 +189,11 @@ def test_what_cannot_be_loaded_is_as_if_it_was_not_built(
     assert compiled.build.__wrapped__("avx2") is None
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
     assert compiled.build.__wrapped__("avx2") is None
+
+
+def test_a_build_of_other_sources_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [name for name in compiled.builds() if compiled.build(name) is not None]
+    if not made:
+        pytest.skip("nothing is built here")
+    monkeypatch.setattr(compiled, "_INTERFACE", compiled._INTERFACE + 1)
+    assert all(compiled.build.__wrapped__(name) is None for name in made)

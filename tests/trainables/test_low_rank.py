@@ -89,6 +89,13 @@ def test_a_layer_that_trains_has_gradients_of_its_own() -> None:
     torch.testing.assert_close(torch.autograd.grad(value.square().sum(), W), oracle)
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_layer_without_updates_is_itself(biased: bool) -> None:
+    x, W, b, _, _ = drawn()
+    bias = b if biased else None
+    assert torch.equal(linear_with_updates(x, W, bias, []), nn.functional.linear(x, W, bias))
+
+
 def test_inputs_weights_and_gradients_may_lie_in_any_order() -> None:
     x, W, b, A, B = drawn()
     turned = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_(True)
