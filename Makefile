@@ -6,7 +6,7 @@ DATA := data/movie
 
 .PHONY: setup demo test test-fast check bench clean
 
-$(VENV)/.ready: pyproject.toml trainables/low_rank.c
+$(VENV)/.ready: pyproject.toml setup.py trainables/low_rank.c
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"

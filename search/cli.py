@@ -219,11 +219,13 @@ def _print_launch(config: SweepConfig, result: LaunchResult, profile_only: bool)
         return
     states = ", ".join(f"{count} {state}" for state, count in sorted(result.states.items()))
     took = duration(sum(result.seconds.values()))
-    _print_result(Text(f"trials: {states or 'none'}; {took} in all"))
+    _print_result(Text(f"trials: {states or 'none'}; this launch took {took}"))
     if not result.best:
         return
     title = f"best of each method on dev ({config.search.metric})"
     _print_result(results_table(result.best, config.search.metric, title))
+    if result.unranked:
+        _print_result(Text(f"no trial ran to its end: {', '.join(result.unranked)}"))
     if result.confirmation:
         _print_result(confirmation_table(result.confirmation))
         _print_result(Text(verdict(result.confirmation)))

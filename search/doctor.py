@@ -177,7 +177,9 @@ def check_compiled() -> Check:
         return Check(name, True, "adapters on a CPU use it")
     if not compiled.builds():
         return Check(name, None, "not for this processor; torch's operations do its work on a CPU")
-    remedy = "install a C compiler with OpenMP (gcc), then ranksweep again"
+    remedy = (
+        "install a C compiler with OpenMP (gcc), then `pip install -e .` in ranksweep's sources"
+    )
     detail = "not built; adapters on a CPU take about a tenth longer"
     return Check(name, None, detail, remedy)
 

@@ -16,6 +16,7 @@ import numpy as np
 from search.config import SweepConfig
 from search.paths import SweepPaths
 from search.prepare import Prepared, fewer_trials, prepare
+from search.sweep_lock import running
 from search.sweep_name import check_name
 from spaces.methods import count_range, make_plan
 from spaces.profile import Profile
@@ -371,9 +372,11 @@ def _notes(
     if resume:
         notes.append("all trials are counted, those too that are done already")
     elif SweepPaths(name=config.name).sweep_file.is_file():
-        notes.append(
-            f"the sweep {config.name!r} exists: go on with --resume, or launch under another name"
-        )
+        runner = running(SweepPaths(name=config.name))
+        remedy = "go on with --resume, or launch under another name"
+        if runner is not None:
+            remedy = f"process {runner.pid} on {runner.host} runs it; launch under another name"
+        notes.append(f"the sweep {config.name!r} exists: {remedy}")
     notes.append(f"times are estimates from a short probe of this machine ({cost.device})")
     if config.search.trials < len(methods):
         notes.append(fewer_trials(config, len(methods)))

@@ -59,6 +59,8 @@ class LaunchResult:
     sweep_run_id: str | None = None
     states: dict[str, int] = field(default_factory=dict)
     best: list[dict[str, Any]] = field(default_factory=list)
+    unranked: list[str] = field(default_factory=list)
+    """Methods and arms of which no trial ran to its end."""
     confirmation: list[dict[str, Any]] | None = None
     ended_by: str | None = None
     reason: str | None = None
@@ -396,9 +398,11 @@ class _Launch:
         search = self.config.search
         arms = [arm.name for arm in self.prepared.space.arms(search.arms)]
         done = searcher.handed
+        left = max(0, search.trials - done)
         kept = f" ({done} of {search.trials} are done)" if done else ""
-        self.view.stage("search", f"{search.trials - done} trials{kept} over {', '.join(arms)}")
-        if search.trials < len(arms):
+        trials = f"{left} trial{'' if left == 1 else 's'}"
+        self.view.stage("search", f"{trials}{kept} over {', '.join(arms)}")
+        if not done and search.trials < len(arms):
             self.view.message(fewer_trials(self.config, len(arms)))
 
     @contextlib.contextmanager
@@ -463,6 +467,9 @@ class _Launch:
                 )
             self.result.states = states_of(study)
             self.result.best = best_of_each_method(study, mode)
+            ranked = {row["arm"] for row in self.result.best}
+            arms = self.prepared.space.arms(config.search.arms)
+            self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
             for row in self.result.best:
                 row["run_id"] = row["run_id"] or runs.get(row["number"])
 

@@ -133,21 +133,31 @@ def why_none(
         tasks = sorted({run.data.tags.get(PREFIX + "task", "") for _, run in every} - {""})
         found = nearest(task, tasks) if tasks else "there is none of any task"
         return f"--task: no complete trial of task {task!r} is recorded; {found}"
-    of_task = f"of the {len(runs):,} complete trials of task {task!r}"
-    methods = sorted({run.data.tags.get(PREFIX + "method", "") for run in runs})
-    if method is not None and method not in methods:
-        return f"--method: none {of_task} is of {method!r}; they are of {', '.join(methods)}"
     metrics = sorted(set().union(*(run.data.metrics for run in runs)))
     if metric is not None and metric not in metrics:
-        return f"--metric: none {of_task} has {metric!r}; {nearest(metric, metrics)}"
+        every = f"the {len(runs):,} complete trials of task {task!r}"
+        return f"--metric: none of {every} has {metric!r}; {nearest(metric, metrics)}"
     rows = [row for run in runs if (row := _row(run, "", metric, None)) is not None]
-    if base is not None and not any(_base_matches(row, base) for row in rows):
+    of = f"complete trials of task {task!r}"
+    if base is not None:
         bases = ", ".join(sorted({f"{row.base_uri} ({row.base[:12]})" for row in rows}))
-        return f"--base: none {of_task} is on {base!r}; they are on {bases}"
+        told = f"--base: none of the {len(rows):,} {of} is on {base!r}; they are on {bases}"
+        rows, of = [row for row in rows if _base_matches(row, base)], f"{of} on {base!r}"
+        if not rows:
+            return told
+    if method is not None:
+        methods = ", ".join(sorted({row.method for row in rows}))
+        told = f"--method: none of the {len(rows):,} {of} is of {method!r}; they are of {methods}"
+        rows, of = [row for row in rows if row.method == method], f"{of} by {method}"
+        if not rows:
+            return told
     least = min((row.trainable_params for row in rows), default=0)
     if max_params is not None and least > max_params:
-        return f"--max-params: none {of_task} has so few parameters; the least is {least:,}"
-    return f"--task: none {of_task} fits all that is asked; ask for less"
+        return (
+            f"--max-params: none of the {len(rows):,} {of} has so few parameters; the least is "
+            f"{least:,}"
+        )
+    return f"--task: none of the {len(runs):,} {of} has all that is ranked by"
 
 
 @dataclass(frozen=True)
@@ -358,7 +368,7 @@ def _is_number(value: float) -> bool:
 
 def _usual_mode(metric: str) -> Mode:
     """Whether less of a metric is better, told by its name."""
-    return "min" if metric.endswith(("loss", "error", "time", "params")) else "max"
+    return "min" if metric.endswith(("loss", "error", "time", "seconds", "params")) else "max"
 
 
 def _gain(row: BestRow) -> float:

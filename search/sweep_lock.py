@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
+import psutil  # type: ignore[import-untyped]
+
 from search.paths import SweepPaths
 from spaces.errors import ConfigError, JobError
 from trainables.private import private_files
@@ -85,6 +87,8 @@ def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) 
     runner = running(paths)
     if runner is None:
         raise JobError(f"the sweep {paths.name!r} is not running; there is nothing to stop")
+    if runner.pid == 0:
+        raise JobError(f"the sweep {paths.name!r} is just being launched; try again")
     if runner.host != socket.gethostname():
         raise ConfigError(
             f"SWEEP: {paths.name!r} is run by process {runner.pid} on {runner.host}; stop it there"
@@ -93,7 +97,7 @@ def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) 
         _interrupt(runner, paths)
         time.sleep(POLL_S)
     give_up = time.monotonic() + timeout_s
-    while running(paths) == runner:
+    while running(paths) == runner or _lives(runner):
         if time.monotonic() > give_up:
             raise JobError(
                 f"the sweep {paths.name!r} (process {runner.pid}) has not ended within "
@@ -101,6 +105,14 @@ def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) 
             )
         time.sleep(POLL_S)
     return runner
+
+
+def _lives(runner: Runner) -> bool:
+    """Whether its process, on this machine, is still there; one that only waits to be read is not."""
+    try:
+        return psutil.Process(runner.pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError):
+        return False
 
 
 def _interrupt(runner: Runner, paths: SweepPaths) -> None:

@@ -35,10 +35,13 @@ def check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
             "launch under another name (--set name=...)"
         )
     before = yaml.safe_load(paths.sweep_file.read_text())
-    for key in _differing(before, config.resolved()):
+    keys = list(_differing(before, config.resolved()))
+    if keys:
+        differ = "differs" if len(keys) == 1 else "differ"
         raise ConfigError(
-            f"{key}: differs from the sweep {config.name!r} that is to be resumed; set it back, or "
-            "launch under another name (--set name=...)"
+            f"{', '.join(keys)}: {differ} from the sweep {config.name!r} that is to be resumed; set "
+            f"{'it' if len(keys) == 1 else 'them'} back, or launch under another name "
+            "(--set name=...)"
         )
 
 

@@ -7,10 +7,10 @@ own operations do the same (trainables/small_products.py), from other random num
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -24,6 +24,9 @@ _INTERFACE = 1
 
 _MOST_RANKS = 32
 """Of all updates together; beyond it torch's products of whole matrices are as fast."""
+
+_FOLDER = Path(__file__).parent
+"""Builds lie beside this file; one that another copy of the package has is of its sources."""
 
 _POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
 
@@ -57,11 +60,11 @@ def builds() -> tuple[str, ...]:
 @cache
 def build(name: str) -> ctypes.CDLL | None:
     """One build, loaded; None where it was not made of these sources or cannot be loaded."""
-    found = importlib.util.find_spec(f"trainables._low_rank_{name}")
-    if found is None or found.origin is None:
+    found = next(_FOLDER.glob(f"_low_rank_{name}.*"), None)
+    if found is None:
         return None
     try:
-        loaded = ctypes.CDLL(found.origin)
+        loaded = ctypes.CDLL(str(found))
         interface = ctypes.c_int.in_dll(loaded, "low_rank_interface").value
     except (OSError, ValueError):
         return None

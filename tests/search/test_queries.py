@@ -217,6 +217,9 @@ def test_another_metric_may_be_asked_for(records: Records) -> None:
     (row,) = best(records.uri, "movie", metric="f1")
     assert (row.mode, row.value) == ("max", 0.5)
     assert best(records.uri, "movie", metric="matthews") == []
+    for seconds in (30.0, 10.0):
+        records.trial(0.5, 100, metrics={"training_seconds": seconds})
+    assert best(records.uri, "movie", metric="training_seconds")[0].value == 10.0
 
 
 def test_trials_searched_by_different_metrics_are_not_ranked_together(records: Records) -> None:
@@ -262,12 +265,12 @@ def test_what_no_trial_can_meet_is_refused(
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({}, "--task: none of the 2 complete trials"),
         ({"method": "taso"}, "--method: .* is of 'taso'; they are of lora, pilora$"),
         ({"metric": "acuracy"}, "--metric: .* has 'acuracy'; did you mean 'accuracy'"),
         ({"base": "gpt"}, r"--base: .* is on 'gpt'; they are on .*minilm.* \(ab12"),
         ({"max_params": 99}, "--max-params: .* the least is 100$"),
-        ({"method": "lora", "max_params": 150}, "--task: none .* fits all that is asked"),
+        ({"method": "lora", "max_params": 150}, "--max-params: none of the 1 .* by lora .* 200$"),
+        ({"base": "minilm", "method": "taso"}, "--method: none of the 2 .* on 'minilm' is of"),
     ],
 )
 def test_why_nothing_fits_names_what_no_trial_meets(

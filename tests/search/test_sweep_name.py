@@ -65,6 +65,12 @@ def test_what_differs_from_the_sweep_is_named_to_its_key(
     assert str(caught.value).startswith(f"{key}: differs from the sweep 'films'")
 
 
+def test_all_that_differs_is_named(tmp_path: Path) -> None:
+    changed = {"train": SWEEP["train"] | {"epochs": 3}, "search": {"trials": 4, "seed": 1}}
+    with pytest.raises(ConfigError, match=r"^train\.epochs, search\.seed: differ from"):
+        check_name(Config("films", SWEEP | changed), launched(tmp_path), resume=True)
+
+
 def test_more_trials_on_another_cluster_may_go_on(tmp_path: Path) -> None:
     changed = {"search": {"trials": 9, "seed": 0}, "cluster": {"groups": 2}}
     check_name(Config("films", SWEEP | changed), launched(tmp_path), resume=True)
