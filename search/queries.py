@@ -135,8 +135,8 @@ def why_none(
         return f"--task: no complete trial of task {task!r} is recorded; {found}"
     metrics = sorted(set().union(*(run.data.metrics for run in runs)))
     if metric is not None and metric not in metrics:
-        every = f"the {len(runs):,} complete trials of task {task!r}"
-        return f"--metric: none of {every} has {metric!r}; {nearest(metric, metrics)}"
+        whole = f"the {len(runs):,} complete trials of task {task!r}"
+        return f"--metric: none of {whole} has {metric!r}; {nearest(metric, metrics)}"
     rows = [row for run in runs if (row := _row(run, "", metric, None)) is not None]
     of = f"complete trials of task {task!r}"
     if base is not None:

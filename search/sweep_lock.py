@@ -108,9 +108,9 @@ def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) 
 
 
 def _lives(runner: Runner) -> bool:
-    """Whether its process, on this machine, is still there; one that only waits to be read is not."""
+    """Whether its process, on this machine, has not ended; a zombie has."""
     try:
-        return psutil.Process(runner.pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(runner.pid).status() != psutil.STATUS_ZOMBIE)
     except (psutil.NoSuchProcess, ValueError):
         return False
 

@@ -37,11 +37,10 @@ def check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
     before = yaml.safe_load(paths.sweep_file.read_text())
     keys = list(_differing(before, config.resolved()))
     if keys:
-        differ = "differs" if len(keys) == 1 else "differ"
+        differ, them = ("differs", "it") if len(keys) == 1 else ("differ", "them")
         raise ConfigError(
-            f"{', '.join(keys)}: {differ} from the sweep {config.name!r} that is to be resumed; set "
-            f"{'it' if len(keys) == 1 else 'them'} back, or launch under another name "
-            "(--set name=...)"
+            f"{', '.join(keys)}: {differ} from the sweep {config.name!r} that is to be resumed; "
+            f"set {them} back, or launch under another name (--set name=...)"
         )
 
 
