@@ -14,13 +14,9 @@
    Built once for AVX-512 and once for AVX2 (setup.py). The order of all sums is fixed by the number
    of threads. */
 
-#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #ifdef __AVX512F__ /* 32 registers of 16 numbers */
 #define WIDTH 16
@@ -29,11 +25,9 @@
 #define WIDTH 8
 #define ROWS 4
 #endif
-#define LANES WIDTH /* ranks at once, to a multiple of which a transposed factor is padded */
-#define CHUNK 32    /* rows */
+#define CHUNK 32 /* rows */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float wide __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 typedef struct {
@@ -48,29 +42,32 @@ typedef struct {
 const int low_rank_interface = 1;
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 /* Memory for so many floats that begins where a vector may be read at once */
 static float *aligned(int64_t size) {
   return aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64);
 }
 
-INLINE int64_t padded(int64_t rank) { return (rank + LANES - 1) / LANES * LANES; }
+/* The rank with which rows of a transposed factor are whole vectors */
+INLINE int64_t padded(int64_t rank) { return (rank + WIDTH - 1) / WIDTH * WIDTH; }
 
 /* The three products ------------------------------------------------------------------------- */
 
-/* out[rows, LANES] = x[rows, k] T[k, LANES] where a row of T is `width` long; `rows` is known when compiled */
+/* out[rows, WIDTH] = x[rows, k] T[k, WIDTH] where a row of T is `width` long; `rows` is known when
+   compiled */
 INLINE void narrow_rows(int rows, const float *x, int64_t k, const float *T, int64_t width,
-                        lanes *out) {
-  lanes even[ROWS] = {{0}}, odd[ROWS] = {{0}}; /* two sums a row, for one would wait for itself */
+                        wide *out) {
+  wide even[ROWS] = {{0}}, odd[ROWS] = {{0}}; /* two sums a row, for one would wait for itself */
   int64_t i = 0;
   for (; i + 1 < k; i += 2) {
-    lanes s = *(const lanes *)(T + i * width), t = *(const lanes *)(T + (i + 1) * width);
+    wide s = *(const wide *)(T + i * width), t = *(const wide *)(T + (i + 1) * width);
     for (int r = 0; r < rows; r++) {
       even[r] += s * x[r * k + i];
       odd[r] += t * x[r * k + i + 1];
     }
   }
   for (int r = 0; r < rows; r++) {
-    if (i < k) even[r] += *(const lanes *)(T + i * width) * x[r * k + i];
+    if (i < k) even[r] += *(const wide *)(T + i * width) * x[r * k + i];
     out[r] = even[r] + odd[r];
   }
 }
@@ -78,8 +75,8 @@ INLINE void narrow_rows(int rows, const float *x, int64_t k, const float *T, int
 /* h[n, rank] = scale x[n, k] T[k, rank] where a row of h is `stride` long, one of T padded */
 INLINE void narrow(const float *x, int64_t n, int64_t k, const float *T, int64_t rank, float scale,
                    float *h, int64_t stride) {
-  lanes out[ROWS];
-  for (int64_t first = 0; first < rank; first += LANES)
+  wide out[ROWS];
+  for (int64_t first = 0; first < rank; first += WIDTH)
     for (int64_t i = 0, rows; i < n; i += rows) {
       rows = n - i >= ROWS ? ROWS : 1;
       if (rows == ROWS)
@@ -87,12 +84,13 @@ INLINE void narrow(const float *x, int64_t n, int64_t k, const float *T, int64_t
       else
         narrow_rows(1, x + i * k, k, T + first, padded(rank), out);
       for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < smaller(LANES, rank - first); j++)
+        for (int64_t j = 0; j < smaller(WIDTH, rank - first); j++)
           h[(i + r) * stride + first + j] = out[r][j] * scale;
     }
 }
 
-/* y[rows, 2 WIDTH] = bias + h[rows, rank] M[rank, 2 WIDTH] in rows of k; `rows` is known when compiled */
+/* y[rows, 2 WIDTH] = bias + h[rows, rank] M[rank, 2 WIDTH] in rows of k; `rows` is known when
+   compiled */
 INLINE void widen_rows(int rows, const float *h, int64_t stride, int64_t rank, const float *M,
                        int64_t k, const float *bias, float *y) {
   wide a[4] = {{0}}, b[4] = {{0}};
@@ -195,16 +193,17 @@ INLINE void take_out(const float *x, int64_t first, int64_t n, int64_t in, const
   int64_t width = padded(u->rank), begin = place(u, first * in), end;
   for (int64_t i = 0, row = first * in; i < n; i++, row += in, begin = end) {
     for (end = begin; end < u->drops && u->dropped[end] < row + in;) end++;
-    for (int64_t c = 0; c < u->rank; c += LANES) {
-      lanes sum = {0};
+    for (int64_t c = 0; c < u->rank; c += WIDTH) {
+      wide sum = {0};
       for (int64_t d = begin; d < end; d++)
-        sum += *(const lanes *)(T + (u->dropped[d] - row) * width + c) * x[u->dropped[d]];
-      for (int64_t j = 0; j < smaller(LANES, u->rank - c); j++) h[i * stride + c + j] -= sum[j];
+        sum += *(const wide *)(T + (u->dropped[d] - row) * width + c) * x[u->dropped[d]];
+      for (int64_t j = 0; j < smaller(WIDTH, u->rank - c); j++) h[i * stride + c + j] -= sum[j];
     }
   }
 }
 
-/* Writes h[n, total], every update's columns in turn, and y[n, out]; returns 0, or 1 without memory */
+/* Writes h[n, total], every update's columns in turn, and y[n, out]. Returns 0, or 1 without
+   memory. */
 int low_rank_forward(const float *x, int64_t n, int64_t in, int64_t out, const float *bias,
                      int64_t number, const update *updates, float *h, float *y, int threads) {
   int64_t total = 0, widths = 0;
@@ -268,9 +267,9 @@ INLINE void backward_rows(const float *grad, const float *x, const float *h, int
     d = begin;
     for (int64_t i = 0; i < n; i++)
       for (; d < u->drops && u->dropped[d] < (first + i + 1) * in; d++)
-        for (int64_t c = 0; c < width; c += LANES)
-          *(lanes *)(to.dropped + (u->dropped[d] - (first + i) * in) * width + c) +=
-              *(const lanes *)(e + i * width + c) * x[u->dropped[d]];
+        for (int64_t c = 0; c < width; c += WIDTH)
+          *(wide *)(to.dropped + (u->dropped[d] - (first + i) * in) * width + c) +=
+              *(const wide *)(e + i * width + c) * x[u->dropped[d]];
   }
   if (grad_x && begins) {
     widen(e, n, width, u->rank, u->A, in, 0, grad_x + first * in);
@@ -370,7 +369,8 @@ INLINE float log_of(float u) {
 
 /* Writes ascending indices below `number`, each of which is dropped with one probability on its
    own: between two of them lies a geometric number of others, floor(log u / log(1 - probability)).
-   `per_log` is 1 / log(1 - probability). Returns how many, or -1 where `room` does not hold them. */
+   `per_log` is 1 / log(1 - probability). Returns how many, or -1 where `room` does not hold
+   them. */
 int64_t drawn(int64_t number, double per_log, uint64_t seed, int64_t *entries, int64_t room) {
   enum { BATCH = 256 };
   uint32_t bits[BATCH];
