@@ -48,4 +48,4 @@ bench: $(DATA)/train.parquet
 	$(BIN)/python benchmarks/fuzz_profiles.py --inputs 20000
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis trainables/*.so
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis trainables/layers/*.so

@@ -1,8 +1,8 @@
 """The compiled parts; all else about the package stands in pyproject.toml.
 
-One build of the same file for each kind of processor: trainables/compiled.py takes the best that
-can run. Each may fail, for want of a compiler or on other processors; torch's own operations then
-do the work.
+One build of the same file for each kind of processor: trainables/layers/compiled.py takes the best
+that can run. Each may fail, for want of a compiler or on other processors; torch's own operations
+then do the work.
 """
 
 from setuptools import Extension, setup
@@ -15,8 +15,8 @@ BUILDS = {
 setup(
     ext_modules=[
         Extension(
-            f"trainables._low_rank_{name}",
-            sources=["trainables/low_rank.c"],
+            f"trainables.layers._low_rank_{name}",
+            sources=["trainables/layers/low_rank.c"],
             extra_compile_args=["-O3", "-fopenmp", *flags],
             extra_link_args=["-fopenmp"],
             optional=True,

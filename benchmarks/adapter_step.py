@@ -71,7 +71,7 @@ def loaded(conditions: Conditions) -> torch.nn.Module:
     """The base as a classifier, all but the head frozen, its own dropout off."""
     import torch
 
-    from trainables.bases import load_base
+    from trainables.bases.loading import load_base
 
     base = load_base(conditions.base, "classification", 2, torch.float32, torch.device("cpu"))
     model: torch.nn.Module = base.model.eval()
@@ -104,9 +104,9 @@ def side(name: str, model: torch.nn.Module, conditions: Conditions, dropout: flo
         for inner, module in trained.named_modules():
             module.training = "lora_dropout" in inner
     else:
-        from spaces.methods import make_plan, parse_choice
-        from trainables.adapters import BlockAdaptation
-        from trainables.bases import meta_targets
+        from spaces.methods.registry import make_plan, parse_choice
+        from trainables.adaptations.blocks import BlockAdaptation
+        from trainables.bases.structure import meta_targets
 
         targets = meta_targets(conditions.base, "classification", 2, conditions.target_modules)
         plan = make_plan(parse_choice(CHOICES[name]), targets, drawn_profile(targets))
@@ -146,7 +146,7 @@ def step_memory(step: Step) -> int:
     import psutil  # type: ignore[import-untyped]
     import torch
 
-    from trainables.memory import give_back
+    from trainables.profiling.memory import give_back
 
     step()
     give_back(torch.device("cpu"))

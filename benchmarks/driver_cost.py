@@ -33,22 +33,23 @@ from plans import GRID, drawn_profile
 from ray import tune
 from rich.console import Console
 
-from search.config import ClusterSettings, SearchSettings, SweepConfig
-from search.journal import Journal
-from search.kept_weights import KeptWeights
-from search.live import View
-from search.observer import SweepObserver
+from search.cli.view import View
+from search.config.sweep import ClusterSettings, SearchSettings, SweepConfig
+from search.launch.recorder import SweepObserver
 from search.paths import SweepPaths
-from search.replay import Replay
-from search.searcher import StudySearcher
-from search.study import WorthKeeping, open_study, states_of
-from search.tracking import Tracker
-from search.tuning import tune_search
-from spaces.methods import make_plan, parse_choice
+from search.study.ranking import WorthKeeping
+from search.study.study import open_study, states_of
+from search.tracking.journal import Journal
+from search.tracking.relay import Replay
+from search.tracking.tracker import Tracker
+from search.tracking.weights import KeptWeights
+from search.tuning.searcher import StudySearcher
+from search.tuning.tune import tune_search
+from spaces.methods.registry import make_plan, parse_choice
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
-from trainables.job_queue import start_job_queue
-from trainables.settings import TrainSettings
+from trainables.resident.queue import start_job_queue
+from trainables.training.settings import TrainSettings
 
 METHODS = ("pilora", "taso", "sensitivity", "joint")  # and LoRA, which is always searched
 LEARNING_RATE = {"low": 5.0e-5, "high": 2.0e-3, "log": True}

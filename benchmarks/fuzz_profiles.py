@@ -36,7 +36,7 @@ import numpy as np
 import safetensors
 
 from spaces.errors import ProfileError, RanksweepError
-from spaces.methods import make_plan, parse_choice
+from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import FIELDS, ModuleProfile, Profile
 from spaces.target import TargetModule
 

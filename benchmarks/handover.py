@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 from conditions import BASE, TARGET_MODULES, load, local_ray, machine, movie_task, spread
 
 if TYPE_CHECKING:
-    from search.tuning import TrialContext
-    from trainables.tasks import Task
+    from search.tuning.trial import TrialContext
+    from trainables.tasks.task import Task
 
 EPOCHS = 1
 DEV_ROWS = 32
@@ -87,7 +87,7 @@ def resident_trial(config: dict[str, Any], *, queue: Any, context: TrialContext)
     started = time.time()
     from ray import tune
 
-    from search.tuning import run_trial
+    from search.tuning.trial import run_trial
 
     tap = EventTap(queue)
     run_trial(config, queue=tap, context=context)
@@ -108,7 +108,7 @@ def fresh_trial(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from spaces.methods import make_plan, parse_choice
+    from spaces.methods.registry import make_plan, parse_choice
     from spaces.profile import Profile
 
     choice = parse_choice(config["choice"])
@@ -141,11 +141,12 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
     from transformers import AutoModelForSequenceClassification
 
     from spaces.plan import Plan
-    from trainables.adapters import BlockAdaptation
-    from trainables.bases import Base, fresh_head, locate
-    from trainables.finetuning import finetune
-    from trainables.settings import TrainSettings
-    from trainables.workers import join
+    from trainables.adaptations.blocks import BlockAdaptation
+    from trainables.bases.loading import Base, fresh_head
+    from trainables.bases.location import locate
+    from trainables.engine.workers import join
+    from trainables.training.finetune import finetune
+    from trainables.training.settings import TrainSettings
 
     torch.set_num_threads(1)
     workers = join()
@@ -203,7 +204,7 @@ def run_trials(
     from ray import tune
     from ray.tune.search import Searcher
 
-    from search.tuning import light_resources
+    from search.tuning.tune import light_resources
 
     waiting = list(numbers)
 
@@ -264,12 +265,13 @@ def measure(
     import ray
     from ray import tune
 
-    from search.tuning import TrialContext
-    from spaces.methods import parse_choice
+    from search.tuning.trial import TrialContext
+    from spaces.methods.registry import parse_choice
     from spaces.profile import Profile
-    from trainables.bases import fingerprint
-    from trainables.resident import GroupSettings, ResidentWorkers
-    from trainables.settings import ProfileSettings, TrainSettings
+    from trainables.bases.location import fingerprint
+    from trainables.profiling.settings import ProfileSettings
+    from trainables.resident.groups import GroupSettings, ResidentWorkers
+    from trainables.training.settings import TrainSettings
 
     choice = parse_choice({"method": method}).as_dict()
     train = TrainSettings(epochs=EPOCHS, batch_size=batch_size).model_dump(mode="json")

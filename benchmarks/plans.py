@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from conditions import load, machine, spread
 
-from spaces.methods import make_plan, parse_choice
+from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
 

@@ -28,10 +28,10 @@ import psutil  # type: ignore[import-untyped]
 from conditions import BASE, TARGET_MODULES, load, machine, movie_task, spread
 
 if TYPE_CHECKING:
-    from trainables.bases import Base
-    from trainables.settings import ProfileSettings
-    from trainables.tasks import Task
-    from trainables.workers import Workers
+    from trainables.bases.loading import Base
+    from trainables.engine.workers import Workers
+    from trainables.profiling.settings import ProfileSettings
+    from trainables.tasks.task import Task
 
 SAMPLE_S = 0.02  # how often the resident memory is read
 MIB = 2**20
@@ -75,7 +75,7 @@ def _peak_memory() -> Iterator[_Peak]:
     """Watch the resident memory, from a state in which freed memory has gone back."""
     import torch
 
-    from trainables.memory import give_back
+    from trainables.profiling.memory import give_back
 
     give_back(torch.device("cpu"))
     peak = _Peak()
@@ -90,9 +90,10 @@ def _peak_memory() -> Iterator[_Peak]:
 
 def plain_epoch(base: Base, task: Task, settings: ProfileSettings, workers: Workers) -> Cost:
     """Train LoRA of the profile's rank for one epoch, and do nothing else."""
-    from trainables.adapters import BlockAdaptation, plain_lora
-    from trainables.bases import fresh_head, resolve_targets
-    from trainables.finetuning import finetune
+    from trainables.adaptations.blocks import BlockAdaptation, plain_lora
+    from trainables.bases.loading import fresh_head
+    from trainables.bases.structure import resolve_targets
+    from trainables.training.finetune import finetune
 
     with _peak_memory() as peak:
         started = time.perf_counter()
@@ -113,8 +114,8 @@ def calibration(base: Base, task: Task, settings: ProfileSettings) -> float:
     """Seconds of the calibration batches' forward and backward through frozen weights."""
     import torch
 
-    from trainables.finetuning import summed_loss
-    from trainables.static_pass import micro_batches
+    from trainables.profiling.static_pass import micro_batches
+    from trainables.training.evaluate import summed_loss
 
     split = task.splits["train"]
     base.model.eval()
@@ -133,8 +134,9 @@ def calibration(base: Base, task: Task, settings: ProfileSettings) -> float:
 
 def profile(base: Base, task: Task, settings: ProfileSettings, workers: Workers) -> Cost:
     """Compute the profile and its file's bytes; its phases end at their last step."""
-    from trainables.bases import fresh_head, resolve_targets
-    from trainables.profiling import compute_profile
+    from trainables.bases.loading import fresh_head
+    from trainables.bases.structure import resolve_targets
+    from trainables.profiling.profile import compute_profile
 
     ends: dict[str, float] = {}
 
@@ -166,9 +168,9 @@ def measure(
     """
     import torch
 
-    from trainables.bases import load_base
-    from trainables.settings import ProfileSettings
-    from trainables.workers import join
+    from trainables.bases.loading import load_base
+    from trainables.engine.workers import join
+    from trainables.profiling.settings import ProfileSettings
 
     torch.set_num_threads(1)
     settings = ProfileSettings(

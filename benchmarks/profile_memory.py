@@ -33,13 +33,15 @@ def run(limit: int | None, out: Path) -> dict[str, Any]:
     """Compute one profile in this process and write it; what it held, in bytes, and the passes."""
     import torch
 
-    from trainables import static_pass
-    from trainables.bases import fresh_head, load_base, resolve_targets
-    from trainables.memory import give_back, held_bytes
-    from trainables.profiling import compute_profile
-    from trainables.settings import DataSettings, ProfileSettings, RowsSettings, TaskSettings
-    from trainables.tasks import build_task
-    from trainables.workers import join
+    from trainables.bases.loading import fresh_head, load_base
+    from trainables.bases.structure import resolve_targets
+    from trainables.engine.workers import join
+    from trainables.profiling import static_pass
+    from trainables.profiling.memory import give_back, held_bytes
+    from trainables.profiling.profile import compute_profile
+    from trainables.profiling.settings import ProfileSettings
+    from trainables.tasks.settings import DataSettings, RowsSettings, TaskSettings
+    from trainables.tasks.task import build_task
 
     torch.set_num_threads(1)
     task = build_task(

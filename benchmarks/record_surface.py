@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any
 from conditions import load, machine
 
 if TYPE_CHECKING:
-    from search.config import SweepConfig
-    from search.prepare import Prepared
+    from search.config.sweep import SweepConfig
+    from search.launch.prepare import Prepared
     from spaces.choice import Choice
     from spaces.profile import Profile
 
@@ -91,7 +91,7 @@ def surface_sweep(task: str) -> SweepConfig:
 
     Raises SystemExit where the data has not been made yet.
     """
-    from search.config import load_sweep
+    from search.config.reading import load_sweep
 
     data = ROOT / "data"
     if not (data / "digits" / "train.parquet").is_file():
@@ -109,9 +109,9 @@ def surface_sweep(task: str) -> SweepConfig:
 
 def compute_bytes(config: SweepConfig, prepared: Prepared) -> bytes:
     """The file of a sweep's profile, computed here."""
-    from trainables.bases import fresh_head, load_base
-    from trainables.profiling import compute_profile
-    from trainables.workers import join
+    from trainables.bases.loading import fresh_head, load_base
+    from trainables.engine.workers import join
+    from trainables.profiling.profile import compute_profile
 
     base = load_base(prepared.base_uri, config.task.kind, prepared.task.num_labels)
     return compute_profile(
@@ -221,10 +221,10 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
     """Append every trial of the design that the file lacks, until the minutes are over."""
     import torch
 
-    from search.prepare import prepare
-    from spaces.methods import make_plan
-    from trainables.bases import load_base
-    from trainables.workers import join
+    from search.launch.prepare import prepare
+    from spaces.methods.registry import make_plan
+    from trainables.bases.loading import load_base
+    from trainables.engine.workers import join
 
     torch.set_num_threads(1)
     until = time.monotonic() + 60 * minutes
@@ -263,9 +263,9 @@ def _trained(
     base: Any, task: Any, settings: Any, workers: Any, plan: Any, learning_rate: float, seed: int
 ) -> tuple[list[float], list[float]]:
     """Train one plan as a resident worker does; accuracy and dev loss per epoch."""
-    from trainables.adaptations import adaptation_for
-    from trainables.bases import fresh_head
-    from trainables.finetuning import finetune
+    from trainables.adaptations.registry import adaptation_for
+    from trainables.bases.loading import fresh_head
+    from trainables.training.finetune import finetune
 
     reports: list[dict[str, float]] = []
     head = fresh_head(base, seed)

@@ -86,7 +86,7 @@ class Surface:
 
     def params(self, choice: Choice) -> int:
         """The exact count of a choice's trainable parameters."""
-        from spaces.methods import make_plan
+        from spaces.methods.registry import make_plan
 
         return make_plan(choice, self.profile.targets, self.profile).trainable_params
 
@@ -145,7 +145,7 @@ def fit(task: str) -> Surface:
     """The surface of a recording: one regression over all trials, the repeats among them."""
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    from spaces.methods import parse_choice
+    from spaces.methods.registry import parse_choice
     from spaces.search_space import SearchSpace
 
     recorded, records, profile = read_surface(task)
@@ -220,7 +220,7 @@ def _search_by_itself(
     """Optuna as it comes: it chooses the method too, and nothing is enqueued."""
     import optuna
 
-    from search.study import directions
+    from search.study.study import directions
 
     study = optuna.create_study(
         directions=directions(objectives, "max"),
@@ -238,9 +238,9 @@ def _search_as_launched(
     """The searcher, sampler and first choices of `ranksweep launch`."""
     import optuna
 
-    from search.searcher import StudySearcher
-    from search.study import directions, make_sampler
-    from spaces.methods import parse_choice
+    from search.study.study import directions, make_sampler
+    from search.tuning.searcher import StudySearcher
+    from spaces.methods.registry import parse_choice
 
     study = optuna.create_study(
         directions=directions(objectives, "max"), sampler=make_sampler("tpe", seed)
@@ -260,7 +260,7 @@ def _search_as_launched(
 
 def first_of(surface: Surface) -> list[Choice]:
     """What a launch tries first on this surface."""
-    from search.first_choices import first_choices
+    from search.study.first_choices import first_choices
 
     @dataclass(frozen=True)
     class Prepared:
@@ -273,8 +273,8 @@ def first_of(surface: Surface) -> list[Choice]:
 
 def warm_start(space: SearchSpace, task: str) -> list[Choice]:
     """What a launch takes over from another task on its base: the best choice of each method."""
-    from search.warm_start import moved_into
-    from spaces.methods import parse_choice
+    from search.study.warm_start import moved_into
+    from spaces.methods.registry import parse_choice
 
     _, records, _ = read_surface(task)
     best = {

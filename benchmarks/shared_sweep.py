@@ -150,7 +150,7 @@ def main() -> None:
             own = folder / f"driver{number}"
             own.mkdir()
             (own / "sweep.yaml").write_text(sweep)
-            command = [sys.executable, "-m", "search.cli", "launch", "sweep.yaml", "--json"]
+            command = [sys.executable, "-m", "search.cli.main", "launch", "sweep.yaml", "--json"]
             with (own / "said").open("w") as said:
                 drivers.append(
                     subprocess.Popen(

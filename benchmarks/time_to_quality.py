@@ -66,7 +66,7 @@ def run_ranksweep(arguments: argparse.Namespace, folder: Path) -> Side:
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "search.cli", "launch", "sweep.yaml", "--json"],
+        [sys.executable, "-m", "search.cli.main", "launch", "sweep.yaml", "--json"],
         cwd=folder, env=environment(), check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     wall = time.monotonic() - started

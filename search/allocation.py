@@ -6,7 +6,7 @@ from typing import Any
 
 from spaces.errors import ChoiceError
 from spaces.plan import Plan, Tuner
-from trainables.lora_config import lora_config
+from trainables.adaptations.lora_config import lora_config
 
 
 def allocation(plan: Plan) -> dict[str, Any]:

@@ -15,21 +15,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from rich.table import Table
-from rich.text import Text
 
 from search.paths import SweepPaths
-from search.store import ProfileStore
-from search.tracking import absolute_uri, call, connect, sqlite_file
+from search.redaction import redacted
+from search.store.profiles import ProfileStore
+from search.tracking.mlflow import absolute_uri, call, connect, sqlite_file
 from spaces.errors import RanksweepError
-from trainables.private import redacted
 
 _DISTRIBUTION = "ranksweep"
 _SMALLEST_DISK = 2 * 2**30
-_MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("-", "yellow")}
 
 # Run in a process of its own: a Ray that hangs must not hang the doctor, and this process must not
 # be left connected to a cluster.
@@ -98,16 +95,6 @@ def checks_json(checks: Sequence[Check]) -> dict[str, Any]:
     return {"ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}
 
 
-def checks_table(checks: Sequence[Check]) -> Table:
-    """The checks as a table for the terminal."""
-    table = Table("check", "", "what was found")
-    for check in checks:
-        mark, style = _MARKS[check.ok]
-        found = f"{check.detail}; {check.remedy}" if check.remedy else check.detail
-        table.add_row(Text(check.name), Text(mark, style=style), Text(found, overflow="fold"))
-    return table
-
-
 # This machine ---------------------------------------------------------------------------------
 
 
@@ -170,7 +157,7 @@ def check_devices() -> list[Check]:
 
 def check_compiled() -> Check:
     """Whether the compiled part of the adapters was built, which only training on a CPU uses."""
-    from trainables import compiled
+    from trainables.layers import compiled
 
     name = "compiled part"
     if compiled.library() is not None:

@@ -17,10 +17,10 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from spaces import strict_json, tensor_file
 from spaces.errors import ProfileError, nearest, shown
+from spaces.files import strict_json, tensor_file
+from spaces.files.tensor_file import StoredTensor, TensorFile
 from spaces.target import TargetModule
-from spaces.tensor_file import StoredTensor, TensorFile
 
 SCHEMA_VERSION = 1
 

@@ -29,7 +29,7 @@ from spaces.domain import (
     suggest,
 )
 from spaces.errors import ChoiceError, ConfigError, nearest
-from spaces.methods import METHODS, Method, method_named
+from spaces.methods.registry import METHODS, Method, method_named
 from spaces.target import TargetModule
 
 DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": 5e-5, "high": 2e-3, "log": True}

@@ -14,28 +14,22 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from search.cli import app
-from search.config import (
+from search.cli.app import app
+from search.config.reading import apply_overrides, parse_sweep
+from search.config.sweep import (
     ClusterSettings,
     ConfirmSettings,
     SchedulerSettings,
     SearchSettings,
     SweepConfig,
     TrackingSettings,
-    apply_overrides,
-    parse_sweep,
-    parse_yaml,
 )
-from spaces.methods import METHODS, parse_choice
+from search.config.yaml_file import parse_yaml
+from spaces.methods.registry import METHODS, parse_choice
 from spaces.search_space import DEFAULT_LEARNING_RATE
-from trainables.settings import (
-    DataSettings,
-    ProfileSettings,
-    RowsSettings,
-    SplitSettings,
-    TaskSettings,
-    TrainSettings,
-)
+from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.settings import DataSettings, RowsSettings, SplitSettings, TaskSettings
+from trainables.training.settings import TrainSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/methods.md", "docs/files.md")

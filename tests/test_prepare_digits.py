@@ -66,9 +66,10 @@ def test_every_digit_is_in_one_split_with_its_label(made: Path) -> None:
 
 
 def test_the_base_reads_the_pictures_and_lacks_only_a_head(made: Path) -> None:
-    from trainables.bases import load_base, meta_targets
-    from trainables.settings import TaskSettings
-    from trainables.tasks import build_task
+    from trainables.bases.loading import load_base
+    from trainables.bases.structure import meta_targets
+    from trainables.tasks.settings import TaskSettings
+    from trainables.tasks.task import build_task
 
     uri = f"path:{made / 'vit-self-trained'}"
     files = {split: str(made / f"{split}.parquet") for split in ("train", "dev", "test")}
@@ -91,8 +92,8 @@ def test_the_base_reads_the_pictures_and_lacks_only_a_head(made: Path) -> None:
 def test_the_base_was_trained_on_the_pixels_that_the_sweep_gives_it(
     script: ModuleType, made: Path
 ) -> None:
-    from trainables.bases import load_config, load_image_processor
-    from trainables.images import Picture, encode_pictures
+    from trainables.bases.parts import load_config, load_image_processor
+    from trainables.tasks.pictures import Picture, encode_pictures
 
     uri = f"path:{made / 'vit-self-trained'}"
     rows = pq.read_table(made / "train.parquet")["image"].to_pylist()
@@ -118,7 +119,8 @@ def test_what_is_there_is_left_as_it_is(
 
 
 def test_the_example_is_a_sweep_of_those_files() -> None:
-    from search.config import parse_sweep, parse_yaml
+    from search.config.reading import parse_sweep
+    from search.config.yaml_file import parse_yaml
 
     text = (EXAMPLES / "digits-vit.yaml").read_text(encoding="utf-8")
     sweep = parse_sweep(parse_yaml(text, "digits-vit.yaml"))

@@ -16,7 +16,7 @@ import optuna
 import psutil
 from mlflow import MlflowClient
 
-from search.study import INTERRUPTED, REJECTED
+from search.study.study import INTERRUPTED, REJECTED
 
 
 def environment() -> dict[str, str]:
@@ -30,7 +30,7 @@ class Launch:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "search.cli", "launch", "sweep.yaml", "--json", *arguments],
+            [sys.executable, "-m", "search.cli.main", "launch", "sweep.yaml", "--json", *arguments],
             cwd=folder, env=environment(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -9,12 +9,12 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from search.journal import Journal
-from search.observer import SweepObserver
-from search.replay import Replay
-from search.tracking import Tracker
+from search.launch.recorder import SweepObserver
+from search.tracking.journal import Journal
+from search.tracking.relay import Replay
+from search.tracking.tracker import Tracker
 from spaces.choice import Choice
-from spaces.methods import make_plan, parse_choice
+from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Plan
 from tests.search.toy_search import TARGETS, toy_profile
 

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from search import doctor
+from search.cli.doctor import checks_table
 from search.doctor import Check
 
 
@@ -88,7 +89,7 @@ def test_this_machine_is_as_the_interpreter_says() -> None:
 def test_a_compiled_part_that_was_not_built_is_told_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from trainables import compiled
+    from trainables.layers import compiled
 
     monkeypatch.setattr(compiled, "library", object)
     assert doctor.check_compiled().ok is True
@@ -216,7 +217,7 @@ def test_the_verdict_is_that_of_the_worst_check() -> None:
     assert document["checks"][2]["remedy"] == "install it"
 
     screen = Console(file=io.StringIO(), width=120)
-    screen.print(doctor.checks_table([fine, unknown, bad]))
+    screen.print(checks_table([fine, unknown, bad]))
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "[bold]missing[/bold]; install it" in text
 

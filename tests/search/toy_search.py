@@ -12,7 +12,7 @@ import optuna
 import ray
 from ray import cloudpickle
 
-from search.study import open_study
+from search.study.study import open_study
 from spaces.profile import ModuleProfile, Profile
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule

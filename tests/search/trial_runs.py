@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.config import parse_sweep
-from search.tracking import Tracker
+from search.config.reading import parse_sweep
+from search.tracking.tracker import Tracker
 from spaces.plan import Plan
 from tests.trainables.families import Made
-from trainables.trained import Trained
+from trainables.trained.weights import Trained
 
 
 @dataclass(frozen=True)

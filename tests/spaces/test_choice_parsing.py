@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from spaces.errors import ChoiceError, RanksweepError, UsageError
-from spaces.methods import parse_choice
+from spaces.methods.registry import parse_choice
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from spaces.methods import count_range, make_plan, parse_choice
+from spaces.methods.registry import count_range, make_plan, parse_choice
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import BaseSize, TargetModule
 from tests.spaces.example_profiles import qwen_2_5_3b

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from spaces.choice import Choice
 from spaces.errors import ChoiceError
-from spaces.methods import count_range, make_plan, parse_choice
+from spaces.methods.registry import count_range, make_plan, parse_choice
+from spaces.methods.sensitivity import SensitivityChoice
 from spaces.plan import Plan
 from spaces.profile import ModuleProfile, Profile
-from spaces.sensitivity import SensitivityChoice
 from spaces.target import TargetModule
-from tests.spaces.test_pilora_plan import dominant_rows
-from tests.spaces.test_sensitivity_plan import diagonals_of, scaled, thetas
-from tests.spaces.test_taso_plan import core, core_of
+from tests.spaces.methods.test_pilora_plan import dominant_rows
+from tests.spaces.methods.test_sensitivity_plan import diagonals_of, scaled, thetas
+from tests.spaces.methods.test_taso_plan import core, core_of
 
 STEPS = 8
 RULES = ("hits", "cumulative", "top", "random", "all")

@@ -11,7 +11,7 @@ import yaml
 
 from spaces.choice import Choice
 from spaces.errors import ChoiceError, ConfigError, UsageError
-from spaces.methods import METHODS, count_range, make_plan, parse_choice
+from spaces.methods.registry import METHODS, count_range, make_plan, parse_choice
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from tests.spaces.example_profiles import GRID, SIZE, drawn_profile

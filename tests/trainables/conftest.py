@@ -11,8 +11,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from tests.trainables.families import FAMILIES, Made, make
-from trainables.tasks import EncodedSplit, Task
-from trainables.workers import Workers, join
+from trainables.engine.workers import Workers, join
+from trainables.tasks.task import Task
+from trainables.tasks.texts import EncodedSplit
 
 VOCABULARY = 40
 

@@ -21,8 +21,8 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from trainables.settings import TaskSettings
-from trainables.tasks import Task, build_task
+from trainables.tasks.settings import TaskSettings
+from trainables.tasks.task import Task, build_task
 
 GOOD, BAD = ("good", "fine", "great"), ("bad", "poor", "awful")
 WORDS = (*GOOD, *BAD, "film", "plot", "scene", "actor", "a", "the")

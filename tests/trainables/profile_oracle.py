@@ -15,9 +15,9 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from spaces.target import TargetModule
-from trainables.adapters import BlockAdaptation, plain_lora
-from trainables.settings import ProfileSettings
-from trainables.tasks import epoch_order
+from trainables.adaptations.blocks import BlockAdaptation, plain_lora
+from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.split import epoch_order
 
 
 def row_of(split: Any, i: int) -> dict[str, torch.Tensor]:

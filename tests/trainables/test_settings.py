@@ -11,13 +11,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from trainables.settings import (
-    FILE_SUFFIXES,
-    DataSettings,
-    ProfileSettings,
-    TaskSettings,
-    TrainSettings,
-)
+from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.settings import FILE_SUFFIXES, DataSettings, TaskSettings
+from trainables.training.settings import TrainSettings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = {"train": "a.parquet", "dev": "b.csv", "test": "c.jsonl"}

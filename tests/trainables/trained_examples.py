@@ -10,15 +10,16 @@ import numpy as np
 import torch
 import transformers
 
-from spaces.methods import make_plan, parse_choice
+from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Plan
 from tests.spaces.example_profiles import drawn_profile
 from tests.trainables import tuner_examples
 from tests.trainables.families import Made
-from trainables.adaptations import adaptation_for
-from trainables.bases import Base, base_size, fresh_head, load_base, resolve_targets
-from trainables.settings import KINDS
-from trainables.trained import Trained, TrainedFacts
+from trainables.adaptations.registry import adaptation_for
+from trainables.bases.loading import Base, fresh_head, load_base
+from trainables.bases.structure import base_size, resolve_targets
+from trainables.tasks.settings import KINDS
+from trainables.trained.weights import Trained, TrainedFacts
 
 CHOICES: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "rank": 3},

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from spaces.methods import make_plan, parse_choice
+from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Plan
 from tests.trainables.conftest import VOCABULARY, tiny_bert, tiny_task
-from trainables.adaptation import Adaptation
-from trainables.adaptations import adaptation_for
-from trainables.bases import base_size, resolve_targets
+from trainables.adaptations.adaptation import Adaptation
+from trainables.adaptations.registry import adaptation_for
+from trainables.bases.structure import base_size, resolve_targets
 
 CHOICES: dict[str, dict[str, Any]] = {
     "rslora": {"rank": 3},

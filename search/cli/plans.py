@@ -1,0 +1,223 @@
+"""The commands plan and count."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from search.cli.app import ChoiceFile, JsonOption, StoreOption, app
+from search.cli.output import count_range_text, logs_on_stderr, print_result, share_text, write_out
+from search.cli.profiles import profile_of
+from spaces.errors import BaseModelError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from spaces.plan import Plan
+    from spaces.target import BaseSize, TargetModule
+
+
+@app.command()
+def plan(
+    *,
+    choice_file: ChoiceFile,
+    profile_ref: Annotated[
+        str | None,
+        typer.Option("--profile", metavar="FILE|KEY", help="A profile: its file or its key."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="The base, for a choice without a profile."),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", metavar="a,b,c", help="With --base: suffixes, or all-linear."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", metavar="KIND", help="With --base: kind of task.")
+    ] = "classification",
+    form: Annotated[
+        Literal["peft"] | None,
+        typer.Option("--as", help="Give the LoraConfig of PEFT that the choice means."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write PLAN.safetensors, or adapter_config.json, here."
+        ),
+    ] = None,
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Derive the plan that a choice means for a profiled base."""
+    from search.config.yaml_file import read_mapping
+    from spaces.methods.registry import make_plan, parse_choice
+
+    if (profile_ref is None) == (base is None):
+        raise ConfigError(
+            "--profile: give either a profile, or --base and --targets for a choice that needs none"
+        )
+    if (base is None) != (targets is None):
+        raise ConfigError(
+            "--targets: goes with --base; list suffixes such as query,value (a profile knows its "
+            "own modules)"
+        )
+    choice = parse_choice(read_mapping(choice_file))
+    if profile_ref is not None:
+        loaded = profile_of(profile_ref, store)
+        made = make_plan(choice, loaded.targets, loaded)
+    else:
+        assert base is not None
+        assert targets is not None
+        found, size = _targets_of(base, kind, targets)
+        made = make_plan(choice, found, None, size)
+    if form == "peft":
+        _give_lora_config(made, out, json_output)
+        return
+    if out is not None:
+        write_out(out, made.to_bytes())
+    if json_output:
+        print_result(made.summary(), json_output)
+    else:
+        print_result(_plan_table(made))
+
+
+def _give_lora_config(made: Plan, out: Path | None, json_output: bool) -> None:
+    """Write or print the LoraConfig of a plan; printed, it is JSON in any case."""
+    from rich.text import Text
+
+    from search.allocation import allocation
+
+    config = allocation(made)
+    if out is not None:
+        write_out(out, (json.dumps(config, indent=2) + "\n").encode())
+    if out is None or json_output:
+        print_result(config, json_output=True)
+    else:
+        print_result(Text(f"wrote {out}"))
+
+
+def _targets_of(base: str, kind: str, targets: str) -> tuple[tuple[TargetModule, ...], BaseSize]:
+    """The modules of a base that suffixes name, and its size, from its config alone."""
+    patterns = tuple(part.strip() for part in targets.split(",") if part.strip())
+    if not patterns:
+        raise ConfigError("--targets: names no module; list suffixes such as query,value")
+    with logs_on_stderr():
+        from trainables.bases.structure import meta_base
+
+        try:
+            return meta_base(base, kind, 2, patterns)
+        except BaseModelError as error:
+            raise ConfigError(str(error).replace("profile.target_modules", "--targets")) from None
+
+
+def _plan_table(made: Plan) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shapes = {target.name: target.shape for target in made.targets}
+    table = Table(
+        title=f"{made.trainable_params:,} parameters, {made.peak_trainable_params:,} at one time",
+        title_justify="left",
+    )
+    for name in ("stage", "modules", "rank", "rows", "cols", "params"):
+        table.add_column(name, justify="right")
+    for number, stage in enumerate(made.stages):
+        blocks = [block for each in stage.values() for block in each]
+        first = {name: each[0] for name, each in stage.items()}
+        ranks = [block.rank for block in blocks]
+        table.add_row(
+            str(number),
+            f"{len(stage)} of {len(made.targets)}",
+            count_range_text(min(ranks, default=0), max(ranks, default=0)),
+            share_text(sum(len(b.rows) for b in first.values()), sum(shapes[n][0] for n in first)),
+            share_text(sum(len(b.cols) for b in first.values()), sum(shapes[n][1] for n in first)),
+            f"{sum(block.params for block in blocks):,}",
+        )
+    return Group(table, Text(f"digest {made.digest}"))
+
+
+@app.command()
+def count(
+    *,
+    base: Annotated[
+        str,
+        typer.Option("--base", metavar="BASE", help="hub:org/name, path:DIR or package:name/dir."),
+    ],
+    targets: Annotated[
+        str,
+        typer.Option("--targets", metavar="a,b,c", help="Suffixes of module names, or all-linear."),
+    ],
+    choice_file: ChoiceFile,
+    kind: Annotated[
+        str,
+        typer.Option("--kind", metavar="KIND", help="Kind of task to put a head on for."),
+    ] = "classification",
+    dominant_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--dominant-fraction", metavar="F", help="Share of the rows taken to be dominant."
+        ),
+    ] = None,
+    profile_ref: Annotated[
+        str | None,
+        typer.Option("--profile", metavar="FILE|KEY", help="Count exactly, by this profile."),
+    ] = None,
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Count the trainable parameters of a choice from the base's config; no weights are read."""
+    from search.config.yaml_file import read_mapping
+    from spaces.methods.registry import count_range, make_plan, parse_choice
+
+    choice = parse_choice(read_mapping(choice_file))
+    if dominant_fraction is not None and profile_ref is not None:
+        raise ConfigError("--dominant-fraction: contradicts --profile; give one of the two")
+    if dominant_fraction is not None and not 0 <= dominant_fraction <= 1:
+        raise ConfigError(f"--dominant-fraction: {dominant_fraction} is no share; use 0 to 1")
+    loaded = profile_of(profile_ref, store) if profile_ref is not None else None
+    found, size = _targets_of(base, kind, targets)
+    with logs_on_stderr():
+        from trainables.bases.structure import base_parameters
+
+        whole = base_parameters(base)
+    if loaded is not None:
+        exact = make_plan(choice, found, loaded, size).trainable_params
+        least, most = exact, exact
+    else:
+        least, most = count_range(choice, found, dominant_fraction, size)
+    _print_count(base, choice.method, len(found), (least, most), whole, json_output)
+
+
+def _print_count(
+    base: str, method: str, modules: int, span: tuple[int, int], whole: int, json_output: bool
+) -> None:
+    from rich.table import Table
+
+    least, most = span
+    percents = [100 * least / whole, 100 * most / whole]
+    if json_output:
+        document = {
+            "method": method,
+            "base": base,
+            "base_params": whole,
+            "modules": modules,
+            "exact": least == most,
+            "trainable_params": least if least == most else [least, most],
+            "percent": percents[0] if least == most else percents,
+        }
+        print_result(document, json_output)
+        return
+    table = Table("method", "modules", "params", "% of the base")
+    shares = [f"{percent:.3f}" for percent in percents]
+    table.add_row(
+        method,
+        str(modules),
+        count_range_text(least, most),
+        shares[0] if least == most else f"{shares[0]} to {shares[1]}",
+    )
+    print_result(table)

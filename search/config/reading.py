@@ -1,0 +1,122 @@
+"""From a sweep's file, overrides and environment to a SweepConfig."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from search.config.refusal import refusal
+from search.config.sweep import DEFAULT_STORE, DEFAULT_TRACKING, SweepConfig, known_store
+from search.config.yaml_file import parse_yaml, read_mapping
+from spaces.errors import ConfigError
+
+STORE_VARIABLE = "RANKSWEEP_STORE"
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`raw` with each "a.b=value" put in; the value is read as YAML."""
+    result = dict(raw)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(
+                f"--set {override}: is not KEY=VALUE; write for example train.epochs=3"
+            )
+        _put(result, keys, parse_yaml(text, f"--set {path.strip()}"))
+    return result
+
+
+def _put(mapping: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    inner = mapping
+    for depth, key in enumerate(keys[:-1]):
+        below = inner.get(key)
+        if below is not None and not isinstance(below, Mapping):
+            where = ".".join(keys[: depth + 1])
+            raise ConfigError(
+                f"--set {'.'.join(keys)}: {where} is not a mapping; set {where} as a whole"
+            )
+        inner[key] = dict(below or {})
+        inner = inner[key]
+    inner[keys[-1]] = value
+
+
+def resolve_store(option: str | None = None, configured: str | None = None) -> str:
+    """The store to use: the option, else the sweep's, else RANKSWEEP_STORE, else the default.
+
+    Raises ConfigError for a URI of an unknown kind.
+    """
+    uri = option or configured or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE
+    try:
+        return known_store(uri)
+    except ValueError as error:
+        raise ConfigError(f"store: {error}") from None
+
+
+def resolve_tracking(option: str | None = None, configured: str | None = None) -> str:
+    """The tracking URI: the option, the sweep's, MLFLOW_TRACKING_URI or the default, in order."""
+    return option or configured or os.environ.get(TRACKING_VARIABLE) or DEFAULT_TRACKING
+
+
+def load_sweep(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    store: str | None = None,
+    tracking: str | None = None,
+) -> SweepConfig:
+    """Read a sweep file, put in the `--set` overrides and check every key.
+
+    `store` and `tracking` are those of the command line; they win over the file. Raises ConfigError
+    or ChoiceError, one line with the full path of the key.
+    """
+    path = Path(path)
+    raw = apply_overrides(read_mapping(path), overrides)
+    _locate_files(raw, path.parent)
+    configured = raw.get("store")
+    if configured is None or isinstance(configured, str):
+        raw["store"] = resolve_store(store, configured)
+    section = raw.get("tracking")
+    if section is None or isinstance(section, Mapping):
+        section = dict(section or {})
+        section["uri"] = resolve_tracking(tracking, section.get("uri"))
+        raw["tracking"] = section
+    return parse_sweep(raw)
+
+
+def parse_sweep(raw: Mapping[str, Any]) -> SweepConfig:
+    """Check a sweep that is already plain data; errors as in `load_sweep`."""
+    try:
+        return SweepConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(refusal(error, raw)) from None
+
+
+def _locate_files(raw: dict[str, Any], folder: Path) -> None:
+    """Point relative paths that are missing here, but are beside the sweep file, to the latter.
+
+    A base's path is made absolute, for workers run in a directory of their own.
+    """
+
+    def located(file: str) -> str:
+        beside = folder / file
+        return str(beside.resolve()) if not Path(file).exists() and beside.exists() else file
+
+    base = raw.get("base")
+    if isinstance(base, str) and base.startswith("path:"):
+        path = Path(located(base.removeprefix("path:"))).expanduser()
+        raw["base"] = f"path:{path.resolve()}" if path.exists() else base
+    task = raw.get("task")
+    data = task.get("data") if isinstance(task, Mapping) else None
+    if isinstance(task, Mapping) and isinstance(data, Mapping) and data.get("hub") is None:
+        files = {
+            key: located(value)
+            for key in ("train", "dev", "test")
+            if isinstance(value := data.get(key), str) and not value.startswith("package:")
+        }
+        raw["task"] = {**task, "data": {**data, **files}}

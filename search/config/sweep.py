@@ -1,0 +1,306 @@
+"""The sweep file: what a user may ask of one launch, checked before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from search.config.defaults import fill_defaults
+from search.paths import SweepPaths, check_sweep_name
+from search.redaction import redacted
+from spaces.errors import ConfigError
+from spaces.search_space import SearchSpace
+from spaces.target import TargetModule
+from trainables.profiling.settings import ProfileSettings
+from trainables.settings import Settings
+from trainables.tasks.metrics import metric_for
+from trainables.tasks.settings import TaskSettings
+from trainables.training.settings import TrainSettings
+
+DEFAULT_STORE = SweepPaths().store_uri
+DEFAULT_TRACKING = SweepPaths().tracking_uri
+STORE_SCHEMES = ("file", "s3", "gs", "az")
+PARAMS_OBJECTIVE = "trainable_params"
+DECIDED_BY_TRIAL = {
+    "optimizer": "train.optimizer",
+    "scheduler": "train.lr_scheduler",
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.gradient_accumulation_steps",
+    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
+    "gradient_clipping": "train.max_grad_norm",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+}
+
+
+def known_store(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    known = scheme in STORE_SCHEMES and rest if separator else uri.strip()
+    if not known:
+        raise ValueError(f"{redacted(uri)!r} is no store; use file://DIR, s3://, gs:// or az://")
+    return uri
+
+
+StoreUri = Annotated[str, AfterValidator(known_store)]
+
+
+class SchedulerSettings(Settings):
+    """How Ray Tune stops trials that fall behind."""
+
+    name: Literal["asha", "none"] = "asha"
+    """asha stops the worse trials at rungs of epochs; none trains every trial to its end."""
+    grace_epochs: PositiveInt = 1
+    """Epochs of the first rung: no trial is stopped before."""
+    reduction_factor: Annotated[FiniteFloat, Field(gt=1.0)] = 3
+    """One trial of so many goes on past a rung."""
+
+
+class RepeatSettings(Settings):
+    """The end of a search spent on knowing the best choices better."""
+
+    top: PositiveInt = 3
+    """How many of the best choices found so far are trained again."""
+    seeds: PositiveInt = 2
+    """With how many other seeds each, from train.seed + 1000 on."""
+
+
+class SearchSettings(Settings):
+    """How the space is searched. A sweep fills in metric, mode, objectives and scheduler."""
+
+    trials: PositiveInt = 24
+    """Trials over all methods, those enqueued first included."""
+    time_budget: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
+    """Seconds after which trials that run are cancelled and none starts; null sets no limit."""
+    metric: str = "accuracy"
+    """Dev metric of a trial's last epoch; default: task.metric."""
+    mode: Literal["max", "min"] = "max"
+    """Better direction; default: the metric's own."""
+    objectives: tuple[str, ...] = ("accuracy",)
+    """[metric], or [metric, trainable_params] for a Pareto search."""
+    max_params: PositiveInt | None = None
+    """Trainable parameters that a plan may have at most; null sets no limit."""
+    allocation: Literal["equal", "free"] = "equal"
+    """equal divides the trials over the methods; free lets the sampler choose the method."""
+    arms: tuple[str, ...] = ()
+    """Keys whose every value gets trials and a confirmation of its own, as if it were a method: for
+    ablations, such as [partition.rule]."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """How Optuna proposes a choice."""
+    scheduler: SchedulerSettings = SchedulerSettings()
+    """Early stopping; default: asha with one objective, none with two."""
+    warm_start: bool = True
+    """Whether each paper's default and a LoRA of matching size are enqueued first, and after them
+    the best choices that the tracking server has of the same task or the same base."""
+    repeats: RepeatSettings | None = None
+    """The last top * seeds trials train the best choices so far with other seeds, and a choice is
+    ranked by its mean; null trains each choice once."""
+    study: Annotated[str, Field(min_length=1)] | None = None
+    """SQLAlchemy URL of Optuna's storage, such as postgresql+psycopg://..., where launches of one
+    sweep from several machines or folders share its trials; null keeps it in the sweep's folder."""
+    seed: NonNegativeInt = 0
+    """Seed of the sampler."""
+
+    @field_validator("study")
+    @classmethod
+    def _opens(cls, study: str | None) -> str | None:
+        if study is None:
+            return None
+        from search.config.database import study_url
+
+        return study_url(study)
+
+    @field_serializer("study")
+    def _without_credentials(self, study: str | None) -> str | None:
+        # No file, run or log is given a password; two URLs that differ in it alone are the same.
+        return None if study is None else redacted(study)
+
+
+class ClusterSettings(Settings):
+    """Where the resident workers run and what each may take."""
+
+    address: Annotated[str, Field(min_length=1)] = "local"
+    """local starts Ray on this machine; auto or an address joins a running cluster."""
+    groups: PositiveInt = 1
+    """Groups of resident workers; each serves one job at a time."""
+    workers_per_group: PositiveInt = 1
+    """Data-parallel workers of a group."""
+    resources_per_worker: dict[str, NonNegativeFloat] = {"CPU": 1}  # noqa: RUF012 (pydantic copies it)
+    """Ray resources that a worker reserves, such as {CPU: 4, GPU: 1}."""
+    max_failures: NonNegativeInt = 2
+    """Deaths of a worker that one job survives."""
+    lease_seconds: Annotated[float, Field(ge=1.0, le=86_400.0)] = 60.0
+    """Seconds without a sign of life after which another launch takes over a profile's computation
+    from this one."""
+
+
+class TrackingSettings(Settings):
+    """Where trials are logged."""
+
+    uri: Annotated[str, Field(min_length=1)] = DEFAULT_TRACKING
+    """MLflow tracking URI: sqlite:///FILE or a server."""
+    experiment: Annotated[str, Field(min_length=1)] = "ranksweep"
+    """MLflow experiment; default: task.name."""
+    keep_weights: Literal["best", "all", "none"] = "best"
+    """Whose trained weights are kept as an artifact: the best trial of each method's (and those on
+    the Pareto front), every complete trial's, or nobody's."""
+
+
+class ConfirmSettings(Settings):
+    """Retraining of the best of each method with more seeds, measured on test."""
+
+    top: PositiveInt = 1
+    """Choices of each method to confirm."""
+    seeds: PositiveInt = 3
+    """Seeds per choice: train.seed + 1 and on."""
+
+
+class SweepConfig(Settings):
+    """One launch: a base, a task, a space and how to search it. Only base and task are required."""
+
+    name: Annotated[str, AfterValidator(check_sweep_name)] = "sweep"
+    """Name of the sweep and of its folder; default: task.name."""
+    base: Annotated[str, Field(pattern=r"^(hub|path|package):.+")]
+    """hub:org/name@revision, path:DIR or package:import_name/sub/dir."""
+    task: TaskSettings
+    profile: ProfileSettings = ProfileSettings()
+    space: dict[str, Any] | None = None
+    """Domains of the learning rate and of each method's keys; null takes the default space."""
+    search: SearchSettings = SearchSettings()
+    train: TrainSettings = TrainSettings()
+    deepspeed: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
+    """DeepSpeed's own settings, passed on as they are."""
+    cluster: ClusterSettings = ClusterSettings()
+    store: StoreUri = DEFAULT_STORE
+    """Object storage that holds the profiles."""
+    tracking: TrackingSettings = TrackingSettings()
+    confirm: ConfirmSettings | None = ConfirmSettings()
+    """What is retrained on test at the end; null skips it."""
+
+    @cached_property
+    def search_space(self) -> SearchSpace:
+        """`space`, parsed."""
+        return SearchSpace.parse(self.space)
+
+    @property
+    def pareto(self) -> bool:
+        """Whether the number of trainable parameters is a second objective."""
+        return len(self.search.objectives) > 1
+
+    @property
+    def precision(self) -> str:
+        """The precision that the base is loaded in: the workers load it once, for all jobs."""
+        return self.train.precision if self.train.precision != "auto" else self.profile.precision
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its default filled in, as plain data ready for YAML or JSON."""
+        return self.model_dump(mode="json")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, raw: Any) -> Any:
+        return fill_defaults(raw) if isinstance(raw, Mapping) else raw
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _not_the_trials_own(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:
+        for key in deepspeed:
+            if key in DECIDED_BY_TRIAL:
+                raise ValueError(
+                    f"{key} is decided by the trial; remove it and set {DECIDED_BY_TRIAL[key]}"
+                )
+        zero = deepspeed.get("zero_optimization")
+        if isinstance(zero, Mapping) and zero.get("stage", 0) not in (0, 1, 2):
+            raise ValueError(
+                f"zero_optimization.stage {zero['stage']} would divide the resident base, which "
+                "stays whole on each worker; use 0, 1 or 2"
+            )
+        return deepspeed
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        metric_for(self.search.metric, self.task.kind, key="search.metric")
+        if self.search.metric != self.task.metric:
+            raise ConfigError(
+                f"search.metric: {self.search.metric!r} is not what the task measures "
+                f"({self.task.metric}); set task.metric, and leave search.metric out"
+            )
+        _check_objectives(self.search)
+        _check_repeats(self.search)
+        scheduler = self.search.scheduler
+        if scheduler.name == "asha" and scheduler.grace_epochs > self.train.epochs:
+            raise ConfigError(
+                f"search.scheduler.grace_epochs: {scheduler.grace_epochs} is more than the "
+                f"{self.train.epochs} epochs of a trial (train.epochs); lower it or use name: none"
+            )
+        _check_precisions(self.profile.precision, self.train.precision)
+        self.search_space.fitted((), self.profile.top_percent).arms(self.search.arms)
+        return self
+
+
+def _check_precisions(profile: str, train: str) -> None:
+    if profile != train and "auto" not in (profile, train):
+        raise ConfigError(
+            f"profile.precision: {profile} differs from train.precision {train}, but the base is "
+            "loaded once; set both alike, or leave one auto"
+        )
+
+
+def _check_repeats(search: SearchSettings) -> None:
+    if search.repeats is None:
+        return
+    spent = search.repeats.top * search.repeats.seeds
+    if spent >= search.trials:
+        raise ConfigError(
+            f"search.repeats: {search.repeats.top} choices with {search.repeats.seeds} seeds take "
+            f"{spent} of the {search.trials} trials (search.trials); leave some to find them"
+        )
+
+
+def _check_objectives(search: SearchSettings) -> None:
+    if search.objectives[:1] != (search.metric,):
+        raise ConfigError(
+            f"search.objectives: {list(search.objectives)} does not start with the metric "
+            f"{search.metric!r}; write [{search.metric}] or [{search.metric}, {PARAMS_OBJECTIVE}]"
+        )
+    if search.objectives[1:] not in ((), (PARAMS_OBJECTIVE,)):
+        raise ConfigError(
+            f"search.objectives: {list(search.objectives)} is not [{search.metric}] or "
+            f"[{search.metric}, {PARAMS_OBJECTIVE}]; write one of the two"
+        )
+
+
+def check_against_targets(
+    config: SweepConfig,
+    targets: Sequence[TargetModule],
+    top_percent_grid: Sequence[float] | None = None,
+) -> SearchSpace:
+    """Check what only the base's target modules can tell; returns the space fitted to them.
+
+    `top_percent_grid` is that of the profile that the trials will read, where it is not the sweep's
+    own.
+
+    Raises ConfigError where `profile.rank` is above what a module can take, and ChoiceError where a
+    rank that the user wrote into the space cannot fit.
+    """
+    for target in targets:
+        if config.profile.rank > min(target.shape):
+            raise ConfigError(
+                f"profile.rank: {config.profile.rank} is above what {target.name} of shape "
+                f"{target.shape[0]} x {target.shape[1]} can take; use at most {min(target.shape)}"
+            )
+    return config.search_space.fitted(targets, top_percent_grid or config.profile.top_percent)

@@ -1,0 +1,141 @@
+"""Confirmation: the best choices retrained with other seeds and measured on test.
+
+LoRA variants differ by little once the learning rate is tuned. The summary therefore sets each
+method beside tuned LoRA with Welch's interval for the difference of two means, and says plainly
+when the difference is within the noise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from search.queries.comparison import Confirmation, summarize
+from spaces.errors import JobError, TrackingError
+from spaces.plan import Plan
+
+if TYPE_CHECKING:
+    from search.cli.view import View
+    from search.config.sweep import SweepConfig
+    from search.tracking.tracker import Tracker
+    from trainables.resident.groups import ResidentWorkers
+
+
+logger = logging.getLogger(__name__)
+
+
+def confirm_best(
+    chosen: Sequence[Mapping[str, Any]],
+    *,
+    config: SweepConfig,
+    plans: Sequence[Plan],
+    workers: ResidentWorkers,
+    tracker: Tracker,
+    sweep_run_id: str,
+    view: View,
+) -> list[Confirmation]:
+    """Retrain each row of `chosen` (best first) with `confirm.seeds` seeds; every run is logged.
+
+    A run that fails is told and left out; a choice without any value is left out of the summary. A
+    run that an earlier launch of the sweep has logged is not done again, nor is one for a choice
+    that another row stands for too: rows of one trial's number are the same training.
+    """
+    assert config.confirm is not None
+    seeds = [config.train.seed + 1 + i for i in range(config.confirm.seeds)]
+    once: dict[int, tuple[Mapping[str, Any], Plan]] = {}
+    for row, plan in zip(chosen, plans, strict=True):
+        once.setdefault(row["number"], (row, plan))
+    jobs = [(row, plan, seed) for row, plan in once.values() for seed in seeds]
+    view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test")
+    known = _logged(tracker, sweep_run_id, config.task.metric)
+    done = 0
+
+    def run(job: tuple[Mapping[str, Any], Plan, int]) -> float | None:
+        nonlocal done
+        row, plan, seed = job
+        value = known.get((row["number"], seed))
+        if value is None:
+            value = _run_one(row, plan, seed, config, workers, tracker, sweep_run_id)
+        done += 1
+        shown = "failed" if value is None else f"{config.task.metric} {value:.4f}"
+        view.message(f"confirm {done}/{len(jobs)}: {row['arm']} seed {seed}: {shown}")
+        return value
+
+    values: dict[int, tuple[float, ...]] = dict.fromkeys(once, ())
+    with ThreadPoolExecutor(max_workers=config.cluster.groups + 1) as pool:
+        for (row, _, _), value in zip(jobs, pool.map(run, jobs), strict=True):
+            values[row["number"]] += () if value is None else (value,)
+    found = [(row, values[row["number"]]) for row in chosen]
+    return summarize(found, config.task.metric, config.search.mode)
+
+
+def _logged(tracker: Tracker, sweep_run_id: str, metric: str) -> dict[tuple[int, int], float]:
+    """(trial number, seed) -> test metric of the confirmation runs that MLflow already has."""
+    try:
+        children = tracker.children(sweep_run_id)
+    except TrackingError as error:
+        logger.warning("earlier confirmation runs are not looked up: %s", error)
+        return {}
+    return {
+        (int(run.data.tags["ranksweep.number"]), int(run.data.tags["ranksweep.seed"])): float(
+            run.data.metrics[f"test_{metric}"]
+        )
+        for run in children
+        if run.data.tags.get("ranksweep.kind") == "confirm"
+        and run.data.tags.get("ranksweep.status") == "complete"
+        and f"test_{metric}" in run.data.metrics
+    }
+
+
+def _run_one(
+    row: Mapping[str, Any],
+    plan: Plan,
+    seed: int,
+    config: SweepConfig,
+    workers: ResidentWorkers,
+    tracker: Tracker,
+    sweep_run_id: str,
+) -> float | None:
+    choice, metric = row["choice"], config.task.metric
+    run_id = None
+    try:
+        run_id = tracker.start_trial(
+            sweep_run_id,
+            row["number"],
+            choice,
+            plan,
+            {"seed": seed, "arm": row["arm"]},
+            kind="confirm",
+        )
+    except TrackingError as error:
+        logger.warning("a confirmation run is not logged: %s", error)
+    state, error_text, metrics = "complete", None, {}
+    try:
+        answer = workers.run(
+            {
+                "kind": "trial",
+                "plan": plan.to_bytes(),
+                "learning_rate": choice["learning_rate"],
+                "seed": seed,
+                "train": config.train.model_dump(mode="json"),
+                "split": "test",
+            }
+        )
+        metrics = answer["metrics"]
+    except JobError as error:
+        state, error_text = "failed", str(error)
+        logger.warning("confirmation of trial %s, seed %s: %s", row["number"], seed, error)
+    if run_id is not None:
+        try:
+            tracker.log_epoch(run_id, config.train.epochs, _on_test(metrics, metric))
+            tracker.finish_trial(run_id, state, error=error_text)  # type: ignore[arg-type]
+        except TrackingError as error:
+            logger.warning("a confirmation run is not logged: %s", error)
+    return float(metrics[metric]) if metrics else None
+
+
+def _on_test(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
+    """The metric under a name that says it is not the dev metric of a trial."""
+    return {f"test_{k}" if k == metric else k: v for k, v in metrics.items()}

@@ -1,0 +1,246 @@
+"""What a launch would do and cost: everything is checked, nothing is started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from search.config.sweep import SweepConfig
+from search.launch.cost import Cost, estimated_seconds, profile_steps, steps_an_epoch
+from search.launch.prepare import Prepared, fewer_trials, prepare
+from search.launch.resume import check_name
+from search.launch.sweep_lock import running
+from search.paths import SweepPaths
+from search.redaction import redacted
+from spaces.methods.registry import count_range, make_plan
+from spaces.profile import Profile
+from spaces.search_space import Arm
+from trainables.bases.structure import base_parameters
+from trainables.profiling.settings import ALL_LINEAR
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from trainables.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class MethodCount:
+    """Trainable parameters of a method's default choice: [least, most], equal where `exact`."""
+
+    method: str
+    choice: dict[str, Any]
+    trainable_params: tuple[int, int]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `launch` would do with a sweep. `seconds` are estimates; no trial is stopped early.
+
+    `base` has uri, fingerprint and params; `task` rows and token lengths of each split; `profile`
+    its key, whether it is cached, and what computing it takes; `search` and `confirm` (None where
+    it is skipped) trials, epochs and steps. `notes` say what the estimate rests on.
+    """
+
+    config: dict[str, Any]
+    base: dict[str, Any]
+    task: dict[str, Any]
+    profile: dict[str, Any]
+    methods: tuple[MethodCount, ...]
+    search: dict[str, Any]
+    confirm: dict[str, Any] | None
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, ready for JSON."""
+        return asdict(self)
+
+    def render(self) -> RenderableType:
+        """The same for the terminal."""
+        return _render(self)
+
+
+def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
+    """Check a sweep against its base, its data and the store, and estimate what it takes.
+
+    Raises the errors that `launch` would raise before it starts anything: ConfigError, ChoiceError,
+    BaseModelError, DataError, StoreError; with `resume` those of a launch that goes on.
+    """
+    from trainables.bases.structure import meta_targets
+
+    if resume:
+        check_name(config, SweepPaths(name=config.name).absolute(), resume)
+    prepared = prepare(config)
+    task, targets, space = prepared.task, prepared.targets, prepared.space
+    cached = prepared.store.get(prepared.key)
+
+    methods = tuple(_method_count(arm, prepared, cached) for arm in space.arms(config.search.arms))
+    profile = {
+        "key": prepared.key,
+        "cached": cached is not None,
+        "store": prepared.store.name,
+        "modules": len(targets),
+        "weights": sum(math.prod(target.shape) for target in targets),
+        **profile_steps(config, task),
+    }
+    search = {
+        "trials": config.search.trials,
+        "methods": list(space.methods),
+        "epochs": config.train.epochs,
+        "steps_per_trial": steps_an_epoch(task, config.train.batch_size) * config.train.epochs,
+        "at_once": config.cluster.groups,
+    }
+    confirm = _confirm(config, task, len(methods))
+    linear = meta_targets(prepared.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
+    cost = Cost.measured(config, linear, {target.name for target in targets})
+    return DryRun(
+        config=config.resolved(),
+        base={
+            "uri": prepared.base_uri,
+            "fingerprint": prepared.base_fingerprint,
+            "params": base_parameters(prepared.base_uri),
+        },
+        task=_task_summary(task),
+        profile=profile,
+        methods=methods,
+        search=search,
+        confirm=confirm,
+        seconds=estimated_seconds(config, task, cost, profile, confirm),
+        notes=_notes(config, cost, methods, resume),
+    )
+
+
+# -- what would be done ----------------------------------------------------------------------------
+
+
+def _method_count(arm: Arm, prepared: Prepared, profile: Profile | None) -> MethodCount:
+    choice = prepared.space.default_choice(arm.method, arm.values)
+    if profile is not None:
+        plan = make_plan(choice, prepared.targets, profile, prepared.size)
+        span = (plan.trainable_params, plan.trainable_params)
+    else:
+        span = count_range(choice, prepared.targets, size=prepared.size)
+    return MethodCount(arm.name, choice.as_dict(), span, span[0] == span[1])
+
+
+def _confirm(config: SweepConfig, task: Task, methods: int) -> dict[str, Any] | None:
+    if config.confirm is None:
+        return None
+    return {
+        "trials": methods * config.confirm.top * config.confirm.seeds,
+        "seeds": config.confirm.seeds,
+        "steps_per_trial": steps_an_epoch(task, config.train.batch_size) * config.train.epochs,
+    }
+
+
+def _task_summary(task: Task) -> dict[str, Any]:
+    lengths = {name: split.lengths for name, split in task.splits.items()}
+    return {
+        "name": task.name,
+        "labels": list(task.labels),
+        "fingerprint": task.fingerprint,
+        "rows": {name: len(split.labels) for name, split in task.splits.items()},
+        "mean_tokens": {name: round(float(each.mean()), 1) for name, each in lengths.items()},
+        "most_tokens": {name: int(each.max()) for name, each in lengths.items()},
+    }
+
+
+def _notes(
+    config: SweepConfig, cost: Cost, methods: Sequence[MethodCount], resume: bool
+) -> tuple[str, ...]:
+    notes = []
+    if resume:
+        notes.append("all trials are counted, those too that are done already")
+    elif SweepPaths(name=config.name).sweep_file.is_file():
+        runner = running(SweepPaths(name=config.name))
+        remedy = "go on with --resume, or launch under another name"
+        if runner is not None:
+            remedy = f"process {runner.pid} on {runner.host} runs it; launch under another name"
+        notes.append(f"the sweep {config.name!r} exists: {remedy}")
+    notes.append(f"times are estimates from a short probe of this machine ({cost.device})")
+    if config.search.trials < len(methods):
+        notes.append(fewer_trials(config, len(methods)))
+    if config.search.repeats is not None:
+        top, seeds = config.search.repeats.top, config.search.repeats.seeds
+        notes.append(
+            f"the last {top * seeds} of the {config.search.trials} trials train the {top} best "
+            f"choices again with {seeds} other seeds each"
+        )
+    limit = config.search.max_params
+    beyond = [each for each in methods if limit is not None and each.trainable_params[0] > limit]
+    if beyond:
+        least = ", ".join(f"{each.method} {each.trainable_params[0]:,}" for each in beyond)
+        notes.append(
+            f"search.max_params is {limit:,} and default choices have more ({least}): only smaller "
+            "ones are trained, and a method that has none takes no part"
+        )
+    if config.search.study is not None:
+        study = redacted(config.search.study)
+        notes.append(f"the trials are shared with other launches of the sweep through {study}")
+    if config.search.scheduler.name != "none":
+        notes.append("no trial is taken to be stopped early, so the search may well be shorter")
+    if config.cluster.resources_per_worker.get("GPU", 0) > 0 and cost.device == "cpu":
+        notes.append("the workers ask for a GPU, which this machine has not: they will be faster")
+    if config.cluster.address != "local":
+        notes.append(f"the workers run on the cluster {config.cluster.address}, not here")
+    return tuple(notes)
+
+
+# -- drawing ---------------------------------------------------------------------------------------
+
+
+def _render(result: DryRun) -> RenderableType:
+    from rich.console import Group
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+    from yaml import safe_dump
+
+    from search.wording import duration, figure, knobs
+
+    facts = Table.grid(padding=(0, 2))
+    profile, search, rows = result.profile, result.search, result.task["rows"]
+    cached = "cached" if profile["cached"] else "not cached"
+    facts.add_row("base", f"{result.base['uri']}, {result.base['params']:,} parameters")
+    facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
+    facts.add_row("profile", f"{profile['key']} ({cached} in {profile['store']})")
+    facts.add_row(
+        "",
+        f"{profile['modules']} modules, {profile['optimizer_steps']} steps of which "
+        f"{profile['scored_steps']} scored, {profile['calibration_batches']} micro-batches",
+    )
+    facts.add_row(
+        "search",
+        f"{search['trials']} trials of {search['epochs']} epochs "
+        f"({search['steps_per_trial']} steps), {search['at_once']} at once",
+    )
+    if result.confirm is not None:
+        facts.add_row("confirm", f"{result.confirm['trials']} trials, measured on test")
+
+    counts = Table("method", "params", "% of the base")
+    counts.add_column("default choice", overflow="fold")
+    for each in result.methods:
+        low, high = each.trainable_params
+        percents = [f"{100 * value / result.base['params']:.3f}" for value in (low, high)]
+        counts.add_row(
+            each.method,
+            f"{low:,}" if each.exact else f"{low:,} to {high:,}",
+            percents[0] if each.exact else " to ".join(percents),
+            f"learning_rate={figure(each.choice['learning_rate'])} {knobs(each.choice)}",
+        )
+    times = Table("stage", "about")
+    for name in ("start", "profile", "search", "confirm", "total"):
+        times.add_row(name, duration(result.seconds[name]))
+    config = safe_dump(result.config, sort_keys=False, default_flow_style=None, width=76)
+    return Group(
+        Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
+        Text(),
+        facts,
+        counts,
+        times,
+        *(Text(f"note: {note}", style="dim") for note in result.notes),
+    )

@@ -1,0 +1,230 @@
+"""What a sweep rests on, found and checked before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from search.config.sweep import ClusterSettings, SweepConfig, check_against_targets
+from search.store.profiles import ProfileStore, profile_key
+from spaces.errors import ConfigError, ProfileError, StoreError
+from spaces.methods.registry import count_range
+from spaces.search_space import SearchSpace
+from spaces.target import BaseSize, TargetModule
+from trainables.profiling.settings import ProfileSettings
+
+if TYPE_CHECKING:
+    from trainables.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep's task, target modules, size of the base, fitted space and profile key.
+
+    `base_uri` names a hub base by its commit; other bases as the sweep does. `borrowed` is the
+    manifest of the profile that `profile.use` names; None where the profile is the sweep's own.
+    """
+
+    task: Task
+    task_name: str
+    base_uri: str
+    base_fingerprint: str
+    targets: tuple[TargetModule, ...]
+    size: BaseSize
+    space: SearchSpace
+    key: str
+    store: ProfileStore
+    borrowed: Mapping[str, Any] | None = None
+
+    @property
+    def profile_of(self) -> dict[str, str]:
+        """The task, base and training rows that the profile is of: the sweep's, unless borrowed."""
+        if self.borrowed is None:
+            return {
+                "task": self.task_name,
+                "base": self.base_fingerprint,
+                "base_uri": self.base_uri,
+                "rows": self.task.train_fingerprint,
+            }
+        said = self.borrowed
+        keys = {
+            "task": "task",
+            "base": "base_fingerprint",
+            "base_uri": "base",
+            "rows": "train_fingerprint",
+        }
+        return {tag: str(said.get(key, "unknown")) for tag, key in keys.items()}
+
+
+def prepare(config: SweepConfig) -> Prepared:
+    """Read the data, the base's structure and the store, and check the sweep against them.
+
+    Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
+    """
+    from trainables.bases.location import fingerprint, pin
+    from trainables.bases.structure import meta_base
+    from trainables.tasks.task import build_task
+
+    check_resources(config.cluster)
+    store = ProfileStore(config.store)
+    store.objects.reach()
+    task = build_task(config.task, config.base)
+    if config.confirm is not None and "test" not in task.splits:
+        raise ConfigError(
+            "confirm: the task has no test split to measure on; give task.data.test or set "
+            "confirm: null"
+        )
+    base_uri = pin(config.base)
+    patterns = config.profile.target_modules
+    targets, size = meta_base(base_uri, config.task.kind, task.num_labels, patterns)
+    borrowed = _borrowed(config, store, targets)
+    grid = config.profile.top_percent if borrowed is None else borrowed["top_percent_grid"]
+    space = check_against_targets(config, targets, grid)
+    for method in space.methods:  # a method that this base cannot take says so here
+        count_range(space.default_choice(method), targets, size=size)
+    _check_memory_limit(config, targets, size)
+    base_fingerprint = fingerprint(base_uri)
+    return Prepared(
+        task=task,
+        task_name=config.task.name,
+        base_uri=base_uri,
+        base_fingerprint=base_fingerprint,
+        targets=targets,
+        size=size,
+        space=space,
+        key=borrowed["key"]
+        if borrowed is not None
+        else profile_key_of(config, base_fingerprint, task.train_fingerprint, targets),
+        store=store,
+        borrowed=borrowed,
+    )
+
+
+def _borrowed(
+    config: SweepConfig, store: ProfileStore, targets: tuple[TargetModule, ...]
+) -> dict[str, Any] | None:
+    """The manifest of the profile that `profile.use` names, once it is known to fit the base."""
+    if config.profile.use is None:
+        return None
+    try:
+        key = store.resolve(config.profile.use)
+        profile = store.get(key)
+        manifest = store.manifest(key)
+        if profile is None or manifest is None:
+            raise StoreError(f"{key} cannot be used any more; `ranksweep profiles list` shows more")
+        for target in targets:
+            if target.name not in profile.modules:
+                raise ProfileError(
+                    f"{target.name} is not in it; narrow profile.target_modules, or take the "
+                    "profile of a base with the same modules"
+                )
+        profile.require_targets(targets)
+    except (ConfigError, StoreError, ProfileError) as error:
+        raise ConfigError(f"profile.use: {str(error).removeprefix('profile: ')}") from error
+    return {**manifest, "top_percent_grid": list(profile.top_percent_grid)}
+
+
+def _check_memory_limit(
+    config: SweepConfig, targets: Sequence[TargetModule], size: BaseSize
+) -> None:
+    """Refuse what cannot hold even the weights; what the batches take is known to the job alone."""
+    limit = config.profile.memory_limit
+    if limit is None:
+        return
+    bytes_each = 4 if dtype_name(config) == "float32" else 2
+    least = size.params * bytes_each + 4 * max(t.shape[0] * t.shape[1] for t in targets)
+    if limit < least:
+        raise ConfigError(
+            f"profile.memory_limit: {limit:,} bytes are less than the base's weights and one "
+            f"module's accumulator take; set well above {least / 2**20:,.0f} MiB, or null"
+        )
+
+
+def check_resources(cluster: ClusterSettings) -> None:
+    """Refuse workers that this machine can never hold; a real cluster may yet add nodes."""
+    if cluster.address != "local":
+        return
+    workers = cluster.groups * cluster.workers_per_group
+    have = {"CPU": float(os.cpu_count() or 1)}
+    if cluster.resources_per_worker.get("GPU", 0):
+        import torch
+
+        have["GPU"] = float(torch.cuda.device_count())
+    for name, amount in cluster.resources_per_worker.items():
+        if amount * workers > have.get(name, 0.0):
+            raise ConfigError(
+                f"cluster.resources_per_worker: {workers} x {amount:g} {name} are asked for, "
+                f"this machine has {have.get(name, 0.0):g}; lower {name}, groups or "
+                "workers_per_group, or join a cluster with cluster.address"
+            )
+
+
+def profile_key_of(
+    config: SweepConfig,
+    base_fingerprint: str,
+    train_fingerprint: str,
+    targets: Sequence[TargetModule],
+) -> str:
+    """The key under which the profile of a sweep is stored."""
+    return profile_key(
+        base_fingerprint=base_fingerprint,
+        train_fingerprint=train_fingerprint,
+        targets=targets,
+        settings=_of_the_result(config.profile),
+        seed=config.profile.seed,
+        dtype=dtype_name(config),
+    )
+
+
+def _of_the_result(settings: ProfileSettings) -> dict[str, Any]:
+    """The settings that make a profile what it is; the dtype stands for the precision."""
+    left_out = {"precision", *settings.NOT_OF_THE_RESULT}
+    resolved = {"alpha": settings.resolved_alpha}
+    return {**settings.model_dump(mode="json", exclude=left_out), **resolved}
+
+
+def same_result(said: object, settings: ProfileSettings) -> bool:
+    """Whether the settings that a profile says it was made with give what `settings` give.
+
+    The names of target modules are left to their resolved form; a profile may say nothing.
+    """
+    if said is None:
+        return True
+    try:
+        theirs = _of_the_result(ProfileSettings.model_validate(said))
+    except ValidationError:
+        return False
+    return {**theirs, "target_modules": None} == {
+        **_of_the_result(settings),
+        "target_modules": None,
+    }
+
+
+def dtype_name(config: SweepConfig) -> str:
+    """The dtype that every worker loads the base in: float32, bfloat16 or float16.
+
+    The driver decides `auto`, for the profile's key depends on it: float32 on CPUs; on GPUs
+    bfloat16, unless the driver sees one that does not compute it.
+    """
+    if config.precision != "auto":
+        return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.precision]
+    if config.cluster.resources_per_worker.get("GPU", 0) == 0:
+        return "float32"
+    import torch
+
+    unfit = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    return "float32" if unfit else "bfloat16"
+
+
+def fewer_trials(config: SweepConfig, arms: int) -> str:
+    """What to say where a search has fewer trials than methods and arms."""
+    return (
+        f"search.trials: {config.search.trials} is fewer than the {arms} methods and arms; some "
+        "get no trial"
+    )

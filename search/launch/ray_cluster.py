@@ -1,0 +1,65 @@
+"""The Ray cluster of a launch: one of its own on this machine, or the one that is named."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from search.config.sweep import SweepConfig
+from search.interrupts import Interrupts
+from spaces.errors import ConfigError
+
+
+@contextlib.contextmanager
+def ray_cluster(config: SweepConfig, interrupts: Interrupts) -> Iterator[None]:
+    """A Ray cluster for the launch: one of its own on this machine, or the one that is named."""
+    if config.cluster.address == "local":
+        # Despite its name it is read on Linux too, at import: Ray then listens on loopback alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _check_address(config.cluster.address)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if config.cluster.address == "local":
+        # one CPU more than there are, for the light trials; they only wait
+        cpus = (os.cpu_count() or 1) + 1
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    else:
+        options |= {"address": config.cluster.address}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"cluster.address: no Ray cluster answers at {config.cluster.address} ({reason}); "
+            "start one with `ray start --head` or `ray up cluster.yaml`, or use local; set "
+            "RAY_AUTH_MODE=token where the cluster asks for one"
+        ) from error
+    try:
+        interrupts.listen()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself goes on trying for minutes where nobody listens."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.address: nobody listens at {address} ({error.strerror or error}); start Ray "
+            "there with `ray start --head` or `ray up cluster.yaml`, or use local"
+        ) from None

@@ -1,0 +1,141 @@
+"""Who runs a sweep: one launch at a time holds its lock, and another command can ask it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+import psutil  # type: ignore[import-untyped]
+
+from search.paths import SweepPaths, private_files
+from spaces.errors import ConfigError, JobError
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The process that runs a sweep."""
+
+    pid: int
+    host: str
+
+
+@contextlib.contextmanager
+def alone(paths: SweepPaths) -> Iterator[None]:
+    """Hold the sweep's lock: two launches of one name would undo each other's trials.
+
+    Raises ConfigError where another process holds it.
+    """
+    paths.make_sweep()
+    with private_files():
+        lock = paths.lock.open("a+")
+    with lock:
+        if not _locked(lock):
+            raise _run_by(_runner(lock), paths)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def running(paths: SweepPaths) -> Runner | None:
+    """The process that runs the sweep now; None where nobody does."""
+    try:
+        lock = paths.lock.open("r+")
+    except FileNotFoundError:
+        return None
+    with lock:
+        return None if _locked(lock) else _runner(lock)
+
+
+def refuse_running(paths: SweepPaths) -> None:
+    """Raise ConfigError where a process runs the sweep now."""
+    runner = running(paths)
+    if runner is not None:
+        raise _run_by(runner, paths)
+
+
+def _run_by(runner: Runner, paths: SweepPaths) -> ConfigError:
+    return ConfigError(
+        f"name: the sweep {paths.name!r} is being run by process {runner.pid} on {runner.host}; "
+        f"wait for it or end it with `ranksweep stop {paths.name}`, or launch under another name "
+        "(--set name=...)"
+    )
+
+
+def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) -> Runner:
+    """End the launch of a sweep as Ctrl-C would, `at_once` as pressing it twice; wait until it has.
+
+    Raises:
+        ConfigError: there is no such sweep, or it is run on another machine.
+        JobError: nobody runs it, this user may not end it, or it has not ended in time.
+    """
+    if not paths.sweep.is_dir():
+        raise ConfigError(
+            f"SWEEP: there is no sweep {paths.name!r} in {paths.base}; run this where it was "
+            "launched, with the name of its sweep"
+        )
+    runner = running(paths)
+    if runner is None:
+        raise JobError(f"the sweep {paths.name!r} is not running; there is nothing to stop")
+    if runner.pid == 0:
+        raise JobError(f"the sweep {paths.name!r} is just being launched; try again")
+    if runner.host != socket.gethostname():
+        raise ConfigError(
+            f"SWEEP: {paths.name!r} is run by process {runner.pid} on {runner.host}; stop it there"
+        )
+    for _ in range(2 if at_once else 1):
+        _interrupt(runner, paths)
+        time.sleep(POLL_S)
+    give_up = time.monotonic() + timeout_s
+    while running(paths) == runner or _lives(runner):
+        if time.monotonic() > give_up:
+            raise JobError(
+                f"the sweep {paths.name!r} (process {runner.pid}) has not ended within "
+                f"{timeout_s:g} s; it goes on ending, or end it with --now"
+            )
+        time.sleep(POLL_S)
+    return runner
+
+
+def _lives(runner: Runner) -> bool:
+    """Whether its process, on this machine, has not ended; a zombie has."""
+    try:
+        return bool(psutil.Process(runner.pid).status() != psutil.STATUS_ZOMBIE)
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+
+
+def _interrupt(runner: Runner, paths: SweepPaths) -> None:
+    try:
+        os.kill(runner.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has just ended by itself
+    except PermissionError:
+        raise JobError(
+            f"the sweep {paths.name!r} is run by another user's process {runner.pid}; ask its "
+            "owner to stop it"
+        ) from None
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _runner(lock: TextIO) -> Runner:
+    lock.seek(0)
+    pid, _, host = lock.read().strip().partition(" ")
+    # Between the lock and its text there is a moment; 0 is no process.
+    return Runner(int(pid) if pid.isdigit() else 0, host or socket.gethostname())

@@ -1,0 +1,284 @@
+"""What MLflow alone can answer: the best trials of a task, a Pareto front, a profile's uses."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from search.redaction import redacted
+from search.tracking.facts import PARENT, PREFIX, choice_tag
+from search.tracking.mlflow import connect, experiment_names, search_runs
+from spaces.errors import ConfigError, TrackingError, nearest
+from spaces.methods.registry import method_named
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+Mode = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class BestRow:
+    """One complete trial, as MLflow has it.
+
+    `value` is the metric after the trial's last epoch, and the mean over `seeds` trials where its
+    sweep has repeated the choice with other seeds. `trainable_params` and `head_params` are
+    counts (the head, where fresh, is counted apart). `choice` can be given to
+    `spaces.methods.parse_choice` as it is.
+    """
+
+    run_id: str
+    experiment: str
+    sweep: str
+    task: str
+    base: str
+    base_uri: str
+    method: str
+    metric: str
+    mode: Mode
+    value: float
+    trainable_params: int
+    head_params: int
+    epochs: int
+    choice: dict[str, Any]
+    profile_key: str | None
+    plan_digest: str | None
+    seeds: int = 1
+
+
+def best(
+    tracking_uri: str,
+    task: str,
+    *,
+    base: str | None = None,
+    method: str | None = None,
+    metric: str | None = None,
+    max_params: int | None = None,
+    top: int | None = None,
+    pareto: bool = False,
+    experiment: str | None = None,
+    mode: Mode | None = None,
+) -> list[BestRow]:
+    """The best complete trials of a task over all experiments, best first.
+
+    `base` is the start of a base's fingerprint or a part of its URI; `metric` defaults to the one
+    that the trials were searched by, `mode` to what their sweep said (for another metric: `min` for
+    losses and times, else `max`); `max_params` bounds `trainable_params`. `top` rows are returned
+    (default 1). Equal values rank by fewer parameters. With `pareto`, the trials that no other
+    beats in metric or parameters without losing in the other, fewest parameters first (all of them,
+    unless `top` is given). A trial that was stopped, failed, or has no such metric is left out. A
+    choice that its sweep has repeated with other seeds is one row, with the mean.
+
+    Raises:
+        ChoiceError: there is no such method.
+        ConfigError: `top` or `max_params` is below 1, or the trials were searched by several
+            metrics and none was named.
+        TrackingError: the tracking server or database cannot be read, or has no such experiment.
+    """
+    if top is not None and top < 1:
+        raise ConfigError(f"--top: {top} is not a number of rows; use 1 or more")
+    if max_params is not None and max_params < 1:
+        raise ConfigError(
+            f"--max-params: {max_params} is not a number of parameters; use 1 or more"
+        )
+    if method is not None:
+        method_named(method, "--method")
+    tags = {"task": task} if method is None else {"task": task, "method": method}
+    found = recorded(tracking_uri, tags, experiment=experiment, metric=metric, mode=mode)
+    rows = [row for _, row in found if base is None or _base_matches(row, base)]
+    names = sorted({row.metric for row in rows})
+    if len(names) > 1:
+        raise ConfigError(
+            f"--metric: the trials of task {task!r} were searched by {' and '.join(names)}; "
+            "name one with --metric"
+        )
+    if len({row.mode for row in rows}) > 1:
+        raise ConfigError(
+            f"--metric: sweeps of task {task!r} disagree on whether more {names[0]} is better; "
+            "choose trials by --base or --method"
+        )
+    if max_params is not None:
+        rows = [row for row in rows if row.trainable_params <= max_params]
+    rows.sort(key=lambda row: (-_gain(row), row.trainable_params))
+    if pareto:
+        front = _front(rows)
+        return front if top is None else front[:top]
+    return rows[: 1 if top is None else top]
+
+
+def why_none(
+    tracking_uri: str,
+    task: str,
+    *,
+    base: str | None = None,
+    method: str | None = None,
+    metric: str | None = None,
+    max_params: int | None = None,
+) -> str:
+    """Where `best` finds nothing: the first of what it was asked that no trial meets, in one line.
+
+    Raises TrackingError where the tracking server or database cannot be read.
+    """
+    runs = [run for _, run in _complete_trials(tracking_uri, {"task": task}, None)]
+    if not runs:
+        every = _complete_trials(tracking_uri, {}, None)
+        tasks = sorted({run.data.tags.get(PREFIX + "task", "") for _, run in every} - {""})
+        found = nearest(task, tasks) if tasks else "there is none of any task"
+        return f"--task: no complete trial of task {task!r} is recorded; {found}"
+    metrics = sorted(set().union(*(run.data.metrics for run in runs)))
+    if metric is not None and metric not in metrics:
+        whole = f"the {len(runs):,} complete trials of task {task!r}"
+        return f"--metric: none of {whole} has {metric!r}; {nearest(metric, metrics)}"
+    rows = [row for run in runs if (row := _row(run, "", metric, None)) is not None]
+    of = f"complete trials of task {task!r}"
+    if base is not None:
+        bases = ", ".join(sorted({f"{row.base_uri} ({row.base[:12]})" for row in rows}))
+        told = f"--base: none of the {len(rows):,} {of} is on {base!r}; they are on {bases}"
+        rows, of = [row for row in rows if _base_matches(row, base)], f"{of} on {base!r}"
+        if not rows:
+            return told
+    if method is not None:
+        methods = ", ".join(sorted({row.method for row in rows}))
+        told = f"--method: none of the {len(rows):,} {of} is of {method!r}; they are of {methods}"
+        rows, of = [row for row in rows if row.method == method], f"{of} by {method}"
+        if not rows:
+            return told
+    least = min((row.trainable_params for row in rows), default=0)
+    if max_params is not None and least > max_params:
+        return (
+            f"--max-params: none of the {len(rows):,} {of} has so few parameters; the least is "
+            f"{least:,}"
+        )
+    return f"--task: none of the {len(runs):,} {of} has all that is ranked by"
+
+
+def best_json(rows: Sequence[BestRow]) -> list[dict[str, Any]]:
+    """The rows as JSON can hold them, the choice as a nested mapping."""
+    return [asdict(row) for row in rows]
+
+
+def recorded(
+    tracking_uri: str,
+    tags: Mapping[str, str],
+    *,
+    experiment: str | None = None,
+    metric: str | None = None,
+    mode: Mode | None = None,
+) -> list[tuple[str | None, BestRow]]:
+    """The complete trials with these tags, newest first, each with the run id of its sweep.
+
+    Errors and the rest as in `best`.
+    """
+    repeated: dict[tuple[str | None, str], list[BestRow]] = {}
+    firsts: list[tuple[str | None, BestRow]] = []
+    for experiment_name, run in _complete_trials(tracking_uri, tags, experiment):
+        row = _row(run, experiment_name, metric, mode)
+        if row is None:
+            continue
+        sweep_run = run.data.tags.get(PARENT)
+        if PREFIX + "repeat" in run.data.tags:
+            key = sweep_run, run.data.tags[PREFIX + "choice"]
+            repeated.setdefault(key, []).append(row)
+        else:
+            firsts.append((sweep_run, row))
+    return [
+        (sweep_run, _mean([row, *repeated.get((sweep_run, choice_tag(row.choice)), [])]))
+        for sweep_run, row in firsts
+    ]
+
+
+def _mean(rows: Sequence[BestRow]) -> BestRow:
+    value = sum(row.value for row in rows) / len(rows)
+    return replace(rows[0], value=value, seeds=len(rows))
+
+
+def _complete_trials(
+    tracking_uri: str, tags: Mapping[str, str], experiment: str | None
+) -> list[tuple[str, Run]]:
+    """The complete trials with these tags, with the name of their experiment."""
+    client = connect(tracking_uri, must_exist=True)
+    names = experiment_names(client, tracking_uri)
+    if experiment is not None:
+        names = {key: name for key, name in names.items() if name == experiment}
+        if not names:
+            raise TrackingError(
+                f"tracking: {redacted(tracking_uri)} has no experiment {experiment!r}; "
+                "leave --experiment out to search all of them"
+            )
+    wanted = {"kind": "trial", "status": "complete", **tags}
+    runs = search_runs(client, tracking_uri, list(names), wanted)
+    return [(names[run.info.experiment_id], run) for run in runs]
+
+
+def _base_matches(row: BestRow, base: str) -> bool:
+    return row.base.startswith(base) or base in row.base_uri
+
+
+def _row(run: Run, experiment: str, metric: str | None, mode: Mode | None) -> BestRow | None:
+    """A row of a trial's run; None when it lacks the metric, its count or its choice."""
+    tags = {
+        key.removeprefix(PREFIX): value
+        for key, value in run.data.tags.items()
+        if key.startswith(PREFIX)
+    }
+    name = metric or tags.get("metric")
+    if name is None:
+        return None
+    value = run.data.metrics.get(name)
+    count = run.data.metrics.get("trainable_params")
+    if value is None or count is None or not _is_number(value) or "choice" not in tags:
+        return None
+    direction = mode or (tags.get("mode") if name == tags.get("metric") else None)
+    return BestRow(
+        run_id=run.info.run_id,
+        experiment=experiment,
+        sweep=tags.get("sweep", ""),
+        task=tags.get("task", ""),
+        base=tags.get("base", ""),
+        base_uri=tags.get("base_uri", ""),
+        method=tags.get("method", ""),
+        metric=name,
+        mode="min" if (direction or _usual_mode(name)) == "min" else "max",
+        value=value,
+        trainable_params=int(count),
+        head_params=int(run.data.metrics.get("head_params", 0)),
+        epochs=int(run.data.metrics.get("epochs", run.data.metrics.get("epoch", 0))),
+        choice=json.loads(tags["choice"]),
+        profile_key=tags.get("profile_key"),
+        plan_digest=tags.get("plan_digest"),
+    )
+
+
+def _is_number(value: float) -> bool:
+    """Whether a metric is finite; databases keep an infinite one as the largest float."""
+    return math.isfinite(value) and abs(value) < sys.float_info.max
+
+
+def _usual_mode(metric: str) -> Mode:
+    """Whether less of a metric is better, told by its name."""
+    return "min" if metric.endswith(("loss", "error", "time", "seconds", "params")) else "max"
+
+
+def _gain(row: BestRow) -> float:
+    return row.value if row.mode == "max" else -row.value
+
+
+def _front(rows: Sequence[BestRow]) -> list[BestRow]:
+    """The non-dominated rows; `rows` come best first, equal ones by fewer parameters."""
+    front: list[BestRow] = []
+    for row in rows:
+        # Those before it are at least as good: it stays where it needs fewer parameters than all
+        # of them, or equals the last one in both.
+        last = front[-1] if front else None
+        if (
+            last is None
+            or row.trainable_params < last.trainable_params
+            or (row.trainable_params == last.trainable_params and _gain(row) == _gain(last))
+        ):
+            front.append(row)
+    return front[::-1]

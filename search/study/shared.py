@@ -1,0 +1,147 @@
+"""Several drivers on one study: whose a trial is, whether its driver lives, who was first.
+
+Each driver marks its trials and beats for them while they run. A trial that has not been beaten for
+within the grace period has lost its driver; any other may settle it and train its choice again.
+
+Optuna numbers trials one by one, whoever makes them, and each is made with all that it is to train.
+A driver whose trial follows as many as the sweep has, or one that is the same training, gives it
+back: of two drivers that ask at the same time, the one with the lower number keeps its trial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from search.study.study import DRIVER
+from spaces.errors import ConfigError, JobError
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS = "ranksweep_settings"
+
+
+def driver_of(folder: Path) -> str:
+    """The name of the driver that runs a sweep in this folder of this machine, resumed or not."""
+    return f"{socket.gethostname()}:{folder.absolute()}"
+
+
+def own_seed(seed: int, driver: str) -> int:
+    """A sampler's seed of this driver's own: two with the same seed would draw the same points."""
+    return (seed + zlib.crc32(driver.encode())) % 2**32
+
+
+def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
+    """Note what the trials of a study have in common, or refuse a driver that would train others.
+
+    Raises:
+        ConfigError: another driver has begun the study with other settings.
+    """
+    text = json.dumps(settings, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if study.user_attrs.get(_SETTINGS, digest) != digest:
+        raise ConfigError(
+            f"search.study: its sweep {study.study_name!r} was begun with another base, task, "
+            "space, search, train or deepspeed; use the same, or give this sweep another name"
+        )
+    study.set_user_attr(_SETTINGS, digest)
+
+
+def closes(study: optuna.Study, driver: str) -> bool:
+    """Whether the last trial to end was this driver's, so that what follows the search is too."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if DRIVER in trial.user_attrs]
+    if any(not trial.state.is_finished() for trial in trials):
+        return False
+    last = max(trials, key=lambda trial: (trial.datetime_complete, trial.number), default=None)
+    return last is None or last.user_attrs[DRIVER] == driver
+
+
+class SharedStudy:
+    """One driver's part in a study that `open_study` has opened with `beat_seconds`.
+
+    Args:
+        study: the study.
+        driver: this driver's name; no other that lives has it.
+        grace_seconds: as the study was opened with.
+    """
+
+    def __init__(self, study: optuna.Study, driver: str, grace_seconds: float) -> None:
+        self.driver = driver
+        self._study = study
+        self._grace = grace_seconds
+        self._interval = float(study._storage.get_heartbeat_interval())  # type: ignore[attr-defined]
+        self._mine: set[int] = set()
+        self._unmarked_since: dict[int, float] = {}
+        self._looked = -float("inf")
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="beat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop beating."""
+        self._closed.set()
+        self._thread.join()
+
+    def took(self, trial: optuna.trial.Trial) -> None:
+        """Mark a trial that was just made as this driver's."""
+        self._mine.add(trial._trial_id)
+        self._beat(trial._trial_id)
+        trial.set_user_attr(DRIVER, self.driver)
+
+    def ended(self, trial: optuna.trial.Trial) -> None:
+        """Beat no longer for a trial."""
+        self._mine.discard(trial._trial_id)
+
+    def left_behind(self, *, at_start: bool = False) -> set[int]:
+        """Numbers of the trials left RUNNING by drivers that are dead.
+
+        `at_start` counts among them what an earlier life of this driver has left. Asked more often
+        than a beat, it looks no further and finds none.
+        """
+        now = time.monotonic()
+        if not at_start and now < self._looked + self._interval:
+            return set()
+        self._looked = now
+        stale = set(self._study._storage._get_stale_trial_ids(self._study._study_id))  # type: ignore[attr-defined]
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        unmarked = [trial.number for trial in running if DRIVER not in trial.user_attrs]
+        self._unmarked_since = {n: self._unmarked_since.get(n, now) for n in unmarked}
+        return {
+            trial.number
+            for trial in running
+            if trial._trial_id not in self._mine
+            and (
+                trial._trial_id in stale
+                or (at_start and trial.user_attrs.get(DRIVER) == self.driver)
+                or now > self._unmarked_since.get(trial.number, now) + self._grace
+            )
+        }
+
+    def others_run(self) -> bool:
+        """Whether another driver's trial runs, which may yet have to be trained again."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return any(trial._trial_id not in self._mine for trial in running)
+
+    def _beat_on(self) -> None:
+        while not self._closed.wait(self._interval):
+            for trial_id in tuple(self._mine):
+                self._beat(trial_id)
+
+    def _beat(self, trial_id: int) -> None:
+        try:
+            self._study._storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
+        except (JobError, StorageInternalError, SQLAlchemyError) as error:
+            logger.warning("no beat was written: %s", type(error).__name__)

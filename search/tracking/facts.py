@@ -1,0 +1,161 @@
+"""What a run says of itself, and how it is written within MLflow's limits."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from search.redaction import redacted_text
+
+if TYPE_CHECKING:
+    from mlflow.entities import Param
+
+    from spaces.plan import Plan
+
+
+PREFIX = "ranksweep."
+STATUS = PREFIX + "status"
+TOKEN = PREFIX + "token"
+PARENT = "mlflow.parentRunId"
+State = Literal["complete", "pruned", "failed", "cancelled", "interrupted"]
+MLFLOW_STATUS: Mapping[str, str] = {
+    "complete": "FINISHED",
+    "pruned": "KILLED",
+    "cancelled": "KILLED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
+
+# What every run of a sweep says of itself, so that a query needs no second look at the sweep.
+INHERITED = (
+    "task",
+    "task_fingerprint",
+    "base",
+    "base_uri",
+    "metric",
+    "mode",
+    "profile_key",
+    "profile_run",
+    "profile_of_task",
+    "profile_of_base",
+    "profile_of_base_uri",
+    "profile_of_rows",
+    "git_commit",
+    "versions",
+)
+_PACKAGES = ("ranksweep", "torch", "transformers", "ray", "optuna", "deepspeed", "mlflow", "numpy")
+
+# Limits of MLflow's tracking API; what is longer it cuts with a warning, or refuses.
+_PARAM_CHARACTERS = 6000
+_TAG_CHARACTERS = 8000
+_KEY_CHARACTERS = 250
+ENTITIES_PER_BATCH = 100
+METRICS_PER_BATCH = 900  # of 1000 entities, 100 of them params or tags
+NOT_IN_A_KEY = re.compile(r"[^\w\-. :/]")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a metric; `at_ms` is when it was taken, in milliseconds of Unix time."""
+
+    key: str
+    value: float
+    step: int
+    at_ms: int
+
+
+def provenance() -> dict[str, str]:
+    """The tags `git_commit` (where there is one) and `versions` (JSON) of this program."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    tags = {"versions": json.dumps(versions)}
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return tags
+    return {**tags, "git_commit": commit}
+
+
+def flattened(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level with dotted keys; empty mappings stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def choice_tag(choice: Mapping[str, Any]) -> str:
+    """The tag `choice` of a trial's run: equal where the choices are."""
+    return json.dumps(choice, sort_keys=True)
+
+
+def plan_counts(plan: Plan) -> dict[str, float]:
+    """The metrics of a plan: what must be stored, and what its largest stage trains."""
+    return {
+        "trainable_params": float(plan.trainable_params),
+        "peak_trainable_params": float(plan.peak_trainable_params),
+    }
+
+
+def at_step(metrics: Mapping[str, float], step: int) -> list[Point]:
+    now = int(time.time() * 1000)
+    return [Point(key, float(value), step, now) for key, value in metrics.items()]
+
+
+def run_params(params: Mapping[str, Any]) -> list[Param]:
+    from mlflow.entities import Param
+
+    entries = []
+    for key, value in params.items():
+        text = _param_text(value)
+        # What does not fit is in the YAML artifact whole; MLflow would keep a torn piece.
+        if len(text) < _PARAM_CHARACTERS and len(key) <= _KEY_CHARACTERS:
+            entries.append(Param(NOT_IN_A_KEY.sub("_", key), text))
+    return entries
+
+
+def _param_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def tag_texts(tags: Mapping[str, Any] | None) -> dict[str, str]:
+    """Tags as texts that MLflow takes whole; a missing value is no tag."""
+    texts = {}
+    for key, value in (tags or {}).items():
+        if value is None:
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        text = redacted_text(text)
+        texts[key] = text if len(text) < _TAG_CHARACTERS else text[: _TAG_CHARACTERS - 4] + "..."
+    return texts
+
+
+def without_credentials(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): without_credentials(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_credentials(each) for each in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return redacted_text(str(value))

@@ -1,0 +1,273 @@
+"""The journal of a sweep: what MLflow is to be told of its trials, kept on this machine until told.
+
+One SQLite file in the sweep's folder. The driver appends and never waits for MLflow; the relay
+(search/tracking/relay.py) tells MLflow and takes off what it has told. A driver that is killed
+leaves the rest to the next launch of the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from search.paths import private_files
+from spaces.errors import RanksweepError
+
+Kind = Literal["start", "epoch", "end"]
+
+#: Records that may wait, some 60 MB; beyond it a trial keeps the newest of its epochs only.
+MOST_RECORDS = 100_000
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS records (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    body TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS records_of_trial ON records (number, kind);
+CREATE TABLE IF NOT EXISTS runs (
+    number INTEGER PRIMARY KEY,
+    token TEXT NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0,
+    ended INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0,
+    run_id TEXT,
+    sweep_run_id TEXT
+);
+"""
+
+
+class JournalError(RanksweepError):
+    """The journal's file cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened to a trial at a moment (milliseconds of Unix time)."""
+
+    id: int
+    number: int
+    kind: Kind
+    at_ms: int
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunOfTrial:
+    """The MLflow run of a trial: its token and, once it is known, its id and the sweep's run.
+
+    `tries` counts the calls that may have created it.
+    """
+
+    token: str
+    tries: int
+    run_id: str | None
+    sweep_run_id: str | None
+
+
+class Journal:
+    """What MLflow has not been told yet of a sweep's trials, and the ids of their runs.
+
+    A trial has one ``start``, any number of ``epoch`` and one ``end``; what comes twice is taken
+    once. One thread may append while another replays.
+
+    Raises:
+        JournalError: the file cannot be read or written, as on a full disk.
+    """
+
+    def __init__(self, path: Path, most_records: int = MOST_RECORDS) -> None:
+        self._most = most_records
+        # Each of the two has a connection, so that neither waits for more than the other's commit.
+        self._driver, self._replay = _Connection(path), _Connection(path)
+        with self._driver as database:
+            # To move what was appended into the main file is work for the replay.
+            database.execute("PRAGMA wal_autocheckpoint = 0")
+            self._appended = int(database.execute("SELECT COUNT(*) FROM records").fetchone()[0])
+        self._taken = 0
+        self.gave_up_epochs = False
+        """Whether epochs were given up, as more records waited than may."""
+
+    @property
+    def waiting(self) -> int:
+        """How many records MLflow has not been told of."""
+        return self._appended - self._taken
+
+    def close(self) -> None:
+        """Close the file; what waits stays in it."""
+        self._driver.close()
+        self._replay.close()
+
+    # What the driver does ---------------------------------------------------------------------
+
+    def start(self, number: int, body: Mapping[str, Any], at_ms: int) -> None:
+        """Append that a trial has started."""
+        with self._driver as database:
+            new = database.execute(
+                "INSERT OR IGNORE INTO runs (number, token) VALUES (?, ?)",
+                (number, uuid.uuid4().hex),
+            ).rowcount
+            if new:
+                _append(database, number, "start", body, at_ms)
+        self._appended += new
+
+    def epoch(self, number: int, epoch: int, body: Mapping[str, Any], at_ms: int) -> None:
+        """Append that a trial has ended an epoch (from 1)."""
+        dropped = 0
+        with self._driver as database:
+            if self.waiting >= self._most:
+                dropped = database.execute(
+                    "DELETE FROM records WHERE number = ? AND kind = 'epoch'", (number,)
+                ).rowcount
+                self.gave_up_epochs |= dropped > 0
+            new = database.execute(
+                "UPDATE runs SET epoch = ? WHERE number = ? AND epoch < ? AND ended = 0",
+                (epoch, number, epoch),
+            ).rowcount
+            if new:
+                _append(database, number, "epoch", {**body, "epoch": epoch}, at_ms)
+        self._appended += new - dropped
+
+    def end(self, number: int, body: Mapping[str, Any], at_ms: int) -> None:
+        """Append that a trial is over; the record holds the last `epoch` that was appended."""
+        with self._driver as database:
+            ended = database.execute(
+                "UPDATE runs SET ended = 1 WHERE number = ? AND ended = 0 RETURNING epoch",
+                (number,),
+            ).fetchall()
+            for (epoch,) in ended:
+                _append(database, number, "end", {**body, "epoch": epoch}, at_ms)
+        self._appended += len(ended)
+
+    def left_open(self) -> dict[int, int]:
+        """Trials that have started and not ended: number -> last epoch that was appended, or 0."""
+        with self._driver as database:
+            rows = database.execute("SELECT number, epoch FROM runs WHERE ended = 0")
+            return dict(rows.fetchall())
+
+    def run_ids(self, sweep_run_id: str) -> dict[int, str]:
+        """Trial number -> id of its MLflow run, for the trials that have one under this sweep."""
+        with self._driver as database:
+            rows = database.execute(
+                "SELECT number, run_id FROM runs WHERE sweep_run_id = ?", (sweep_run_id,)
+            )
+            return dict(rows.fetchall())
+
+    # What the replay does ---------------------------------------------------------------------
+
+    def next_of(self, without: Collection[int]) -> list[Record]:
+        """What waits of the trial whose record is the oldest, in order; none of these trials."""
+        with self._replay as database:
+            marks = ", ".join("?" * len(without))
+            rows = database.execute(
+                "SELECT id, number, kind, at_ms, body FROM records WHERE number = "
+                f"(SELECT number FROM records WHERE number NOT IN ({marks}) ORDER BY id LIMIT 1) "
+                "ORDER BY id",
+                tuple(without),
+            ).fetchall()
+        return [
+            Record(record, number, kind, at_ms, json.loads(body))
+            for record, number, kind, at_ms, body in rows
+        ]
+
+    def run_of(self, number: int) -> RunOfTrial:
+        """What is known of a trial's run."""
+        with self._replay as database:
+            row = database.execute(
+                "SELECT token, tries, run_id, sweep_run_id FROM runs WHERE number = ?", (number,)
+            ).fetchone()
+        return RunOfTrial(*row)
+
+    def about_to_create(self, number: int) -> None:
+        """Note that from now on a trial's run may be there."""
+        with self._replay as database:
+            database.execute("UPDATE runs SET tries = tries + 1 WHERE number = ?", (number,))
+
+    def created(self, number: int, run_id: str, sweep_run_id: str) -> None:
+        """Note the run of a trial, and the sweep's run above it."""
+        with self._replay as database:
+            database.execute(
+                "UPDATE runs SET run_id = ?, sweep_run_id = ? WHERE number = ?",
+                (run_id, sweep_run_id, number),
+            )
+
+    def told(self, records: Sequence[Record]) -> None:
+        """Take off what MLflow has been told."""
+        with self._replay as database:
+            gone = database.executemany(
+                "DELETE FROM records WHERE id = ?", [(record.id,) for record in records]
+            ).rowcount
+        self._taken += gone
+
+
+class _Connection:
+    """A connection to the file; entered, it is one transaction of one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            with private_files():
+                self._database = sqlite3.connect(
+                    path, timeout=10, isolation_level=None, check_same_thread=False
+                )
+                # With a log beside it an append waits for no disk; a killed process loses nothing.
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = NORMAL")
+                self._database.executescript(_TABLES)
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._lock.acquire()
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            self._lock.release()
+            raise self._broken(error) from error
+        return self._database
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._database.execute("COMMIT")
+        except sqlite3.Error as refused:
+            error = refused
+        finally:
+            if self._database.in_transaction:  # a full disk may have ended it already
+                self._database.execute("ROLLBACK")
+            self._lock.release()
+        if isinstance(error, sqlite3.Error):
+            raise self._broken(error) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    def _broken(self, error: sqlite3.Error) -> JournalError:
+        return JournalError(
+            f"{self._path}: the journal cannot be used ({error}); check the free space and the "
+            "folder's permissions"
+        )
+
+
+def _append(
+    database: sqlite3.Connection, number: int, kind: Kind, body: Mapping[str, Any], at_ms: int
+) -> None:
+    database.execute(
+        "INSERT INTO records (number, kind, at_ms, body) VALUES (?, ?, ?, ?)",
+        (number, kind, at_ms, json.dumps(body)),
+    )

@@ -1,0 +1,250 @@
+"""The way to an MLflow server or database: its URI, its client, calls that are patient."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
+
+from search.paths import private_files
+from search.redaction import redacted, redacted_text
+from search.tracking.facts import PARENT, PREFIX
+from spaces.errors import ConfigError, TrackingError, nearest
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+
+_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+
+# How long a server that is away is waited for, and the longest pause between two tries.
+PATIENCE_S = 60.0
+_LONGEST_PAUSE_S = 8.0
+PAGE = 1000
+
+# What MLflow itself says of a run that is gone or a value that it does not take; a proxy in front
+# of a server that is away says other things.
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+Result = TypeVar("Result")
+
+
+def experiment_names(client: MlflowClient, tracking_uri: str) -> dict[str, str]:
+    """Id -> name of every active experiment."""
+    names: dict[str, str] = {}
+    token: str | None = None
+    while True:
+        page = call(
+            tracking_uri,
+            partial(client.search_experiments, max_results=1000, page_token=token),
+        )
+        names |= {each.experiment_id: each.name for each in page}
+        token = page.token
+        if not token:
+            return names
+
+
+class RefusedError(TrackingError):
+    """MLflow has answered, and does not take what it was given."""
+
+
+def absolute_uri(uri: str) -> str:
+    """A tracking URI that means the same from every directory.
+
+    Raises:
+        ConfigError: MLflow cannot track there (its file store is gone).
+    """
+    scheme, separator, _ = uri.partition(":")
+    dialect = scheme.split("+")[0]
+    if uri == "databricks":
+        return uri
+    if not separator or dialect == "file":
+        raise ConfigError(
+            f"tracking.uri: {redacted(uri)!r} is a folder, which MLflow no longer tracks to; "
+            "use sqlite:///FILE.db or the URI of a server"
+        )
+    if dialect not in _SCHEMES:
+        raise ConfigError(
+            f"tracking.uri: MLflow cannot track to '{scheme}:'; {nearest(dialect, _SCHEMES)}"
+        )
+    if dialect != "sqlite":
+        return uri
+    file = sqlite_file(uri)
+    if file is None:
+        raise ConfigError(
+            f"tracking.uri: {uri} names no file; use sqlite:///FILE.db or sqlite:////dir/FILE.db"
+        )
+    return f"sqlite:///{file}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The absolute file of a SQLite tracking URI; None for every other URI."""
+    scheme, separator, rest = uri.partition(":///")
+    if not separator or scheme.split("+")[0] != "sqlite" or rest in ("", ":memory:"):
+        return None
+    return Path(unquote(rest.partition("?")[0])).expanduser().absolute()
+
+
+def connect(uri: str, *, must_exist: bool = False) -> MlflowClient:
+    """A client that has heard from its server, or opened its database, once.
+
+    `must_exist` refuses to create a SQLite database, as a query should.
+
+    Raises:
+        ConfigError: a URI that MLflow cannot track to.
+        TrackingError: no answer within seconds.
+    """
+    uri = absolute_uri(uri)
+    file = sqlite_file(uri)
+    if must_exist and file is not None and not file.exists():
+        raise TrackingError(
+            f"tracking: there is no database {file}; launch a sweep first, or name another with "
+            "--tracking"
+        )
+    # MLflow reports its use to its makers unless told not to; a sweep's machine may not want that.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Its own client would try a create_run again whose answer was lost, and make a second run:
+    # `call` tries again instead, and whoever creates a run looks first.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # One request less at the end of a run, whose address would go to stdout.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow.tracking import MlflowClient
+
+    _silence()
+
+    def open_client() -> MlflowClient:
+        with _brief_requests() if file is None else _opening(file):
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+        return client
+
+    return call(uri, open_client, patience=10.0)
+
+
+def call(uri: str, work: Callable[[], Result], patience: float = PATIENCE_S) -> Result:
+    """Do one piece of work with MLflow.
+
+    A local database that is locked or being created by another process is tried again for half a
+    minute, a server that does not answer, or answers that it cannot now, for `patience` seconds: a
+    sweep of hours must outlast a server's restart.
+
+    Raises:
+        TrackingError: with the reason and a remedy on one line, without credentials;
+            `RefusedError` where another try would be refused too.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    local = sqlite_file(uri) is not None
+    give_up = time.monotonic() + (30 if local else patience)
+    pause = 0.05 if local else 1.0
+    while True:
+        try:
+            return work()
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            text = str(error)
+            busy = "database is locked" in text or "already exists" in text
+            refused = getattr(error, "error_code", None) in _REFUSALS
+            # A write that met a lock was rolled back whole, so that it can be done again.
+            again = busy if local else not refused
+            if again and time.monotonic() + pause < give_up:
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0 if local else _LONGEST_PAUSE_S)
+                continue
+            remedy = (
+                "check the file, its folder's permissions and the free space"
+                if local
+                else "check that the server runs and that --tracking names it"
+            )
+            kind = RefusedError if refused else TrackingError
+            raise kind(f"tracking: {redacted(uri)}: {_one_line(text, uri)}; {remedy}") from error
+
+
+def search_runs(
+    client: MlflowClient,
+    uri: str,
+    experiment_ids: Sequence[str],
+    tags: Mapping[str, str],
+    parent: str | None = None,
+) -> list[Run]:
+    """All active runs that carry these tags (without the prefix), newest first, page by page."""
+    wanted = {PREFIX + key: value for key, value in tags.items()}
+    if parent is not None:
+        wanted[PARENT] = parent
+    # MLflow's filter language cannot hold every text; what it cannot hold is compared here.
+    clauses = [f"tags.`{k}` = '{v}'" for k, v in wanted.items() if not re.search(r"['\"\\`]", v)]
+    found: list[Run] = []
+    token: str | None = None
+    while True:
+        page = call(
+            uri,
+            partial(
+                client.search_runs,
+                list(experiment_ids),
+                " and ".join(clauses),
+                max_results=PAGE,
+                page_token=token,
+            ),
+        )
+        found += [run for run in page if all(run.data.tags.get(k) == v for k, v in wanted.items())]
+        token = page.token
+        if not token:
+            return found
+
+
+@contextmanager
+def _brief_requests() -> Iterator[None]:
+    """While open, MLflow's client gives up on a silent server within seconds."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ[name]
+    os.environ[name] = "10"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
+
+
+@contextmanager
+def _opening(file: Path) -> Iterator[None]:
+    """While open, no other process of this machine creates the same database.
+
+    MLflow creates its tables one by one, and two processes doing so leave neither with a database.
+    """
+    with private_files():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(file.parent, os.W_OK):
+            yield
+            return
+        with open(file.with_name(file.name + ".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _silence() -> None:
+    """Keep MLflow's and alembic's progress out of a command's output; warnings still show."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs the traceback of every error that it raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def _one_line(text: str, uri: str) -> str:
+    """The first line of an error of MLflow or SQLAlchemy, cut to be read, without credentials."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = redacted_text(lines[0]) if lines else "no reason given"
+    if refused := re.search(r"\[Errno -?\d+\] ([\w ]+)", line):  # at the end of a long story
+        return refused.group(1)
+    authority = uri.partition("://")[2].rpartition("@")[0]
+    for secret in authority.split(":"):
+        if secret:
+            line = line.replace(secret, "***")
+    return line if len(line) <= 300 else line[:297] + "..."

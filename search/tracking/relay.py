@@ -1,0 +1,239 @@
+"""MLflow is told what stands in a sweep's journal, by a thread of its own.
+
+What a call has done whose answer was lost is found or done again alike: a run is looked for by its
+token before it is created in doubt, a point of a metric carries the time of its record, and the
+rest says the same when it is said twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from search.tracking.facts import Point, flattened
+from search.tracking.journal import Journal, JournalError, Record
+from search.tracking.mlflow import RefusedError
+from search.tracking.tracker import Tracker
+from spaces.errors import RanksweepError, TrackingError
+from spaces.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+#: First and longest pause between two tries to tell an MLflow that is away.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+
+#: Plans of started trials that are kept until their files are written; others are derived again.
+PLANS_KEPT = 8
+
+
+class Replay:
+    """Tells MLflow what stands in a journal, in order per trial, while the search goes on.
+
+    Args:
+        journal: what is to be told.
+        tracker: where to.
+        sweep_run_id: the run of the sweep, whose children the trials are.
+        plan_of: derives the plan of a choice, where it is no longer at hand.
+        say: shows a line to the user; called from the thread.
+        on_run: hears the number and the run id of every trial whose run is created; called from
+            the thread.
+        first_pause_s, longest_pause_s: between two tries to tell an MLflow that is away.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        tracker: Tracker,
+        sweep_run_id: str,
+        *,
+        plan_of: Callable[[Mapping[str, Any]], Plan],
+        say: Callable[[str], object] = logger.info,
+        on_run: Callable[[int, str], object] = lambda number, run_id: None,
+        first_pause_s: float = FIRST_PAUSE_S,
+        longest_pause_s: float = LONGEST_PAUSE_S,
+    ) -> None:
+        self._journal, self._tracker = journal, tracker.impatient()
+        self._sweep_run_id = sweep_run_id
+        self._plan_of, self._say, self._on_run = plan_of, say, on_run
+        self._first_pause_s, self._longest_pause_s = first_pause_s, longest_pause_s
+        self._plans: dict[int, Plan] = {}
+        self._refused: set[int] = set()
+        self._failed: dict[int, str] = {}
+        self._is_away = False
+        self._changed = threading.Condition()
+        self._news, self._idle, self._hurried, self._stopped = True, False, False, False
+        self._told = 0
+        self._thread = threading.Thread(target=self._run, name="mlflow-replay", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something was appended to the journal."""
+        with self._changed:
+            self._news, self._idle = True, False
+            self._changed.notify_all()
+
+    def keep_plan(self, number: int, plan: Plan) -> None:
+        """Have the plan of a trial at hand, whose start is about to be appended."""
+        if len(self._plans) < PLANS_KEPT:
+            self._plans[number] = plan
+
+    def close(self, patience_s: float = 30.0, hurried: Callable[[], bool] = lambda: False) -> int:
+        """Wait until MLflow has been told all, `patience_s` from the last that it was told.
+
+        It waits no longer once it is `hurried`. Returns how many records are left, which stay in
+        the journal.
+        """
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            told, give_up = self._told, time.monotonic() + patience_s
+            while not self._idle and not hurried() and time.monotonic() < give_up:
+                self._changed.wait(0.2)
+                if self._told != told:
+                    told, give_up = self._told, time.monotonic() + patience_s
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join(1.0)  # it may be in a call that MLflow does not answer
+        return self._journal.waiting
+
+    # In the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause = self._first_pause_s
+        while self._wait_for_news():
+            told = self._told
+            try:
+                while not self._stopped and self._tell_next():
+                    pass
+                problem = next(iter(self._failed.values()), None)
+            except (TrackingError, JournalError) as error:
+                problem = str(error)
+            pause = self._first_pause_s if self._told != told or self._hurried else 2 * pause
+            if problem is not None and not self._stopped:
+                self._note_away(problem)
+                self._wait_before_another_try(min(pause, self._longest_pause_s))
+
+    def _wait_before_another_try(self, seconds: float) -> None:
+        with self._changed:
+            before = self._hurried
+            self._changed.wait_for(lambda: self._stopped or self._hurried != before, seconds)
+            self._news = True
+
+    def _wait_for_news(self) -> bool:
+        """Wait until there may be something to tell; False where the thread is to end."""
+        with self._changed:
+            self._idle = not self._news
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._news or self._stopped)
+            self._news = self._idle = False
+            self._failed.clear()
+            return not self._stopped
+
+    def _tell_next(self) -> bool:
+        """Tell MLflow all that waits of one trial; False where nothing more can be told now.
+
+        Raises:
+            TrackingError: MLflow is away.
+        """
+        records = self._journal.next_of({*self._refused, *self._failed})
+        if not records:
+            return False
+        number = records[0].number
+        try:
+            self._tell(number, records)
+        except RefusedError as error:
+            self._refused.add(number)
+            self._say(f"trial {number} is not logged: {error}")
+            return True
+        except JournalError:
+            raise
+        except Exception as error:  # of MLflow's client, or of what it keeps artifacts with
+            self._tracker.run(self._sweep_run_id)  # else MLflow is away, for all trials
+            logger.debug("trial %d cannot be logged", number, exc_info=True)
+            self._failed[number] = f"trial {number} cannot be logged now ({_one_line(error)})"
+            return True
+        self._journal.told(records)
+        self._plans.pop(number, None)
+        with self._changed:
+            self._told += len(records)
+        if self._is_away and not self._failed:
+            self._is_away = False
+            self._say("MLflow answers again; what it missed is being logged")
+        return True
+
+    def _note_away(self, problem: str) -> None:
+        if not self._is_away:
+            self._is_away = True
+            self._say(f"{problem}; what is not logged is kept in the sweep's folder, tried again")
+
+    def _tell(self, number: int, records: Sequence[Record]) -> None:
+        """Write the records of one trial: its run, its files, its numbers, its end."""
+        tracker, run = self._tracker, self._journal.run_of(number)
+        run_id = run.run_id if run.sweep_run_id == self._sweep_run_id else None
+        start = next((record for record in records if record.kind == "start"), None)
+        end = next((record for record in records if record.kind == "end"), None)
+        tries = run.tries
+        if run_id is None:
+            if start is None:
+                raise RefusedError("its run belongs to another run of the sweep")
+            run_id = self._open_run(number, start, run.token, in_doubt=tries > 0)
+            tries += 1
+        if start is not None:
+            tracker.log_plan(run_id, start.body["choice"], self._plan(number, start.body))
+        tracker.log(
+            run_id,
+            params=None if start is None else flattened(start.body["choice"]),
+            metrics=[point for record in records for point in _points(record)],
+            tags=None if end is None else {"error": end.body["error"]},
+        )
+        if end is not None:
+            if tries > 1:
+                tracker.delete_doubles(run_id, run.token)
+            tracker.end(run_id, end.body["state"], end.at_ms)
+
+    def _open_run(self, number: int, start: Record, token: str, in_doubt: bool) -> str:
+        self._journal.about_to_create(number)
+        run_id = self._tracker.open_trial(
+            self._sweep_run_id,
+            number,
+            start.body["choice"],
+            start.body["tags"],
+            token=token,
+            started_ms=start.at_ms,
+            in_doubt=in_doubt,
+        )
+        self._journal.created(number, run_id, self._sweep_run_id)
+        try:
+            self._on_run(number, run_id)
+        except Exception as error:  # the journal knows it, whatever befell the listener
+            logger.debug("the run of trial %d is noted in the journal alone: %s", number, error)
+        return run_id
+
+    def _plan(self, number: int, start: Mapping[str, Any]) -> Plan | None:
+        plan = self._plans.get(number)
+        if plan is None:
+            try:
+                plan = self._plan_of(start["choice"])
+            except RanksweepError as error:
+                logger.warning("trial %d: its plan cannot be kept in MLflow: %s", number, error)
+                return None
+        if plan.digest != start["tags"]["plan_digest"]:
+            logger.warning("trial %d: its plan is derived otherwise now and not kept", number)
+            return None
+        return plan
+
+
+def _points(record: Record) -> list[Point]:
+    """The metrics of a record, at the step and the time that it says."""
+    step = int(record.body.get("epoch", 0))
+    metrics: dict[str, float] = dict(record.body["metrics"])
+    if record.kind == "epoch":
+        metrics["epoch"] = step
+    return [Point(key, float(value), step, record.at_ms) for key, value in metrics.items()]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,453 @@
+"""The record of sweeps, profiles and trials in MLflow, through explicit run ids.
+
+One run per sweep, one child run per trial (MLflow's parent/child tags), one run per profile, which
+all trials on it share. `ranksweep.status` is written last of all: a run without
+`ranksweep.status=complete` may be half written and is not to be ranked.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from search import paths
+from search.tracking.facts import (
+    ENTITIES_PER_BATCH,
+    INHERITED,
+    METRICS_PER_BATCH,
+    MLFLOW_STATUS,
+    NOT_IN_A_KEY,
+    PARENT,
+    PREFIX,
+    STATUS,
+    TOKEN,
+    Point,
+    State,
+    at_step,
+    choice_tag,
+    flattened,
+    plan_counts,
+    provenance,
+    run_params,
+    tag_texts,
+    without_credentials,
+)
+from search.tracking.mlflow import (
+    PATIENCE_S,
+    Result,
+    absolute_uri,
+    call,
+    connect,
+    search_runs,
+    sqlite_file,
+)
+from spaces.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from spaces.plan import Plan
+
+
+class Tracker:
+    """Writes the runs of sweeps into one MLflow experiment.
+
+    `uri` is `sqlite:///file.db` (relative to the current directory, or `sqlite:////file.db`) or any
+    MLflow server; the experiment is created when it is not there. For a local SQLite database its
+    artifacts lie beside it, under `mlartifacts`. Safe to use from several threads.
+
+    Raises:
+        ConfigError: a URI that MLflow cannot track to.
+        TrackingError: the server or the database cannot be reached, or refuses a write.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = absolute_uri(uri)
+        """The tracking URI, absolute for a local database. It may hold credentials."""
+        self.experiment = experiment
+        self._client = connect(self.uri)
+        self.patience = PATIENCE_S
+        self._experiment_id = self._call(self._open_experiment)
+        self._lock = threading.Lock()
+        self._sweeps: dict[str, dict[str, str]] = {}
+        self._epochs: dict[str, int] = {}
+
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's id of the experiment."""
+        return self._experiment_id
+
+    def impatient(self) -> Tracker:
+        """The same tracker for one who tries again himself: its calls fail at the first error."""
+        other = copy(self)
+        other.patience = 0.0
+        return other
+
+    # Sweeps -----------------------------------------------------------------------------------
+
+    def start_sweep(
+        self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None
+    ) -> str:
+        """Open the run of a sweep; returns its run id.
+
+        `config` is the resolved sweep: its scalars become params, the whole is kept as
+        `sweep.yaml`, both without the credentials of any URI in it. Tags are given without the
+        prefix `ranksweep.`; the trials inherit task, base, base_uri, metric, mode, profile_key
+        and profile_run.
+        """
+        shown = without_credentials(dict(config))
+        own = {**provenance(), **tag_texts(tags), "sweep": name}
+        run_id = self._create_run(name, "sweep", own, parent=None)
+        self._sweeps[run_id] = own
+        self.log(run_id, params=flattened(shown))
+        self._log_texts(run_id, {"sweep.yaml": yaml.safe_dump(shown, sort_keys=False)})
+        return run_id
+
+    def find_sweep(self, name: str) -> str | None:
+        """The run id of the newest sweep of this name in the experiment; None without one."""
+        runs = self._search({"kind": "sweep", "sweep": name})
+        return runs[0].info.run_id if runs else None
+
+    def resume_sweep(self, sweep_run_id: str) -> list[str]:
+        """Open the run of a sweep again and close the trials that its last launch left open.
+
+        Returns the run ids of those trials.
+        """
+        closed = self.close_interrupted(sweep_run_id)
+        self._call(lambda: self._client.update_run(sweep_run_id, status="RUNNING"))
+        self.set_tags(sweep_run_id, {"status": "running"})
+        return closed
+
+    def close_interrupted(self, sweep_run_id: str) -> list[str]:
+        """Mark the children that nobody writes any more as killed, with status `interrupted`.
+
+        Returns their run ids. For a sweep whose launch is known to be dead.
+        """
+        left = [
+            run.info.run_id
+            for run in self.children(sweep_run_id)
+            if run.info.status == "RUNNING" or run.data.tags.get(STATUS, "running") == "running"
+        ]
+        for run_id in left:
+            self.end(run_id, "interrupted")
+        return left
+
+    def children(self, sweep_run_id: str) -> list[Run]:
+        """All runs whose parent is this sweep, newest first."""
+        return self._search({}, parent=sweep_run_id)
+
+    def finish_sweep(
+        self,
+        run_id: str,
+        state: State = "complete",
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Close the run of a sweep."""
+        self._finish(run_id, state, metrics, tags, error)
+
+    # Profiles ---------------------------------------------------------------------------------
+
+    def find_profile(self, key: str) -> str | None:
+        """The run id of the complete profile of this key in the experiment; None without one."""
+        runs = self._search({"kind": "profile", "profile_key": key, "status": "complete"})
+        return runs[0].info.run_id if runs else None
+
+    def start_profile(
+        self,
+        sweep_run_id: str | None,
+        key: str,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The run of a profile: the complete one of this key in the experiment, else a new one.
+
+        A new run stays open until `finish_profile`. Either way the sweep and its later trials point
+        to it with the tags `profile_key` and `profile_run`. Without a sweep (None) it stands alone.
+        """
+        run_id = self.find_profile(key)
+        if run_id is None:
+            above = provenance() if sweep_run_id is None else self._sweep_tags(sweep_run_id)
+            own = {**self._inherited(above), **tag_texts(tags), "profile_key": key}
+            own.pop("profile_run", None)
+            run_id = self._create_run(f"profile {key[:12]}", "profile", own, parent=sweep_run_id)
+            self.log(
+                run_id, params=flattened(dict(params or {})), metrics=at_step(metrics or {}, 0)
+            )
+        if sweep_run_id is not None:
+            links = {"profile_key": key, "profile_run": run_id}
+            self.set_tags(sweep_run_id, links)
+            self._sweep_tags(sweep_run_id).update(links)
+        return run_id
+
+    def finish_profile(
+        self,
+        run_id: str,
+        state: State = "complete",
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Close the run of a profile."""
+        self._finish(run_id, state, metrics, tags, error)
+
+    # Trials -----------------------------------------------------------------------------------
+
+    def start_trial(
+        self,
+        sweep_run_id: str,
+        number: int,
+        choice: Mapping[str, Any],
+        plan: Plan | None = None,
+        tags: Mapping[str, Any] | None = None,
+        *,
+        kind: str = "trial",
+    ) -> str:
+        """Open the run of a trial as a child of its sweep; returns its run id.
+
+        The choice becomes params (`partition.threshold` for a nested key), the tag `choice` that
+        queries read back, and `choice.yaml`; the plan becomes `plan.safetensors`, `plan.json`, the
+        tag `plan_digest` and the metrics `trainable_params` and `peak_trainable_params`. `kind`
+        other than `trial` keeps a run (a confirmation) out of the ranking.
+        """
+        own = dict(tags or {})
+        counts: dict[str, float] = {}
+        if plan is not None:
+            own["plan_digest"] = plan.digest
+            counts = plan_counts(plan)
+        run_id = self.open_trial(sweep_run_id, number, choice, own, kind=kind)
+        self.log(run_id, params=flattened(choice), metrics=at_step(counts, 0))
+        self.log_plan(run_id, choice, plan)
+        return run_id
+
+    def open_trial(
+        self,
+        sweep_run_id: str,
+        number: int,
+        choice: Mapping[str, Any],
+        tags: Mapping[str, Any],
+        *,
+        kind: str = "trial",
+        token: str | None = None,
+        started_ms: int | None = None,
+        in_doubt: bool = False,
+    ) -> str:
+        """Create the run of a trial with all its tags, and nothing else; returns its run id.
+
+        `token` is a text that no other run has. With `in_doubt` a run that carries it is looked for
+        first: an earlier call may have created it and never had its answer.
+        """
+        method = str(choice.get("method", "unknown"))
+        sweep = self._sweep_tags(sweep_run_id)
+        own = {
+            **self._inherited(sweep),
+            **tag_texts(tags),
+            "sweep": sweep.get("sweep", ""),
+            "method": method,
+            "number": str(number),
+            "choice": choice_tag(choice),
+        }
+        name = f"{kind} {number} {method}"
+        return self._create_run(name, kind, own, sweep_run_id, token, started_ms, in_doubt)
+
+    def log_plan(self, run_id: str, choice: Mapping[str, Any], plan: Plan | None) -> None:
+        """Keep `choice.yaml` and, of a plan, `plan.safetensors` and `plan.json`."""
+        with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
+            files = Path(folder)
+            (files / "choice.yaml").write_text(yaml.safe_dump(dict(choice), sort_keys=False))
+            if plan is not None:
+                plan.write(files / "plan.safetensors")
+                (files / "plan.json").write_text(json.dumps(plan.summary(), indent=2))
+            self._call(lambda: self._client.log_artifacts(run_id, folder))
+
+    def delete_doubles(self, run_id: str, token: str) -> None:
+        """Delete every other run that carries the token of this one.
+
+        A server that hung may have created a run long after its caller had given up.
+        """
+        for run in self._search({"token": token}):
+            if run.info.run_id != run_id:
+                self._call(partial(self._client.delete_run, run.info.run_id))
+
+    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Log one epoch's metrics (1, 2, ...) at that step, in one batch, and `epoch` with them."""
+        with self._lock:
+            self._epochs[run_id] = epoch
+        self.log(run_id, metrics=at_step({**metrics, "epoch": float(epoch)}, epoch))
+
+    def finish_trial(
+        self,
+        run_id: str,
+        state: State,
+        metrics: Mapping[str, float] | None = None,
+        error: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Close the run of a trial: metrics first, then MLflow's own status, then `status`."""
+        self._finish(run_id, state, metrics, tags, error)
+
+    # Any run ----------------------------------------------------------------------------------
+
+    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        """Set tags, given without the prefix `ranksweep.`."""
+        self.log(run_id, tags=tags)
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Iterable[Point] = (),
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log params, metrics and tags together, in one call where they fit into one.
+
+        A point that the run has already, with the same step, value and time, is not logged again.
+        """
+        from mlflow.entities import Metric, RunTag
+
+        written = run_params(params or {})
+        named = [RunTag(PREFIX + key, value) for key, value in tag_texts(tags).items()]
+        points = [
+            Metric(NOT_IN_A_KEY.sub("_", point.key), point.value, point.at_ms, point.step)
+            for point in metrics
+        ]
+        while written or named or points:
+            room = max(0, ENTITIES_PER_BATCH - len(written))
+            batch = {
+                "params": written[:ENTITIES_PER_BATCH],
+                "tags": named[:room],
+                "metrics": points[:METRICS_PER_BATCH],
+            }
+            self._call(partial(self._client.log_batch, run_id, **batch))
+            written, named = written[ENTITIES_PER_BATCH:], named[room:]
+            points = points[METRICS_PER_BATCH:]
+
+    def end(self, run_id: str, state: State, ended_ms: int | None = None) -> None:
+        """Give a run MLflow's own status and then, last of all, `status`."""
+        self._call(lambda: self._client.set_terminated(run_id, MLFLOW_STATUS[state], ended_ms))
+        self._call(lambda: self._client.set_tag(run_id, STATUS, state))
+
+    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Keep a local file as an artifact of a run."""
+        self._call(lambda: self._client.log_artifact(run_id, str(path), folder))
+
+    def run(self, run_id: str) -> Run:
+        """The run as MLflow has it now."""
+        return self._call(lambda: self._client.get_run(run_id))
+
+    # Inside -----------------------------------------------------------------------------------
+
+    def _open_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(self.experiment)
+        if found is None:
+            folder = sqlite_file(self.uri)
+            location = None if folder is None else paths.artifacts_beside(folder).as_uri()
+            try:
+                return str(self._client.create_experiment(self.experiment, location))
+            except MlflowException as error:
+                # Another launch may have created it since.
+                found = self._client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise error
+        if found.lifecycle_stage != "active":
+            raise ConfigError(
+                f"tracking.experiment: {self.experiment!r} is deleted in MLflow; restore it "
+                f"(mlflow experiments restore -x {found.experiment_id}) or name another"
+            )
+        return str(found.experiment_id)
+
+    def _create_run(
+        self,
+        name: str,
+        kind: str,
+        tags: Mapping[str, str],
+        parent: str | None,
+        token: str | None = None,
+        started_ms: int | None = None,
+        in_doubt: bool = False,
+    ) -> str:
+        token = token or uuid.uuid4().hex
+        every = {PREFIX + key: value for key, value in tags.items()}
+        every |= {PREFIX + "kind": kind, STATUS: "running", TOKEN: token}
+        if parent is not None:
+            every[PARENT] = parent
+
+        def create() -> str:
+            nonlocal in_doubt
+            # An answer that was lost says nothing of the run: it may have been created.
+            if in_doubt and (found := self._search({"token": token})):
+                return str(found[-1].info.run_id)
+            in_doubt = True
+            run = self._client.create_run(self._experiment_id, started_ms, every, name)
+            return str(run.info.run_id)
+
+        return self._call(create)
+
+    def _finish(
+        self,
+        run_id: str,
+        state: State,
+        metrics: Mapping[str, float] | None,
+        tags: Mapping[str, Any] | None,
+        error: str | None,
+    ) -> None:
+        if state not in MLFLOW_STATUS:
+            raise ValueError(f"no run ends as {state!r}; {nearest(state, MLFLOW_STATUS)}")
+        last = dict(tags or {})
+        if error is not None:
+            last["error"] = error
+        step = self._last_epoch(run_id) if metrics else 0
+        self.log(run_id, metrics=at_step(metrics or {}, step), tags=last)
+        self.end(run_id, state)
+        with self._lock:
+            self._epochs.pop(run_id, None)
+
+    def _last_epoch(self, run_id: str) -> int:
+        # MLflow's newest value of a metric is the one of the highest step: what is logged at the
+        # end must not stand behind the last epoch.
+        with self._lock:
+            known = self._epochs.get(run_id)
+        if known is not None:
+            return known
+        return int(self.run(run_id).data.metrics.get("epoch", 0))
+
+    def _sweep_tags(self, sweep_run_id: str) -> dict[str, str]:
+        """The sweep's tags without their prefix, from memory where this tracker wrote them."""
+        with self._lock:
+            known = self._sweeps.get(sweep_run_id)
+        if known is None:
+            tags = self.run(sweep_run_id).data.tags
+            known = {k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)}
+            with self._lock:
+                known = self._sweeps.setdefault(sweep_run_id, known)
+        return known
+
+    @staticmethod
+    def _inherited(sweep: Mapping[str, str]) -> dict[str, str]:
+        return {key: sweep[key] for key in INHERITED if key in sweep}
+
+    def _search(self, tags: Mapping[str, str], parent: str | None = None) -> list[Run]:
+        return search_runs(self._client, self.uri, [self._experiment_id], tags, parent)
+
+    def _log_texts(self, run_id: str, texts: Mapping[str, str]) -> None:
+        with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
+            for name, text in texts.items():
+                (Path(folder) / name).write_text(text)
+            self._call(lambda: self._client.log_artifacts(run_id, folder))
+
+    def _call(self, work: Callable[[], Result]) -> Result:
+        return call(self.uri, work, self.patience)

@@ -1,0 +1,80 @@
+"""Which trials' trained weights are kept, and their way from the workers to MLflow.
+
+A worker leaves the weights of a finished trial with the queue. The driver takes those that are
+wanted into the sweep's folder and gives them to the trials' MLflow runs when the search is over: a
+driver that dies in between leaves files that the next launch finds.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Collection
+from typing import Literal
+
+from search.paths import SweepPaths, private_files
+from search.tracking.tracker import Tracker
+from spaces.errors import TrackingError
+
+logger = logging.getLogger(__name__)
+
+Which = Literal["best", "all", "none"]
+
+
+class KeptWeights:
+    """The weights of a sweep's trials on this machine.
+
+    `collect` fetches what the job of a trial, by its number, has left; `best` gives the numbers of
+    the trials that are worth keeping among those complete so far.
+    """
+
+    def __init__(
+        self,
+        paths: SweepPaths,
+        which: Which,
+        collect: Callable[[int], bytes | None],
+        best: Callable[[], Collection[int]],
+    ) -> None:
+        self._paths, self._which, self._collect, self._best = paths, which, collect, best
+
+    def trial_completed(self, number: int) -> None:
+        """Keep the weights of a trial if they are wanted, and drop those that no longer are."""
+        if self._which == "none":
+            return
+        weights = self._collect(number)
+        wanted = {number, *self._held()} if self._which == "all" else set(self._best())
+        if weights is not None and number in wanted:
+            file = self._paths.trial_weights(number)
+            with private_files():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(weights)
+        for held in self._held() - wanted:
+            self._drop(held)
+
+    def log(self, tracker: Tracker, runs: Callable[[], dict[int, str]]) -> str | None:
+        """Give what is held to the trials' runs (`runs`: trial number -> run id).
+
+        Returns why some could not be given; these stay on this machine.
+        """
+        if not self._held():
+            return None
+        run_of, problem = runs(), None
+        for number in sorted(self._held()):
+            if number not in run_of:
+                problem = f"trial {number} has no run in MLflow"
+                continue
+            try:
+                tracker.log_file(run_of[number], self._paths.trial_weights(number))
+            except TrackingError as error:
+                problem = str(error)
+                continue
+            self._drop(number)
+        return problem
+
+    def _held(self) -> set[int]:
+        if not self._paths.weights.is_dir():
+            return set()
+        return {int(folder.name) for folder in self._paths.weights.iterdir()}
+
+    def _drop(self, number: int) -> None:
+        shutil.rmtree(self._paths.trial_weights(number).parent, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""A light trial: it hands its plan to the resident workers and reports what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from spaces.errors import JobError
+from spaces.methods.registry import make_plan, parse_choice
+from spaces.profile import Profile
+from spaces.target import BaseSize, TargetModule
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What every trial of a search shares, kept once in Ray's object store.
+
+    `profile` is the profile's file as bytes, `train` the section `train` of the sweep, `size` that
+    of the base; with `keep_weights` a finished job leaves its weights with the queue.
+    """
+
+    targets: tuple[TargetModule, ...]
+    profile: bytes | None
+    train: Mapping[str, Any]
+    epochs: int
+    metric: str
+    size: BaseSize | None = None
+    keep_weights: bool = False
+
+
+def job_name(number: int) -> str:
+    """The id that the job of an Optuna trial asks the queue for; the driver cancels by it."""
+    return f"trial-{number:05d}"
+
+
+def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -> None:
+    """Tune's function: hand the plan of one choice to the resident workers and report its epochs.
+
+    `config` is ``{"choice": dict, "number": int, "seed": int}``. The last epoch is reported when
+    the job is done, so that a trial with all its epochs is one that the worker has finished.
+
+    Raises:
+        JobError: the job failed, with the worker's own error in one line.
+    """
+    from trainables.resident.jobs import events_of
+
+    choice = parse_choice(config["choice"])
+    profile = Profile.from_bytes(context.profile, "profile") if context.profile else None
+    plan = make_plan(choice, context.targets, profile, context.size)
+    job_id = ray.get(
+        queue.submit.remote(
+            {
+                "kind": "trial",
+                "job_id": job_name(config["number"]),
+                "choice": choice.as_dict(),
+                "plan": plan.to_bytes(),
+                "learning_rate": choice.learning_rate,
+                "seed": config["seed"],
+                "train": dict(context.train),
+                "epochs": context.epochs,
+                "keep_weights": context.keep_weights,
+            }
+        )
+    )
+    last: dict[str, Any] = {}
+    reported = 0
+    for event in events_of(queue, job_id):
+        if event["type"] == "epoch":
+            epoch = int(event["epoch"])
+            # A job whose worker died starts again at its first epoch.
+            if epoch <= reported:
+                continue
+            if context.metric not in event["metrics"]:
+                raise JobError(
+                    f"search.metric: the job reports {', '.join(sorted(event['metrics']))} and no "
+                    f"{context.metric}; use one of these"
+                )
+            row = {
+                **event["metrics"],
+                "trainable_params": plan.trainable_params,
+                "epoch": epoch,
+                "epochs_done": epoch,
+            }
+            if epoch < context.epochs:
+                tune.report(row)
+                reported = epoch
+            else:
+                last = row
+        elif event["type"] == "done":
+            if not last:
+                raise JobError(
+                    f"{job_id}: ended after epoch {reported} of {context.epochs}; "
+                    "look for its worker's log"
+                )
+            extra = {k: event["result"][k] for k in ("head_params",) if k in event["result"]}
+            tune.report({**last, **extra})
+            return
+        elif event["type"] == "failed":
+            raise JobError(one_line(event["error"]))
+        elif event["type"] == "cancelled":
+            return  # the driver has ended this trial; an error would only be noise
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split()) or "failed without an error"

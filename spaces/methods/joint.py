@@ -1,0 +1,144 @@
+"""joint: ranks by Sensitivity-LoRA, dominant rows by PiLoRA, core columns by TASO, in one stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spaces.choice import OptionalRank, Percent, PositiveShare
+from spaces.errors import ProfileError
+from spaces.methods import sensitivity
+from spaces.methods.pilora import (
+    Partition,
+    dominant_count_extremes,
+    dominant_rows,
+    other_rows,
+    partition_needs_profile,
+    two_block_params,
+    unread_partition_keys,
+)
+from spaces.methods.ranking import largest, rounded_share
+from spaces.methods.sensitivity import (
+    RankBudget,
+    allocated_ranks,
+    budget_count_range,
+    budget_needs_profile,
+)
+from spaces.plan import Block, Plan, all_indices
+from spaces.profile import Profile
+from spaces.target import TargetModule
+
+DEFAULT_SPACE: dict[str, Any] = {
+    "mean_rank": [2, 4, 8],
+    "signal": ["combined", "global", "local"],
+    "allocation": ["scaled", "uniform"],
+    "supplementary_rank": [0, 1, 2],
+    "partition": {"rule": ["hits", "cumulative", "all"], "threshold": {"low": 0.3, "high": 0.9}},
+    "retention": {"low": 0.1, "high": 1.0},
+    "top_percent": [1, 2, 5, 10],
+}
+
+
+class JointChoice(RankBudget):
+    """What joint lets you choose: all of Sensitivity-LoRA, PiLoRA's rows and TASO's columns."""
+
+    method: Literal["joint"] = "joint"
+    supplementary_rank: OptionalRank = 1
+    """Rank of the block of the rows that are not dominant, never above the module's own; 0 leaves
+    them untrained."""
+    partition: Partition = Partition()
+    """How rows are divided; rule all makes every row dominant."""
+    retention: PositiveShare = 0.5
+    """Share of a module's columns that is read; 1 reads them all."""
+    top_percent: Percent = 5.0
+    """k of the top-k% mask by which columns are ranked; one of the profile's grid. Not read at
+    retention 1."""
+
+
+def needs_profile(choice: JointChoice) -> bool:
+    """Whether the plan depends on the profile: not where all three parts are switched off."""
+    return (
+        budget_needs_profile(choice)
+        or partition_needs_profile(choice.partition)
+        or choice.retention < 1
+    )
+
+
+def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
+    """What the parts that are switched off do not read."""
+    unread = sensitivity.unread_keys(values) | unread_partition_keys(values)
+    return unread | {"top_percent"} if values.get("retention") == 1 else unread
+
+
+def core_cols(
+    choice: JointChoice, target: TargetModule, profile: Profile | None
+) -> NDArray[np.int32]:
+    """The core columns C of a module: those with the most masked entries, sorted.
+
+    The first floor(retention * in + 0.5) of TASO's ranking of columns alone, ties by index. Raises
+    ProfileError where the profile lacks what is read.
+    """
+    if choice.retention == 1:
+        return all_indices(target.shape[1])
+    if profile is None:
+        raise ProfileError("retention: below 1 needs a profile; give one, or use retention 1")
+    counts = profile.require(target.name, "sensitivity_col_count")
+    density = counts[profile.grid_line(choice.top_percent)]
+    return largest(density, rounded_share(choice.retention, target.shape[1]))
+
+
+def plan(choice: JointChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
+    """One stage, two blocks per module: r^w on its dominant rows, min(r', r^w) on the others.
+
+    Both read the core columns C, with scale alpha / r^w and lr_scale sqrt(in / |C|). Raises
+    ChoiceError where the budget of ranks cannot be met, ProfileError where the profile lacks what
+    is read.
+    """
+    stage = {}
+    ranks = allocated_ranks(choice, targets, profile)
+    for index, (target, rank) in enumerate(zip(targets, ranks, strict=True)):
+        rows = dominant_rows(choice.partition, target, profile, (choice.seed, index))
+        cols = core_cols(choice, target, profile)
+        if rank == 0 or cols.shape[0] == 0:
+            continue
+        out_features, in_features = target.shape
+        scale = choice.alpha / rank
+        lr_scale = sqrt(in_features / cols.shape[0])
+        stage[target.name] = [
+            Block(rank, rows, cols, scale, lr_scale),
+            Block(
+                min(choice.supplementary_rank, rank),
+                other_rows(rows, out_features),
+                cols,
+                scale,
+                lr_scale,
+            ),
+        ]
+    return Plan.of([stage], targets)
+
+
+def count_range(
+    choice: JointChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
+) -> tuple[int, int]:
+    """Least and most trainable parameters over all profiles.
+
+    Equal where every part is known without one.
+    """
+
+    def params(target: TargetModule, rank: int) -> tuple[int, int]:
+        out_features, in_features = target.shape
+        cols = rounded_share(choice.retention, in_features)
+        supplementary_rank = min(choice.supplementary_rank, rank)
+        counts = [
+            two_block_params(rank, supplementary_rank, dominant, out_features, cols)
+            for dominant in dominant_count_extremes(
+                choice.partition, out_features, dominant_fraction
+            )
+        ]
+        return min(counts), max(counts)
+
+    return budget_count_range(choice, targets, params, kink=choice.supplementary_rank)

@@ -1,0 +1,386 @@
+"""Sensitivity-LoRA: a budget of ranks, shared out by the diagonals of the modules' Hessians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from math import ceil, floor
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spaces.choice import Choice, OptionalRank, Positive, Rank, Share
+from spaces.errors import ChoiceError, ProfileError
+from spaces.methods.ranking import largest, shortest_prefix
+from spaces.plan import Block, Plan, all_indices
+from spaces.profile import Profile
+from spaces.target import TargetModule, refuse_rank_above_limit
+
+DEFAULT_SPACE: dict[str, Any] = {
+    "mean_rank": [2, 4, 8],
+    "signal": ["combined", "global", "local"],
+    "top_fraction": [0.33, 0.5],
+    "energy": [0.8, 0.85, 0.9],
+}
+
+_SLACK = 1e-9
+
+ParamsOfRank = Callable[[TargetModule, int], tuple[int, int]]
+"""Least and most parameters of a module at a rank."""
+
+
+class RankBudget(Choice):
+    """How a method shares a budget of ranks out among modules."""
+
+    mean_rank: Rank = 4
+    """The budget: r_total = mean_rank * number of modules."""
+    allocation: Literal["scaled", "progressive", "uniform"] = "scaled"
+    """scaled: ranks in proportion to theta (Eq. 15); progressive: mean_rank + 1 for the first third
+    by theta, mean_rank - 1 for the last; uniform: mean_rank everywhere, which reads no key from
+    here to min_rank."""
+    signal: Literal["combined", "global", "local"] = "combined"
+    """Which metrics make theta: both, the trace alone, or Topk and Effective Rank alone."""
+    top_fraction: Share = 0.5
+    """Share of the diagonal whose largest entries Topk averages (Eq. 9)."""
+    energy: Share = 0.85
+    """Share of the diagonal's sum that Effective Rank has to reach (alpha of Eq. 10)."""
+    weighting: Literal["spread", "equal"] = "spread"
+    """How metrics are weighed against each other: sigma / mu^2 (Eq. 11 and 13) or 0.5 / mu
+    (appendix B.1)."""
+    min_rank: OptionalRank = 1
+    """No module's rank is below it; a module of rank 0 is left out."""
+    alpha: Positive = 16.0
+    """A module's update is scaled by alpha / its rank."""
+
+
+class SensitivityChoice(RankBudget):
+    """What Sensitivity-LoRA lets you choose."""
+
+    method: Literal["sensitivity"] = "sensitivity"
+
+
+def budget_needs_profile(choice: RankBudget) -> bool:
+    """Whether the ranks depend on the profile."""
+    return choice.allocation != "uniform"
+
+
+def needs_profile(choice: SensitivityChoice) -> bool:
+    """Whether the plan depends on the profile."""
+    return budget_needs_profile(choice)
+
+
+def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
+    """What a uniform allocation does not read, nor a global signal of the local metrics."""
+    if values.get("allocation") == "uniform":
+        return frozenset({"signal", "top_fraction", "energy", "weighting", "min_rank"})
+    if values.get("signal") == "global":
+        return frozenset({"top_fraction", "energy"})
+    return frozenset()
+
+
+def reconciled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with a min_rank that the budget allows.
+
+    That is mean_rank, or one less where the budget is shared progressively.
+    """
+    fields = RankBudget.model_fields
+    most = values.get("mean_rank", fields["mean_rank"].default)
+    if values.get("allocation") == "progressive":
+        most -= 1
+    return {**values, "min_rank": min(values.get("min_rank", fields["min_rank"].default), most)}
+
+
+def largest_values(
+    targets: Sequence[TargetModule], searched: Mapping[str, Sequence[Any]]
+) -> dict[str, int]:
+    """The largest mean_rank, by every allocation searched, and min_rank that modules can take."""
+    if not targets:
+        return {}
+    limits = [target.rank_limit for target in targets]
+    allocations = searched.get("allocation", ("scaled",))
+    mean_rank = sum(limits) // len(limits)
+    if "uniform" in allocations:
+        mean_rank = min(limits)
+    if "progressive" in allocations:
+        mean_rank = min(limits) - (len(limits) >= 3)
+    return {"mean_rank": mean_rank, "min_rank": min(limits)}
+
+
+def global_metric(diagonal: NDArray[np.float64]) -> float:
+    """S_global: the trace (Eq. 8)."""
+    return float(np.sum(diagonal))
+
+
+def topk_metric(diagonal: NDArray[np.float64], top_fraction: float) -> float:
+    """S_Topk: mean of the largest max(1, floor(top_fraction * n)) of the n entries (Eq. 9)."""
+    count = max(1, floor(top_fraction * diagonal.shape[0]))
+    return float(np.mean(np.sort(diagonal)[-count:]))
+
+
+def effective_rank_metric(diagonal: NDArray[np.float64], energy: float) -> float:
+    """S_EffectiveRank: how many of the largest entries hold `energy` of the sum (Eq. 10).
+
+    A diagonal of zeros has none.
+    """
+    return float(shortest_prefix(diagonal, energy))
+
+
+def sensitivities(
+    choice: RankBudget, targets: Sequence[TargetModule], profile: Profile | None
+) -> NDArray[np.float64]:
+    """theta, the weight of every module in the allocation, float64 [modules] (Eq. 11 to 14).
+
+    Raises ProfileError where the profile lacks a diagonal.
+    """
+    if profile is None:
+        raise ProfileError(
+            f"allocation: {choice.allocation} needs a profile; give one, or use allocation uniform"
+        )
+    diagonals = [
+        profile.require(target.name, "hessian_diag").astype(np.float64) for target in targets
+    ]
+    theta = np.zeros(len(targets), dtype=np.float64)
+    if choice.signal != "local":
+        theta += _weighed(np.array([global_metric(d) for d in diagonals]), choice.weighting)
+    if choice.signal != "global":
+        topk = np.array([topk_metric(d, choice.top_fraction) for d in diagonals])
+        effective = np.array([effective_rank_metric(d, choice.energy) for d in diagonals])
+        local = _weighed(topk, choice.weighting) + _weighed(effective, choice.weighting)
+        theta += _weighed(local, choice.weighting)
+    return theta
+
+
+def allocated_ranks(
+    choice: RankBudget, targets: Sequence[TargetModule], profile: Profile | None
+) -> list[int]:
+    """The rank r^w of every module, between min_rank and min(out, in), in module order.
+
+    Raises ChoiceError where the bounds cannot hold the budget, ProfileError where the profile lacks
+    a diagonal.
+    """
+    refuse_impossible_budget(choice, targets)
+    if choice.allocation == "uniform" or not targets:
+        return [choice.mean_rank] * len(targets)
+    theta = sensitivities(choice, targets, profile)
+    limits = np.array([target.rank_limit for target in targets], dtype=np.float64)
+    if choice.allocation == "progressive":
+        return _progressive(choice, theta, targets)
+    if not np.any(theta):
+        theta = np.ones_like(theta)
+    total = choice.mean_rank * len(targets)
+    return _largest_remainder(_water_filled(theta, choice.min_rank, limits, total), total)
+
+
+def refuse_impossible_budget(choice: RankBudget, targets: Sequence[TargetModule]) -> None:
+    """Raise ChoiceError where no ranks within the modules' bounds can meet the budget."""
+    if choice.allocation == "scaled":
+        total = choice.mean_rank * len(targets)
+        least = choice.min_rank * len(targets)
+        most = sum(target.rank_limit for target in targets)
+        refuse_rank_above_limit("min_rank", choice.min_rank, targets)
+        if not least <= total <= most:
+            raise ChoiceError(
+                f"mean_rank: a budget of {total} ranks for {len(targets)} modules is outside "
+                f"{least} to {most}, what min_rank and min(out, in) allow; change mean_rank or "
+                "min_rank"
+            )
+        return
+    if choice.allocation == "uniform" or len(targets) < 3:
+        refuse_rank_above_limit("mean_rank", choice.mean_rank, targets)
+    if choice.allocation == "progressive" and choice.min_rank > choice.mean_rank:
+        raise ChoiceError(
+            f"min_rank: {choice.min_rank} is above mean_rank {choice.mean_rank}; use at most "
+            f"{choice.mean_rank}"
+        )
+
+
+def plan(
+    choice: SensitivityChoice, targets: Sequence[TargetModule], profile: Profile | None
+) -> Plan:
+    """One stage, one block per module over all rows and columns, of the rank the budget gives.
+
+    Raises ChoiceError where the budget cannot be met, ProfileError where the profile lacks a
+    diagonal.
+    """
+    stage = {
+        target.name: [
+            Block(
+                rank=rank,
+                rows=all_indices(target.shape[0]),
+                cols=all_indices(target.shape[1]),
+                scale=choice.alpha / rank,
+            )
+        ]
+        for target, rank in zip(targets, allocated_ranks(choice, targets, profile), strict=True)
+        if rank
+    }
+    return Plan.of([stage], targets)
+
+
+def count_range(
+    choice: SensitivityChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
+) -> tuple[int, int]:
+    """Least and most trainable parameters over all ways to share the budget; one if `uniform`."""
+
+    def params(target: TargetModule, rank: int) -> tuple[int, int]:
+        count = rank * sum(target.shape)
+        return count, count
+
+    return budget_count_range(choice, targets, params, kink=0)
+
+
+def budget_count_range(
+    choice: RankBudget, targets: Sequence[TargetModule], params: ParamsOfRank, kink: int
+) -> tuple[int, int]:
+    """Bounds of the sum over modules of `params` over all ways to share the budget out.
+
+    `params` is, for every way to divide the module, linear in the rank on both sides of the rank
+    `kink`. The bounds are reached where it is linear throughout.
+    """
+    refuse_impossible_budget(choice, targets)
+    if choice.allocation == "scaled":
+        return _scaled_range(choice, targets, params, kink)
+    at_mean = [params(target, choice.mean_rank) for target in targets]
+    least = sum(low for low, _ in at_mean)
+    most = sum(high for _, high in at_mean)
+    third = len(targets) // 3 if choice.allocation == "progressive" else 0
+    if not third:
+        return least, most
+    up = [params(target, choice.mean_rank + 1) for target in targets]
+    down = [params(target, choice.mean_rank - 1) for target in targets]
+    gains = [sorted(u[end] - m[end] for u, m in zip(up, at_mean, strict=True)) for end in (0, 1)]
+    losses = [sorted(m[end] - d[end] for d, m in zip(down, at_mean, strict=True)) for end in (0, 1)]
+    # Sensitivities that are all zero leave every module at mean_rank, so that lies within too.
+    return (
+        min(least, least + sum(gains[0][:third]) - sum(losses[0][-third:])),
+        max(most, most + sum(gains[1][-third:]) - sum(losses[1][:third])),
+    )
+
+
+def _weighed(metric: NDArray[np.float64], weighting: str) -> NDArray[np.float64]:
+    """A metric [modules] times its weight: sigma / mu^2, or 0.5 / mu; zero where mu is 0.
+
+    sigma is the population's (Eq. 11, 13 and appendix B.1).
+    """
+    mean = float(np.mean(metric)) if metric.shape[0] else 0.0
+    if mean == 0:
+        return np.zeros_like(metric)
+    if weighting == "equal":
+        return metric * (0.5 / mean)
+    # Equal metrics have no spread, whatever the rounding of their mean says.
+    deviation = 0.0 if np.all(metric == metric[0]) else float(np.std(metric / mean))
+    return metric * (deviation / mean)
+
+
+def _progressive(
+    choice: RankBudget, theta: NDArray[np.float64], targets: Sequence[TargetModule]
+) -> list[int]:
+    count = len(targets)
+    third = count // 3 if np.any(theta) else 0
+    order = np.argsort(-theta, kind="stable")
+    ranks = np.full(count, choice.mean_rank)
+    ranks[order[:third]] += 1
+    ranks[order[count - third :]] -= 1
+    for target, rank in zip(targets, ranks, strict=True):
+        if not choice.min_rank <= rank <= target.rank_limit:
+            raise ChoiceError(
+                f"mean_rank: progressive gives module '{target.name}' rank {rank}, outside "
+                f"{choice.min_rank} to {target.rank_limit}; change mean_rank or min_rank, or use "
+                "allocation scaled"
+            )
+    return [int(rank) for rank in ranks]
+
+
+def _water_filled(
+    theta: NDArray[np.float64], low: int, limits: NDArray[np.float64], total: int
+) -> NDArray[np.float64]:
+    """clip(lambda * theta, low, limits), float64 [modules], that sums to `total`.
+
+    The sum grows with lambda and is linear between the lambdas at which a module meets a bound, so
+    the two around `total` give lambda without iterating. Raises ChoiceError where no lambda meets
+    `total`.
+    """
+    theta = theta / np.max(theta)
+    unclipped: NDArray[np.float64] = theta * (total / np.sum(theta))
+    if np.all(unclipped >= low) and np.all(unclipped <= limits):
+        return unclipped
+    moving = theta > 0
+    leaves_low, meets_limit = low / theta[moving], limits[moving] / theta[moving]
+    bends = np.unique(np.concatenate([leaves_low, meets_limit]))
+    sums = np.array([np.sum(np.clip(bend * theta, low, limits)) for bend in bends])
+    # The noise of float64 stays far below this slack, and ranks are whole.
+    after = int(np.searchsorted(sums, total - _SLACK))
+    if after == len(bends):
+        raise ChoiceError(
+            f"mean_rank: {total} ranks do not fit, as {np.count_nonzero(~moving)} of {len(theta)} "
+            "modules have zero sensitivity and the others are full; lower mean_rank or use "
+            "allocation uniform"
+        )
+    filled: NDArray[np.float64] = np.clip(bends[after] * theta, low, limits)
+    if sums[after] <= total + _SLACK:
+        return filled
+    # Not the first bend: there every module stands at min_rank, which is never above the budget.
+    free = np.zeros(len(theta), dtype=np.bool_)
+    free[moving] = (leaves_low <= bends[after - 1]) & (meets_limit >= bends[after])
+    filled[free] = theta[free] * ((total - np.sum(filled[~free])) / np.sum(theta[free]))
+    return filled
+
+
+def _largest_remainder(values: NDArray[np.float64], total: int) -> list[int]:
+    """Whole ranks that sum to `total` as `values` do: rounded down, then one more by remainder.
+
+    Ties by module order.
+    """
+    # Remainders that differ by the noise of float64 alone are ties.
+    values = np.round(values, 9)
+    ranks = np.floor(values).astype(np.int64)
+    ranks[largest(values - ranks, total - int(np.sum(ranks)))] += 1
+    return [int(rank) for rank in ranks]
+
+
+def _scaled_range(
+    choice: RankBudget, targets: Sequence[TargetModule], params: ParamsOfRank, kink: int
+) -> tuple[int, int]:
+    """Bounds where the ranks sum to the budget: each module's pieces, filled cheapest first.
+
+    A module's bounds are replaced by their convex (for the least) and concave (for the most) hulls,
+    for which filling by slope is optimal.
+    """
+    spare = (choice.mean_rank - choice.min_rank) * len(targets)
+    least = most = 0
+    cheap: list[tuple[float, int]] = []
+    dear: list[tuple[float, int]] = []
+    for target in targets:
+        top = min(target.rank_limit, choice.min_rank + spare)
+        ranks = sorted({choice.min_rank, min(max(kink, choice.min_rank), top), top})
+        points = {rank: params(target, rank) for rank in ranks}
+        least += points[choice.min_rank][0]
+        most += points[choice.min_rank][1]
+        cheap += _pieces({rank: point[0] for rank, point in points.items()}, sign=1)
+        dear += _pieces({rank: point[1] for rank, point in points.items()}, sign=-1)
+    low = least + _filled_cost(sorted(cheap), spare)
+    high = most + _filled_cost(sorted(dear, reverse=True), spare)
+    return ceil(low - 1e-6), floor(high + 1e-6)
+
+
+def _pieces(points: Mapping[int, int], sign: int) -> list[tuple[float, int]]:
+    """(slope, width) of the lower hull (sign 1) or upper hull (sign -1) of up to three points."""
+    ranks = sorted(points)
+    pieces = [
+        ((points[right] - points[left]) / (right - left), right - left)
+        for left, right in pairwise(ranks)
+    ]
+    if len(pieces) == 2 and sign * pieces[0][0] > sign * pieces[1][0]:
+        first, last = ranks[0], ranks[-1]
+        return [((points[last] - points[first]) / (last - first), last - first)]
+    return pieces
+
+
+def _filled_cost(pieces: Sequence[tuple[float, int]], spare: int) -> float:
+    cost, left = 0.0, spare
+    for slope, width in pieces:
+        used = min(left, width)
+        cost += slope * used
+        left -= used
+    return cost

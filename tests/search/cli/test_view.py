@@ -1,0 +1,231 @@
+"""What a user sees while a sweep runs: lines without a terminal, one panel on a terminal."""
+
+from __future__ import annotations
+
+import io
+import threading
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search.cli.sweeps import results_table
+from search.cli.view import STEP_LINE_SECONDS, View
+from search.wording import duration, figure, knobs
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def plain(trials: int = 0) -> tuple[View, io.StringIO, Clock]:
+    """A view that writes where there is no terminal."""
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=False, width=40)
+    return View("movie", trials, metric="accuracy", console=console, clock=clock), out, clock
+
+
+def lines(out: io.StringIO) -> list[str]:
+    return out.getvalue().splitlines()
+
+
+def test_each_event_is_one_line_without_a_terminal() -> None:
+    view, out, clock = plain()
+    view.stage("search", "24 trials")
+    view.trial_started(3, "taso", 45_624)
+    view.trial_epoch(3, 1, 2, 0.8125)
+    clock.now += 12
+    view.trial_finished(3, "complete", 0.84)
+    view.best(3, "taso", 0.84, 45_624)
+    view.message("one\n  two")
+    view.close()
+    assert lines(out) == [
+        "search: 24 trials",
+        "trial 3: taso, 45,624 parameters",
+        "trial 3: epoch 1 of 2, accuracy 0.8125",
+        "trial 3: taso complete, accuracy 0.84 after 12 s",
+        "best so far: accuracy 0.84, trial 3 (taso) with 45,624 parameters",
+        "one two",
+    ]
+
+
+def test_a_failed_trial_and_one_that_was_never_started_are_told() -> None:
+    view, out, _ = plain()
+    view.trial_started(0, "lora", None)
+    view.trial_finished(0, "failed")
+    view.trial_finished(9, "cancelled", None)
+    assert lines(out) == [
+        "trial 0: lora",
+        "trial 0: lora failed after 0.0 s",
+        "trial 9: cancelled",
+    ]
+
+
+def test_profile_steps_are_told_at_most_every_few_seconds_and_at_the_end() -> None:
+    view, out, clock = plain()
+    for step in range(1, 101):
+        view.profile_step(step, 100)
+        clock.now += STEP_LINE_SECONDS / 20
+    told = [int(line.split()[2]) for line in lines(out)]
+    assert told == [1, 21, 41, 61, 81, 100]
+
+
+def test_a_stage_that_goes_on_is_not_told_again() -> None:
+    view, out, _ = plain()
+    for step in range(3):
+        view.stage("profile", "initial phase")
+        view.profile_step(step, 100)
+    view.stage("profile", "static pass")
+    assert lines(out) == [
+        "profile: initial phase",
+        "profile: step 0 of 100",
+        "profile: static pass",
+    ]
+
+
+def test_a_best_that_does_not_change_is_told_once() -> None:
+    view, out, _ = plain()
+    view.best(1, "lora", 0.5, 10)
+    view.best(1, "lora", 0.5, 10)
+    assert len(lines(out)) == 1
+
+
+def test_time_left_is_that_of_the_trials_to_come_shared_by_those_that_run_at_once() -> None:
+    view, _, clock = plain(trials=6)
+    assert view.seconds_left is None
+    view.trial_started(0, "lora")
+    view.trial_started(1, "taso")
+    clock.now += 10
+    view.trial_finished(0, "complete", 0.5)
+    clock.now += 20
+    view.trial_finished(1, "pruned", 0.4)
+    # Trials took 10 and 30 s, two at once; four of 20 s are left.
+    assert view.seconds_left == pytest.approx(40.0)
+    view.trial_started(2, "lora")
+    clock.now += 5
+    assert view.seconds_left == pytest.approx(37.5)
+    for number in range(2, 6):
+        view.trial_finished(number, "failed")
+    assert view.seconds_left is None
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    return Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
+
+
+def test_a_terminal_shows_stage_trials_best_and_last_messages(terminal: Console) -> None:
+    with View("movie", 4, metric="accuracy", console=terminal) as view:
+        view.stage("search", "over 5 methods")
+        view.trial_started(0, "lora", 1000)
+        view.trial_started(1, "taso", 2000)
+        view.trial_finished(0, "complete", 0.75)
+        view.trial_epoch(1, 1, 3, 0.5)
+        view.best(0, "lora", 0.75, 1000)
+        view.message("profile is cached")
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    last = shown[shown.rindex("ranksweep movie") :]
+    for words in ("search", "over 5 methods", "1/4", "1 running", "1 complete", "accuracy 0.75"):
+        assert words in last
+    assert "trial 1  taso  2,000 parameters  epoch 1/3  accuracy 0.5" in last
+    assert "profile is cached" in last
+    assert "left" in last
+
+
+def test_a_terminal_shows_the_profile_s_steps_until_the_next_stage(terminal: Console) -> None:
+    with View("movie", 4, console=terminal) as view:
+        view.stage("profile", "36 modules")
+        view.profile_step(7, 50)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "7/50" in shown
+
+
+def test_nothing_is_drawn_after_the_view_was_closed(terminal: Console) -> None:
+    view = View("movie", 4, console=terminal)
+    view.stage("search")
+    view.close()
+    view.close()
+    before = terminal.file.getvalue()  # type: ignore[attr-defined]
+    view.trial_started(0, "lora")
+    assert terminal.file.getvalue() == before  # type: ignore[attr-defined]
+
+
+def test_many_threads_may_report_at_once(terminal: Console) -> None:
+    view = View("movie", 200, console=terminal)
+
+    def report(first: int) -> None:
+        for number in range(first, first + 50):
+            view.trial_started(number, "lora", number)
+            view.trial_epoch(number, 1, 1, 0.5)
+            view.trial_finished(number, "complete", 0.5)
+
+    threads = [threading.Thread(target=report, args=(50 * i,), daemon=True) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads)
+    closing = threading.Thread(target=view.close, daemon=True)
+    closing.start()
+    closing.join(timeout=30)
+    assert not closing.is_alive()
+    assert "200/200" in terminal.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_results_have_a_row_per_trial_with_its_knobs() -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "method": "pilora",
+            "value": 0.84321,
+            "trainable_params": 123_456,
+            "number": 7,
+            "choice": {
+                "method": "pilora",
+                "seed": 0,
+                "learning_rate": 3.16e-4,
+                "rank": 8,
+                "partition": {"rule": "hits", "threshold": 0.5},
+            },
+        },
+        {"method": "lora", "value": None, "run_id": "[bold]abc"},
+    ]
+    console = Console(file=io.StringIO(), width=140)
+    console.print(results_table(rows, "accuracy"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("accuracy", "pilora", "0.8432", "123,456", "0.000316", "[bold]abc"):
+        assert words in shown
+    assert "rank=8 rule=hits threshold=0.5" in shown
+
+
+def test_knobs_leave_out_what_has_its_own_column() -> None:
+    choice = {"method": "lora", "learning_rate": 1e-3, "seed": 3, "rank": 8, "alpha": 16.0}
+    assert knobs(choice) == "rank=8 alpha=16"
+    assert knobs({"method": "lora"}) == "-"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.99, "10 s"),
+        (12.4, "12 s"),
+        (59.7, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.6, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+    ],
+)
+def test_durations_read_as_a_person_writes_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_figures_keep_four_digits() -> None:
+    assert [figure(x) for x in (None, 0.84321, 2e-5, 1)] == ["-", "0.8432", "2e-05", "1"]

@@ -1,0 +1,375 @@
+"""Whole launches on a tiny base: what they compute, log, keep, and refuse."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from search.cli.view import View
+from search.config.reading import load_sweep
+from search.config.sweep import SweepConfig
+from search.launch.launch import launch
+from search.launch.prepare import prepare
+from search.launch.result import LaunchResult
+from search.paths import SweepPaths
+from search.queries.best import best
+from search.queries.comparison import compare
+from spaces.errors import ConfigError, UsageError
+from spaces.methods.registry import make_plan, parse_choice
+from spaces.plan import Plan
+from trainables.adaptations.registry import adaptation_for
+from trainables.bases.loading import load_base
+from trainables.engine.workers import join
+from trainables.trained.weights import read_trained
+from trainables.training.evaluate import evaluate
+
+METHODS = ("lora", "pilora", "taso", "sensitivity", "joint")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("launches")
+
+
+def config_of(tiny_sweep: dict[str, Any], folder: Path, **changes: Any) -> SweepConfig:
+    """The tiny sweep, its store and tracking in `folder`, some keys set."""
+    data = copy.deepcopy(tiny_sweep) | {
+        "store": f"file://{folder / 'store'}",
+        "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(data))
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    return load_sweep(folder / "sweep.yaml", overrides)
+
+
+def run(config: SweepConfig, folder: Path, **options: Any) -> LaunchResult:
+    with pytest.MonkeyPatch.context() as patch, View(config.name) as view:
+        patch.chdir(folder)
+        return launch(config, view=view, **options)
+
+
+@pytest.fixture(scope="module")
+def launched(
+    ray_cluster: None, tiny_sweep: dict[str, Any], folder: Path
+) -> tuple[SweepConfig, LaunchResult]:
+    """One sweep of seven trials over the five methods, the best confirmed with two seeds."""
+    config = config_of(
+        tiny_sweep, folder,
+        **{"search.trials": 7, "confirm": {"seeds": 2}, "search.scheduler": "none"},
+    )  # fmt: skip
+    return config, run(config, folder)
+
+
+def client_of(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def runs_of(folder: Path, kind: str, sweep: str | None = None) -> list[Any]:
+    client = client_of(folder)
+    found = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()],
+        f"tags.`ranksweep.kind` = '{kind}'", max_results=1000,
+    )  # fmt: skip
+    return [r for r in found if sweep is None or r.data.tags["ranksweep.sweep"] == sweep]
+
+
+def study_of(folder: Path, name: str) -> optuna.Study:
+    path = folder / ".ranksweep" / "sweeps" / name / "study.db"
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
+
+
+@pytest.mark.ray
+def test_a_launch_profiles_once_and_searches_every_method(launched, folder) -> None:
+    _, result = launched
+    assert not result.profile_cached
+    assert result.states == {"complete": 7}
+    assert {row["method"] for row in result.best} == set(METHODS)
+    values = [row["value"] for row in result.best]
+    assert values == sorted(values, reverse=True)
+    manifest = folder / "store" / "profiles" / result.profile_key / "manifest.json"
+    assert json.loads(manifest.read_text())["modules"] == 6
+
+
+@pytest.mark.ray
+def test_each_papers_default_and_a_lora_of_their_size_come_first(launched, folder) -> None:
+    config, _ = launched
+    trials = study_of(folder, "tiny").get_trials()
+    assert [t.user_attrs["method"] for t in trials[:5]] == list(METHODS)
+    sizes = [t.user_attrs["trainable_params"] for t in trials[:5]]
+    prepared = prepare(config)
+    ranks = [1, 2, 4, 8, 16, 32]
+    options = [
+        make_plan(parse_choice({"method": "lora", "rank": r}), prepared.targets, None)
+        for r in ranks
+    ]
+    nearest = min(options, key=lambda plan: abs(plan.trainable_params - max(sizes[1:])))
+    assert sizes[0] == nearest.trainable_params
+
+
+@pytest.mark.ray
+def test_mlflow_holds_the_sweep_the_profile_and_every_trial(launched, folder) -> None:
+    _, result = launched
+    client = client_of(folder)
+    (sweep,) = runs_of(folder, "sweep", "tiny")
+    (profile,) = runs_of(folder, "profile")
+    trials = runs_of(folder, "trial", "tiny")
+    assert sweep.info.run_id == result.sweep_run_id
+    assert sweep.data.tags["ranksweep.status"] == "complete"
+    assert profile.data.tags["ranksweep.profile_key"] == result.profile_key
+    assert len(trials) == 7
+    for trial in trials:
+        tags = trial.data.tags
+        assert trial.info.status == "FINISHED"
+        assert tags["ranksweep.status"] == "complete"
+        assert tags["mlflow.parentRunId"] == sweep.info.run_id
+        assert tags["ranksweep.profile_run"] == profile.info.run_id
+        assert tags["ranksweep.task"] == "tiny-sentiment"
+        assert {"ranksweep.base", "ranksweep.method", "ranksweep.versions"} <= set(tags)
+        for metric in ("accuracy", "dev_loss", "train_loss", "learning_rate", "step_time"):
+            history = client.get_metric_history(trial.info.run_id, metric)
+            assert [point.step for point in history] == [1, 2], metric
+        path = client.download_artifacts(trial.info.run_id, "plan.safetensors")
+        plan = Plan.read(path)
+        assert plan.digest == tags["ranksweep.plan_digest"]
+        assert plan.trainable_params == trial.data.metrics["trainable_params"]
+        assert trial.data.metrics["head_params"] == 2 * 32 + 2
+
+
+@pytest.mark.ray
+def test_best_answers_from_mlflow_alone_with_a_choice_that_makes_the_same_plan(
+    launched, folder
+) -> None:
+    config, result = launched
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    rows = best(uri, "tiny-sentiment", top=20)
+    assert len(rows) == 7
+    assert rows[0].value == result.best[0]["value"]
+    prepared = prepare(config)
+    profile = prepared.store.get(prepared.key)
+    for row in rows:
+        again = make_plan(parse_choice(row.choice), prepared.targets, profile)
+        assert again.digest == row.plan_digest
+        assert again.trainable_params == row.trainable_params
+
+
+@pytest.mark.ray
+def test_the_study_says_of_every_trial_what_mlflow_says(launched, folder) -> None:
+    trials = study_of(folder, "tiny").get_trials()
+    assert Counter(t.state.name for t in trials) == {"COMPLETE": 7}
+    client = client_of(folder)
+    for trial in trials:
+        logged = client.get_run(trial.user_attrs["mlflow_run_id"])
+        assert logged.data.tags["ranksweep.number"] == str(trial.number)
+        assert logged.data.metrics["accuracy"] == trial.value
+        assert sorted(trial.intermediate_values) == [1, 2]
+
+
+@pytest.mark.ray
+def test_confirmation_measures_the_best_of_each_method_on_test(launched, folder) -> None:
+    _, result = launched
+    assert result.confirmation is not None
+    assert {row["method"] for row in result.confirmation} == set(METHODS)
+    confirmed = runs_of(folder, "confirm")
+    assert len(confirmed) == 10
+    for row in result.confirmation:
+        own = [r for r in confirmed if r.data.tags["ranksweep.method"] == row["method"]]
+        assert {r.data.tags["ranksweep.seed"] for r in own} == {"1", "2"}
+        logged = sorted(r.data.metrics["test_accuracy"] for r in own)
+        assert logged == pytest.approx(sorted(row["values"]))
+        assert row["mean"] == pytest.approx(sum(row["values"]) / 2)
+
+
+@pytest.mark.ray
+def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
+    launched, folder
+) -> None:
+    config, result = launched
+    client, prepared = client_of(folder), prepare(config)
+    best_numbers = {str(row["number"]) for row in result.best}
+    alone = join()
+    for run_of_trial in runs_of(folder, "trial", "tiny"):
+        run_id = run_of_trial.info.run_id
+        files = {file.path for file in client.list_artifacts(run_id)}
+        kept = run_of_trial.data.tags["ranksweep.number"] in best_numbers
+        assert ("weights.safetensors" in files) == kept
+        if not kept:
+            continue
+        trained = read_trained(
+            Path(client.download_artifacts(run_id, "weights.safetensors")).read_bytes()
+        )
+        plan = Plan.read(client.download_artifacts(run_id, "plan.safetensors"))
+        assert trained.facts.base_fingerprint == prepared.base_fingerprint
+        assert trained.facts.method == run_of_trial.data.tags["ranksweep.method"]
+        base = load_base(trained.facts.base_uri, trained.facts.task_kind, 2)
+        head = trained.head_for(base.model)
+        with adaptation_for(plan, base.model, seed=0, head=head) as adaptation:
+            adaptation.load(trained.weights)
+            again = evaluate(base.model, adaptation, prepared.task, "dev", alone)
+        assert again["accuracy"] == run_of_trial.data.metrics["accuracy"]
+        assert again["dev_loss"] == pytest.approx(run_of_trial.data.metrics["dev_loss"], rel=1e-5)
+    assert not list(SweepPaths(folder / ".ranksweep", "tiny").weights.glob("*"))
+
+
+@pytest.mark.ray
+def test_compare_reads_back_what_the_launch_confirmed(launched, folder) -> None:
+    _, result = launched
+    rows = [row.as_dict() for row in compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")]
+    told = json.loads(json.dumps(rows))
+    assert sorted(told, key=str) == sorted(json.loads(json.dumps(result.confirmation)), key=str)
+
+
+@pytest.mark.ray
+def test_a_second_sweep_takes_the_profile_from_the_store(launched, tiny_sweep, folder) -> None:
+    _, first = launched
+    config = config_of(
+        tiny_sweep, folder,
+        **{
+            "name": "again", "search.trials": 2,
+            "search.objectives": ["accuracy", "trainable_params"],
+        },
+    )  # fmt: skip
+    result = run(config, folder)
+    assert result.profile_cached
+    assert result.profile_key == first.profile_key
+    assert len(runs_of(folder, "profile")) == 1
+    assert "profile" not in result.seconds
+    trials = study_of(folder, "again").get_trials()
+    assert len(trials) == 2
+    for trial in trials:
+        assert trial.state.name == "COMPLETE"
+        assert trial.values[1] == trial.user_attrs["trainable_params"]
+    only = runs_of(folder, "trial", "again")[0]
+    assert only.data.tags["ranksweep.profile_run"] == runs_of(folder, "profile")[0].info.run_id
+
+
+@pytest.mark.ray
+def test_a_resumed_sweep_goes_on_where_it_stopped(launched, tiny_sweep, folder) -> None:
+    config = config_of(tiny_sweep, folder, **{"name": "again", "search.trials": 4,
+        "search.objectives": ["accuracy", "trainable_params"]})  # fmt: skip
+    before = [t.number for t in study_of(folder, "again").get_trials()]
+    result = run(config, folder, resume=True)
+    trials = study_of(folder, "again").get_trials()
+    assert result.states == {"complete": 4}
+    assert [t.number for t in trials][: len(before)] == before
+    assert len(runs_of(folder, "sweep", "again")) == 1
+    assert len(runs_of(folder, "trial", "again")) == 4
+
+
+@pytest.mark.ray
+def test_a_name_is_used_once_and_resumed_as_it_was(launched, tiny_sweep, folder) -> None:
+    config, _ = launched
+    with pytest.raises(ConfigError, match=r"name: .*--resume"):
+        run(config, folder)
+    changed = config_of(tiny_sweep, folder, **{"train.epochs": 3, "search.trials": 7,
+        "confirm": {"seeds": 2}, "search.scheduler": "none"})  # fmt: skip
+    with pytest.raises(ConfigError, match=r"train\.epochs: differs from the sweep 'tiny'"):
+        run(changed, folder, resume=True)
+    fresh = config_of(tiny_sweep, folder, name="never-launched")
+    with pytest.raises(ConfigError, match="no sweep 'never-launched'"):
+        run(fresh, folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("profile.rank", 3),
+        ("profile.epochs", 2),
+        ("profile.score_every", 5),
+        ("profile.calibration_batches", 4),
+        ("profile.batch_size", 8),
+        ("profile.top_percent", [1, 2, 5]),
+        ("profile.seed", 1),
+        ("profile.target_modules", ["query"]),
+        ("profile.learning_rate", 1e-3),
+        ("task.max_length", 12),
+        ("task.rows.train", 90),
+        ("train.precision", "bf16"),
+    ],
+)
+def test_another_base_task_or_setting_is_another_key(
+    key: str, value: Any, tiny_sweep, tmp_path
+) -> None:
+    space = {"space": {"methods": ["pilora"]}}
+    was = prepare(config_of(tiny_sweep, tmp_path, **space)).key
+    now = prepare(config_of(tiny_sweep, tmp_path, **space, **{key: value})).key
+    assert was != now
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.epochs", 5),
+        ("search.trials", 3),
+        ("task.metric", "f1"),
+        ("task.rows.dev", 20),
+        ("name", "x"),
+        ("cluster.groups", 2),
+    ],
+)
+def test_what_does_not_touch_the_profile_leaves_its_key(
+    key: str, value: Any, tiny_sweep, tmp_path
+) -> None:
+    was = prepare(config_of(tiny_sweep, tmp_path)).key
+    now = prepare(config_of(tiny_sweep, tmp_path, **{key: value})).key
+    assert was == now
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("profile.target_modules", ["qury"], "qury"),
+        ("profile.rank", 40, "profile.rank: 40 is above"),
+        ("space.methods", {"sensitivity": {"mean_rank": [400]}}, "sensitivity.mean_rank"),
+        ("task.label", "lable", "lable"),
+        ("task.text", ["text"], "text"),
+        ("task.data.train", "absent.parquet", "absent.parquet"),
+        ("task.data.test", None, "confirm"),
+        ("base", "path:nowhere", "nowhere"),
+        ("cluster.resources_per_worker", {"CPU": 1000}, "cluster.resources_per_worker"),
+    ],
+)  # fmt: skip
+def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
+    key: str, value: Any, said: str, tiny_sweep, tmp_path
+) -> None:
+    changes = {"confirm": {"seeds": 1}} if said == "confirm" else {}
+    config = config_of(tiny_sweep, tmp_path, **{**changes, key: value})
+    with pytest.raises(UsageError) as refused:
+        run(config, tmp_path)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / ".ranksweep").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert mlflow.active_run() is None
+
+
+def test_a_sweep_that_is_being_run_is_left_alone(tiny_sweep, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = config_of(tiny_sweep, tmp_path)
+    paths = SweepPaths(name=config.name).absolute()
+    held = (
+        "import fcntl, os, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "f.write(str(os.getpid())); f.flush(); print('held', flush=True); sys.stdin.read()"
+    )
+    paths.make_sweep()
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(paths.lock)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"is being run by process {other.pid}"):
+            run(config, tmp_path)
+        assert other.stdin is not None
+        other.stdin.close()
+    assert not paths.sweep_file.exists()

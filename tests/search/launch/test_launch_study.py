@@ -1,0 +1,77 @@
+"""Whole launches that repeat their best choices, start from each other, and share a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from search.queries.best import best
+from tests.search.launch.test_launch import config_of, run, runs_of
+
+
+@pytest.mark.ray
+def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_starts_from(
+    ray_cluster: None, tiny_sweep: dict[str, Any], tmp_path: Path, capsys
+) -> None:
+    changes = {
+        "space": {"methods": ["pilora"]},
+        "search.scheduler": "none",
+        "search.trials": 5,
+        "search.repeats": {"top": 1, "seeds": 2},
+        "search.study.study": f"sqlite:///{tmp_path}/shared.db?timeout=60",
+        "train.epochs": 1,
+        "train.seed": 3,
+    }
+    first = run(config_of(tiny_sweep, tmp_path, name="first", **changes), tmp_path)
+    assert first.states == {"complete": 5}
+    study = optuna.load_study(study_name="first", storage=f"sqlite:///{tmp_path}/shared.db")
+    assert [trial.user_attrs["seed"] for trial in study.trials] == [3, 3, 3, 1003, 1004]
+    repeated = [
+        t for t in study.trials if t.user_attrs["choice"] == study.trials[3].user_attrs["choice"]
+    ]
+    assert len(repeated) == 3
+    mean = sum(trial.value for trial in repeated) / 3
+
+    # MLflow says the same, and which seeds the trials were trained with.
+    seeds = {run.data.tags["ranksweep.number"]: run.data.tags["ranksweep.seed"]
+             for run in runs_of(tmp_path, "trial", "first")}  # fmt: skip
+    assert seeds == {"0": "3", "1": "3", "2": "3", "3": "1003", "4": "1004"}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    ranked = {each.run_id: each for each in best(uri, "tiny-sentiment", top=9)}
+    assert len(ranked) == 3
+    (row,) = [each for each in ranked.values() if each.seeds == 3]
+    assert row.value == pytest.approx(mean)
+    # The repeated choice stands in the result where its mean is its method's best.
+    for each in first.best:
+        assert ranked[each["run_id"]].value == pytest.approx(each["value"])
+        assert ranked[each["run_id"]].seeds == each["seeds"]
+    sweep_file = yaml.safe_load((tmp_path / ".ranksweep/sweeps/first/sweep.yaml").read_text())
+    assert sweep_file["search"]["study"] == f"sqlite:///{tmp_path}/shared.db?***"
+
+    # A launch of the sweep from elsewhere finds its trials out and trains nothing.
+    (tmp_path / "elsewhere").mkdir()
+    config = config_of(tiny_sweep, tmp_path, name="first", **changes)
+    again = run(config, tmp_path / "elsewhere")
+    assert (again.ended_by, again.states) == ("trials", {"complete": 5})
+    assert len(runs_of(tmp_path, "trial", "first")) == 5
+
+    # The next sweep of the task and the base begins with what this one has found.
+    capsys.readouterr()
+    del changes["search.study.study"], changes["search.repeats"]
+    second = run(
+        config_of(tiny_sweep, tmp_path, name="second", **changes | {"search.trials": 6}), tmp_path
+    )
+    said = capsys.readouterr()
+    assert "start from earlier sweeps: " in said.out + said.err
+    credited = [r for r in runs_of(tmp_path, "trial", "second")
+                if "ranksweep.warm_start_from" in r.data.tags]  # fmt: skip
+    assert 1 <= len(credited) <= 2
+    for each in credited:
+        origin = ranked[each.data.tags["ranksweep.warm_start_from"]]
+        assert json.loads(each.data.tags["ranksweep.choice"]) == origin.choice
+    assert second.states["complete"] == 6

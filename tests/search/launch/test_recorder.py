@@ -1,0 +1,201 @@
+"""A search is watched without ever waiting for MLflow, and a dead driver's trials are ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from search.launch.recorder import end_what_was_left_open
+from search.study.study import INTERRUPTED
+from search.tracking.journal import Journal, JournalError
+from search.tracking.tracker import Tracker
+from tests.mlflow_server import MlflowServer
+from tests.search.observed import TAGS, Watched, choice_of, held, plan_of
+from tests.search.toy_search import toy_study
+
+TIMEOUT_S = 6
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    running = MlflowServer(tmp_path)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def brief_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client gives a silent server up after so many seconds."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
+
+
+def observe(watched: Watched, numbers: range) -> None:
+    for number in numbers:
+        for step in watched.steps(number):
+            step()
+
+
+def expected_of(database: str, folder: Path, numbers: range) -> dict[str, object]:
+    """What MLflow holds where it is never away."""
+    (folder / "expected").mkdir()
+    tracker = Tracker(database, "expected")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    watched = Watched(folder / "expected", tracker, sweep)
+    observe(watched, numbers)
+    assert watched.close() == 0
+    return held(database, tracker, sweep, folder)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("accident", ["it hangs", "it is killed"])
+def test_a_server_that_is_away_is_not_waited_for_and_told_all_when_it_answers(
+    server: MlflowServer, brief_requests: None, database: str, tmp_path: Path, accident: str
+) -> None:
+    tracker = Tracker(server.uri, "movie")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep, pause_s=0.5)
+    observe(watched, range(3))
+    if accident == "it hangs":
+        server.pause()
+    else:
+        server.stop()
+    away_since = time.monotonic()
+    observe(watched, range(3, 23))
+    observed = time.monotonic() - away_since
+    assert observed < TIMEOUT_S, "one request that is waited for takes as long"
+    time.sleep(TIMEOUT_S + 1 - observed)
+    if accident == "it hangs":
+        server.go_on()
+    else:
+        server.start()
+    observe(watched, range(23, 25))
+    assert watched.close() == 0
+
+    told = held(server.uri, tracker, sweep, tmp_path)
+    assert told == expected_of(database, tmp_path, range(25))
+    answers = [text for text in watched.silent.said if text.startswith("MLflow answers again")]
+    assert len(answers) == 1
+
+
+@pytest.mark.server
+def test_a_launch_that_ends_while_mlflow_is_away_says_what_is_left(
+    server: MlflowServer, brief_requests: None, database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(server.uri, "movie")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep, pause_s=0.2)
+    server.stop()
+    observe(watched, range(2))
+    watched.observer.close(hurried=lambda: True)
+    (left,) = [text for text in watched.silent.said if "--resume" in text]
+    assert left.startswith("MLflow has not been told 7 records")
+    watched.journal.close()
+
+    server.start()
+    assert Watched(tmp_path, tracker, sweep).close() == 0
+    told = held(server.uri, tracker, sweep, tmp_path)
+    assert told == expected_of(database, tmp_path, range(2))
+
+
+def test_what_a_full_disk_does_not_take_is_appended_once_it_does(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(database, "movie")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+
+    is_full = True
+
+    def unless_full(append: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*arguments: object) -> None:
+            if is_full:
+                raise JournalError("journal.db: the journal cannot be used (disk is full)")
+            append(*arguments)
+
+        return wrapped
+
+    for kind in ("start", "epoch", "end"):
+        monkeypatch.setattr(watched.journal, kind, unless_full(getattr(watched.journal, kind)))
+    *befell, ended = watched.steps(0)
+    for step in befell:
+        step()
+    is_full = False
+    assert watched.journal.waiting == 0
+    ended()
+    assert watched.close() == 0
+
+    assert len([text for text in watched.silent.said if "disk is full" in text]) == 1
+    assert held(database, tracker, sweep, tmp_path) == expected_of(database, tmp_path, range(1))
+
+
+def test_an_end_that_only_the_study_has_is_told_as_the_study_says(
+    database: str, tmp_path: Path
+) -> None:
+    """The driver died after it had told the study and before it had told the journal."""
+    study = toy_study(tmp_path)
+    journal = Journal(tmp_path / "journal.db")
+    for number in range(4):
+        trial = study.ask()
+        choice = choice_of(number).as_dict()
+        plan = plan_of(choice)
+        tags = {"arm": choice["method"], "plan_digest": plan.digest}
+        journal.start(number, {"choice": choice, "tags": tags, "metrics": {}}, 1000)
+        journal.epoch(number, 1, {"metrics": {"accuracy": 0.25}}, 1001)
+        trial.report(0.25, 1)
+        if number == 0:
+            trial.report(0.5, 2)
+            study.tell(trial, 0.5)
+        elif number == 1:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        elif number == 2:
+            trial.set_user_attr(INTERRUPTED, True)
+            trial.set_user_attr("reason", "the driver ended before the trial did")
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    end_what_was_left_open(journal, study, "accuracy")
+    assert journal.left_open() == {}
+    journal.close()
+
+    tracker = Tracker(database, "movie")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    assert Watched(tmp_path, tracker, sweep).close() == 0
+    trials = held(database, tracker, sweep, tmp_path)
+    assert [trials[str(n)]["tags"]["ranksweep.status"] for n in range(4)] == [
+        "complete",
+        "pruned",
+        "interrupted",
+        "interrupted",
+    ]
+    assert [trials[str(n)]["status"] for n in range(4)] == [
+        "FINISHED",
+        "KILLED",
+        "KILLED",
+        "KILLED",
+    ]
+    assert trials["0"]["metrics"]["accuracy"] == [(1, "0.25"), (2, "0.5")]
+    assert trials["1"]["metrics"]["accuracy"] == [(1, "0.25")]
+    assert trials["2"]["tags"]["ranksweep.error"] == "the driver ended before the trial did"
+
+
+def test_the_journal_knows_the_runs_that_came_after_the_trials_had_ended(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "movie")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+
+    def ended(number: int, run_id: str) -> None:
+        raise KeyError(number)
+
+    watched.replay._on_run = ended
+    observe(watched, range(2))
+    assert watched.replay.close() == 0
+    runs = {
+        int(run.data.tags["ranksweep.number"]): run.info.run_id for run in tracker.children(sweep)
+    }
+    assert watched.journal.run_ids(sweep) == runs
+    assert watched.journal.run_ids("another run of the sweep") == {}

@@ -1,0 +1,129 @@
+"""`compare` sets what a sweep confirmed side by side, from MLflow alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Metric, RunTag
+from mlflow.tracking import MlflowClient
+
+from search.queries.comparison import compare, verdict
+from spaces.errors import RanksweepError, UsageError
+
+
+class Sweeps:
+    """Runs as docs/files.md defines them, written without the code under test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri = f"sqlite:///{folder}/mlflow.db"
+        self.client = MlflowClient(tracking_uri=self.uri)
+        self.experiment = self.client.create_experiment("movies")
+
+    def run(self, tags: dict[str, str], parent: str | None = None, **metrics: float) -> str:
+        run = self.client.create_run(self.experiment)
+        every = {f"ranksweep.{key}": value for key, value in tags.items()}
+        every |= {"mlflow.parentRunId": parent} if parent else {}
+        self.client.log_batch(
+            run.info.run_id,
+            metrics=[Metric(key, value, 0, 0) for key, value in metrics.items()],
+            tags=[RunTag(key, value) for key, value in every.items()],
+        )
+        return str(run.info.run_id)
+
+    def sweep(self, name: str) -> str:
+        return self.run({"kind": "sweep", "sweep": name, "metric": "accuracy", "mode": "max"})
+
+    def choice(self, sweep: str, number: int, arm: str, dev: float, test: list[float]) -> None:
+        method = arm.partition(" ")[0]
+        tags = {"method": method, "arm": arm, "number": str(number), "status": "complete",
+                "choice": json.dumps({"method": method, "learning_rate": 1e-3})}  # fmt: skip
+        size = {"trainable_params": 100.0 * (number + 1)}
+        self.run({**tags, "kind": "trial"}, sweep, accuracy=dev, **size)
+        for seed, value in enumerate(test, start=1):
+            self.run(
+                {**tags, "kind": "confirm", "seed": str(seed)}, sweep, test_accuracy=value, **size
+            )
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
+    made = Sweeps(tmp_path_factory.mktemp("compare"))
+    old = made.sweep("movie")
+    made.choice(old, 0, "lora", 0.1, [0.1, 0.2])
+    new = made.sweep("movie")
+    made.choice(new, 0, "lora", 0.80, [0.70, 0.72, 0.74])
+    made.choice(new, 1, "lora", 0.79, [0.90, 0.91, 0.92])
+    made.choice(new, 2, "pilora partition.rule=hits", 0.85, [0.80, 0.81, 0.82])
+    made.choice(new, 3, "pilora partition.rule=random", 0.7, [0.71, 0.72, 0.74])
+    made.choice(new, 4, "taso", 0.7, [0.50])
+    made.sweep("unconfirmed")
+    running = made.run({"kind": "sweep", "sweep": "running", "status": "running"})
+    made.choice(running, 0, "lora", 0.8, [0.7, 0.8])
+    return made
+
+
+def test_a_sweep_that_still_runs_is_compared_and_said(
+    sweeps: Sweeps, caplog: pytest.LogCaptureFixture
+) -> None:
+    (row,) = compare(sweeps.uri, "running")
+    assert row.mean == pytest.approx(0.75)
+    assert "running still runs" in caplog.text
+    caplog.clear()
+    compare(sweeps.uri, "movie")
+    assert caplog.text == ""
+
+
+def test_the_newest_sweep_of_a_name_is_set_beside_its_best_lora(sweeps: Sweeps) -> None:
+    rows = compare(sweeps.uri, "movie")
+    assert [(row.arm, row.number) for row in rows] == [
+        ("lora", 1),
+        ("pilora partition.rule=hits", 2),
+        ("pilora partition.rule=random", 3),
+        ("lora", 0),
+        ("taso", 4),
+    ]
+    hits = rows[1]
+    assert hits.values == (0.80, 0.81, 0.82)
+    assert hits.mean == pytest.approx(0.81)
+    assert hits.deviation == pytest.approx(0.01)
+    assert hits.trainable_params == 300
+    # Welch by hand: s^2 = 1e-4 and 4e-4, n = 3: se = sqrt(5e-4 / 3), df = 2.9412, t = 3.2130
+    assert hits.difference == pytest.approx((0.09 - 0.041478, 0.09 + 0.041478), abs=2e-4)
+    assert hits.within_noise is False
+    assert rows[2].within_noise is True
+    assert rows[3].difference is None  # the best LoRA on dev is what the others are set beside
+    assert rows[4].deviation is None
+    assert rows[4].difference is None
+
+
+def test_another_arm_can_be_what_the_others_are_set_beside(sweeps: Sweeps) -> None:
+    against = "pilora partition.rule=random"
+    rows = {(row.arm, row.number): row for row in compare(sweeps.uri, "movie", against)}
+    assert rows[against, 3].difference is None
+    low, high = rows["pilora partition.rule=hits", 2].difference or (0, 0)
+    assert (low + high) / 2 == pytest.approx(0.81 - 0.72333, abs=1e-4)
+
+
+def test_the_verdict_says_who_differs_and_how_many_would_by_chance(sweeps: Sweeps) -> None:
+    rows = [row.as_dict() for row in compare(sweeps.uri, "movie")]
+    said = verdict(rows)
+    assert said.startswith(
+        "higher than tuned LoRA beyond the noise: lora, pilora partition.rule=hits"
+    )
+    assert "of 3 compared; by chance alone about 0.2" in said
+    within = [row for row in rows if row["within_noise"] is not False]
+    assert verdict(within) == "no difference from tuned LoRA is beyond the noise (1 compared)"
+    assert "no difference can be told" in verdict([row for row in rows if row["arm"] == "taso"])
+
+
+def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
+    with pytest.raises(
+        RanksweepError, match=r"nowhere: no sweep .* it has movie, running, unconfirmed"
+    ):
+        compare(sweeps.uri, "nowhere")
+    with pytest.raises(RanksweepError, match="nothing of it was confirmed"):
+        compare(sweeps.uri, "unconfirmed")
+    with pytest.raises(UsageError, match="--against: 'pilor' was not confirmed"):
+        compare(sweeps.uri, "movie", "pilor")

@@ -1,0 +1,642 @@
+"""The searcher, driven as Tune drives it: every Optuna state says what happened to its trial."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from search.study.ranking import best_of_each_method
+from search.study.sampling import Snapshot
+from search.study.standing import handed_out, interrupted
+from search.study.study import directions, make_sampler, open_study, states_of
+from search.tuning.searcher import StudySearcher
+from spaces.errors import ConfigError
+from spaces.methods.registry import make_plan, parse_choice
+from spaces.search_space import SearchSpace
+from tests.search.toy_search import TARGETS, toy_profile, toy_space, toy_study
+
+METHODS = ("lora", "pilora", "taso", "sensitivity", "joint")
+PROFILE = toy_profile()
+
+
+def searcher_over(study: Any, space: Any = None, **settings: Any) -> StudySearcher:
+    defaults: dict[str, Any] = {
+        "targets": TARGETS,
+        "profile": PROFILE,
+        "metric": "accuracy",
+        "objectives": ("accuracy",),
+        "mode": "max",
+        "epochs": 3,
+        "trials": 10,
+    }
+    return StudySearcher(study, space or toy_space(), **{**defaults, **settings})
+
+
+def row(epoch: int, accuracy: float, **more: float) -> dict[str, Any]:
+    return {"epoch": epoch, "epochs_done": epoch, "accuracy": accuracy, "dev_loss": 0.5, **more}
+
+
+def finish(searcher: StudySearcher, trial_id: str, accuracy: float = 0.8) -> None:
+    for epoch in (1, 2):
+        searcher.on_trial_result(trial_id, row(epoch, accuracy / 2))
+    searcher.on_trial_result(trial_id, row(3, accuracy))
+    searcher.on_trial_complete(trial_id, row(3, accuracy))
+
+
+def run_all(searcher: StudySearcher, accuracy: float = 0.8) -> list[dict[str, Any]]:
+    """Hand every trial out and finish it; returns the suggestions."""
+    given = []
+    for number in range(1000):
+        suggested = searcher.suggest(f"t{number}")
+        if suggested == Searcher.FINISHED:
+            return given
+        given.append(suggested)
+        finish(searcher, f"t{number}", accuracy)
+    raise AssertionError("the searcher never finished")
+
+
+def test_equal_allocation_gives_every_method_the_same_number_in_the_order_of_the_space(tmp_path):
+    given = run_all(searcher_over(toy_study(tmp_path), trials=12))
+    methods = [suggested["choice"]["method"] for suggested in given]
+    assert methods[:5] == list(METHODS)
+    assert Counter(methods) == {"lora": 3, "pilora": 3, "taso": 2, "sensitivity": 2, "joint": 2}
+
+
+def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path):
+    given = run_all(searcher_over(toy_study(tmp_path), trials=20, allocation="free"))
+    methods = [suggested["choice"]["method"] for suggested in given]
+    assert len(methods) == 20
+    assert methods[:5] != list(METHODS)
+    assert len(set(methods)) > 2
+
+
+def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path):
+    space = toy_space("taso", taso={"importance": ["sensitivity", "random"], "rounds": [1, 2]})
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, space, trials=15, arms=("importance", "rounds"))
+    given = run_all(searcher)
+    divided = [
+        f"taso importance={importance} rounds={rounds}"
+        for importance in ("sensitivity", "random")
+        for rounds in (1, 2)
+    ]
+    assert searcher.counts == {"lora": 3, **dict.fromkeys(divided, 3)}
+    for suggested in given:
+        choice, trial = suggested["choice"], study.trials[suggested["number"]]
+        if choice["method"] == "taso":
+            shown = f"taso importance={choice['importance']} rounds={choice['rounds']}"
+            assert trial.user_attrs["arm"] == shown
+        else:
+            assert trial.user_attrs["arm"] == "lora"
+    again = searcher_over(study, space, trials=20, arms=("importance", "rounds"))
+    assert again.counts == searcher.counts
+
+
+def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path):
+    space = toy_space()
+    first = [space.default_choice("taso"), space.default_choice("lora")]
+    searcher = searcher_over(toy_study(tmp_path), space, trials=7, enqueue=[*first, first[0]])
+    given = run_all(searcher)
+    assert [suggested["choice"] for suggested in given[:2]] == [c.as_dict() for c in first]
+    assert searcher.counts == {"taso": 1, "lora": 2, "pilora": 2, "sensitivity": 1, "joint": 1}
+
+
+def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path):
+    study = toy_study(tmp_path)
+    given = run_all(searcher_over(study, trials=5))
+    for suggested in given:
+        trial = study.trials[suggested["number"]]
+        choice = parse_choice(suggested["choice"])
+        plan = make_plan(choice, TARGETS, PROFILE)
+        assert json.loads(trial.user_attrs["choice"]) == suggested["choice"]
+        assert trial.user_attrs["method"] == choice.method
+        assert trial.user_attrs["trainable_params"] == plan.trainable_params
+        assert trial.user_attrs["plan_digest"] == plan.digest
+
+
+@pytest.mark.parametrize("allocation", ["equal", "free"])
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_trial_of_any_method_is_ever_beyond_max_params(tmp_path, sampler, allocation):
+    # Half of the space and more is beyond it, the default of every method but lora included.
+    study = toy_study(tmp_path, sampler=sampler)
+    searcher = searcher_over(study, trials=50, max_params=330, allocation=allocation)
+    given = run_all(searcher)
+    counts = [
+        make_plan(parse_choice(suggested["choice"]), TARGETS, PROFILE).trainable_params
+        for suggested in given
+    ]
+    assert len(counts) == 50
+    assert max(counts) <= 330
+    assert {suggested["choice"]["method"] for suggested in given} == set(METHODS)
+    # Optuna has no other trials, and each has its distance to the bound as a constraint.
+    assert len(study.trials) == 50
+    assert [t.constraints for t in study.trials] == [{"trainable_params": n - 330} for n in counts]
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+def test_tpe_learns_from_what_is_refused_where_the_bound_lies(tmp_path, monkeypatch):
+    # Four ranks of sixteen fit; even draws need four tries for a choice.
+    drawn = []
+    draw = Snapshot.draw
+    monkeypatch.setattr(Snapshot, "draw", lambda *a: drawn.append(None) or draw(*a))
+    searcher = searcher_over(
+        toy_study(tmp_path),
+        toy_space("lora", lora={"rank": {"low": 1, "high": 16}}),
+        trials=40,
+        max_params=4 * 4 * (24 + 16),
+    )
+    tries = []
+    for number in range(40):
+        before = len(drawn)
+        suggested = searcher.suggest(f"t{number}")
+        tries.append(len(drawn) - before)
+        assert suggested["choice"]["rank"] <= 4
+        finish(searcher, f"t{number}", 0.5)  # no rank is better than another
+    assert sum(tries[:10]) / 10 > 2.5
+    assert sum(tries[20:]) / 20 < 2
+
+
+def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_path):
+    # One rank of sixteen fits, and a random sampler does not learn it.
+    space = toy_space("lora", lora={"rank": list(range(1, 17))})
+    study = toy_study(tmp_path, sampler="random")
+    given = run_all(searcher_over(study, space, trials=4, max_params=1 * 4 * (24 + 16)))
+    assert [suggested["choice"]["rank"] for suggested in given] == [1] * 4
+    assert len({suggested["choice"]["learning_rate"] for suggested in given}) == 4
+    assert len(study.trials) == 4
+
+
+def test_a_method_that_cannot_fit_is_closed_and_the_others_take_its_trials(tmp_path, caplog):
+    # Four modules of rank 1 have 4 x (24 + 16) = 160 parameters, of rank 2 twice that.
+    space = toy_space("lora", "sensitivity", sensitivity={"mean_rank": [2, 4]})
+    searcher = searcher_over(toy_study(tmp_path), space, trials=6, max_params=160)
+    given = run_all(searcher)
+    assert [suggested["choice"]["method"] for suggested in given] == ["lora"] * 6
+    assert "space.methods.sensitivity: takes no further part" in caplog.text
+    assert "320 parameters, max_params is 160" in searcher.shortfall
+
+
+def test_a_search_that_nothing_fits_ends_and_says_why(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, max_params=3)
+    assert searcher.suggest("t0") == Searcher.FINISHED
+    assert searcher.handed == 0
+    for method in METHODS:
+        assert f"space.methods.{method}: takes no further part" in searcher.shortfall
+    assert study.trials == []
+
+
+def test_a_method_that_has_no_plan_is_closed_with_the_reason(tmp_path):
+    study = toy_study(tmp_path)
+    # The profile's masks are of 5 and 10 percent, and this space is not fitted to them.
+    space = SearchSpace.parse({"methods": {"lora": {"rank": [2, 4]}, "taso": {"top_percent": 7}}})
+    searcher = searcher_over(study, space, trials=4)
+    given = run_all(searcher)
+    assert [suggested["choice"]["method"] for suggested in given] == ["lora"] * 4
+    assert "space.methods.taso: takes no further part" in searcher.shortfall
+    assert "top_percent: 7 is not in the profile's grid" in searcher.shortfall
+    assert len(study.trials) == 4
+
+
+def test_a_full_trial_is_complete_with_its_last_value_and_its_curve(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, trials=1)
+    run_all(searcher, accuracy=0.75)
+    (trial,) = study.trials
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == 0.75
+    assert trial.intermediate_values == {1: 0.375, 2: 0.375, 3: 0.75}
+    assert searcher.ended[0].state == "complete"
+    assert searcher.ended[0].values == (0.75,)
+
+
+def test_the_result_that_a_scheduler_stops_at_is_kept(tmp_path):
+    # Tune does not call on_trial_result for the result at which the scheduler says STOP.
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study)
+    searcher.suggest("t0")
+    searcher.on_trial_result("t0", row(1, 0.3))
+    searcher.on_trial_complete("t0", row(2, 0.4))
+    (trial,) = study.trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {1: 0.3, 2: 0.4}
+    assert trial.user_attrs["reason"] == "stopped after epoch 2 of 3"
+
+
+def test_full_length_that_a_scheduler_calls_stopped_is_complete(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study)
+    searcher.suggest("t0")
+    searcher.on_trial_result("t0", row(2, 0.3))
+    searcher.on_trial_complete("t0", row(3, 0.4))
+    assert study.trials[0].state == TrialState.COMPLETE
+    assert study.trials[0].value == 0.4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_last_value_that_is_not_finite_fails(tmp_path, value):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study)
+    searcher.suggest("t0")
+    finish(searcher, "t0", accuracy=value)
+    (trial,) = study.trials
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["reason"] == f"accuracy is {value} after epoch 3"
+
+
+def test_nan_on_the_way_does_not_fail_a_trial_that_recovers(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study)
+    searcher.suggest("t0")
+    searcher.on_trial_result("t0", row(1, math.nan))
+    searcher.on_trial_result("t0", row(2, 0.4))
+    searcher.on_trial_complete("t0", row(3, 0.6))
+    assert study.trials[0].value == 0.6
+
+
+def test_an_error_fails_with_the_text_that_the_driver_reads(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study)
+    searcher.read_error = lambda trial_id: f"{trial_id}: out of memory"
+    searcher.suggest("t0")
+    searcher.on_trial_result("t0", row(1, 0.3))
+    searcher.on_trial_complete("t0", error=True)
+    (trial,) = study.trials
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["reason"] == "t0: out of memory"
+    assert trial.intermediate_values == {1: 0.3}
+
+
+def test_two_objectives_keep_the_curve_in_attributes_and_tell_both_values(tmp_path):
+    objectives = ("accuracy", "trainable_params")
+    study = toy_study(tmp_path, objectives)
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    searcher = searcher_over(study, objectives=objectives)
+    for trial_id in ("full", "stopped", "nan"):
+        searcher.suggest(trial_id)
+    finish(searcher, "full", 0.7)
+    searcher.on_trial_result("stopped", row(1, 0.2))
+    searcher.on_trial_complete("stopped", row(1, 0.2))
+    finish(searcher, "nan", math.nan)
+    full, stopped, nan = study.trials
+    assert full.state == TrialState.COMPLETE
+    assert full.values == [0.7, full.user_attrs["trainable_params"]]
+    assert full.user_attrs["curve"]["3"] == {"accuracy": 0.7, "dev_loss": 0.5}
+    assert stopped.state == TrialState.PRUNED
+    assert stopped.user_attrs["curve"] == {"1": {"accuracy": 0.2, "dev_loss": 0.5}}
+    assert nan.state == TrialState.FAIL
+    assert not any(trial.intermediate_values for trial in study.trials)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "trainable_params")])
+def test_samplers_go_past_their_start_up_with_every_kind_of_end(tmp_path, sampler, objectives):
+    study = toy_study(tmp_path, objectives, sampler)
+    searcher = searcher_over(study, objectives=objectives, trials=24, max_params=1000)
+    for number in range(24):
+        suggested = searcher.suggest(f"t{number}")
+        assert suggested != Searcher.FINISHED
+        if number % 4 == 1:
+            searcher.on_trial_complete(f"t{number}", row(1, 0.2))
+        elif number % 4 == 2:
+            searcher.on_trial_complete(f"t{number}", error=True)
+        else:
+            finish(searcher, f"t{number}", -abs(math.log10(suggested["choice"]["learning_rate"])))
+    counted = Counter(trial.state for trial in handed_out(study))
+    assert counted == {TrialState.COMPLETE: 12, TrialState.PRUNED: 6, TrialState.FAIL: 6}
+
+
+def test_tpe_learns_the_learning_rate(tmp_path):
+    # The best value is at 3e-3; after the start-up TPE proposes nearer to it than chance does.
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, toy_space("lora"), trials=40)
+    distances = []
+    for number in range(40):
+        suggested = searcher.suggest(f"t{number}")
+        distance = abs(math.log10(suggested["choice"]["learning_rate"] / 3e-3))
+        distances.append(distance)
+        finish(searcher, f"t{number}", 1 - distance)
+    assert sum(distances[20:]) / 20 < 0.5 * sum(distances[:10]) / 10
+
+
+LORA = {"method": "lora", "rank": 2, "alpha": 16.0, "learning_rate": 1e-3}
+#: Choices of other methods that come to the same plan as LORA, and what their space must hold.
+SAME_AS_LORA = {
+    "pilora": {
+        "rank": 2,
+        "supplementary_rank": 1,
+        "partition": {"rule": "all"},
+        "alpha": 16.0,
+    },
+    "sensitivity": {"mean_rank": 2, "allocation": "uniform", "alpha": 16.0},
+    "joint": {
+        "mean_rank": 2,
+        "allocation": "uniform",
+        "partition": {"rule": "all"},
+        "retention": 1.0,
+        "supplementary_rank": 1,
+        "alpha": 16.0,
+    },
+}
+
+
+@pytest.mark.parametrize("method", SAME_AS_LORA)
+def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_trial(
+    tmp_path, method
+):
+    keys = SAME_AS_LORA[method]
+    space = toy_space(
+        "lora",
+        method,
+        lora={"rank": [2, 4]},
+        **{
+            method: {**keys, "rank": [2, 4]}
+            if method == "pilora"
+            else {**keys, "mean_rank": [2, 4]}
+        },
+    )
+    lora = parse_choice(LORA)
+    other = parse_choice({"method": method, **keys, "learning_rate": 1e-3})
+    slower = parse_choice({"method": method, **keys, "learning_rate": 9e-4})
+    assert make_plan(lora, TARGETS, PROFILE).digest == make_plan(other, TARGETS, PROFILE).digest
+    study, said = toy_study(tmp_path), []
+    searcher = searcher_over(study, space, trials=3, enqueue=[lora, other, slower], say=said.append)
+    assert searcher.suggest("t0")["choice"] == lora.as_dict()
+    finish(searcher, "t0", 0.73)
+    # `other` is told and passed over: the next that is trained differs in its learning rate.
+    assert searcher.suggest("t1")["choice"] == slower.as_dict()
+    original, answered = study.trials[:2]
+    assert answered.state == TrialState.COMPLETE
+    assert answered.values == [0.73]
+    assert answered.intermediate_values == original.intermediate_values
+    assert answered.user_attrs["ranksweep_duplicate_of"] == 0
+    assert json.loads(answered.user_attrs["choice"]) == other.as_dict()
+    assert searcher.handed == 2
+    assert searcher.counts == {"lora": 1, method: 1}
+    assert said == [
+        f"{method}: a choice that is the same plan at the same learning rate as trial 0 (lora) is "
+        "answered from it"
+    ]
+    assert states_of(study) == {"complete": 1, "duplicate": 1}
+    # Both methods have it as their best; the record of it is the first trial's.
+    rows = {row["arm"]: row for row in best_of_each_method(study, "max")}
+    assert {arm: (row["value"], row["number"], row["seeds"]) for arm, row in rows.items()} == {
+        "lora": (0.73, 0, 1),
+        method: (0.73, 0, 1),
+    }
+    assert rows[method]["choice"] == other.as_dict()
+
+
+def test_a_choice_that_is_the_same_as_one_that_runs_is_not_trained_beside_it(tmp_path):
+    space = toy_space("lora", "pilora", pilora={**SAME_AS_LORA["pilora"], "rank": [2, 4]})
+    lora = parse_choice(LORA)
+    same = parse_choice({"method": "pilora", **SAME_AS_LORA["pilora"], "learning_rate": 1e-3})
+    searcher = searcher_over(toy_study(tmp_path), space, trials=3, enqueue=[lora, same])
+    assert searcher.suggest("t0")["choice"] == lora.as_dict()
+    second = searcher.suggest("t1")["choice"]
+    assert second["method"] == "pilora"
+    assert second["learning_rate"] != 1e-3
+
+
+def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_says_why(tmp_path):
+    rates = [1e-3, 2e-3, 4e-3]
+    space = SearchSpace.parse(
+        {
+            "learning_rate": rates,
+            "methods": {
+                "lora": {"rank": [2, 4]},
+                "pilora": {"rank": [2, 4], "partition": {"rule": ["all", "hits"], "threshold": 0.5},
+                           "supplementary_rank": 0},
+            },
+        }
+    )  # fmt: skip
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, space, trials=50)
+    given = run_all(searcher)
+    # 6 of lora; 12 of pilora, of which 6 let every row be dominant: that is lora.
+    trainings = {
+        (
+            make_plan(parse_choice(s["choice"]), TARGETS, PROFILE).digest,
+            s["choice"]["learning_rate"],
+        )
+        for s in given
+    }
+    assert len(trainings) == len(given) == 12
+    assert searcher.handed == 12
+    assert "space.methods.lora: takes no further part" in searcher.shortfall
+    assert "space.methods.pilora: takes no further part" in searcher.shortfall
+    assert "trained already" in searcher.shortfall
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(tmp_path):
+    objectives = ("accuracy", "trainable_params")
+    for trials in (25, 50):
+        study = toy_study(tmp_path, objectives)
+        searcher = searcher_over(study, objectives=objectives, trials=trials)
+        for number in range(trials):
+            suggested = searcher.suggest(f"t{number}")
+            if suggested == Searcher.FINISHED:
+                break
+            finish(
+                searcher,
+                f"t{number}",
+                1 - abs(math.log10(suggested["choice"]["learning_rate"] / 3e-3)),
+            )
+    assert len(study.trials) == 50
+    for trial in study.trials:
+        method = trial.params["method"]
+        assert method == trial.user_attrs["method"]
+        keys = {name.removeprefix(f"{method}.") for name in trial.params if name != "method"}
+        assert keys <= set(toy_space().domains[method])
+        assert "learning_rate" in keys
+
+
+def test_a_dead_driver_s_trials_are_settled_and_asked_again(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, trials=8)
+    given = [searcher.suggest(f"t{number}") for number in range(4)]
+    finish(searcher, "t0")
+    searcher.on_trial_complete("t1", row(1, 0.2))
+    del searcher, study
+
+    study = toy_study(tmp_path)
+    again = interrupted(study)
+    assert [choice.as_dict() for choice in again] == [s["choice"] for s in given[2:]]
+    finished = {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert {trial.state for trial in study.trials} <= finished
+    assert len(handed_out(study)) == 2
+
+    resumed = searcher_over(study, trials=8, enqueue=again)
+    assert resumed.handed == 2
+    rest = run_all(resumed)
+    assert [suggested["choice"] for suggested in rest[:2]] == [s["choice"] for s in given[2:]]
+    assert len(rest) == 6
+    assert len(handed_out(study)) == 8
+    assert set(resumed.counts.values()) <= {1, 2}
+    assert interrupted(study) == []
+
+
+def test_a_trial_that_the_driver_cut_off_is_asked_again_once(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, trials=2)
+    given = searcher.suggest("t0")
+    searcher.on_trial_result("t0", row(1, 0.3))
+    ended = searcher.cancel("t0", "interrupted")
+    assert ended is not None
+    assert ended.state == "cancelled"
+    assert study.trials[0].state == TrialState.FAIL
+    assert study.trials[0].intermediate_values == {1: 0.3}
+    (again,) = interrupted(study)
+    assert again.as_dict() == given["choice"]
+    run_all(searcher_over(study, trials=2, enqueue=[again]))
+    assert interrupted(study) == []
+
+
+def test_a_resumed_search_leaves_out_enqueued_choices_that_are_trained(tmp_path):
+    space = toy_space()
+    defaults = [space.default_choice(method) for method in METHODS]
+    study = toy_study(tmp_path)
+    run_all(searcher_over(study, space, trials=5, enqueue=defaults))
+    study = toy_study(tmp_path)
+    given = run_all(searcher_over(study, space, trials=7, enqueue=defaults))
+    assert len(given) == 2
+    assert all(parse_choice(suggested["choice"]) not in defaults for suggested in given)
+
+
+def test_an_enqueued_choice_outside_the_space_is_left_out_aloud(tmp_path, caplog):
+    space = toy_space("lora")
+    outside = parse_choice({"method": "lora", "rank": 5, "learning_rate": 1e-3})
+    given = run_all(searcher_over(toy_study(tmp_path), space, trials=2, enqueue=[outside]))
+    assert all(suggested["choice"]["rank"] != 5 for suggested in given)
+    assert "an enqueued choice is left out: lora.rank: 5 is not in the space" in caplog.text
+
+
+def test_a_resumed_sampler_does_not_draw_its_first_points_again(tmp_path):
+    first = run_all(searcher_over(toy_study(tmp_path, sampler="random"), trials=5))
+    second = run_all(searcher_over(toy_study(tmp_path, sampler="random"), trials=10))
+    rates = {suggested["choice"]["learning_rate"] for suggested in first + second}
+    assert len(rates) == 10
+
+
+def test_a_study_of_another_space_is_refused_in_one_line(tmp_path):
+    run_all(searcher_over(toy_study(tmp_path), toy_space("lora"), trials=1))
+    searcher = searcher_over(toy_study(tmp_path), toy_space("lora", "taso"), trials=2)
+    with pytest.raises(ConfigError, match=r"^space: does not fit the study"):
+        searcher.suggest("t0")
+    assert TrialState.RUNNING not in {trial.state for trial in toy_study(tmp_path).trials}
+
+
+def test_a_study_of_other_objectives_is_refused(tmp_path):
+    toy_study(tmp_path)
+    with pytest.raises(ConfigError, match=r"^search\.objectives: the study 'toy' was made with"):
+        toy_study(tmp_path, ("accuracy", "trainable_params"))
+
+
+def test_saved_state_is_json_and_finds_the_open_trials_again(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study)
+    given = searcher.suggest("t0")
+    finish(searcher, "t0")
+    open_one = searcher.suggest("t1")
+    path = tmp_path / "state"
+    searcher.save(str(path))
+    assert json.loads(path.read_text()) == {"t1": open_one["number"]}
+    restored = searcher_over(toy_study(tmp_path))
+    restored.restore(str(path))
+    finish(restored, "t1", 0.9)
+    trials = toy_study(tmp_path).trials
+    assert [trials[s["number"]].state for s in (given, open_one)] == [TrialState.COMPLETE] * 2
+    assert trials[open_one["number"]].value == 0.9
+
+
+def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path):
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study)
+    number = searcher.suggest("t0")["number"]
+    searcher.set_run_id(number, "abc123")
+    assert study.trials[number].user_attrs["mlflow_run_id"] == "abc123"
+    finish(searcher, "t0")
+    with pytest.raises(KeyError):
+        searcher.set_run_id(number, "later")
+
+
+def test_directions_of_losses_and_counts_are_down():
+    assert directions(("accuracy", "trainable_params"), "max") == ["maximize", "minimize"]
+    assert directions(("dev_loss",), "min") == ["minimize"]
+    assert directions(("perplexity",), "min") == ["minimize"]
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ConfigError, match=r"^search\.sampler: 'grid' is not a sampler"):
+        make_sampler("grid", 0)
+
+
+def test_a_search_shorter_than_what_is_enqueued_takes_the_first_of_it(tmp_path: Path):
+    space = toy_space()
+    defaults = [space.default_choice(method) for method in METHODS]
+    study = open_study(
+        f"sqlite:///{tmp_path}/study.db",
+        "short",
+        objectives=("accuracy",),
+        mode="max",
+        sampler="tpe",
+        seed=3,
+    )
+    given = run_all(searcher_over(study, space, trials=3, enqueue=defaults))
+    assert [suggested["choice"]["method"] for suggested in given] == list(METHODS[:3])
+    assert all(trial.state.is_finished() for trial in study.trials)
+
+
+# -- what runs still ------------------------------------------------------------------------------
+
+
+def test_a_repetition_waits_for_the_trial_that_may_be_the_best(tmp_path: Path) -> None:
+    said: list[str] = []
+    searcher = searcher_over(
+        toy_study(tmp_path), trials=4, epochs=1, repeats=(1, 2), say=said.append
+    )
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    searcher.on_trial_complete("a", row(1, 0.5))
+    assert searcher.suggest("c") is None, "the second may be better"
+    searcher.on_trial_complete("b", row(1, 0.6))
+    for trial_id, seed in (("c", 1000), ("d", 1001)):
+        again = searcher.suggest(trial_id)
+        assert isinstance(again, dict)
+        assert (again["choice"], again["seed"]) == (second["choice"], seed)
+    assert [text for text in said if "again" in text] == [
+        f"trial {2 + k}: trains the choice of trial {second['number']} again, with seed {1000 + k}"
+        for k in range(2)
+    ]
+
+
+def test_a_space_that_ran_out_is_repeated_and_its_twin_is_answered(tmp_path: Path) -> None:
+    alone = {"learning_rate": 1e-3, "rank": 2, "alpha": 16}
+    all_rows = {"rule": "all", "threshold": 0.5}
+    space = SearchSpace.parse(
+        {"methods": {"lora": alone, "pilora": {**alone, "supplementary_rank": 0,
+                                               "partition": all_rows}}}
+    )  # fmt: skip
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, space, trials=6, epochs=1, repeats=(1, 2))
+    first = searcher.suggest("a")
+    assert isinstance(first, dict)
+    assert searcher.suggest("b") is None, "what it would train is being trained"
+    searcher.on_trial_complete("a", row(1, 0.5))
+    for trial_id, seed in (("b", 1000), ("c", 1001)):
+        again = searcher.suggest(trial_id)
+        assert isinstance(again, dict)
+        assert (again["choice"], again["seed"]) == (first["choice"], seed)
+        searcher.on_trial_complete(trial_id, row(1, 0.4))
+    assert searcher.suggest("d") == Searcher.FINISHED
+    twins = [t for t in study.trials if "ranksweep_duplicate_of" in t.user_attrs]
+    assert [(t.user_attrs["method"], t.value) for t in twins] == [("pilora", 0.5)]

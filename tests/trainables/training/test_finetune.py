@@ -1,0 +1,270 @@
+"""The training loop: against a plain PyTorch loop over PEFT's LoRA, and against itself."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from spaces.methods.registry import make_plan, parse_choice
+from spaces.plan import Block, Plan
+from tests.trainables.conftest import head_of, tiny_bert, tiny_task
+from trainables.adaptations.blocks import BlockAdaptation
+from trainables.bases.structure import resolve_targets
+from trainables.profiling.profile import compute_profile
+from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.split import epoch_order
+from trainables.training import batches
+from trainables.training.batches import PASS_TOKENS, of_like_length
+from trainables.training.evaluate import evaluate
+from trainables.training.finetune import finetune, untimed
+from trainables.training.settings import TrainSettings
+from trainables.training.stage import CancelledError, DivergedError, Schedule
+
+PATTERNS = ("query", "output.dense")
+SETTINGS = TrainSettings(epochs=3, batch_size=6, dropout=0.0, warmup_ratio=0.2)
+
+
+def targets_of(model):
+    return resolve_targets(model, ("classifier",), PATTERNS)
+
+
+def lora(model, rank: int = 2) -> Plan:
+    choice = parse_choice({"method": "lora", "rank": rank, "alpha": 6})
+    return make_plan(choice, targets_of(model), None)
+
+
+def reports_of(model, plan, workers, settings=SETTINGS, *, rate=1e-2, seed=3, task=None, **more):
+    """The report of every epoch of one job."""
+    found = []
+    with BlockAdaptation(
+        model, plan, seed=seed, dropout=settings.dropout, head=head_of(model, seed)
+    ) as adaptation:
+        finetune(
+            model, adaptation, task or tiny_task(), settings, learning_rate=rate, seed=seed,
+            workers=workers, on_epoch=lambda _epoch, report: found.append(report), **more,
+        )  # fmt: skip
+    return [untimed(report) for report in found]
+
+
+@pytest.mark.parametrize("pass_tokens", [0, batches.PASS_TOKENS, 10**6])
+def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone, pass_tokens, monkeypatch) -> None:
+    """However the rows of a batch are grouped by their length."""
+    monkeypatch.setattr(batches, "PASS_TOKENS", pass_tokens)
+    model, task = tiny_bert(), tiny_task()
+    plan, names = lora(model), [t.name for t in targets_of(model)]
+    with BlockAdaptation(model, plan, seed=3) as drawn:
+        draws = {
+            name: adapter.blocks[0].A.detach().clone()
+            for name, adapter in zip(names, drawn.begin_stage(0, 1).adapters, strict=True)
+        }
+    ours = reports_of(model, plan, alone)
+
+    peer_base = tiny_bert()
+    peer_base.classifier = head_of(peer_base, 3)["classifier"]
+    peer = get_peft_model(
+        peer_base, LoraConfig(r=2, lora_alpha=6, target_modules=list(names), lora_dropout=0.0)
+    )
+    peer.base_model.model.classifier.requires_grad_(True)
+    for name, draw in draws.items():
+        layer = peer.base_model.model.get_submodule(name)
+        with torch.no_grad():
+            layer.lora_A["default"].weight.copy_(draw)
+    trained = [p for p in peer.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+    split, rows = task.splits["train"], len(task.splits["train"].labels)
+    steps = math.ceil(rows / 6) * 3
+    warmup = math.ceil(0.2 * steps)
+    step = 0
+    for epoch in (1, 2, 3):
+        order, losses = epoch_order(rows, 3, epoch), []
+        for start in range(0, rows, 6):
+            batch = split.batch(order[start : start + 6])
+            labels = batch.pop("labels")
+            loss = torch.nn.functional.cross_entropy(peer(**batch).logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            factor = step / warmup if step < warmup else (steps - step) / (steps - warmup)
+            optimizer.param_groups[0]["lr"] = 1e-2 * factor
+            optimizer.step()
+            losses.append(loss.item() * len(labels))
+            step += 1
+        with torch.no_grad():
+            dev = task.splits["dev"]
+            batch = dev.batch(np.arange(len(dev.labels)))
+            labels = batch.pop("labels")
+            logits = peer(**batch).logits
+        report = ours[epoch - 1]
+        assert report["train_loss"] == pytest.approx(sum(losses) / rows, rel=1e-8)
+        assert report["learning_rate"] == pytest.approx(1e-2 * factor, rel=1e-12)
+        wanted = torch.nn.functional.cross_entropy(logits, labels).item()
+        assert report["dev_loss"] == pytest.approx(wanted, rel=1e-7)
+        assert report["accuracy"] == (logits.argmax(1) == labels).double().mean().item()
+    assert ours[-1]["train_loss"] < ours[0]["train_loss"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_of_like_length_are_grouped_at_the_least_cost(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = int(rng.integers(1, 8))
+    lengths = rng.integers(1, 200, rows)
+
+    def cost(groups) -> int:
+        return sum(len(group) * max(lengths[i] for i in group) + PASS_TOKENS for group in groups)
+
+    def partitions(of):
+        if not of:
+            yield []
+            return
+        for rest in partitions(of[1:]):
+            yield [[of[0]], *rest]
+            for i, group in enumerate(rest):
+                yield [*rest[:i], [of[0], *group], *rest[i + 1 :]]
+
+    groups = [group.tolist() for group in of_like_length(lengths)]
+    assert sorted(i for group in groups for i in group) == list(range(rows))
+    assert cost(groups) == min(map(cost, partitions(list(range(rows)))))
+
+
+def test_rows_of_one_length_stay_together_in_their_order() -> None:
+    (group,) = of_like_length(np.full(50, 30))
+    assert group.tolist() == list(range(50))
+
+
+def test_accumulating_gradients_changes_nothing_but_memory(alone) -> None:
+    model = tiny_bert()
+    whole = reports_of(model, lora(model), alone)
+    settings = SETTINGS.model_copy(update={"gradient_accumulation_steps": 3})
+    parts = reports_of(model, lora(model), alone, settings)
+    for one, other in zip(whole, parts, strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
+
+
+def test_the_same_trial_first_and_tenth_gives_the_same_losses_bit_for_bit(alone) -> None:
+    model = tiny_bert(torch.float32, dropout=0.1)
+    task, targets = tiny_task(), targets_of(model)
+    settings = SETTINGS.model_copy(update={"dropout": 0.1})
+    profile_settings = ProfileSettings(target_modules=PATTERNS, rank=2, batch_size=6)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    profile = compute_profile(model, head_of(model), targets, task, profile_settings, workers=alone)
+    first = reports_of(model, lora(model), alone, settings)
+    for method in ("pilora", "taso", "sensitivity", "joint"):
+        for rounds in ({}, {"seed": 1}):
+            plan = make_plan(parse_choice({"method": method, **rounds}), targets, profile)
+            other = reports_of(model, plan, alone, settings, seed=11)
+            assert other != first
+    assert reports_of(model, lora(model), alone, settings) == first
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+
+
+def test_every_stage_of_a_plan_is_trained_and_the_schedule_starts_anew(alone) -> None:
+    model = tiny_bert()
+    targets = targets_of(model)
+    half = [
+        {
+            t.name: [
+                Block(1, np.arange(t.shape[0] // 2, dtype=np.int32) + offset,
+                      np.arange(t.shape[1], dtype=np.int32), 1.0)
+            ]
+            for t in targets
+        }
+        for offset in (0, 4)
+    ]  # fmt: skip
+    plan = Plan.of(half, targets)
+    with BlockAdaptation(model, plan, seed=0, head=head_of(model)) as adaptation:
+        rates = []
+        finetune(
+            model, adaptation, tiny_task(), SETTINGS.model_copy(update={"warmup_ratio": 0.0}),
+            learning_rate=1e-2, seed=0, workers=alone,
+            on_epoch=lambda _e, report: rates.append(report["learning_rate"]),
+        )  # fmt: skip
+        updates = adaptation.updates()
+    # 4 steps an epoch, 12 in all: each stage trains 6, and its rate falls from 1 to 1/6
+    assert rates == pytest.approx([1e-2 * 3 / 6, 1e-2 * 5 / 6, 1e-2 * 1 / 6])
+    for target in targets:
+        rows = updates[target.name].abs().sum(1)
+        touched = {*range(target.shape[0] // 2), *range(4, 4 + target.shape[0] // 2)}
+        assert set(torch.nonzero(rows).reshape(-1).tolist()) == touched
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 8])
+@pytest.mark.parametrize(("per_epoch", "epochs"), [(4, 3), (1, 2), (7, 1)])
+def test_stages_divide_the_steps_as_the_formula_says(
+    stages: int, per_epoch: int, epochs: int
+) -> None:
+    schedule = Schedule(per_epoch, epochs, stages)
+    steps = per_epoch * epochs
+    bounds = [math.floor(i * steps / stages) for i in range(stages + 1)]
+    for stage in range(stages):
+        trained = list(range(bounds[stage], bounds[stage + 1]))
+        assert schedule.stage_steps(stage) == len(trained)
+        assert all(schedule.stage_of(step) == stage for step in trained)
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_and_says_so(alone) -> None:
+    model = tiny_bert(torch.float32)
+    with pytest.raises(DivergedError, match=r"not finite at step .*lower learning_rate"):
+        reports_of(model, lora(model), alone, rate=1e30)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert not any(layer._forward_hooks or "forward" in vars(layer) for layer in model.modules())
+
+
+def test_a_cancelled_job_stops_at_its_next_step(alone) -> None:
+    model, steps = tiny_bert(), []
+    with pytest.raises(CancelledError):
+        reports_of(
+            model, lora(model), alone, on_step=steps.append, should_stop=lambda: len(steps) == 5
+        )
+    assert steps == [1, 2, 3, 4, 5]
+    assert not any(layer._forward_hooks or "forward" in vars(layer) for layer in model.modules())
+
+
+def test_a_job_says_once_that_it_is_ready_right_before_its_first_forward_pass(alone) -> None:
+    model, order = tiny_bert(), []
+    handle = model.register_forward_pre_hook(lambda *_: order.append("forward"))
+    reports_of(model, lora(model), alone, on_ready=lambda: order.append("ready"))
+    handle.remove()
+    assert order[:2] == ["ready", "forward"]
+    assert order.count("ready") == 1
+
+
+def test_measuring_in_batches_equals_measuring_row_by_row(alone) -> None:
+    model, task = tiny_bert(dropout=0.3), tiny_task(dev=70)
+    with BlockAdaptation(
+        model, lora(model), seed=0, dropout=0.5, head=head_of(model)
+    ) as adaptation:
+        adaptation.begin_stage(0, 1)
+        found = evaluate(model, adaptation, task, "dev", alone)
+        split, losses, right = task.splits["dev"], [], 0
+        for i in range(70):
+            batch = split.batch(np.array([i]))
+            label = batch.pop("labels")
+            logits = model(**batch).logits
+            losses.append(torch.nn.functional.cross_entropy(logits, label).item())
+            right += int(logits.argmax() == label)
+    assert found == pytest.approx({"dev_loss": np.mean(losses), "accuracy": right / 70}, rel=1e-9)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_first_step_is_adams_first_step_in_every_precision(alone, stage: int, dtype) -> None:
+    # Adam's first step moves every number by the learning rate, against its gradient's sign.
+    model, task = tiny_bert(dtype), tiny_task()
+    once = TrainSettings(
+        epochs=1, batch_size=len(task.splits["train"]), warmup_ratio=0.0, dropout=0.0,
+        lr_scheduler="constant", max_grad_norm=None,
+    )  # fmt: skip
+    with BlockAdaptation(model, lora(model), seed=0, head=head_of(model)) as adaptation:
+        finetune(
+            model, adaptation, task, once, learning_rate=0.01, seed=0, workers=alone,
+            deepspeed={"zero_optimization": {"stage": stage}},
+        )  # fmt: skip
+        moved = [tensor for name, tensor in adaptation.weights().items() if name.endswith("/B")]
+    assert moved
+    for tensor in moved:
+        sizes = tensor.double().abs()
+        assert float((sizes - 0.01).abs().median()) < 1e-4

@@ -1,0 +1,207 @@
+"""The one seam between the training loop and what is trained: an adaptation of a resident base.
+
+The loop (trainables/training/finetune.py) knows stages and optimizer steps; an adaptation knows
+what a plan attaches to the base, what it adds to the loss, what it does around a step, and how its
+result is taken away: as weights that rebuild it, as low-rank factors, or merged into the base's
+parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from spaces.errors import UsageError
+from spaces.plan import Plan
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""A [R, in] and B [out, R] of an update B A, its scale within B."""
+
+
+class StageParameters(nn.Module):
+    """What a stage trains and nothing else: the adapters' parameters and the task's fresh head.
+
+    This is the module that a DeepSpeed engine is given. Its forward runs the resident base, which
+    it holds without registering it: the engine then neither casts nor broadcasts the base. `scaled`
+    maps a factor of the learning rate to the parameters of `adapters` that train at it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: Iterable[nn.Module],
+        scaled: Mapping[float, Sequence[nn.Parameter]],
+        head: Mapping[str, nn.Module],
+    ) -> None:
+        super().__init__()
+        object.__setattr__(self, "_model", model)
+        self._scaled = {scale: list(parameters) for scale, parameters in scaled.items()}
+        self.adapters = nn.ModuleList(adapters)
+        self.head = nn.ModuleList(head.values())
+
+    def forward(self, *batches: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits [rows of all batches, classes] of the resident base, adapters and head in place.
+
+        Every batch is a forward pass of its own.
+        """
+        logits = [self._model(**batch).logits for batch in batches]  # type: ignore[operator]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups, one per learning-rate scale; the head trains at scale 1."""
+        by_scale = {scale: list(parameters) for scale, parameters in self._scaled.items()}
+        head = list(self.head.parameters())
+        if head:
+            by_scale.setdefault(1.0, []).extend(head)
+        return [
+            {
+                "params": parameters,
+                "lr": learning_rate * scale,
+                "lr_scale": scale,
+                "weight_decay": weight_decay,
+            }
+            for scale, parameters in by_scale.items()
+        ]
+
+
+class Adaptation(ABC):
+    """One plan on one resident base, from attaching its first stage to detaching it.
+
+    Use it as a context manager: leaving it takes away all that was attached and puts the base's own
+    head back, whatever happened inside. Either train it (`begin_stage` ... `end_stage` for each
+    stage in turn) or `load` weights that another one has trained; then its result can be asked for.
+    `seed` draws what is drawn, `dropout` is that of the adapters' inputs, `head` the job's own head
+    modules by name, `dtype` that of the adapters (default: the base's).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        seed: int,
+        dropout: float = 0.0,
+        head: Mapping[str, nn.Module] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._model, self._plan, self._seed, self._dropout = model, plan, seed, dropout
+        parameter = next(model.parameters())
+        self._dtype, self._device = dtype or parameter.dtype, parameter.device
+        self._targets = {target.name: target for target in plan.targets}
+        self._head = {} if head is None else dict(head)
+        self._resident_head: dict[str, nn.Module] = {}
+
+    @property
+    def stages(self) -> int:
+        """How many stages are trained one after another."""
+        return len(self._plan.stages)
+
+    def __enter__(self) -> Self:
+        for name, module in self._head.items():
+            self._resident_head[name] = self._model.get_submodule(name)
+            self._model.set_submodule(name, module)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.detach()
+        for name, module in self._resident_head.items():
+            self._model.set_submodule(name, module)
+        self._resident_head = {}
+
+    # What the loop calls ----------------------------------------------------------------------
+
+    @abstractmethod
+    def begin_stage(self, index: int, steps: int) -> StageParameters:
+        """Attach what stage `index` trains, for `steps` optimizer steps."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """A scalar added once to every step's loss; None where there is nothing to add."""
+        return None
+
+    def after_backward(self, engine: Any) -> None:
+        """Called after an optimizer step's last backward pass: gradients averaged, unclipped."""
+        return
+
+    def after_step(self, skipped: bool, learning_rate: float) -> None:
+        """Called after an optimizer step at `learning_rate` (of scale 1); `skipped` where a loss
+        scaler refused it."""
+        return
+
+    @abstractmethod
+    def end_stage(self) -> None:
+        """End the stage: what it has trained stays attached, frozen."""
+
+    def eval(self) -> None:
+        """Turn the adapters' dropout off until the next training step."""
+        return
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Take away all that was attached but the head; what it leaves can still be asked for."""
+
+    # What it leaves -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All that rebuilds the trained function on the same base, the head apart."""
+
+    @abstractmethod
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Attach what `weights()` of an adaptation of the same plan has given, frozen.
+
+        Raises UsageError where a tensor is missing or of another shape.
+        """
+
+    @abstractmethod
+    def factors(self) -> dict[str, Factors]:
+        """The whole update of every adapted module as low-rank factors, float64 on the CPU.
+
+        Raises UsageError where the update of a module is not of low rank.
+        """
+
+    def updates(self) -> dict[str, torch.Tensor]:
+        """The whole update of every adapted module: float64 [out, in] on the CPU."""
+        return {name: B @ A for name, (A, B) in self.factors().items()}
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> value with the update merged in, in the base's own layout and dtype.
+
+        Only what differs from the base is named. Raises UsageError where the update cannot be
+        merged.
+        """
+        changed = {}
+        for name, update in self.updates().items():
+            layer = self._model.get_submodule(name)
+            weight: torch.Tensor = layer.weight.detach()  # type: ignore[operator]
+            laid_out = update.T if isinstance(layer, Conv1D) else update
+            changed[f"{name}.weight"] = (weight.double().cpu() + laid_out).to(weight.dtype)
+        return changed
+
+
+def taken(weights: Mapping[str, torch.Tensor], name: str, shape: Sequence[int]) -> torch.Tensor:
+    """The tensor of that name and shape. Raises UsageError where there is none."""
+    tensor = weights.get(name)
+    if tensor is None or tuple(tensor.shape) != tuple(shape):
+        found = "is missing" if tensor is None else f"is {list(tensor.shape)}"
+        raise UsageError(
+            f"weights: {name} {found} where the plan asks for {list(shape)}; use the weights and "
+            "the plan of one trial"
+        )
+    return tensor
+
+
+def lora_draw(rank: int, columns: int, fan_in: int, generator: torch.Generator) -> torch.Tensor:
+    """LoRA's Kaiming draw of A [rank, columns] ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)), float64."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return (2 * torch.rand(rank, columns, generator=generator, dtype=torch.float64) - 1) * bound
+
+
+def stage_seed(seed: int, stage: int) -> int:
+    """A seed of its own for each stage: TASO's column stage does not repeat its row stage."""
+    return (seed * 1_000_003 + stage) % (2**63)

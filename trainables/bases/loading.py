@@ -1,0 +1,170 @@
+"""Bases: where a frozen pre-trained model lies, what names it, and how it is loaded.
+
+A base is named by `hub:org/name@revision`, `path:dir` or `package:import_name/sub/dir`. Its weights
+are safetensors, or one GGUF file (`path:dir/file.gguf`), which is unpacked when it is loaded. No
+code of a base is ever run and no pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+
+from spaces.errors import BaseModelError
+from trainables.bases.location import TOKENIZER_FILES, fingerprint, locate, source_of, unloadable
+from trainables.bases.parts import auto_class, load_tokenizer, quiet, task_config
+from trainables.bases.structure import fresh_modules, unfilled
+from trainables.tasks.settings import IMAGE_KINDS
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base: in evaluation mode, every parameter frozen.
+
+    `head_modules` are the topmost modules whose weights the checkpoint did not hold; `model_kind`
+    is the family of the model (bert, llama, ...).
+    """
+
+    uri: str
+    fingerprint: str
+    model: Any
+    head_modules: tuple[str, ...]
+    model_kind: str
+
+
+def load_base(
+    uri: str,
+    kind: str,
+    num_labels: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Base:
+    """Load a base with a head for a task of `kind`, in `dtype` on `device`.
+
+    A head of the checkpoint that has as many classes is kept and counts as part of the base; one
+    of another size is replaced by a fresh one. Loading leaves torch's random state as it was.
+    Raises BaseModelError where the base cannot be loaded.
+    """
+    path = locate(uri)
+    folder, kwargs = source_of(path)
+    if path.is_file():
+        # Packed layers take no adapter: their weights are bytes.
+        kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    else:
+        kwargs["use_safetensors"] = True
+    config = task_config(uri, kind, num_labels)
+    with quiet(), seeded(0):
+        try:
+            model, info = auto_class(kind).from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **kwargs,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise unloadable(uri, error) from error
+    model.requires_grad_(False)
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # In training mode it would overwrite the base's running statistics.
+            module.train = MethodType(_unmoved, module)  # type: ignore[method-assign]
+    if kind in IMAGE_KINDS:
+        model.register_forward_pre_hook(_in_its_precision, with_kwargs=True)
+    else:
+        # A decoder's classifier finds the last token of a row by the padding token, so it must be
+        # the one that rows are padded with.
+        model.config.get_text_config().pad_token_id = _pad_token_id(uri, path, config)
+    return Base(
+        uri=uri,
+        fingerprint=fingerprint(uri),
+        model=model.to(device),
+        head_modules=fresh_modules(model, unfilled(model, info), uri),
+        model_kind=config.model_type,
+    )
+
+
+def _unmoved(module: nn.Module, mode: bool = True) -> nn.Module:
+    """In place of `module.train`: stay in evaluation mode."""
+    return module
+
+
+def _in_its_precision(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand a model pixels in the precision of its weights; not every family sees to it itself."""
+    pixels = kwargs.get("pixel_values")
+    if pixels is not None:
+        kwargs = kwargs | {"pixel_values": pixels.to(next(model.parameters()).dtype)}
+    return args, kwargs
+
+
+def _pad_token_id(uri: str, path: Path, config: Any) -> int:
+    """The tokenizer's padding token; without a tokenizer the config's, or its end token."""
+    text = config.get_text_config()
+    if path.is_file() or any((path / name).is_file() for name in TOKENIZER_FILES):
+        token = load_tokenizer(uri).pad_token_id
+    else:
+        token = text.eos_token_id if text.pad_token_id is None else text.pad_token_id
+    if token is None:
+        raise BaseModelError(
+            f"base: {uri} has no tokenizer and its config no padding token; add its tokenizer files"
+        )
+    token = int(token[0] if isinstance(token, list) else token)
+    if token >= text.vocab_size:
+        raise BaseModelError(
+            f"base: {uri} has padding token {token}, but its embedding holds {text.vocab_size} "
+            "tokens; set pad_token in tokenizer_config.json to one of those"
+        )
+    return token
+
+
+def fresh_head(base: Base, seed: int) -> dict[str, nn.Module]:
+    """Name -> trainable copy of each head module, drawn by the model's own rule from `seed`.
+
+    The weights are drawn on the CPU in float32, so that a seed means the same head on every device
+    and in every precision, then cast to the resident module's dtype and device. The resident
+    modules and torch's random state are left as they were.
+    """
+    heads: dict[str, nn.Module] = {}
+    with seeded(seed), torch.no_grad():
+        for name in base.head_modules:
+            resident = base.model.get_submodule(name)
+            parameter = next(resident.parameters())
+            head = copy.deepcopy(resident).to(device="cpu", dtype=torch.float32)
+            for tensor in head.parameters():
+                # transformers skips a tensor that it marked as initialised
+                vars(tensor).pop("_is_hf_initialized", None)
+            _draw(head, base.model._init_weights)
+            head.to(device=parameter.device, dtype=parameter.dtype)
+            heads[name] = head.requires_grad_(True)
+    return heads
+
+
+def _draw(module: nn.Module, rule: Callable[[nn.Module], None]) -> None:
+    """Apply an initialisation rule to a module's children, then to the module itself."""
+    for child in module.children():
+        _draw(child, rule)
+    rule(module)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU's generator for a while; no other generator is touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,238 @@
+"""Where a base's files are, and the fingerprint of what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from spaces.errors import BaseModelError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def locate(uri: str) -> Path:
+    """The folder of a base, or its GGUF file; a hub base is downloaded, or found in the cache.
+
+    Raises BaseModelError where there is no such base or its weights are in no readable format.
+    """
+    return located(uri, weights=True)
+
+
+def from_pretrained_arguments(uri: str) -> tuple[str, dict[str, str]]:
+    """What a user gives to transformers' `from_pretrained`: name or folder, and keyword arguments.
+
+    These are `revision` of a hub base that names one, and `gguf_file`. Raises BaseModelError as
+    `locate` does.
+    """
+    scheme, where = split_uri(uri)
+    if scheme == "hub":
+        repo, file, revision = hub_parts(uri, where)
+        named = {"revision": revision, "gguf_file": file}
+        return repo, {key: value for key, value in named.items() if value is not None}
+    path = locate(uri).resolve()
+    return (str(path.parent), {"gguf_file": path.name}) if path.is_file() else (str(path), {})
+
+
+def pin(uri: str) -> str:
+    """The same base with the hub's revision replaced by its commit; other bases as they are.
+
+    Raises BaseModelError where the hub and its local cache do not know the base.
+    """
+    scheme, where = split_uri(uri)
+    if scheme != "hub":
+        return uri
+    repo, file, _ = hub_parts(uri, where)
+    return f"hub:{repo}{'/' + file if file else ''}@{_hub_commit(uri)}"
+
+
+def package_path(uri: str, where: str) -> Path:
+    """The path of `import_name/sub/path` inside an installed package, which is not imported.
+
+    `uri` is what an error names. Raises FileNotFoundError where the package or the path is absent.
+    """
+    name, _, inside = where.partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"{uri}: package {name!r} is not installed; pip install it")
+    for root in spec.submodule_search_locations:
+        if (path := Path(root) / inside).exists():
+            return path
+    raise FileNotFoundError(f"{uri}: package {name!r} holds no {inside!r}; see what it ships")
+
+
+def fingerprint(uri: str) -> str:
+    """Name the content of a base: SHA-256 over its files, in hex.
+
+    They are those of the model and of its tokenizer or image processor. Modification times, README
+    files and copies of the weights for other frameworks do not count. A hub base is named by its
+    commit hash. Raises BaseModelError as `locate` does.
+    """
+    if split_uri(uri)[0] == "hub":
+        return _hub_commit(uri)
+    path = locate(uri)
+    digests = (
+        {"gguf": _sha256(path)}
+        if path.is_file()
+        else {name: _sha256(path / name) for name in _defining_files(path)}
+    )
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """The scheme of a base's name and what follows it."""
+    scheme, colon, where = uri.partition(":")
+    if not colon or scheme not in ("hub", "path", "package") or not where:
+        raise BaseModelError(
+            f"base: {uri!r} names no base; use hub:org/name@revision, path:DIR or "
+            "package:import_name/sub/dir"
+        )
+    return scheme, where
+
+
+def located(uri: str, weights: bool) -> Path:
+    """As `locate`; without `weights` only the small files of a hub base are needed."""
+    scheme, where = split_uri(uri)
+    if scheme == "hub":
+        path = _hub_snapshot(uri, where, weights)
+    elif scheme == "path":
+        path = Path(where).expanduser()
+    else:
+        try:
+            path = package_path(f"base: {uri}", where)
+        except FileNotFoundError as error:
+            raise BaseModelError(str(error)) from error
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise BaseModelError(f"base: {uri} is a file, not a GGUF; name the folder it is in")
+        return path
+    if not path.is_dir():
+        raise BaseModelError(f"base: {uri} does not exist; check the path {path}")
+    if not (path / "config.json").is_file():
+        raise BaseModelError(
+            f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
+        )
+    if weights:
+        weight_files(path, uri)
+    return path
+
+
+def hub_parts(uri: str, where: str) -> tuple[str, str | None, str | None]:
+    """Repository, GGUF file within it (or None) and revision (or None) of a hub base."""
+    named, _, revision = where.partition("@")
+    parts = named.split("/")
+    if len(parts) < 2 or not all(parts):
+        raise BaseModelError(f"base: {uri!r} names no repository; use hub:org/name@revision")
+    file = "/".join(parts[2:]) or None
+    if file is not None and not file.endswith(".gguf"):
+        raise BaseModelError(
+            f"base: {uri!r} names a folder of a repository; use hub:org/name@revision"
+        )
+    return "/".join(parts[:2]), file, revision or None
+
+
+def _hub_snapshot(uri: str, where: str, weights: bool) -> Path:
+    """Fetch a hub base at its revision, from the local cache where the hub cannot be reached."""
+    repo, file, revision = hub_parts(uri, where)
+    patterns = ["config.json", WEIGHTS_INDEX, *TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES]
+    if file is not None:
+        patterns = [file]
+    elif weights:
+        patterns.append("*.safetensors")
+    try:
+        root = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise BaseModelError(
+            f"base: {uri} cannot be had from the hub nor from its local cache "
+            f"({first_line(error)}); check the name and the network, or use path:DIR"
+        ) from error
+    return Path(root) / file if file is not None else Path(root)
+
+
+def _hub_commit(uri: str) -> str:
+    """Commit hash of a hub base: the name that the hub's cache gives the snapshot's folder."""
+    path = located(uri, weights=False)
+    _, file, _ = hub_parts(uri, split_uri(uri)[1])
+    levels = 0 if file is None else file.count("/") + 1
+    return (path.parents[levels - 1] if levels else path).name
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, for a message of one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def weight_files(path: Path, uri: str) -> list[str]:
+    """Names of the files that hold the weights, with the index where there are several."""
+    if (path / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if (path / WEIGHTS_INDEX).is_file():
+        try:
+            index = json.loads((path / WEIGHTS_INDEX).read_text())
+            shards = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise unloadable(uri, error) from error
+        absent = [shard for shard in shards if not (path / shard).is_file()]
+        if absent:
+            raise BaseModelError(
+                f"base: {uri} lacks {absent[0]}, which {WEIGHTS_INDEX} names; fetch it again"
+            )
+        return [WEIGHTS_INDEX, *shards]
+    found = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".gguf"))
+    if any(name.endswith(".gguf") for name in found):
+        gguf = next(name for name in found if name.endswith(".gguf"))
+        raise BaseModelError(f"base: {uri} is a folder with {gguf}; name that file in the base")
+    if found:
+        raise BaseModelError(
+            f"base: {uri} has its weights in {found[0]}, a pickle that could run code; convert it "
+            f"to {WEIGHTS} with save_pretrained"
+        )
+    raise BaseModelError(f"base: {uri} holds no {WEIGHTS}; name a folder that holds weights")
+
+
+def _defining_files(path: Path) -> list[str]:
+    """Names of the files of a folder that decide what is loaded from it: model and processor."""
+    small = (*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES)
+    present = [name for name in small if (path / name).is_file()]
+    return ["config.json", *weight_files(path, str(path)), *present]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_of(path: Path) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for a folder or a GGUF file: the folder, keyword arguments."""
+    kwargs: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if path.is_file():
+        return str(path.parent), kwargs | {"gguf_file": path.name}
+    return str(path), kwargs
+
+
+def unloadable(uri: str, error: Exception) -> BaseModelError:
+    return BaseModelError(
+        f"base: {uri} cannot be loaded ({first_line(error)}); use a checkpoint that transformers "
+        "reads"
+    )

@@ -1,0 +1,126 @@
+"""A base's tokenizer, image processor and config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import logging
+
+from spaces.errors import BaseModelError, nearest
+from trainables.bases.location import (
+    IMAGE_PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    first_line,
+    located,
+    source_of,
+)
+
+
+def load_tokenizer(uri: str) -> Any:
+    """The tokenizer of a base; a decoder's that has no padding token pads with its end token.
+
+    Raises BaseModelError where there is none, or none that transformers can read.
+    """
+    path = located(uri, weights=False)
+    if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise BaseModelError(f"base: {uri} has no tokenizer; add its tokenizer files")
+    folder, kwargs = source_of(path)
+    with quiet():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+            raise BaseModelError(
+                f"base: {uri} has no tokenizer that can be read ({first_line(error)}); add its "
+                "tokenizer files"
+            ) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise BaseModelError(
+                f"base: {uri} has a tokenizer with neither a padding nor an end token; set "
+                "pad_token in tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_image_processor(uri: str) -> Any:
+    """The image processor of a base, computing with Pillow whatever else is installed.
+
+    Raises BaseModelError where there is none, or none that transformers knows without running code.
+    """
+    path = located(uri, weights=False)
+    if path.is_file() or not any((path / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+        raise BaseModelError(
+            f"base: {uri} has no image processor; add its {IMAGE_PROCESSOR_FILES[0]}, or use a "
+            "base that reads pictures"
+        )
+    folder, kwargs = source_of(path)
+    with quiet():
+        try:
+            return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **kwargs)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+            raise BaseModelError(
+                f"base: {uri} has an image processor that cannot be read ({first_line(error)}); "
+                "use one that transformers knows without remote code"
+            ) from error
+
+
+def load_config(uri: str) -> Any:
+    """The transformers config of a base; its weights are not needed.
+
+    Raises BaseModelError where there is none, or none that transformers knows without running code.
+    """
+    folder, kwargs = source_of(located(uri, weights=False))
+    with quiet():
+        try:
+            return transformers.AutoConfig.from_pretrained(folder, **kwargs)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            ImportError,
+            StrictDataclassError,
+        ) as error:
+            raise BaseModelError(
+                f"base: {uri} has a config that cannot be read ({first_line(error)}); use a model "
+                "that transformers knows without remote code"
+            ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from reporting a fresh head, and its progress, as if they were news."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def task_config(uri: str, kind: str, num_labels: int) -> Any:
+    """The config of a base for a task of `kind` with `num_labels` classes."""
+    config = load_config(uri)
+    auto_class(kind)
+    config.num_labels = num_labels
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def auto_class(kind: str) -> Any:
+    """The transformers class that puts a head for a task of `kind` on a base."""
+    heads = {
+        "classification": transformers.AutoModelForSequenceClassification,
+        "image_classification": transformers.AutoModelForImageClassification,
+    }
+    if kind not in heads:
+        raise BaseModelError(f"task.kind: no head is known for {kind!r}; {nearest(kind, heads)}")
+    return heads[kind]

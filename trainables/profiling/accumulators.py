@@ -1,0 +1,167 @@
+"""What a static pass sums up while gradients and inputs go by."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from spaces.target import TargetModule
+from trainables.engine.workers import Workers
+from trainables.profiling.checkpoints import Tensors
+
+SQUARES_AT_ONCE = 2**16  # of a layer's input: so many stay in a core's cache
+
+
+class Hooks:
+    """Hooks and gradients that last as long as the context."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._weights: list[nn.Parameter] = []
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *exc_info: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for weight in self._weights:
+            weight.requires_grad_(False)
+            weight.grad = None
+        self._handles, self._weights = [], []
+
+    def on_gradient(self, weight: nn.Parameter, take: Callable[[torch.Tensor], None]) -> None:
+        """Have a weight's gradient computed, and `take` called with the weight that holds it."""
+        weight.requires_grad_(True)
+        self._weights.append(weight)
+        self._handles.append(weight.register_post_accumulate_grad_hook(take))
+
+    def on_input(self, layer: nn.Module, see: Callable[..., None]) -> None:
+        """Have `see` called with a layer and its inputs before it runs."""
+        self._handles.append(layer.register_forward_pre_hook(see))
+
+
+class _Seen(NamedTuple):
+    """What one reading adds: sums of x^2 [in] in float64 over `number` vectors x."""
+
+    of: str
+    squares: torch.Tensor
+    number: int
+
+    @classmethod
+    def reading(cls, x: torch.Tensor, mask: torch.Tensor | None) -> _Seen:
+        """Of the vectors of x [..., in]; `mask` [rows, tokens] is 0 where a token is padding."""
+        flat, of = x.reshape(-1, x.shape[-1]), "tokens"
+        if mask is not None:  # pictures are not padded
+            if x.shape[:-1] == mask.shape or x.shape[:-1] == (mask.numel(),):
+                flat = flat[mask.reshape(-1).bool()]
+            elif x.ndim != 2:  # a pooler reads one vector a row
+                of = "others"
+        squares = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+        for part in flat.split(max(1, SQUARES_AT_ONCE // x.shape[-1])):
+            squares += part.to(torch.float64, copy=True).square_().sum(0)
+        return cls(of, squares, len(flat))
+
+
+class _Inputs:
+    """Sums of x^2 [in] in float64 over what a layer has read, and over how many vectors x.
+
+    A layer that reads no tokens (DeBERTa's projections of relative positions) is measured on what
+    it reads; one that reads both, on its tokens alone, so that the mean does not depend on how the
+    rows are divided into micro-batches.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.sums = {
+            f"{of}/{what}": torch.zeros(shape, dtype=torch.float64, device=device)
+            for of in ("tokens", "others")
+            for what, shape in (("squares", (width,)), ("number", ()))
+        }
+
+    def add(self, seen: _Seen) -> None:
+        """Count what a layer has read."""
+        self.sums[f"{seen.of}/squares"] += seen.squares
+        self.sums[f"{seen.of}/number"] += seen.number
+
+    def hessian_diag(self, workers: Workers) -> NDArray[np.float32]:
+        """Diagonal of H = 2 E[x x^T] over non-padding tokens of all workers, float32 [in]."""
+        total = {name: workers.sum_(value) for name, value in self.sums.items()}
+        of = "tokens" if total["tokens/number"] > 0 else "others"
+        mean = 2 * total[f"{of}/squares"] / total[f"{of}/number"].clamp(min=1)
+        return mean.cpu().numpy().astype(np.float32)
+
+
+class Accumulators(Hooks):
+    """What a pass adds up for a group of modules, as long as the context lasts.
+
+    Each weight's gradient is added to its accumulator as backward produces it, and freed.
+    """
+
+    def __init__(self, model: nn.Module, targets: Sequence[TargetModule]) -> None:
+        super().__init__()
+        self._model, self._targets = model, targets
+        self.abs_gradient: dict[str, torch.Tensor] = {}
+        self.inputs: dict[str, _Inputs] = {}
+        self.mask: torch.Tensor | None = None
+        self._last: tuple[weakref.ref[torch.Tensor], int, _Seen] | None = None
+        for target in targets:
+            weight = weight_of(model, target)
+            self.abs_gradient[target.name] = torch.zeros_like(
+                weight, dtype=accumulated_in(weight.dtype), requires_grad=False
+            )
+            self.inputs[target.name] = _Inputs(target.shape[1], weight.device)
+
+    def __enter__(self) -> Accumulators:  # type: ignore[override]
+        for target in self._targets:
+            self.on_gradient(weight_of(self._model, target), self._taking(target.name))
+            for alias in target.names:
+                self.on_input(self._model.get_submodule(alias), self._seeing(target.name))
+        return self
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """What a module's sums are by now, on the CPU."""
+        sums = {"abs_gradient": self.abs_gradient[name], **self.inputs[name].sums}
+        return {key: tensor.cpu() for key, tensor in sums.items()}
+
+    def add(self, name: str, saved: Tensors) -> None:
+        """Add what `tensors` has given."""
+        sums = {"abs_gradient": self.abs_gradient[name], **self.inputs[name].sums}
+        for key, tensor in sums.items():
+            tensor.add_(saved[key].to(tensor.device))
+
+    def _taking(self, name: str) -> Callable[[torch.Tensor], None]:
+        accumulator = self.abs_gradient[name]
+
+        def take(weight: torch.Tensor) -> None:
+            assert weight.grad is not None
+            accumulator.add_(weight.grad.abs_())
+            weight.grad = None
+
+        return take
+
+    def _seeing(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def see(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self.inputs[name].add(self._reading(inputs[0]))
+
+        return see
+
+    def _reading(self, x: torch.Tensor) -> _Seen:
+        """What a layer reads; query, key and value read the same."""
+        if self._last is None or self._last[0]() is not x or self._last[1] != x._version:
+            self._last = weakref.ref(x), x._version, _Seen.reading(x.detach(), self.mask)
+        return self._last[2]
+
+
+def weight_of(model: nn.Module, target: TargetModule) -> nn.Parameter:
+    return model.get_parameter(f"{target.names[0]}.weight")
+
+
+def accumulated_in(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

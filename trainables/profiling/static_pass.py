@@ -1,0 +1,318 @@
+"""The profile's second part: weights and inputs at the untouched base, over fixed micro-batches.
+
+Mean abs(g) of every weight (TASO section 4.1), counted as rows and columns of its masks, and the
+diagonal of H = 2 E[x x^T] (Sensitivity-LoRA section 4.6). Where the accumulators of all modules
+would pass `profile.memory_limit`, the same micro-batches go through the base once for every group
+of modules that fits; each sum is made of the same numbers in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from spaces.errors import JobError
+from spaces.target import TargetModule
+from trainables.engine.workers import Workers
+from trainables.profiling.accumulators import Accumulators, Hooks, accumulated_in, weight_of
+from trainables.profiling.checkpoints import (
+    JobCheckpoints,
+    Saved,
+    Tensors,
+    rng_state,
+    set_rng_state,
+)
+from trainables.profiling.mask_counts import COUNTING_BYTES, Fields, weight_counts
+from trainables.profiling.memory import give_back, held_bytes, in_words
+from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.split import epoch_order
+from trainables.tasks.task import Task
+from trainables.training.batches import to_device
+from trainables.training.evaluate import summed_loss
+from trainables.training.stage import CancelledError
+
+# Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
+FLOAT16_LOSS_SCALE = 1024.0
+Progress = Callable[[str, int, int], None]
+
+
+class StaticPass:
+    """The pass over a task's first `calibration_batches` micro-batches in a seeded order.
+
+    `trained` gives what a checkpoint must hold of the phase before. All workers call `run`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[TargetModule],
+        task: Task,
+        settings: ProfileSettings,
+        *,
+        workers: Workers,
+        checkpoints: JobCheckpoints,
+        trained: Callable[[], Tensors],
+        progress: Progress,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self._should_stop = should_stop
+        self._model, self._settings, self._workers = model, settings, workers
+        self._targets = {target.name: target for target in targets}
+        self._split = task.splits["train"]
+        self._batches = micro_batches(len(self._split.labels), settings)
+        self._checkpoints, self._trained, self._progress = checkpoints, trained, progress
+        half = any(weight_of(model, target).dtype == torch.float16 for target in targets)
+        self._loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
+        self._finished: list[dict[str, Fields]] = []
+        self._first_rng = self._rng() if settings.base_dropout else {}
+
+    def run(self, saved: Saved | None = None) -> dict[str, Fields]:
+        """Mask counts and hessian_diag of every module; from a checkpoint on where there is one.
+
+        Raises JobError where a gradient is not finite or the memory limit holds no module, and
+        CancelledError when `should_stop` says so.
+        """
+        group, resumed = self._resume(saved), saved
+        if saved is None:
+            self._save(0, ())
+        try:
+            self._model.train(self._settings.base_dropout)
+            groups = self._groups(group)
+            for number, targets in enumerate(groups):
+                goes_on = resumed if number == 0 and targets == group else None
+                self._finished.append(self._pass(targets, goes_on, number, len(groups)))
+                if number + 1 < len(groups):
+                    self._save(0, ())
+        finally:
+            self._model.eval()
+        return {name: fields for group in self._finished for name, fields in group.items()}
+
+    def _pass(
+        self, targets: Sequence[TargetModule], saved: Saved | None, number: int, groups: int
+    ) -> dict[str, Fields]:
+        """One pass over the micro-batches for one group of modules, the `number`-th of `groups`."""
+        n, size = len(self._batches), self._workers.size
+        with Accumulators(self._model, targets) as sums:
+            self._start(sums, targets, saved)
+            for first in range(saved.step if saved is not None else 0, n, size):
+                if first + self._workers.rank < n:
+                    self._loss(self._batches[first + self._workers.rank], sums).backward()
+                done = min(first + size, n)
+                self._progress("static pass", number * n + done, groups * n)
+                if self._should_stop is not None and self._workers.agree(self._should_stop()):
+                    raise CancelledError
+                if done < n and self._checkpoints.due(first, done):
+                    self._save(done, targets, sums)
+        if self._settings.memory_limit is not None:
+            give_back(self._workers.device)
+        return {target.name: self._fields(sums, target.name) for target in targets}
+
+    def _start(
+        self, sums: Accumulators, targets: Sequence[TargetModule], saved: Saved | None
+    ) -> None:
+        """Set the sums and, with dropout, the random numbers to where a pass begins or goes on."""
+        rng = {f"now/{name}": state for name, state in self._first_rng.items()}
+        if saved is not None:
+            for target in targets:
+                for part in self._checkpoints.parts_of_others(saved, target.name):
+                    sums.add(target.name, part)
+            rng = self._saved_rng(saved) or rng
+        if rng:
+            set_rng_state(_below("now", rng), self._workers.device)
+
+    def _loss(self, rows: NDArray[np.int64], sums: Accumulators | None) -> torch.Tensor:
+        batch = to_device(self._split.batch(rows), self._workers)
+        labels = batch.pop("labels")
+        if sums is not None:
+            sums.mask = batch.get("attention_mask")
+        loss = summed_loss(self._model(**batch).logits, labels) / len(rows)
+        return loss * self._loss_scale
+
+    def _fields(self, sums: Accumulators, name: str) -> Fields:
+        """A module's statistics, over all workers; its accumulators are given up."""
+        gradient = self._workers.sum_(sums.abs_gradient.pop(name))
+        gradient /= len(self._batches) * self._loss_scale
+        if not torch.isfinite(gradient.max()):
+            raise not_finite(name, "the mean gradient")
+        target = self._targets[name]
+        transposed = isinstance(self._model.get_submodule(name), Conv1D)  # stored [in, out]
+        counts = weight_counts(
+            weight_of(self._model, target).detach(),
+            gradient,
+            self._settings.top_percent,
+            transposed,
+        )
+        return {**counts, "hessian_diag": sums.inputs[name].hessian_diag(self._workers)}
+
+    # Checkpoints --------------------------------------------------------------------------------
+
+    def _save(
+        self, done: int, targets: Sequence[TargetModule], sums: Accumulators | None = None
+    ) -> None:
+        if not self._checkpoints.active:
+            return
+        lasting: dict[str, Callable[[], Tensors]] = {}
+        if self._workers.rank == 0:
+            lasting["trained"] = self._trained
+            for i, group in enumerate(self._finished):
+                lasting[f"finished{i}"] = partial(_as_tensors, group)
+        facts = {
+            "group": [target.name for target in targets],
+            "finished": [list(group) for group in self._finished],
+        }
+        self._checkpoints.save("static pass", done, facts, self._own_parts(targets, sums), lasting)
+
+    def _own_parts(
+        self, targets: Sequence[TargetModule], sums: Accumulators | None
+    ) -> Iterator[tuple[str, Tensors]]:
+        """This worker's own parts, one a module, none made before it is asked for."""
+        place = f"rank{self._workers.rank}"
+        if self._first_rng:
+            states = {"now": self._rng(), "first": self._first_rng}
+            yield (
+                f"{place}/rng",
+                {
+                    f"{when}/{name}": tensor
+                    for when, state in states.items()
+                    for name, tensor in state.items()
+                },
+            )
+        if sums is not None:
+            for target in targets:
+                yield f"{place}/{target.name}", sums.tensors(target.name)
+
+    def _resume(self, saved: Saved | None) -> tuple[TargetModule, ...]:
+        """Take up what a checkpoint holds; returns the group that it stopped in."""
+        if saved is None:
+            return ()
+        for i, names in enumerate(saved.facts["finished"]):
+            part = self._checkpoints.part(f"finished{i}") or {}
+            self._finished.append(
+                {
+                    name: {field: tensor.numpy() for field, tensor in _below(name, part).items()}
+                    for name in names
+                }
+            )
+        if self._first_rng and (rng := self._saved_rng(saved)):
+            self._first_rng = _below("first", rng)
+        return tuple(self._targets[name] for name in saved.facts["group"])
+
+    def _saved_rng(self, saved: Saved) -> dict[str, torch.Tensor] | None:
+        """This worker's saved generators; None where the group had another size."""
+        if saved.workers != self._workers.size:
+            return None
+        return self._checkpoints.part(f"rank{self._workers.rank}/rng")
+
+    def _rng(self) -> dict[str, torch.Tensor]:
+        return rng_state(self._workers.device)
+
+    # The limit ----------------------------------------------------------------------------------
+
+    def _groups(self, first: tuple[TargetModule, ...]) -> list[tuple[TargetModule, ...]]:
+        """The modules that are left, in groups that are done one after another.
+
+        `first`, the group that a checkpoint was made in, goes first as it was where it still fits.
+        """
+        finished = {name for group in self._finished for name in group}
+        left = tuple(target for name, target in self._targets.items() if name not in finished)
+        if self._settings.memory_limit is None:
+            groups = [first, tuple(target for target in left if target not in first)]
+            return [group for group in groups if group]
+        room = self._room(left, self._settings.memory_limit)
+        sizes = {target.name: self._accumulator_bytes(target) for target in left}
+        if sum(sizes[target.name] for target in first) > room:
+            first = ()
+        groups, free = [first], 0
+        for target in left:
+            if target in first:
+                continue
+            if sizes[target.name] > free:
+                groups.append(())
+                free = room
+            groups[-1] += (target,)
+            free -= sizes[target.name]
+        return [group for group in groups if group]
+
+    def _room(self, targets: Sequence[TargetModule], limit: int) -> int:
+        """Bytes that a group's accumulators may take on every worker.
+
+        The limit less what the process holds beside them at most: while it goes through its
+        heaviest micro-batch, or while it counts the masks of its largest matrix. Raises JobError
+        where not even the largest module's accumulator fits.
+        """
+        largest = max(targets, key=self._accumulator_bytes)
+        size = self._accumulator_bytes(largest)
+        give_back(self._workers.device)
+        counting = held_bytes(self._workers.device) + size + COUNTING_BYTES
+        beside = max(counting, self._heaviest_step(targets))
+        give_back(self._workers.device)
+        beside = int(max(self._workers.gather_objects(beside)))
+        if size > limit - beside:
+            raise JobError(
+                f"profile.memory_limit: {in_words(limit)} does not hold the accumulator of "
+                f"{largest.name} ({in_words(size)}) beside the {in_words(beside)} that base, "
+                f"batch and counting take; set {in_words(beside + size)} or more, or lower "
+                "profile.batch_size"
+            )
+        return limit - beside
+
+    def _heaviest_step(self, targets: Sequence[TargetModule]) -> int:
+        """Bytes held at most while the micro-batch of most tokens goes through, nothing summed."""
+        device, lengths = self._workers.device, self._split.lengths
+        heaviest = max(self._batches, key=lambda rows: len(rows) * int(lengths[rows].max()))
+        highest = 0
+
+        def sample(weight: torch.Tensor) -> None:
+            nonlocal highest
+            highest = max(highest, held_bytes(device))
+            weight.grad = None
+
+        hooks = Hooks()
+        with hooks:
+            for target in targets:
+                hooks.on_gradient(weight_of(self._model, target), sample)
+            loss = self._loss(heaviest, None)
+            highest = held_bytes(device)
+            loss.backward()
+        return highest
+
+    def _accumulator_bytes(self, target: TargetModule) -> int:
+        weight = weight_of(self._model, target)
+        return weight.numel() * accumulated_in(weight.dtype).itemsize
+
+
+def micro_batches(rows: int, settings: ProfileSettings) -> list[NDArray[np.int64]]:
+    """The rows of the calibration batches, in a seeded order."""
+    order = epoch_order(rows, settings.seed, 0)
+    size = settings.batch_size
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    wanted = settings.calibration_batches
+    return batches if wanted == "all" else batches[:wanted]
+
+
+def _as_tensors(group: Mapping[str, Fields]) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{field}": torch.from_numpy(values)
+        for name, fields in group.items()
+        for field, values in fields.items()
+    }
+
+
+def _below(place: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors whose names start with `place/`, named without it."""
+    start = f"{place}/"
+    return {n.removeprefix(start): tensor for n, tensor in tensors.items() if n.startswith(start)}
+
+
+def not_finite(name: str, what: str) -> JobError:
+    """The error of a statistic that is NaN or infinite."""
+    return JobError(
+        f"profile of {name}: {what} is not finite; use profile.precision: fp32 or a lower "
+        "profile.learning_rate"
+    )

@@ -1,0 +1,222 @@
+"""Resident workers: a Ray Train worker group that loads the base once and serves jobs to the end.
+
+`ResidentWorkers` is the driver's side: it starts the job queue and the groups. `serve` is the loop
+that each worker runs. Rank 0 takes a job from the queue and broadcasts it; all ranks run it and
+agree on every stop. Nothing of a job survives into the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spaces.errors import JobError
+from trainables.resident.jobs import POLL_S, Event, Job, events_of
+from trainables.resident.queue import start_job_queue
+from trainables.resident.worker import one_line, serve
+
+logger = logging.getLogger(__name__)
+CLOSING_S = 60.0  # a group that serves ends its last step, its engine and its processes within this
+SLOW_START_S = 120.0  # after this long a user is told which groups have not come up
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What the workers of every group are: how many, and what each of them takes of a node."""
+
+    groups: int = 1
+    workers_per_group: int = 1
+    resources_per_worker: Mapping[str, float] | None = None
+    max_failures: int = 2
+
+
+class ResidentWorkers:
+    """The driver's side: a context manager that starts the groups and closes them.
+
+    `storage_path` is where Ray Train writes its own small state. `dtype` names the torch dtype that
+    the base is loaded in. `on_notice` hears, from a thread, what a user should know of the groups.
+    Once `hurried`, closing does not wait for jobs to end.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_uri: str,
+        base_fingerprint: str,
+        task: Any,
+        dtype: str,
+        deepspeed: Mapping[str, Any],
+        settings: GroupSettings,
+        storage_path: str,
+        on_notice: Callable[[str], None] = logger.warning,
+        hurried: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._settings, self._storage_path = settings, storage_path
+        self._config = {
+            "base_uri": base_uri,
+            "base_fingerprint": base_fingerprint,
+            "dtype": dtype,
+            "deepspeed": dict(deepspeed),
+        }
+        self._task = task
+        self._on_notice, self._hurried = on_notice, hurried
+        self._threads: list[threading.Thread] = []
+        self._leaving = threading.Event()
+        self._lost: dict[int, str] = {}
+        self.queue: Any = None
+
+    def __enter__(self) -> ResidentWorkers:
+        import ray
+
+        # Here, not in the threads: two imports of Ray's libraries at once can collide.
+        import ray.train.torch
+        import ray.tune
+
+        self.queue = start_job_queue(self._settings.groups, self._settings.max_failures)
+        self._config |= {"queue": self.queue, "task": [ray.put(self._task)]}
+        for group in range(self._settings.groups):
+            self._start_thread(self._run_group, group)
+        self._start_thread(self._pass_notices_on)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        import ray
+
+        self._leaving.set()
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.queue.close.remote(cancel=kind is not None), timeout=10)
+            # One that waits for a place in the cluster, or for a dead node, would do so for ever.
+            self._end_groups(only_idle=True)
+        give_up, killed = time.monotonic() + CLOSING_S, False
+        # Shutting Ray down under a thread that waits for it aborts.
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < give_up:
+            if self._hurried() and not killed:
+                killed = True
+                with contextlib.suppress(ray.exceptions.RayError):
+                    self._end_groups(only_idle=False)
+            time.sleep(0.05)
+
+    def _end_groups(self, *, only_idle: bool) -> None:
+        """Kill the actors that run groups, and with them their workers."""
+        import ray
+
+        controllers = ray.get(self.queue.controllers.remote(only_idle), timeout=10)
+        for controller in controllers.values():
+            ray.kill(controller)
+
+    def run(self, job: Job, *, on_event: Callable[[Event], None] | None = None) -> dict[str, Any]:
+        """Submit a job, pass its events on and wait for its result. Raises JobError.
+
+        What `on_event` raises cancels the job and is passed on.
+        """
+        import ray
+
+        job_id = ray.get(self.queue.submit.remote(job))
+        for event in events_of(self.queue, job_id):
+            try:
+                if on_event is not None:
+                    on_event(event)
+            except BaseException:
+                ray.get(self.queue.cancel.remote(job_id))
+                raise
+            if event["type"] == "done":
+                return dict(event["result"])
+            if event["type"] == "failed":
+                raise JobError(f"{job['kind']} failed: {event['error']}")
+        raise JobError(f"{job['kind']} was cancelled")
+
+    def collect(self, job_id: str) -> bytes | None:
+        """What a finished job has left with the queue, once; None for nothing. Raises JobError."""
+        import ray
+
+        try:
+            left: bytes | None = ray.get(self.queue.collect.remote(job_id))
+        except ray.exceptions.RayError as error:
+            raise JobError(f"the job queue does not answer ({one_line(error)})") from error
+        return left
+
+    def lost(self) -> str | None:
+        """Why no group is left to serve a job; None while there is one."""
+        if len(self._lost) < self._settings.groups:
+            return None
+        return next(iter(self._lost.values()))
+
+    def _start_thread(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _pass_notices_on(self) -> None:
+        """Tell what happens to the groups, and once which of them have not come up."""
+        import ray
+
+        tell_slow = time.monotonic() + SLOW_START_S
+        while not self._leaving.is_set():
+            try:
+                notice = ray.get(self.queue.next_notice.remote(POLL_S))
+                if notice == "":
+                    return
+                if notice is not None:
+                    self._on_notice(notice)
+                if time.monotonic() > tell_slow:
+                    tell_slow = math.inf
+                    self._tell_of_slow_starts(len(ray.get(self.queue.groups.remote())))
+            except ray.exceptions.RayError:
+                return
+
+    def _tell_of_slow_starts(self, up: int) -> None:
+        settings = self._settings
+        if up + len(self._lost) < settings.groups:
+            what = dict(settings.resources_per_worker or {"CPU": 1})
+            self._on_notice(
+                f"cluster.groups: {up} of {settings.groups} groups are up; the others wait for the "
+                f"cluster to have room for {settings.workers_per_group} x {what} each"
+            )
+
+    def _run_group(self, group: int) -> None:
+        """Run one group to its end, in a thread of its own, and tell the queue when it is lost."""
+        import ray
+
+        error = "the group of resident workers ended"
+        try:
+            self._trainer(group).fit()
+        except Exception as failure:
+            error = f"{error}: {one_line(failure)}"
+        if self._leaving.is_set():  # Ray may be gone by now, and asking it would start it anew
+            return
+        try:
+            error = ray.get(self.queue.group_lost.remote(group, error))
+        except ray.exceptions.RayError:
+            logger.debug("the queue was gone before group %d", group)
+        self._lost[group] = error
+
+    def _trainer(self, group: int) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from trainables.resident.group_watch import GroupWatch
+
+        resources = dict(self._settings.resources_per_worker or {"CPU": 1})
+        use_gpu = resources.get("GPU", 0) > 0
+        return TorchTrainer(
+            serve,
+            train_loop_config=self._config | {"group": group},
+            scaling_config=ScalingConfig(
+                num_workers=self._settings.workers_per_group,
+                use_gpu=use_gpu,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=f"group-{group}",
+                storage_path=self._storage_path,
+                failure_config=FailureConfig(max_failures=-1),
+                callbacks=[GroupWatch(self.queue, group)],
+            ),
+            torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
+        )

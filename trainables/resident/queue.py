@@ -1,0 +1,298 @@
+"""The queue between a sweep's driver and its resident workers: one small Ray actor.
+
+The driver submits jobs and reads their events; each group of resident workers takes one job at a
+time and appends events to it. The actor counts the deaths of workers per job, because Ray Train
+counts failures over a whole run only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trainables.resident.jobs import Event, Job, State
+
+MAX_IDLE_STARTS = 8  # starts of one group between two finished jobs
+
+
+@dataclass
+class _Entry:
+    job: Job
+    state: State = "waiting"
+    group: int | None = None
+    events: list[Event] = field(default_factory=list)
+    read: int = 0
+    deaths: int = 0
+    cancelled: bool = False
+    left: bytes | None = None
+
+
+class JobQueue:
+    """State of all jobs of one sweep. Run it as a Ray actor: `start_job_queue()`.
+
+    A job's events, in order: ``started``, ``epoch`` (any number), then one of ``done``, ``failed``
+    and ``cancelled``. A job whose worker died goes back to the head of the queue and starts again
+    at its first epoch, `max_failures` times at most.
+    """
+
+    def __init__(self, groups: int = 1, max_failures: int = 2) -> None:
+        self._number_of_groups, self._max_failures = groups, max_failures
+        self._entries: dict[str, _Entry] = {}
+        self._waiting: deque[str] = deque()
+        self._numbers = itertools.count()
+        self._changed = asyncio.Condition()
+        self._closed = False
+        self._groups: dict[int, dict[str, Any]] = {}
+        self._idle_starts: dict[int, int] = {}
+        self._died: set[int] = set()
+        self._cancelled_early: set[str] = set()
+        self._lost: dict[int, str] = {}
+        self._controllers: dict[int, Any] = {}
+        self._notices: deque[str] = deque()
+
+    async def submit(self, job: Job) -> str:
+        """Append a job; returns its id: the job's own `job_id` where it names one."""
+        job_id = job.get("job_id") or f"{job['kind']}-job-{next(self._numbers):05d}"
+        if job_id in self._entries:
+            raise ValueError(f"a job {job_id} was submitted before")
+        entry = self._entries[job_id] = _Entry(job)
+        if job_id in self._cancelled_early:
+            await self._finish(entry, {"type": "cancelled"})
+            return str(job_id)
+        if len(self._lost) == self._number_of_groups:
+            error = next(iter(self._lost.values()))
+            await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+            return str(job_id)
+        async with self._changed:
+            self._waiting.append(job_id)
+            self._changed.notify_all()
+        return str(job_id)
+
+    async def next_event(self, job_id: str, timeout_s: float) -> Event | None:
+        """The job's next unread event; None when none came within `timeout_s` seconds."""
+        entry = self._entries[job_id]
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: entry.read < len(entry.events)), timeout_s
+                )
+            except TimeoutError:
+                return None
+            event = entry.events[entry.read]
+            entry.read += 1
+            if entry.state == "over" and entry.read == len(entry.events):
+                entry.job = {}  # a plan is large; nobody reads it any more
+            return event
+
+    async def cancel(self, job_id: str) -> None:
+        """Stop a job: at once where it waits or is yet to come, at its next step where it runs."""
+        if job_id not in self._entries:
+            self._cancelled_early.add(job_id)
+            return
+        entry = self._entries[job_id]
+        if entry.state == "over":
+            return
+        entry.cancelled = True
+        if entry.state == "waiting":
+            self._waiting.remove(job_id)
+            await self._finish(entry, {"type": "cancelled"})
+
+    async def close(self, cancel: bool = False) -> None:
+        """Let every group leave its loop after what is queued; with `cancel`, at once."""
+        if cancel:
+            for job_id in list(self._entries):
+                await self.cancel(job_id)
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # -- what a group's rank 0 calls ------------------------------------------------------------
+
+    async def starting(self, group: int, size: int) -> bool:
+        """One of a group's `size` workers comes up. False where the group only ever starts."""
+        self._idle_starts[group] = self._idle_starts.get(group, 0) + 1
+        if self._idle_starts[group] <= MAX_IDLE_STARTS * size:
+            return True
+        await self.group_lost(group, "the workers keep dying while they start; see Ray's logs")
+        return False
+
+    async def register(self, group: int, worker: dict[str, Any]) -> None:
+        """A group has (re)started. A job that it held when it died is queued again or failed."""
+        await self._take_back_all(group)
+        self._groups[group] = worker
+        if group in self._died:
+            self._died.discard(group)
+            await self._notify(f"group {group} is up again on {worker.get('host', 'its node')}")
+
+    async def worker_died(self, group: int, reason: str) -> None:
+        """A worker of the group is gone: its job can be taken by another group at once."""
+        if group in self._died or self._closed:
+            return
+        self._groups.pop(group, None)
+        self._died.add(group)
+        again = await self._take_back_all(group)
+        then = f"; {again}" if again else ""
+        await self._notify(
+            f"group {group} lost a worker ({reason}){then}; the group starts again as soon as the "
+            "cluster has room for it"
+        )
+
+    async def hold_controller(self, group: int, controller: Any) -> None:
+        """Keep the handle of the actor that runs a group, to end one that never came up."""
+        self._controllers[group] = controller
+
+    async def controllers(self, only_idle: bool) -> dict[int, Any]:
+        """Handles of the actors that run groups, or of those alone whose group is not up."""
+        up = self._groups if only_idle else {}
+        return {group: actor for group, actor in self._controllers.items() if group not in up}
+
+    async def take(
+        self, group: int, timeout_s: float
+    ) -> tuple[str, Job] | Literal["closed"] | None:
+        """The next job for this group; None when none came in time; "closed" to leave the loop."""
+        if group in self._died:  # what is left of it will be ended and started again
+            await asyncio.sleep(timeout_s)
+            return "closed" if self._closed else None
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._waiting or self._closed), timeout_s
+                )
+            except TimeoutError:
+                return None
+            if not self._waiting:
+                return "closed"
+            job_id = self._waiting.popleft()
+            entry = self._entries[job_id]
+            entry.state, entry.group = "running", group
+            return job_id, entry.job
+
+    async def report(self, job_id: str, event: Event, group: int | None = None) -> bool:
+        """Append an event of a running job. True when the job is to stop.
+
+        A job that was taken back from a dying `group` hears nothing more from it.
+        """
+        entry = self._entries[job_id]
+        if entry.state != "running" or group not in (None, entry.group):
+            return True
+        if event["type"] in ("done", "failed", "cancelled"):
+            await self._finish(entry, event)
+        else:
+            await self._append(entry, event)
+        return entry.cancelled
+
+    async def leave(self, job_id: str, made: bytes) -> None:
+        """Keep what a running job has made (a trial's weights) until the driver collects it."""
+        entry = self._entries[job_id]
+        if entry.state == "running":
+            entry.left = made
+
+    async def is_cancelled(self, job_id: str) -> bool:
+        """Whether the driver wants this job stopped."""
+        return self._entries[job_id].cancelled
+
+    # -- what the driver asks --------------------------------------------------------------------
+
+    async def collect(self, job_id: str) -> bytes | None:
+        """What a job has left, once; None where it left nothing."""
+        entry = self._entries.get(job_id)
+        if entry is None:
+            return None
+        left, entry.left = entry.left, None
+        return left
+
+    async def group_lost(self, group: int, error: str) -> str:
+        """A group will not come back: fail its job and, where it was the last, all that wait.
+
+        Returns the error that it was first lost with.
+        """
+        self._groups.pop(group, None)
+        self._lost.setdefault(group, error)
+        for entry in self._entries.values():
+            if entry.state == "running" and entry.group == group:
+                await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+        if len(self._lost) == self._number_of_groups:
+            while self._waiting:
+                entry = self._entries[self._waiting.popleft()]
+                await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+        return self._lost[group]
+
+    async def groups(self) -> dict[int, dict[str, Any]]:
+        """The groups that are up: group number -> what its rank 0 said of itself."""
+        return dict(self._groups)
+
+    async def next_notice(self, timeout_s: float) -> str | None:
+        """The next thing that a user should know of the groups; None when there was none in time.
+
+        "" once the queue is closed.
+        """
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._notices or self._closed), timeout_s
+                )
+            except TimeoutError:
+                return None
+            return self._notices.popleft() if self._notices else ""
+
+    async def _notify(self, notice: str) -> None:
+        async with self._changed:
+            self._notices.append(notice)
+            self._changed.notify_all()
+
+    async def _take_back_all(self, group: int) -> str:
+        """Queue or fail the jobs that a dead group held; returns what became of them, in words."""
+        said = []
+        for job_id, entry in self._entries.items():
+            if entry.state == "running" and entry.group == group:
+                said.append(await self._take_back(job_id, entry))
+        return ", ".join(said)
+
+    async def _take_back(self, job_id: str, entry: _Entry) -> str:
+        entry.deaths += 1
+        entry.group = None
+        if entry.cancelled:
+            await self._finish(entry, {"type": "cancelled"})
+            return f"{_in_words(job_id)} was cancelled"
+        if entry.deaths > self._max_failures:
+            error = f"the worker died {entry.deaths} times in this job (cluster.max_failures)"
+            await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+            return f"{_in_words(job_id)} fails"
+        entry.state = "waiting"
+        self._waiting.appendleft(job_id)
+        await self._append(entry, {"type": "requeued", "deaths": entry.deaths})
+        tries = self._max_failures + 1
+        return f"{_in_words(job_id)} starts again (try {entry.deaths + 1} of {tries})"
+
+    async def _finish(self, entry: _Entry, event: Event) -> None:
+        entry.state = "over"
+        if entry.group is not None:
+            self._idle_starts.pop(entry.group, None)
+        await self._append(entry, event)
+
+    async def _append(self, entry: _Entry, event: Event) -> None:
+        async with self._changed:
+            entry.events.append(event)
+            self._changed.notify_all()
+
+
+def _in_words(job_id: str) -> str:
+    """trial-00010 as users know it: trial 10."""
+    kind, _, number = job_id.partition("-")
+    return f"{kind} {int(number)}" if number.isdigit() else job_id
+
+
+def start_job_queue(groups: int = 1, max_failures: int = 2) -> Any:
+    """Start the queue as a Ray actor that many callers can wait on at once.
+
+    It lives on the driver's node, so that the sweep outlasts the loss of any other.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
+    return actor.remote(groups, max_failures)

@@ -1,0 +1,173 @@
+"""The section `task` of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from trainables.settings import Names, Settings
+from trainables.tasks.metrics import METRICS
+
+KINDS = ("classification", "image_classification")
+IMAGE_KINDS = ("image_classification",)
+PLANNED_KINDS = ("regression", "multiple_choice", "causal", "generation")
+FILE_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
+
+
+class DataSettings(Settings):
+    """Where the rows are: local or packaged files, or a data set of the Hugging Face hub.
+
+    A file is a path, or `package:import_name/sub/file`, and ends in .parquet, .csv, .json or
+    .jsonl. With `hub`, train, dev and test are names of splits; where neither dev nor test is
+    named, the split "validation" is divided by `task.split`.
+    """
+
+    train: str | None = None
+    """File (or, with hub, split; default "train") that trains."""
+    dev: str | None = None
+    """File or split that steers the search; without it `task.split` says where dev comes from."""
+    test: str | None = None
+    """File or split that only `confirm` reads; may be left out."""
+    hub: str | None = None
+    """Name of a data set on the hub, such as glue."""
+    name: str | None = None
+    """Configuration (subset) of the hub data set, such as rte."""
+    revision: str | None = None
+    """Commit or tag of the hub data set; pin it for runs that can be repeated."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.hub is not None:
+            return self
+        for key in ("name", "revision"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} goes with hub only; name the data set in hub or drop it")
+        if self.train is None:
+            raise ValueError(
+                "has neither train nor hub; give {train: FILE, dev: FILE} or {hub: NAME}"
+            )
+        for key in ("train", "dev", "test"):
+            file = getattr(self, key)
+            if file is not None and PurePosixPath(file).suffix not in FILE_SUFFIXES:
+                raise ValueError(
+                    f"{key} is {file!r}, not a data file; use one that ends in "
+                    f"{', '.join(FILE_SUFFIXES)}"
+                )
+        return self
+
+
+class RowsSettings(Settings):
+    """How many rows of each split are kept: a seeded choice among its rows in content order."""
+
+    train: PositiveInt | None = None
+    """Training rows to keep; null keeps all."""
+    dev: PositiveInt | None = None
+    """Dev rows to keep; null keeps all."""
+    test: PositiveInt | None = None
+    """Test rows to keep; null keeps all."""
+    seed: NonNegativeInt = 0
+    """Seed of the choice."""
+
+
+class SplitSettings(Settings):
+    """Where dev comes from when `task.data` has none."""
+
+    source: Literal["test", "train"] = "test"
+    """The split dev is taken from: test (the papers' rule) or train."""
+    dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the source that becomes dev; the rest stays (the papers' 2:8)."""
+    seed: NonNegativeInt = 0
+    """Seed of the division."""
+
+
+class TaskSettings(Settings):
+    """A data set, how a row becomes an input, and the metric."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Name of the task, for people and for queries."""
+    kind: str = "classification"
+    """What is predicted: classification (of texts) or image_classification."""
+    data: DataSettings
+    """Where the rows are."""
+    text: Annotated[Names, Field(validate_default=True)] = ()
+    """One or two columns that hold the text, which every kind but image_classification needs; two
+    are encoded as a pair."""
+    image: Annotated[str | None, Field(validate_default=True)] = None
+    """Column that holds the pictures of image_classification: paths (relative to the data file),
+    encoded bytes (PNG, JPEG or WebP), or datasets' {bytes, path}."""
+    label: str = "label"
+    """Column that holds the label."""
+    metric: str = "accuracy"
+    """Metric of the dev and test splits: accuracy, f1, macro_f1 or matthews."""
+    max_length: PositiveInt = 128
+    """Tokens at which a text is cut, special tokens included; pictures are not cut."""
+    rows: RowsSettings = RowsSettings()
+    """How many rows of each split are kept."""
+    split: SplitSettings = SplitSettings()
+    """Where dev comes from when data has none."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        if kind in KINDS:
+            return kind
+        what = "is not available yet" if kind in PLANNED_KINDS else "is not a kind of task"
+        raise ValueError(f"{kind!r} {what}; use {', '.join(KINDS)}")
+
+    @field_validator("metric")
+    @classmethod
+    def _fitting_metric(cls, metric: str, info: ValidationInfo) -> str:
+        kind = info.data.get("kind", "classification")
+        fitting = [name for name, known in METRICS.items() if kind in known.kinds]
+        if metric not in fitting:
+            raise ValueError(f"{metric!r} does not measure {kind}; use one of {', '.join(fitting)}")
+        return metric
+
+    @field_validator("text")
+    @classmethod
+    def _texts_of_its_kind(cls, text: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        kind = info.data.get("kind")
+        if kind is None:  # wrong itself, and said so
+            return text
+        if kind in IMAGE_KINDS:
+            if text:
+                raise ValueError(f"does not go with {kind}; name the column of pictures in image")
+            return text
+        if not text:
+            raise ValueError("is required; name one column, or two for a pair of texts")
+        if len(text) > 2:
+            raise ValueError(f"names {len(text)} columns; name one, or two for a pair of texts")
+        return text
+
+    @field_validator("image")
+    @classmethod
+    def _image_of_its_kind(cls, image: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if kind in IMAGE_KINDS and not image:
+            raise ValueError("is required; name the column of pictures")
+        if kind is not None and kind not in IMAGE_KINDS and image is not None:
+            raise ValueError(
+                f"does not go with {kind}; set kind: {IMAGE_KINDS[0]}, or name text instead"
+            )
+        return image
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        key = "image" if self.image is not None else "text"
+        if self.label in self.inputs:
+            raise ValueError(f"column {self.label!r} is both {key} and label; name two columns")
+        return self
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that a row's input is made of."""
+        return self.text if self.image is None else (self.image,)

@@ -1,0 +1,47 @@
+"""Measuring a split."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainables.adaptations.adaptation import Adaptation
+from trainables.engine.masters import at_least_float
+from trainables.engine.workers import Workers
+from trainables.tasks.metrics import metric_for
+from trainables.tasks.task import Task
+from trainables.training.batches import in_batches, to_device
+
+EVALUATION_ROWS = 64  # rows of one forward pass when measuring
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy summed over rows: logits [n, classes], labels [n]."""
+    return nn.functional.cross_entropy(at_least_float(logits), labels, reduction="sum")
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, adaptation: Adaptation, task: Task, name: str, workers: Workers
+) -> dict[str, float]:
+    """{"<name>_loss": mean loss, "<metric>": the task's metric} of a split, all dropout off.
+
+    Rows of like length go through the model together; every rank takes its share.
+    """
+    split = task.splits[name]
+    model.eval()
+    adaptation.eval()
+    rows = len(split.labels)
+    by_length = np.argsort(split.lengths, kind="stable")
+    logits = torch.zeros(rows, len(task.labels), dtype=torch.float64, device=workers.device)
+    batches = list(in_batches(by_length, EVALUATION_ROWS))
+    for indices in workers.share(batches):
+        batch = to_device(split.batch(indices), workers)
+        batch.pop("labels")
+        logits[torch.as_tensor(indices, device=workers.device)] = model(**batch).logits.double()
+    workers.sum_(logits)
+    labels = torch.tensor(split.labels, device=workers.device)
+    loss = summed_loss(logits, labels).item() / rows
+    metric = metric_for(task.metric, task.kind)
+    return {f"{name}_loss": loss, task.metric: metric(split.labels, logits.cpu().numpy())}

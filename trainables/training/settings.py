@@ -1,0 +1,46 @@
+"""The section `train` of a sweep."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from trainables.settings import Fraction, Precision, Schedule, Settings
+
+
+class TrainSettings(Settings):
+    """How a trial trains its plan."""
+
+    epochs: PositiveInt = 3
+    """Epochs of a trial; its value is the dev metric of the last."""
+    batch_size: PositiveInt = 16
+    """Rows of one optimizer step over all workers and accumulation steps."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forward passes that one optimizer step is divided into."""
+    optimizer: Literal["adamw"] = "adamw"
+    """Optimizer."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of the adapters and the head."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradient norm to clip at; null does not clip."""
+    lr_scheduler: Schedule = "linear"
+    """Learning-rate schedule of each stage."""
+    warmup_ratio: Fraction = 0.06
+    """Share of a stage's steps that warm up."""
+    dropout: Fraction = 0.05
+    """Dropout on the input of a module's trainable blocks."""
+    precision: Precision = "auto"
+    """Precision of the base; auto is bf16 where the device computes it fast, else fp32."""
+    seed: NonNegativeInt = 0
+    """Seed of the adapters, a fresh head and the order of the rows."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into "
+                f"{self.gradient_accumulation_steps} gradient_accumulation_steps; "
+                "use a multiple of it"
+            )
+        return self
