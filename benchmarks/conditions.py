@@ -1,15 +1,11 @@
-"""What every benchmark runs on: the movie task on MiniLM, and the machine it is taken on."""
+"""What the benchmarks run: the movie task on MiniLM, the demo's sweep, a local Ray."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import importlib.metadata
 import logging
 import os
-import platform
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +19,6 @@ TARGET_MODULES = ("query", "key", "value", "intermediate.dense", "output.dense")
 MAX_LENGTH = 64
 CHECKOUT = Path(__file__).resolve().parent.parent
 MOVIE = CHECKOUT / "data" / "movie"
-PACKAGES = ("ray", "deepspeed", "torch", "transformers")
 
 
 def movie_task(train_rows: int | None, dev_rows: int) -> Task:
@@ -80,23 +75,3 @@ def local_ray(**variables: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def machine() -> str:
-    """The machine, the packages and the day, in one line of Markdown."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return (
-        f"{os.cpu_count()} cores, CPU only, Python {platform.python_version()}, {versions}; {day}"
-    )
-
-
-def load() -> float:
-    """The machine's load of the last minute: what else ran when a benchmark began."""
-    return os.getloadavg()[0]
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median and, in brackets, least and most of some measurements."""
-    middle = statistics.median(values)
-    return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

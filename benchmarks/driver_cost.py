@@ -28,9 +28,10 @@ from typing import Any
 
 import psutil
 import ray
-from conditions import load, local_ray, machine
+from conditions import local_ray
 from plans import GRID, drawn_profile
 from ray import tune
+from results import Run
 from rich.console import Console
 
 from search.cli.view import View
@@ -219,7 +220,7 @@ def windows(trials: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, then print the figures and a row for the table in README.md."""
+    """Measure, then print the figures and record the row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=2000, help="trials (default: %(default)s)")
     parser.add_argument(
@@ -229,48 +230,54 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.trials < 100:
         parser.error("--trials must be at least 100")
-    trials, load_before = options.trials, load()
+    trials, run = options.trials, Run.begin()
     clock = Clock(trials, options.profile)
     with tempfile.TemporaryDirectory(prefix="driver-cost-") as folder:
         states, told, logged = measure(trials, Path(folder), clock)
-    report(trials, clock, states, told, logged, load_before)
+    report(run, trials, clock, states, told, logged)
 
 
 def report(
-    trials: int,
-    clock: Clock,
-    states: Mapping[str, int],
-    told: float,
-    logged: int,
-    load_before: float,
+    run: Run, trials: int, clock: Clock, states: Mapping[str, int], told: float, logged: int
 ) -> None:
-    """Print the figures and the row."""
+    """Print the figures and record the row."""
     early, late = windows(trials)
     first, last = clock.per_trial(*early), clock.per_trial(*late)
     ratio = last.main / first.main
-    print(f"{machine()}; load before {load_before:.2f}; {trials} trials, {dict(states)}")
+    print(f"{run}; {trials} trials, {dict(states)}")
     print(f"{logged} trials stand complete in MLflow, {told:.1f} s after the last had ended")
     print(
         f"per trial, in ms: trials {early[0]} to {early[1]}, trials {late[0]} to {late[1]}, ratio"
     )
-    for name in ("main", "process", "wall"):
-        a, b = 1000 * getattr(first, name), 1000 * getattr(last, name)
+    cost = {
+        name: {"first": 1000 * getattr(first, name), "last": 1000 * getattr(last, name)}
+        for name in ("main", "process", "wall")
+    }
+    for name, each in cost.items():
+        a, b = each["first"], each["last"]
         print(f"  {name:10} {a:8.1f} {b:8.1f} {b / a:6.2f}")
     steps = range(0, trials, max(100, trials // 10))
     course = [1000 * clock.per_trial(n + 1, min(n + 100, trials)).main for n in steps]
-    print("main thread along the way, ms: " + ", ".join(f"{each:.0f}" for each in course))
+    way = ", ".join(f"{each:.0f}" for each in course)
+    print(f"main thread along the way, ms: {way}")
     for done, sizes in sorted(clock.memory.items()):
         print(f"MiB after {done}: " + ", ".join(f"{k} {v:.0f}" for k, v in sizes.items()))
     least, most = (clock.memory[done]["the driver"] for done in (100, trials))
-    print()
-    print(
-        f"| the driver's cost of a trial, trial {trials:,} against trial 100 "
-        f"| `python benchmarks/driver_cost.py --trials {trials}` "
-        f"| {1000 * last.main:.1f} against {1000 * first.main:.1f} ms of the main thread, "
-        f"{1000 * last.process:.1f} against {1000 * first.process:.1f} ms of the process, "
-        f"{1000 * last.wall:.0f} against {1000 * first.wall:.0f} ms by the clock "
-        f"| **{ratio:.2f}** (limit {GOAL}); memory {most:.0f} against {least:.0f} MiB "
-        f"| {load_before:.1f} |"
+    both = {
+        name: f"{each['last']:.1f} against {each['first']:.1f} ms" for name, each in cost.items()
+    }
+    run.record(
+        f"the driver's cost of a trial, {trials:,} against 100",
+        {
+            "ms": cost,
+            "course_ms": course,
+            "ratio": ratio,
+            "memory_mib": {"first": least, "last": most},
+        },
+        f"{both['main']} of the main thread, {both['process']} of the process, {both['wall']} by "
+        f"the clock; on the way {way} ms",
+        f"**{ratio:.2f}** (limit {GOAL}); memory {most:.0f} against {least:.0f} MiB, "
+        f"{1024 * (most - least) / max(trials - 100, 1):.0f} KiB a trial",
     )
     if logged != trials:
         sys.exit(f"MLflow holds {logged} of {trials} trials")

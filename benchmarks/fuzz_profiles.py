@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import safetensors
+from results import Run
 
 from spaces.errors import ProfileError, RanksweepError
 from spaces.methods.registry import make_plan, parse_choice
@@ -486,7 +487,7 @@ def _give_up(*_: object) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fuzz, then print how many inputs ended in which way."""
+    """Fuzz, print how many inputs ended in which way and record the row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=200_000, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -494,6 +495,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
+    run = Run.begin()
     warnings.simplefilter("error")
     signal.signal(signal.SIGALRM, _give_up)
     _limit_memory()
@@ -504,11 +506,21 @@ def main(arguments: list[str] | None = None) -> None:
     for name, count in counts.most_common(40):
         print(f"{count:9,}  {name}")
     print(f"{sum(dict(counts.most_common()[40:]).values()):9,}  {max(len(counts) - 40, 0)} others")
-    print(
-        f"{options.inputs:,} inputs (seed {options.seed}): {accepted:,} accepted, "
-        f"{options.inputs - accepted - defects:,} refused for {len(counts)} reasons, "
-        f"{defects:,} defects; slowest {slowest:.2f} s, "
-        f"{time.process_time() - started:.0f} s of processor time"
+    refused, seconds = options.inputs - accepted - defects, time.process_time() - started
+    run.record(
+        "hostile profile files",
+        {
+            "inputs": options.inputs,
+            "accepted": accepted,
+            "refused": refused,
+            "defects": defects,
+            "reasons": len(counts),
+            "slowest_s": slowest,
+            "processor_s": seconds,
+        },
+        f"{options.inputs:,} inputs: {accepted:,} accepted, {refused:,} refused with one line",
+        f"**{defects} defects**; slowest input {slowest:.2f} s by the clock, {seconds:.0f} s of "
+        "processor time in all",
     )
     raise SystemExit(1 if defects else 0)
 

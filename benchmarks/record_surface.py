@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conditions import load, machine
+from results import Run
 
 if TYPE_CHECKING:
     from search.config.sweep import SweepConfig
@@ -210,7 +210,9 @@ def start(task: str, config: SweepConfig, prepared: Prepared) -> tuple[list[Reco
     if not path.is_file():
         SURFACES.mkdir(exist_ok=True)
         path.with_suffix(".safetensors").write_bytes(compute_bytes(config, prepared))
-        path.write_text(json.dumps({**conditions, "machine": machine()}) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({**conditions, "machine": str(Run.begin())}) + "\n", encoding="utf-8"
+        )
     before, records, profile = read_surface(task)
     if differing := [key for key in conditions if before.get(key) != conditions[key]]:
         raise SystemExit(f"{path}: recorded with another {', '.join(differing)}; remove it first")
@@ -254,7 +256,8 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
         done.add(number)
         print(
             f"{number + 1}/{len(wanted)} {choice.method:11} lr {choice.learning_rate:.1e} "
-            f"{plan.trainable_params:8} {found.value:.4f} {found.seconds:.1f} s, load {load():.1f}",
+            f"{plan.trainable_params:8} {found.value:.4f} {found.seconds:.1f} s, "
+            f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from conditions import load, machine
 from numpy.typing import NDArray
 from record_surface import Record, read_surface
+from results import Run
 
 if TYPE_CHECKING:
     from spaces.choice import Choice
@@ -440,23 +440,28 @@ def _gain(
     return f"after {after} {word} ({_shown(gains, '+')})"
 
 
-def row(
-    figures: dict[tuple[str, str, int], Floats], kind: str, what: str, command: str, load: float
-) -> str:
-    """A row for the table in README.md."""
+def record(run: Run, figures: dict[tuple[str, str, int], Floats], kind: str, what: str) -> None:
+    """Record the row of a kind of objectives."""
     after = sorted({n for _, k, n in figures if k == kind})
     each = "; ".join(
         f"{name} {', '.join(_shown(figures[name, kind, n]) for n in after)}" for name in WAYS
     )
     gains = "; ".join(
-        f"against {other} {', '.join(_gain(figures, 'default', other, kind, n) for n in after)}"
-        for other in ("random", "TPE")
+        f"{name} against {other} {', '.join(_gain(figures, name, other, kind, n) for n in after)}"
+        for name, other in COMPARED[:-1]
     )
-    return f"| {what} | `python benchmarks/{command}` | {each} | default {gains} | {load:.1f} |"
+    found = {
+        name: {
+            str(n): dict(zip(("mean", "half"), mean_and_half(figures[name, kind, n]), strict=True))
+            for n in after
+        }
+        for name in WAYS
+    }
+    run.record(what, found, each, gains)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Search, then print the tables and a row for the one in README.md."""
+    """Search, then print the tables and record the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=20, help="searches a way (%(default)s)")
     parser.add_argument("--trials", type=int, default=100, help="of a search (%(default)s)")
@@ -471,10 +476,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     warnings.simplefilter("ignore")  # Optuna's about experimental options, the regression's fit
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    load_before = load()
+    run = Run.begin()
     surface = fit(SURFACE)
     _, records, _ = read_surface(SURFACE)
-    print(f"{machine()}; load before {load_before:.2f}")
+    print(run)
     print(f"{SURFACE}: {len(records)} trials of {sum(r.seconds for r in records) / 60:.0f} minutes "
           f"in all; noise {100 * surface.noise:.1f} points; cross-validated R^2 "
           f"{surface.explained:.2f} of {surface.ceiling:.2f} that the noise leaves")  # fmt: skip
@@ -489,15 +494,9 @@ def main(arguments: list[str] | None = None) -> None:
     show(figures, "front", after)
     print(f"\nbest choice by {METRIC} alone: points below the best known, {options.seeds} seeds")
     show(figures, "best", after)
-    command = "search_quality.py"
-    for option in ("seeds", "trials"):
-        if (value := getattr(options, option)) != parser.get_default(option):
-            command += f" --{option} {value}"
-    times = ", ".join(map(str, after))
-    what = f"{options.seeds} searches of recorded trials, after {times}"
-    print()
-    print(row(figures, "front", f"{what}: % of the best front's area", command, load_before))
-    print(row(figures, "best", f"{what}: accuracy points missed", command, load_before))
+    what = f"{options.seeds} searches of recorded trials, after {', '.join(map(str, after))}"
+    record(run, figures, "front", f"{what}: % of the best front's area")
+    record(run, figures, "best", f"{what}: accuracy points missed")
 
 
 if __name__ == "__main__":

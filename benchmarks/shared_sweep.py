@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conditions import demo_sweep, environment, load, machine
+from conditions import demo_sweep, environment
+from results import Run
 
 
 def free_port() -> int:
@@ -130,13 +131,13 @@ def sweep_of(arguments: argparse.Namespace, folder: Path, ray: str, server: str)
 
 
 def main() -> None:
-    """Launch, wait, count and print a row for the table."""
+    """Launch, wait, count and record the row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drivers", type=int, default=4)
     parser.add_argument("--trials", type=int, default=16)
     arguments = parser.parse_args()
-    began = load()
-    print(machine(), flush=True)
+    run = Run.begin()
+    print(run, flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="rs-") as name,
         postgres(Path(name)) as server,
@@ -165,17 +166,17 @@ def main() -> None:
                 raise SystemExit((folder / f"driver{number}" / "said").read_text())
             results.append(json.loads(out))
         seconds = time.monotonic() - started
-        report(arguments, server, results, seconds, began)
+        report(run, arguments, server, results, seconds)
 
 
 def report(
+    run: Run,
     arguments: argparse.Namespace,
     server: str,
     results: list[dict[str, Any]],
     seconds: float,
-    began: float,
 ) -> None:
-    """Compare what study and MLflow hold and print a row."""
+    """Compare what study and MLflow hold and record the row."""
     import mlflow
     import optuna
 
@@ -189,16 +190,18 @@ def report(
         max_results=10_000,
     )
     states = Counter(trial.state.name for trial in study.get_trials())
-    status = Counter(run.data.tags["ranksweep.status"] for run in runs)
-    numbers = Counter(run.data.tags["ranksweep.number"] for run in runs)
-    shares = Counter(run.data.tags["mlflow.parentRunId"] for run in runs)
+    status = Counter(each.data.tags["ranksweep.status"] for each in runs)
+    numbers = Counter(each.data.tags["ranksweep.number"] for each in runs)
+    shares = Counter(each.data.tags["mlflow.parentRunId"] for each in runs)
     print(f"study: {dict(states)}; MLflow: {dict(status)}")
     whole = status == {"complete": arguments.trials} and max(numbers.values()) == 1
-    print(
-        f"| {arguments.drivers} launches of one sweep of {arguments.trials} trials, PostgreSQL | "
-        f"{seconds:.0f} s; trials by launch {sorted(shares.values())} | "
-        f"{'**every trial once, in both books**' if whole else '**NOT whole**'} | "
-        f"load {began:.1f} |"
+    done = sorted(shares.values())
+    run.record(
+        f"launches of one sweep of {arguments.trials} trials, {arguments.drivers} at once, "
+        "PostgreSQL",
+        {"seconds": seconds, "trials_by_launch": done},
+        f"{seconds:.0f} s; trials by launch {', '.join(map(str, done))}",
+        "**every trial once, in both books**" if whole else "**NOT whole**",
     )
     if not whole or states["RUNNING"] or len(results) != arguments.drivers:
         raise SystemExit("not every trial is there once")

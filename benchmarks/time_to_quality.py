@@ -21,15 +21,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from conditions import MOVIE, demo_sweep, environment, load, machine
+from conditions import MOVIE, demo_sweep, environment
+from results import Run
 
 HERE = Path(__file__).resolve().parent
-MULTIPLES = (1, 4, 16)
+MULTIPLES = {1: "as long as the demo's", 4: "4 times as long", 16: "16 times as long"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def in_words(side: Side) -> str:
 
 
 def main() -> None:
-    """Run both sides and print rows for the table."""
+    """Run both sides, print the figures and record the row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=24, help="that are run")
     parser.add_argument(
@@ -153,8 +154,8 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=1, help="trials at a time, on both sides")
     parser.add_argument("--cpus-per-worker", type=int, default=2)
     arguments = parser.parse_args()
-    began = load()
-    print(machine(), flush=True)
+    this_run = Run.begin()
+    print(this_run, flush=True)
     with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
         sides = {}
         for name, run in (("ranksweep", run_ranksweep), ("plain", run_plain)):
@@ -162,14 +163,27 @@ def main() -> None:
             own.mkdir()
             sides[name] = run(arguments, own)
             print(f"{name}: {in_words(sides[name])}", flush=True)
-    for longer in MULTIPLES:
-        told = arguments.of or arguments.trials
-        ours, plain = (sides[name].total(told, longer) for name in sides)
-        what = "as long as the demo's" if longer == 1 else f"{longer} times as long (computed)"
-        print(
-            f"| {told} trials {what} | {ours:.0f} s against {plain:.0f} s | "
-            f"**{plain / ours:.1f}x** | load {began:.1f} |"
-        )
+    told = arguments.of or arguments.trials
+    totals = {
+        longer: {name: side.total(told, longer) for name, side in sides.items()}
+        for longer in MULTIPLES
+    }
+    ratios = {longer: total["plain"] / total["ranksweep"] for longer, total in totals.items()}
+    this_run.record(
+        f"a sweep of {told} trials of the demo's length, profile included, against the script from "
+        "Ray's documentation",
+        {
+            "sides": {name: asdict(side) for name, side in sides.items()},
+            "seconds": {str(longer): total for longer, total in totals.items()},
+            "ratio": {str(longer): ratio for longer, ratio in ratios.items()},
+        },
+        "; against ".join(in_words(side) for side in sides.values()),
+        "; ".join(
+            f"{MULTIPLES[longer]} {total['ranksweep']:,.0f} s against {total['plain']:,.0f} s, "
+            f"**{ratios[longer]:.1f}x**"
+            for longer, total in totals.items()
+        ),
+    )
 
 
 if __name__ == "__main__":
