@@ -17,8 +17,8 @@ from spaces.errors import JobError, TrackingError
 from spaces.plan import Plan
 
 if TYPE_CHECKING:
-    from search.cli.view import View
     from search.config.sweep import SweepConfig
+    from search.progress import Progress
     from search.tracking.tracker import Tracker
     from trainables.resident.groups import ResidentWorkers
 
@@ -34,7 +34,7 @@ def confirm_best(
     workers: ResidentWorkers,
     tracker: Tracker,
     sweep_run_id: str,
-    view: View,
+    view: Progress,
 ) -> list[Confirmation]:
     """Retrain each row of `chosen` (best first) with `confirm.seeds` seeds; every run is logged.
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from search.cli.view import View
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.prepare import Prepared, dtype_name, prepare
@@ -21,6 +20,7 @@ from search.launch.resume import check_name
 from search.launch.search_stage import SearchStage
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths, private_files
+from search.progress import Progress
 from search.redaction import redacted
 from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def launch(
-    config: SweepConfig, *, view: View, resume: bool = False, profile_only: bool = False
+    config: SweepConfig, *, view: Progress, resume: bool = False, profile_only: bool = False
 ) -> LaunchResult:
     """Run a sweep to its end; with `profile_only` compute its profile and stop there.
 
@@ -147,7 +147,7 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: Any, error: str 
 
 
 @contextlib.contextmanager
-def _log_file(paths: SweepPaths, view: View) -> Iterator[None]:
+def _log_file(paths: SweepPaths, view: Progress) -> Iterator[None]:
     """Keep what is logged and said during the launch in the sweep's folder."""
     with private_files():
         handler = logging.FileHandler(paths.log)
@@ -169,7 +169,7 @@ def _resident_workers(
     config: SweepConfig,
     prepared: Prepared,
     paths: SweepPaths,
-    view: View,
+    view: Progress,
     interrupts: Interrupts,
 ) -> ResidentWorkers:
     from trainables.resident.groups import GroupSettings, ResidentWorkers

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
-from search.cli.view import View
 from search.config.sweep import SweepConfig
 from search.launch.prepare import Prepared, same_result
 from search.paths import SweepPaths, private_files
+from search.progress import Progress
 from search.store import keys
 from search.store.lease import Lease, Leases, Owner, this_process
 from search.tracking.tracker import Tracker
@@ -36,7 +36,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
     """
 
     def __init__(
-        self, config: SweepConfig, prepared: Prepared, sweep_paths: SweepPaths, view: View
+        self, config: SweepConfig, prepared: Prepared, sweep_paths: SweepPaths, view: Progress
     ) -> None:
         self._config, self._prepared, self._view = config, prepared, view
         self._kept = sweep_paths.unpublished_profile(prepared.key)

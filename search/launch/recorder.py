@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from search.cli.view import View
 from search.config.sweep import SweepConfig
+from search.progress import Progress
 from search.redaction import redacted_text
 from search.study.study import CURVE, ENDED_AS, INTERRUPTED, REASON
 from search.tracking.facts import plan_counts
@@ -40,7 +40,7 @@ class SweepObserver:
         best: Sequence[Mapping[str, Any]],
         journal: Journal,
         replay: Replay,
-        view: View,
+        view: Progress,
         searcher: StudySearcher,
         kept: KeptWeights,
     ) -> None:

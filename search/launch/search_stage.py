@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from search.cli.view import View
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.confirm import confirm_best
@@ -18,6 +17,7 @@ from search.launch.recorder import SweepObserver, end_what_was_left_open
 from search.launch.result import LaunchResult
 from search.launch.resume import SEARCH_MAY_CHANGE
 from search.paths import SweepPaths, private_files
+from search.progress import Progress
 from search.study.first_choices import first_choices
 from search.tracking.journal import Journal
 from search.tracking.relay import Replay
@@ -45,7 +45,7 @@ class SearchStage:
     prepared: Prepared
     paths: SweepPaths
     tracker: Tracker
-    view: View
+    view: Progress
     result: LaunchResult
     interrupts: Interrupts
 
