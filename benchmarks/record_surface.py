@@ -33,7 +33,7 @@ from results import Run
 
 if TYPE_CHECKING:
     from search.config.sweep import SweepConfig
-    from search.launch.prepare import Prepared
+    from search.launch.prepare import SweepInputs
     from spaces.choice import Choice
     from spaces.profile import Profile
 
@@ -107,7 +107,7 @@ def surface_sweep(task: str) -> SweepConfig:
     return load_sweep(ROOT / "examples" / "digits-vit.yaml", overrides)
 
 
-def compute_bytes(config: SweepConfig, prepared: Prepared) -> bytes:
+def compute_bytes(config: SweepConfig, prepared: SweepInputs) -> bytes:
     """The file of a sweep's profile, computed here."""
     from trainables.bases.loading import fresh_head, load_base
     from trainables.engine.workers import join
@@ -121,7 +121,7 @@ def compute_bytes(config: SweepConfig, prepared: Prepared) -> bytes:
 
 
 def design(
-    prepared: Prepared, start: int, per_method: int, repeated: int, repeats: int
+    prepared: SweepInputs, start: int, per_method: int, repeated: int, repeats: int
 ) -> Iterator[tuple[Choice, int]]:
     """(choice, seed) of every trial, the methods in turn.
 
@@ -191,7 +191,7 @@ def read_surface(task: str) -> tuple[dict[str, Any], list[Record], Profile]:
     )
 
 
-def start(task: str, config: SweepConfig, prepared: Prepared) -> tuple[list[Record], Profile]:
+def start(task: str, config: SweepConfig, prepared: SweepInputs) -> tuple[list[Record], Profile]:
     """(trials that are recorded already, profile) of a task; writes what a new recording needs.
 
     Raises SystemExit where what is there was recorded under other conditions.

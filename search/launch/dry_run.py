@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated_seconds, profile_steps, steps_an_epoch
-from search.launch.prepare import Prepared, fewer_trials, prepare
+from search.launch.prepare import SweepInputs, fewer_trials, prepare
 from search.launch.resume import check_name
 from search.launch.sweep_lock import running
 from search.paths import SweepPaths
@@ -117,7 +117,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
 # -- what would be done ----------------------------------------------------------------------------
 
 
-def _method_count(arm: Arm, prepared: Prepared, profile: Profile | None) -> MethodCount:
+def _method_count(arm: Arm, prepared: SweepInputs, profile: Profile | None) -> MethodCount:
     choice = prepared.space.default_choice(arm.method, arm.values)
     if profile is not None:
         plan = make_plan(choice, prepared.targets, profile, prepared.size)

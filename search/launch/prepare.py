@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class SweepInputs:
     """A sweep's task, target modules, size of the base, fitted space and profile key.
 
     `base_uri` names a hub base by its commit; other bases as the sweep does. `borrowed` is the
@@ -60,7 +60,7 @@ class Prepared:
         return {tag: str(said.get(key, "unknown")) for tag, key in keys.items()}
 
 
-def prepare(config: SweepConfig) -> Prepared:
+def prepare(config: SweepConfig) -> SweepInputs:
     """Read the data, the base's structure and the store, and check the sweep against them.
 
     Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
@@ -88,7 +88,7 @@ def prepare(config: SweepConfig) -> Prepared:
         count_range(space.default_choice(method), targets, size=size)
     _check_memory_limit(config, targets, size)
     base_fingerprint = fingerprint(base_uri)
-    return Prepared(
+    return SweepInputs(
         task=task,
         task_name=config.task.name,
         base_uri=base_uri,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.confirm import confirm_best
-from search.launch.prepare import Prepared, fewer_trials
+from search.launch.prepare import SweepInputs, fewer_trials
 from search.launch.recorder import SweepObserver, end_what_was_left_open
 from search.launch.result import LaunchResult
 from search.launch.resume import SEARCH_MAY_CHANGE
@@ -42,7 +42,7 @@ class SearchStage:
     """The three stages of a launch, and what they share."""
 
     config: SweepConfig
-    prepared: Prepared
+    prepared: SweepInputs
     paths: SweepPaths
     tracker: Tracker
     view: Progress

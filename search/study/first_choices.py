@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from search.launch.prepare import Prepared
+from search.launch.prepare import SweepInputs
 from spaces.choice import Choice
 from spaces.methods.registry import METHODS, make_plan
 from spaces.profile import Profile
 
 
 def first_choices(
-    prepared: Prepared, profile: Profile, arm_keys: Sequence[str] = ()
+    prepared: SweepInputs, profile: Profile, arm_keys: Sequence[str] = ()
 ) -> list[Choice]:
     """What is tried first: each paper's default, and a LoRA as large as the largest of them.
 
