@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, Any
 
-import optuna
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -18,6 +17,7 @@ from spaces.domain import (
     Fixed,
     Options,
     Range,
+    Suggests,
     Value,
     capped,
     closest,
@@ -103,7 +103,7 @@ class SearchSpace:
             _refuse_contradiction(method, domains[name], where)
         return cls(tuple(domains), domains, frozenset(written))
 
-    def suggest(self, trial: optuna.trial.BaseTrial, method: str | None = None) -> Choice:
+    def suggest(self, trial: Suggests, method: str | None = None) -> Choice:
         """The choice that a trial stands for; `method` asserts which one it was enqueued with.
 
         Raises ChoiceError where the trial's method is another.

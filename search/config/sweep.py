@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from search.config.defaults import fill_defaults
+from search.objective import Objective
 from search.paths import SweepPaths, check_sweep_name
 from search.redaction import redacted
 from spaces.errors import ConfigError
@@ -195,6 +196,11 @@ class SweepConfig(Settings):
     def search_space(self) -> SearchSpace:
         """`space`, parsed."""
         return SearchSpace.parse(self.space)
+
+    @property
+    def objective(self) -> Objective:
+        """The metric that is searched for, and the direction that is better."""
+        return Objective(self.search.metric, self.search.mode)
 
     @property
     def pareto(self) -> bool:

@@ -13,6 +13,8 @@ from search.config.sweep import ClusterSettings, SweepConfig, check_against_targ
 from search.store.profiles import ProfileStore, profile_key
 from spaces.errors import ConfigError, ProfileError, StoreError
 from spaces.methods.registry import count_range
+from spaces.planner import Planner
+from spaces.profile import Profile
 from spaces.search_space import SearchSpace
 from spaces.target import BaseSize, TargetModule
 from trainables.profiling.settings import ProfileSettings
@@ -39,6 +41,10 @@ class SweepInputs:
     key: str
     store: ProfileStore
     borrowed: Mapping[str, Any] | None = None
+
+    def planner(self, profile: Profile | None) -> Planner:
+        """Makes the plans of the sweep's trials by its profile."""
+        return Planner(self.targets, profile, self.size)
 
     @property
     def profile_of(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, Opera
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from search.redaction import redacted_text
+from search.study.private_optuna import STORAGE_CALLS
 from spaces.errors import JobError
 
 logger = logging.getLogger(__name__)
@@ -92,30 +93,5 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
     return patient
 
 
-#: What Optuna's cache asks of the storage behind it that reads or writes the database.
-CALLS = (
-    "create_new_study",
-    "delete_study",
-    "get_all_studies",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "_create_new_trial",
-    "_get_trials",
-    "_get_best_trial_id",
-    "get_trial",
-    "get_trial_id_from_study_id_trial_number",
-    "_set_trial_param",
-    "set_trial_state_values",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "record_heartbeat",
-    "_get_stale_trial_ids",
-)
-for _name in CALLS:
+for _name in STORAGE_CALLS:
     setattr(PatientStorage, _name, _patient(getattr(RDBStorage, _name)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import ray
 from ray import cloudpickle, tune
@@ -13,17 +13,13 @@ from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
 
 from search.interrupts import Interrupts
+from search.study.trial import EndedTrial, EndState
+from search.tuning.searcher import StudySearcher
 from search.tuning.trial import job_name, one_line
 from spaces.choice import Choice
 from spaces.plan import Plan
 
-if TYPE_CHECKING:
-    from search.study.trial import EndedTrial, EndState
-    from search.tuning.searcher import StudySearcher
-
-
 logger = logging.getLogger(__name__)
-
 
 _TUNE_KEYS = frozenset({*AUTO_RESULT_KEYS, DONE, TRIAL_ID, "experiment_tag"})
 

@@ -10,7 +10,8 @@ import ray
 from ray import tune
 
 from spaces.errors import JobError
-from spaces.methods.registry import make_plan, parse_choice
+from spaces.methods.registry import parse_choice
+from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.target import BaseSize, TargetModule
 
@@ -31,6 +32,12 @@ class TrialContext:
     size: BaseSize | None = None
     keep_weights: bool = False
 
+    @property
+    def planner(self) -> Planner:
+        """Who makes the plans."""
+        profile = Profile.from_bytes(self.profile, "profile") if self.profile else None
+        return Planner(self.targets, profile, self.size)
+
 
 def job_name(number: int) -> str:
     """The id that the job of an Optuna trial asks the queue for; the driver cancels by it."""
@@ -49,8 +56,7 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
     from trainables.resident.jobs import events_of
 
     choice = parse_choice(config["choice"])
-    profile = Profile.from_bytes(context.profile, "profile") if context.profile else None
-    plan = make_plan(choice, context.targets, profile, context.size)
+    plan = context.planner.plan(choice)
     job_id = ray.get(
         queue.submit.remote(
             {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -26,19 +26,12 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 
 from search.interrupts import Interrupts
+from search.study.trial import EndedTrial, EndState
 from search.tuning.asha import StagedAsha
 from search.tuning.driver import DriverCallback, Observer
+from search.tuning.searcher import StudySearcher
 from search.tuning.trial import TrialContext, job_name, run_trial
 from spaces.errors import ConfigError, JobError
-from spaces.profile import Profile
-from spaces.target import BaseSize, TargetModule
-
-if TYPE_CHECKING:
-    from search.study.trial import EndedTrial, EndState
-    from search.tuning.searcher import StudySearcher
-
-
-logger = logging.getLogger(__name__)
 
 #: Share of its node that a light trial asks for; Tune takes no zero.
 TRIAL_SHARE = 0.0001
@@ -95,13 +88,8 @@ def tune_search(
     *,
     searcher: StudySearcher,
     queue: Any,
-    targets: tuple[TargetModule, ...],
-    profile: Profile | None,
     train: Mapping[str, Any],
-    epochs: int,
     scheduler: Mapping[str, Any] | None,
-    metric: str,
-    mode: str,
     max_concurrent_trials: int,
     time_budget: float | None,
     storage_path: Path | str,
@@ -110,14 +98,13 @@ def tune_search(
     callbacks: Sequence[tune.Callback] = (),
     should_stop: Callable[[], str | None] = lambda: None,
     reuse_actors: bool = True,
-    size: BaseSize | None = None,
     keep_weights: bool = False,
     interrupts: Interrupts | None = None,
 ) -> TuneOutcome:
     """Run trials until the searcher has no more or the time budget is spent.
 
     Args:
-        searcher: hands out the choices and keeps the study.
+        searcher: hands out the choices, keeps the study and knows the rules of the trials.
         queue: handle of the `JobQueue` actor of the resident workers.
         train: the section `train` of the sweep, as it goes into each job.
         scheduler: ``{"name": "asha", "grace_epochs": 1, "reduction_factor": 3}``; None or the name
@@ -128,7 +115,6 @@ def tune_search(
         should_stop: asked many times a second; a reason ends the search, as when the workers are
             gone for good. Trials that still run then are cancelled.
         reuse_actors: let one process serve trial after trial.
-        size: the base's, which some plans depend on.
         keep_weights: let each finished job leave its weights with the queue.
         interrupts: who hears Ctrl-C during the launch; without it Ctrl-C is Python's own.
 
@@ -141,14 +127,22 @@ def tune_search(
     """
     interrupts = interrupts or Interrupts()
     callback = DriverCallback(searcher, queue, observer, should_stop, interrupts)
-    shared = profile.to_bytes() if profile else None
-    context = TrialContext(targets, shared, dict(train), epochs, metric, size, keep_weights)
+    planner, rules = searcher.planner, searcher.rules
+    context = TrialContext(
+        planner.targets,
+        planner.profile.to_bytes() if planner.profile else None,
+        dict(train),
+        rules.epochs,
+        rules.objective.metric,
+        planner.size,
+        keep_weights,
+    )
     function = tune.with_parameters(run_trial, queue=queue, context=context)
     tuner = tune.Tuner(
         tune.with_resources(function, light_resources()),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_make_scheduler(scheduler, searcher, epochs, metric, mode),
+            scheduler=_make_scheduler(scheduler, searcher),
             num_samples=-1,
             max_concurrent_trials=max_concurrent_trials,
             time_budget_s=time_budget,
@@ -191,11 +185,7 @@ def tune_search(
 
 
 def _make_scheduler(
-    settings: Mapping[str, Any] | None,
-    searcher: StudySearcher,
-    epochs: int,
-    metric: str,
-    mode: str,
+    settings: Mapping[str, Any] | None, searcher: StudySearcher
 ) -> TrialScheduler | None:
     name = settings.get("name", "asha") if settings else "none"
     if settings is None or name == "none":
@@ -206,11 +196,10 @@ def _make_scheduler(
         )
     return StagedAsha(
         stages=searcher.stages,
-        epochs=epochs,
+        epochs=searcher.rules.epochs,
         grace_epochs=int(settings.get("grace_epochs", 1)),
         reduction_factor=float(settings.get("reduction_factor", 3)),
-        metric=metric,
-        mode=mode,
+        objective=searcher.rules.objective,
     )
 
 

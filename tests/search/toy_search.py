@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ import optuna
 import ray
 from ray import cloudpickle
 
+from search.objective import Objective
+from search.study.rules import Rules
 from search.study.study import open_study
+from search.tuning.searcher import StudySearcher
+from spaces.planner import Planner
 from spaces.profile import ModuleProfile, Profile
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 
+ACCURACY = Objective("accuracy", "max")
+RULES = tuple(field.name for field in fields(Rules))
 TARGETS = tuple(TargetModule(f"layer{i}.dense", (24, 16)) for i in range(4))
 SPACE = {
     "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
@@ -77,6 +84,17 @@ def toy_study(
         sampler=sampler,
         seed=0,
     )
+
+
+def searcher_over(
+    study: optuna.Study, space: SearchSpace | None = None, *, epochs: int = 3, **settings: Any
+) -> StudySearcher:
+    """A searcher that looks for the highest accuracy; `settings` are rules, or the searcher's."""
+    of_rules = {key: settings.pop(key) for key in RULES if key in settings}
+    given = {"objectives": ("accuracy",), "epochs": epochs, "trials": 10, **of_rules}
+    rules = Rules(ACCURACY, **given)
+    planner = Planner(TARGETS, settings.pop("profile", toy_profile()))
+    return StudySearcher(study, space or toy_space(), planner, rules, **settings)
 
 
 class PaperGroup:

@@ -21,7 +21,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from search.study import patient_storage
-from search.study.patient_storage import CALLS, PatientStorage
+from search.study.patient_storage import PatientStorage
+from search.study.private_optuna import STORAGE_CALLS as CALLS
 from spaces.errors import JobError
 
 GONE = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))

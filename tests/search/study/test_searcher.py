@@ -20,23 +20,17 @@ from search.tuning.searcher import StudySearcher
 from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.search_space import SearchSpace
-from tests.search.toy_search import TARGETS, toy_profile, toy_space, toy_study
+from tests.search.toy_search import (
+    ACCURACY,
+    TARGETS,
+    searcher_over,
+    toy_profile,
+    toy_space,
+    toy_study,
+)
 
 METHODS = ("lora", "pilora", "taso", "sensitivity", "joint")
 PROFILE = toy_profile()
-
-
-def searcher_over(study: Any, space: Any = None, **settings: Any) -> StudySearcher:
-    defaults: dict[str, Any] = {
-        "targets": TARGETS,
-        "profile": PROFILE,
-        "metric": "accuracy",
-        "objectives": ("accuracy",),
-        "mode": "max",
-        "epochs": 3,
-        "trials": 10,
-    }
-    return StudySearcher(study, space or toy_space(), **{**defaults, **settings})
 
 
 def row(epoch: int, accuracy: float, **more: float) -> dict[str, Any]:
@@ -70,7 +64,7 @@ def test_equal_allocation_gives_every_method_the_same_number_in_the_order_of_the
 
 
 def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path):
-    given = run_all(searcher_over(toy_study(tmp_path), trials=20, allocation="free"))
+    given = run_all(searcher_over(toy_study(tmp_path), trials=20, division="free"))
     methods = [suggested["choice"]["method"] for suggested in given]
     assert len(methods) == 20
     assert methods[:5] != list(METHODS)
@@ -126,7 +120,7 @@ def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path):
 def test_no_trial_of_any_method_is_ever_beyond_max_params(tmp_path, sampler, allocation):
     # Half of the space and more is beyond it, the default of every method but lora included.
     study = toy_study(tmp_path, sampler=sampler)
-    searcher = searcher_over(study, trials=50, max_params=330, allocation=allocation)
+    searcher = searcher_over(study, trials=50, max_params=330, division=allocation)
     given = run_all(searcher)
     counts = [
         make_plan(parse_choice(suggested["choice"]), TARGETS, PROFILE).trainable_params
@@ -386,7 +380,7 @@ def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_
     ]
     assert states_of(study) == {"complete": 1, "duplicate": 1}
     # Both methods have it as their best; the record of it is the first trial's.
-    rows = {row["arm"]: row for row in best_of_each_method(study, "max")}
+    rows = {row["arm"]: row for row in best_of_each_method(study, ACCURACY)}
     assert {arm: (row["value"], row["number"], row["seeds"]) for arm, row in rows.items()} == {
         "lora": (0.73, 0, 1),
         method: (0.73, 0, 1),
