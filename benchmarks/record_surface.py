@@ -224,7 +224,6 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
     import torch
 
     from search.launch.prepare import prepare
-    from spaces.methods.registry import make_plan
     from trainables.bases.loading import load_base
     from trainables.engine.workers import join
 
@@ -233,6 +232,7 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
     config = surface_sweep(task)
     prepared = prepare(config)
     records, profile = start(task, config, prepared)
+    planner = prepared.planner(profile)
     done = {found.number for found in records}
     base = load_base(prepared.base_uri, config.task.kind, prepared.task.num_labels)
     train = partial(_trained, base, prepared.task, config.train, join())
@@ -245,7 +245,7 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
             print(f"{task}: {len(done)} of {len(wanted)} trials after {minutes:g} minutes")
             return
         started = time.perf_counter()
-        plan = make_plan(choice, prepared.targets, profile, prepared.size)
+        plan = planner.plan(choice)
         accuracy, dev_loss = train(plan, choice.learning_rate, seed)
         found = Record(
             number, choice.as_dict(), seed, plan.trainable_params, accuracy, dev_loss,

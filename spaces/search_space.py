@@ -103,17 +103,9 @@ class SearchSpace:
             _refuse_contradiction(method, domains[name], where)
         return cls(tuple(domains), domains, frozenset(written))
 
-    def suggest(self, trial: Suggests, method: str | None = None) -> Choice:
-        """The choice that a trial stands for; `method` asserts which one it was enqueued with.
-
-        Raises ChoiceError where the trial's method is another.
-        """
+    def suggest(self, trial: Suggests) -> Choice:
+        """The choice that a trial stands for."""
         name = trial.suggest_categorical("method", self.methods)
-        if method is not None and name != method:
-            raise ChoiceError(
-                f"method: the trial has {name} where {method} is asked; enqueue "
-                f"{{'method': '{method}'}} first"
-            )
         values: dict[str, Value] = {}
         for key, domain in self.domains[name].items():
             if key not in METHODS[name].unread_keys(values):

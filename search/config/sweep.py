@@ -116,6 +116,15 @@ class SearchSettings(Settings):
     seed: NonNegativeInt = 0
     """Seed of the sampler."""
 
+    @property
+    def objective(self) -> Objective:
+        """The metric that is searched for, and the direction that is better."""
+        return Objective(self.metric, self.mode)
+
+    def takes(self, params: float) -> bool:
+        """Whether a plan may have so many trainable parameters."""
+        return self.max_params is None or params <= self.max_params
+
     @field_validator("study")
     @classmethod
     def _opens(cls, study: str | None) -> str | None:
@@ -200,7 +209,7 @@ class SweepConfig(Settings):
     @property
     def objective(self) -> Objective:
         """The metric that is searched for, and the direction that is better."""
-        return Objective(self.search.metric, self.search.mode)
+        return self.search.objective
 
     @property
     def pareto(self) -> bool:

@@ -20,8 +20,8 @@ from search.launch.resume import SEARCH_MAY_CHANGE
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.study.first_choices import first_choices
+from search.study.proposals import Proposals
 from search.study.ranking import WorthKeeping, best_of_each_method
-from search.study.rules import Rules
 from search.study.shared import SharedStudy, check_settings, driver_of, ended_last_trial, own_seed
 from search.study.standing import interrupted, settle
 from search.study.study import (
@@ -100,7 +100,6 @@ class SearchStage:
                 outcome = tune_search(
                     searcher=searcher,
                     queue=workers.queue,
-                    train=config.train.model_dump(mode="json"),
                     scheduler=search.scheduler.model_dump(mode="json"),
                     max_concurrent_trials=config.cluster.groups + 1,
                     time_budget=search.time_budget,
@@ -137,23 +136,24 @@ class SearchStage:
         self, planner: Planner, shared: SharedStudy | None, waits: Callable[[], bool]
     ) -> StudySearcher:
         """Who proposes: first what was cut off, the papers' defaults and what others have found."""
-        space, search, rules = self.inputs.space, self.config.search, Rules.of(self.config)
+        config, space, search = self.config, self.inputs.space, self.config.search
         again = interrupted(self.study, shared.left_behind(at_start=True) if shared else None)
         first = first_choices(space, planner, search.arms) if search.warm_start else []
-        earlier = self._earlier(planner, rules) if search.warm_start else []
-        return StudySearcher(
+        earlier = self._earlier(planner) if search.warm_start else []
+        proposals = Proposals(
             self.study,
             space,
             planner,
-            rules,
+            search,
+            config.train,
             enqueue=[*again, *first, *(each.choice for each in earlier)],
             origins={choice_text(each.choice): each.run_id for each in earlier},
             shared=shared,
-            waits=waits,
             say=self.view.message,
         )
+        return StudySearcher(proposals, waits)
 
-    def _earlier(self, planner: Planner, rules: Rules) -> list[Earlier]:
+    def _earlier(self, planner: Planner) -> list[Earlier]:
         """What earlier sweeps have found, for a third of the trials at most."""
         find = partial(
             earlier_choices,
@@ -162,16 +162,16 @@ class SearchStage:
             task_fingerprint=self.inputs.task.fingerprint,
             base_fingerprint=self.inputs.base_fingerprint,
             sweep_run_id=self.result.sweep_run_id,
-            at_most=rules.trials // 3,
+            at_most=self.config.search.trials // 3,
         )
         found = remember_earlier(self.study, find)
-        earlier = [each for each in found if rules.fits(planner.params(each.choice))]
+        earlier = [each for each in found if self.config.search.takes(planner.params(each.choice))]
         if earlier:
             self.view.message(announcement(earlier))
         return earlier
 
     def _say_what_is_left(self, searcher: StudySearcher) -> None:
-        arms = [arm.name for arm in self.inputs.space.arms(searcher.rules.arms)]
+        arms = [arm.name for arm in self.inputs.space.arms(self.config.search.arms)]
         done, wanted = searcher.handed, searcher.wanted
         left = max(0, wanted - done)
         kept = f" ({done} of {wanted} are done)" if done else ""
@@ -219,7 +219,7 @@ class SearchStage:
             journal,
             self.tracker,
             sweep_run_id,
-            plan_of=searcher.planner.plan,
+            plan_of=searcher.proposals.planner.plan,
             say=self.view.message,
             on_run=searcher.set_run_id,
         )

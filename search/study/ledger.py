@@ -28,8 +28,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.study.private_optuna import add_running, opened
-from search.study.rules import Rules
+from search.config.sweep import SearchSettings
+from search.study.private_optuna import add_running
 from search.study.shared import SharedStudy
 from search.study.standing import is_handed_out, is_same_training, training_of
 from search.study.study import (
@@ -48,14 +48,11 @@ from search.study.study import (
     TRAINABLE_PARAMS,
     TRAINING,
     WARM_START_FROM,
-    choice_of,
     choice_text,
     over_the_same_space,
 )
 from search.study.trial import EndedTrial, OpenTrial, Proposal
-from spaces.choice import Choice
-from spaces.plan import Plan
-from spaces.planner import Planner
+from trainables.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +64,7 @@ class Ledger:
 
     Args:
         study: the study, made by `open_study`.
-        rules: what its trials have in common.
+        search, train: what the sweep says of its trials.
         origins: text of a choice that others have found -> the MLflow run that it is from.
         shared: this driver's part, where others have the same study.
     """
@@ -75,11 +72,12 @@ class Ledger:
     def __init__(
         self,
         study: optuna.Study,
-        rules: Rules,
+        search: SearchSettings,
+        train: TrainSettings,
         origins: Mapping[str, str],
         shared: SharedStudy | None,
     ) -> None:
-        self._study, self._rules = study, rules
+        self._study, self._search, self._train = study, search, train
         self._origins, self._shared = origins, shared
         self._open: dict[int, OpenTrial] = {}
 
@@ -98,16 +96,9 @@ class Ledger:
             self._shared.beat_for(trial)
             if self._gives_back(trial):
                 return None
-        return self._opened(trial, proposal.choice, proposal.plan, proposal.seed, proposal.repeat)
-
-    def take_up(self, number: int, planner: Planner) -> OpenTrial | None:
-        """The trial of this number as it was begun; None where it has ended."""
-        frozen = self._study.get_trials(deepcopy=False)[number]
-        if frozen.state != TrialState.RUNNING:
-            return None
-        choice, said = choice_of(frozen), frozen.user_attrs
-        trial = opened(self._study, frozen)
-        return self._opened(trial, choice, planner.plan(choice), said[SEED], said.get(REPEAT, 0))
+        found = OpenTrial(trial, proposal.choice, proposal.plan, proposal.seed, proposal.repeat)
+        self._open[found.number] = found
+        return found
 
     def answer(self, proposal: Proposal, answer: FrozenTrial) -> None:
         """A complete trial of what is proposed, with the values of the one that is the same."""
@@ -119,8 +110,8 @@ class Ledger:
         epoch = int(result.get("epoch", 0))
         if epoch < 1 or epoch in found.curve:
             return
-        objectives = self._rules.objectives
-        names = {self._rules.objective.metric, "dev_loss", "train_loss", *objectives}
+        objectives = self._search.objectives
+        names = {self._search.metric, "dev_loss", "train_loss", *objectives}
         names.discard(TRAINABLE_PARAMS)
         found.curve[epoch] = {name: float(result[name]) for name in names if name in result}
         if len(objectives) == 1:
@@ -140,7 +131,7 @@ class Ledger:
                 trial.set_user_attr(REASON, ended.reason[:2000])
             if ended.state == "cancelled":
                 trial.set_user_attr(INTERRUPTED, True)
-            if len(self._rules.objectives) > 1:
+            if len(self._search.objectives) > 1:
                 # Optuna takes no intermediate values where there are several objectives.
                 curve = {str(epoch): values for epoch, values in sorted(found.curve.items())}
                 trial.set_user_attr(CURVE, curve)
@@ -167,12 +158,6 @@ class Ledger:
         origin = self._origins.get(choice_text(found.choice))
         return _known({SEED: found.seed, REPEAT: found.repeat or None, WARM_START_FROM: origin})
 
-    def _opened(
-        self, trial: optuna.trial.Trial, choice: Choice, plan: Plan, seed: int, repeat: int
-    ) -> OpenTrial:
-        found = self._open[trial.number] = OpenTrial(trial, choice, plan, seed, repeat)
-        return found
-
     def _frozen(self, proposal: Proposal, state: TrialState, **more: Any) -> FrozenTrial:
         choice, params = proposal.choice, proposal.plan.trainable_params
         attributes = {
@@ -187,7 +172,7 @@ class Ledger:
             WARM_START_FROM: self._origins.get(choice_text(choice)),
             DUPLICATE_OF: proposal.answer.number if proposal.answer else None,
         }
-        limit = self._rules.max_params
+        limit = self._search.max_params
         return create_trial(
             state=state,
             params=dict(proposal.params),
@@ -202,7 +187,7 @@ class Ledger:
         *ahead, own = self._study.get_trials(deepcopy=False)[: trial.number + 1]
         counted = [each for each in ahead if is_handed_out(each)]
         same = [each for each in counted if is_same_training(each, own)]
-        if len(counted) < self._rules.trials and not same:
+        if len(counted) < self._search.trials and not same:
             return False
         why = f"trial {same[0].number} is the same" if same else "search.trials are out"
         trial.set_user_attr(REJECTED, f"another driver was faster: {why}")
@@ -211,7 +196,7 @@ class Ledger:
 
     def _judged(self, found: OpenTrial) -> EndedTrial:
         """What the epochs of a trial that is over make of it."""
-        epochs, objectives = self._rules.epochs, self._rules.objectives
+        epochs, objectives = self._train.epochs, self._search.objectives
         if not found.curve:
             return found.ended("failed", "stopped before its first epoch ended")
         last = max(found.curve)

@@ -18,9 +18,9 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from search.config.sweep import SearchSettings
 from search.study.ledger import Ledger
 from search.study.ranking import next_repeat
-from search.study.rules import Rules
 from search.study.sampling import Point, Snapshot
 from search.study.shared import SharedStudy
 from search.study.smallest_plan import smallest_plan
@@ -31,6 +31,7 @@ from spaces.choice import Choice
 from spaces.errors import ChoiceError, UsageError
 from spaces.planner import Planner
 from spaces.search_space import SearchSpace
+from trainables.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,9 @@ class Proposals:
         study: the study, made by `open_study`.
         space: what may be chosen.
         planner: makes the plans.
-        rules: what the trials have in common, and how many there are.
-        ledger: writes them into the study.
+        search, train: what the sweep says of its trials.
         enqueue: choices to hand out first; those that the study has already trained are left out.
+        origins: of these, text of a choice -> the MLflow run that it is from.
         shared: this driver's part, where others have the same study.
         say: is told in a line what a user may want to know.
     """
@@ -75,37 +76,29 @@ class Proposals:
         study: optuna.Study,
         space: SearchSpace,
         planner: Planner,
-        rules: Rules,
-        ledger: Ledger,
+        search: SearchSettings,
+        train: TrainSettings,
         *,
         enqueue: Iterable[Choice] = (),
+        origins: Mapping[str, str] | None = None,
         shared: SharedStudy | None = None,
         say: Callable[[str], None] = logger.info,
     ) -> None:
-        self._study, self._space, self._planner = study, space, planner
-        self._rules, self._ledger, self._shared, self._say = rules, ledger, shared, say
+        self.planner, self.search, self.train = planner, search, train
+        self.ledger = Ledger(study, search, train, origins or {}, shared)
+        self._study, self._space, self._shared, self._say = study, space, shared, say
         self._standings = Standings(study)
-        self._arms = {arm.name: arm for arm in space.arms(rules.arms)}
-        self._even = RandomSampler(seed=rules.seed)
+        self._arms = {arm.name: arm for arm in space.arms(search.arms)}
+        self._even = RandomSampler(seed=train.seed)
         self._queue = deque({choice_text(choice): choice for choice in enqueue}.values())
         self._beyond: list[FrozenTrial] = []
         self._fitting: set[str] = set()
         self._closed: dict[str, str] = {}
 
     @property
-    def handed(self) -> int:
-        """Trials handed out so far, those of earlier runs and of other drivers included."""
-        return self._standings.now().handed
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Trials handed out per arm: per method where no keys make arms."""
-        return dict(self._standings.now().counts)
-
-    @property
-    def wanted(self) -> int:
-        """Trials to hand out in all."""
-        return self._rules.trials
+    def standing(self) -> Standing:
+        """Where the study stands now: how many trials are handed out, and to which arms."""
+        return self._standings.now()
 
     @property
     def shortfall(self) -> str | None:
@@ -114,7 +107,7 @@ class Proposals:
 
     def arm_of(self, choice: Choice) -> str:
         """The name of the arm that a choice belongs to: its method where no keys make arms."""
-        return self._space.arm_of(choice, self._rules.arms)
+        return self._space.arm_of(choice, self.search.arms)
 
     def begin_next(self) -> OpenTrial | Literal["later", "never"]:
         """The next trial, begun; never, when `trials` are out or nothing can be asked.
@@ -128,8 +121,8 @@ class Proposals:
         """
         answered = 0
         while True:
-            standing = self._standing()
-            if standing.handed >= self._rules.trials:
+            standing = self._taken_over()
+            if standing.handed >= self.search.trials:
                 others = self._shared is not None and self._shared.others_run()
                 return "later" if others else "never"
             if self._repeats_next(standing) and standing.unrepeated_run:
@@ -141,8 +134,12 @@ class Proposals:
             if proposal.answer is not None:
                 self._answer(proposal, proposal.answer)
                 answered += 1
-            elif (begun := self._ledger.begin(proposal)) is not None:
-                self._say_what_is_repeated(begun, proposal)
+            elif (begun := self.ledger.begin(proposal)) is not None:
+                if proposal.of is not None:
+                    self._say(
+                        f"trial {begun.number}: trains the choice of trial {proposal.of} again, "
+                        f"with seed {begun.seed}"
+                    )
                 return begun
 
     def propose(self, standing: Standing, may_answer: bool) -> Proposal | None:
@@ -158,37 +155,31 @@ class Proposals:
             or (None if standing.unrepeated_run else self._repetition(standing))
         )
 
-    def _standing(self) -> Standing:
+    def _taken_over(self) -> Standing:
+        """Where the study stands, once what dead drivers have left is enqueued again."""
         if self._shared is not None and (left := self._shared.left_behind()):
             self._queue.extendleft(reversed(interrupted(self._study, left)))
-        return self._standings.now()
+        return self.standing
 
     def _answer(self, proposal: Proposal, answer: FrozenTrial) -> None:
-        self._ledger.answer(proposal, answer)
+        self.ledger.answer(proposal, answer)
         self._say(
             f"{proposal.arm}: a choice that is the same plan at the same learning rate as trial "
             f"{answer.number} ({answer.user_attrs[ARM]}) is answered from it"
         )
 
-    def _say_what_is_repeated(self, begun: OpenTrial, proposal: Proposal) -> None:
-        if proposal.of is not None:
-            self._say(
-                f"trial {begun.number}: trains the choice of trial {proposal.of} again, with seed "
-                f"{proposal.seed}"
-            )
-
     # -- repetitions ----------------------------------------------------------------------------
 
     def _repeats_next(self, standing: Standing) -> bool:
         """Whether only the trials are left that repeat others."""
-        spent = self._rules.repetitions
-        return spent > 0 and standing.handed >= self._rules.trials - spent
+        repeats, trials = self.search.repeats, self.search.trials
+        return repeats is not None and standing.handed >= trials - repeats.top * repeats.seeds
 
     def _repetition(self, standing: Standing) -> Proposal | None:
-        if self._rules.repeats is None:
+        repeats = self.search.repeats
+        if repeats is None:
             return None
-        top, seeds = self._rules.repeats
-        found = next_repeat(standing, self._rules.objective, top, seeds)
+        found = next_repeat(standing, self.search.objective, repeats.top, repeats.seeds)
         if found is None:
             return None
         first, repeat = found
@@ -197,9 +188,9 @@ class Proposals:
             first.params,
             first.distributions,
             choice,
-            self._planner.plan(choice),
+            self.planner.plan(choice),
             self.arm_of(choice),
-            self._rules.seed + REPEAT_SEEDS + repeat - 1,
+            self.train.seed + REPEAT_SEEDS + repeat - 1,
             repeat,
             of=first.number,
         )
@@ -268,12 +259,12 @@ class Proposals:
 
         `too_large` holds the points that were drawn and asked for too many parameters.
         """
-        if self._rules.division == "free":
+        if self.search.allocation == "free":
             yield from [(self._study.sampler, {})] * TRIES
         yield from [(self._study.sampler, arm)] * TRIES
         if too_large:
             least, params = self._smallest_plan(too_large[-1])
-            if self._rules.fits(params):
+            if self.search.takes(params):
                 yield self._study.sampler, least
         yield from [(self._even, arm)] * EVEN_TRIES
 
@@ -287,14 +278,14 @@ class Proposals:
             choice = self._space.suggest(point)
             if (known := standing.choices.get(choice_text(choice))) is not None:
                 return _trained_already(choice, known)
-            plan = self._planner.plan(choice)
+            plan = self.planner.plan(choice)
         except UsageError as error:
             return Refusal(str(error))
-        count, limit = plan.trainable_params, self._rules.max_params
+        count, limit = plan.trainable_params, self.search.max_params
         if limit is not None and count > limit:
             reason = f"{choice.method}: {count} parameters, max_params is {limit}"
             return Refusal(reason, excess=count - limit)
-        seed = self._rules.seed
+        seed = self.train.seed
         same = standing.trainings.get((training_of(choice, plan), seed))
         if same is not None and not (may_answer and same.state == TrialState.COMPLETE):
             return _trained_already(choice, same)
@@ -309,17 +300,17 @@ class Proposals:
         if arm in self._fitting or arm in self._closed:
             return False
         _, params = self._smallest_plan(too_large)
-        if self._rules.fits(params):
+        if self.search.takes(params):
             self._fitting.add(arm)
             return False
-        limit = self._rules.max_params
+        limit = self.search.max_params
         self._close(arm, f"its smallest plan has {params} parameters, max_params is {limit}")
         return True
 
     def _smallest_plan(self, start: Point) -> tuple[dict[str, Any], float]:
         """The smallest plan of a point's arm, and its parameters."""
         arm = self._arms[self.arm_of(self._space.suggest(start))]
-        return smallest_plan(start, arm.params, self._space, self._planner)
+        return smallest_plan(start, arm.params, self._space, self.planner)
 
     def _close(self, arm: str, reason: str) -> None:
         self._closed[arm] = f"space.methods.{arm}: takes no further part, {reason}"

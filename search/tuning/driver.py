@@ -40,8 +40,9 @@ class Observer(Protocol):
         it is not complete."""
 
 
-class DriverCallback(tune.Callback):  # type: ignore[misc]
-    """Sees every Tune trial start, report and end: cancels its job and tells the observer.
+class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
+    """Sees every Tune trial start, report and end: cancels its job, tells the observer and
+    ends the search when there is a reason to.
 
     Tune ends trials without a word to searcher or callback when the time budget is spent or the
     user interrupts; they are found at the end of each step of its loop.
@@ -125,6 +126,14 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
             self.cut_off_all("interrupted")
         elif self.stop_reason is None:
             self.stop_reason = self._should_stop()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether Tune is to stop a single trial: never."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether Tune is to end the whole search."""
+        return self.stop_reason is not None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its arguments for `Tuner.restore`, which ranksweep does not use.

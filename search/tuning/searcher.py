@@ -9,24 +9,15 @@ decided in search/study/proposals.py.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
 from ray.tune.search import Searcher
 
-from search.study.ledger import Ledger
 from search.study.proposals import Proposals
-from search.study.rules import Rules
-from search.study.shared import SharedStudy
 from search.study.trial import EndedTrial, OpenTrial
 from spaces.choice import Choice
-from spaces.planner import Planner
-from spaces.search_space import SearchSpace
-
-logger = logging.getLogger(__name__)
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -38,37 +29,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     which repetition of the choice it is.
 
     Args:
-        study: the study, made by `open_study`.
-        space: what may be chosen.
-        planner: makes the plans.
-        rules: what all trials have in common.
-        enqueue: choices to hand out first; those that the study has already trained are left out.
-        origins: of these, text of a choice -> the MLflow run that it is from.
-        shared: this driver's part, where others have the same study.
+        proposals: who hands out the trials of the study.
         waits: whether to wait for what is being trained, where that decides on what is next.
-        say: is told in a line what a user may want to know.
     """
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        space: SearchSpace,
-        planner: Planner,
-        rules: Rules,
-        *,
-        enqueue: Iterable[Choice] = (),
-        origins: Mapping[str, str] | None = None,
-        shared: SharedStudy | None = None,
-        waits: Callable[[], bool] = lambda: True,
-        say: Callable[[str], None] = logger.info,
-    ) -> None:
-        super().__init__(metric=rules.objective.metric, mode=rules.objective.mode)
-        self.planner, self.rules = planner, rules
-        self.ledger = Ledger(study, rules, origins or {}, shared)
-        self.proposals = Proposals(
-            study, space, planner, rules, self.ledger, enqueue=enqueue, shared=shared, say=say
-        )
-        self._waits = waits
+    def __init__(self, proposals: Proposals, waits: Callable[[], bool] = lambda: True) -> None:
+        super().__init__(metric=proposals.search.metric, mode=proposals.search.mode)
+        self.proposals, self._waits = proposals, waits
         self._open: dict[str, OpenTrial] = {}
         self._ended: dict[str, EndedTrial] = {}
         #: Text of the error of a failed Tune trial; Tune itself does not hand it to a searcher.
@@ -94,7 +61,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep an epoch's values."""
         if trial_id in self._open:
-            self.ledger.record(self._open[trial_id], result)
+            self.proposals.ledger.record(self._open[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -108,21 +75,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             self._end(trial_id, found.ended("failed", reason))
             return
         if result:
-            self.ledger.record(found, result)
+            self.proposals.ledger.record(found, result)
         self._end(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Write which Optuna trial each open Tune trial stands for; the study has its storage."""
         numbers = {trial_id: found.number for trial_id, found in self._open.items()}
         Path(checkpoint_path).write_text(json.dumps(numbers), encoding="utf-8")
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Take up the open trials that `save` wrote."""
-        numbers = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
-        for trial_id, number in numbers.items():
-            found = self.ledger.take_up(number, self.planner)
-            if found is not None:
-                self._open[trial_id] = found
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its arguments for `Tuner.restore`. ranksweep resumes from the study instead;
@@ -134,17 +93,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     @property
     def handed(self) -> int:
         """Trials handed out so far, those of earlier runs and of other drivers included."""
-        return self.proposals.handed
+        return self.proposals.standing.handed
 
     @property
     def wanted(self) -> int:
         """Trials to hand out in all."""
-        return self.rules.trials
+        return self.proposals.search.trials
 
     @property
     def counts(self) -> dict[str, int]:
         """Trials handed out per arm: per method where no keys make arms."""
-        return self.proposals.counts
+        return dict(self.proposals.standing.counts)
 
     @property
     def shortfall(self) -> str | None:
@@ -157,7 +116,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def tags_of(self, number: int) -> dict[str, Any]:
         """What a record of an open trial should say beside its choice: seed, repetition, origin."""
-        return self.ledger.tags_of(number)
+        return self.proposals.ledger.tags_of(number)
 
     def set_run_id(self, number: int, run_id: str) -> None:
         """Write down the tracking run of an open trial. May be called from another thread.
@@ -165,7 +124,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         Raises:
             KeyError: no trial of this number is open.
         """
-        self.ledger.set_run_id(number, run_id)
+        self.proposals.ledger.set_run_id(number, run_id)
 
     @property
     def open_ids(self) -> tuple[str, ...]:
@@ -200,4 +159,4 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return ended
 
     def _end(self, trial_id: str, ended: EndedTrial | None = None) -> None:
-        self._ended[trial_id] = self.ledger.end(self._open.pop(trial_id), ended)
+        self._ended[trial_id] = self.proposals.ledger.end(self._open.pop(trial_id), ended)

@@ -62,33 +62,13 @@ class _NoProgress(TrialProgressCallback):  # type: ignore[misc]
     def on_trial_result(self, *args: Any, **info: Any) -> None:
         """Nothing."""
 
-    def on_trial_error(self, *args: Any, **info: Any) -> None:
-        """Nothing."""
-
-    def on_trial_complete(self, *args: Any, **info: Any) -> None:
-        """Nothing."""
-
-
-class _StopAll(tune.Stopper):  # type: ignore[misc]
-    """Ends the whole search once the callback has a reason to."""
-
-    def __init__(self, callback: DriverCallback) -> None:
-        self._callback = callback
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never stops a single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether to end the search."""
-        return self._callback.stop_reason is not None
+    on_trial_error = on_trial_complete = on_trial_result
 
 
 def tune_search(
     *,
     searcher: StudySearcher,
     queue: Any,
-    train: Mapping[str, Any],
     scheduler: Mapping[str, Any] | None,
     max_concurrent_trials: int,
     time_budget: float | None,
@@ -104,9 +84,8 @@ def tune_search(
     """Run trials until the searcher has no more or the time budget is spent.
 
     Args:
-        searcher: hands out the choices, keeps the study and knows the rules of the trials.
+        searcher: hands out the choices, keeps the study and knows what each trial is.
         queue: handle of the `JobQueue` actor of the resident workers.
-        train: the section `train` of the sweep, as it goes into each job.
         scheduler: ``{"name": "asha", "grace_epochs": 1, "reduction_factor": 3}``; None or the name
             ``none`` lets every trial train to its end.
         max_concurrent_trials: what the groups can hold plus one, or the sampler proposes blind.
@@ -127,13 +106,13 @@ def tune_search(
     """
     interrupts = interrupts or Interrupts()
     callback = DriverCallback(searcher, queue, observer, should_stop, interrupts)
-    planner, rules = searcher.planner, searcher.rules
+    planner, train = searcher.proposals.planner, searcher.proposals.train
     context = TrialContext(
         planner.targets,
         planner.profile.to_bytes() if planner.profile else None,
-        dict(train),
-        rules.epochs,
-        rules.objective.metric,
+        train.model_dump(mode="json"),
+        train.epochs,
+        searcher.metric,
         planner.size,
         keep_weights,
     )
@@ -154,7 +133,7 @@ def tune_search(
             name=name,
             storage_path=str(Path(storage_path).absolute()),
             verbose=0,
-            stop=_StopAll(callback),
+            stop=callback,
             failure_config=tune.FailureConfig(max_failures=0),
             callbacks=[callback, _NoProgress(), *callbacks],
         ),
@@ -196,10 +175,10 @@ def _make_scheduler(
         )
     return StagedAsha(
         stages=searcher.stages,
-        epochs=searcher.rules.epochs,
+        epochs=searcher.proposals.train.epochs,
         grace_epochs=int(settings.get("grace_epochs", 1)),
         reduction_factor=float(settings.get("reduction_factor", 3)),
-        objective=searcher.rules.objective,
+        objective=searcher.proposals.search.objective,
     )
 
 

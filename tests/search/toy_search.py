@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,18 @@ import optuna
 import ray
 from ray import cloudpickle
 
+from search.config.sweep import SearchSettings
 from search.objective import Objective
-from search.study.rules import Rules
+from search.study.proposals import Proposals
 from search.study.study import open_study
 from search.tuning.searcher import StudySearcher
 from spaces.planner import Planner
 from spaces.profile import ModuleProfile, Profile
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
+from trainables.training.settings import TrainSettings
 
 ACCURACY = Objective("accuracy", "max")
-RULES = tuple(field.name for field in fields(Rules))
 TARGETS = tuple(TargetModule(f"layer{i}.dense", (24, 16)) for i in range(4))
 SPACE = {
     "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
@@ -87,14 +88,24 @@ def toy_study(
 
 
 def searcher_over(
-    study: optuna.Study, space: SearchSpace | None = None, *, epochs: int = 3, **settings: Any
+    study: optuna.Study,
+    space: SearchSpace | None = None,
+    *,
+    epochs: int = 3,
+    repeats: tuple[int, int] | None = None,
+    profile: Profile | None = None,
+    waits: Callable[[], bool] = lambda: True,
+    **settings: Any,
 ) -> StudySearcher:
-    """A searcher that looks for the highest accuracy; `settings` are rules, or the searcher's."""
-    of_rules = {key: settings.pop(key) for key in RULES if key in settings}
-    given = {"objectives": ("accuracy",), "epochs": epochs, "trials": 10, **of_rules}
-    rules = Rules(ACCURACY, **given)
-    planner = Planner(TARGETS, settings.pop("profile", toy_profile()))
-    return StudySearcher(study, space or toy_space(), planner, rules, **settings)
+    """A searcher of ten trials; `settings` are those of a sweep's search, or of `Proposals`."""
+    sections = {key: settings.pop(key) for key in SearchSettings.model_fields if key in settings}
+    if repeats is not None:
+        sections["repeats"] = {"top": repeats[0], "seeds": repeats[1]}
+    search = SearchSettings(**{"trials": 10, **sections})
+    train = TrainSettings(epochs=epochs, seed=sections.pop("seed", 0))
+    planner = Planner(TARGETS, profile or toy_profile())
+    space = space or toy_space()
+    return StudySearcher(Proposals(study, space, planner, search, train, **settings), waits)
 
 
 class PaperGroup:

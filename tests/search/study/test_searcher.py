@@ -64,7 +64,7 @@ def test_equal_allocation_gives_every_method_the_same_number_in_the_order_of_the
 
 
 def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path):
-    given = run_all(searcher_over(toy_study(tmp_path), trials=20, division="free"))
+    given = run_all(searcher_over(toy_study(tmp_path), trials=20, allocation="free"))
     methods = [suggested["choice"]["method"] for suggested in given]
     assert len(methods) == 20
     assert methods[:5] != list(METHODS)
@@ -120,7 +120,7 @@ def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path):
 def test_no_trial_of_any_method_is_ever_beyond_max_params(tmp_path, sampler, allocation):
     # Half of the space and more is beyond it, the default of every method but lora included.
     study = toy_study(tmp_path, sampler=sampler)
-    searcher = searcher_over(study, trials=50, max_params=330, division=allocation)
+    searcher = searcher_over(study, trials=50, max_params=330, allocation=allocation)
     given = run_all(searcher)
     counts = [
         make_plan(parse_choice(suggested["choice"]), TARGETS, PROFILE).trainable_params
@@ -534,21 +534,14 @@ def test_a_study_of_other_objectives_is_refused(tmp_path):
         toy_study(tmp_path, ("accuracy", "trainable_params"))
 
 
-def test_saved_state_is_json_and_finds_the_open_trials_again(tmp_path):
-    study = toy_study(tmp_path)
-    searcher = searcher_over(study)
-    given = searcher.suggest("t0")
+def test_saved_state_is_json_and_names_the_open_trials(tmp_path):
+    searcher = searcher_over(toy_study(tmp_path))
+    searcher.suggest("t0")
     finish(searcher, "t0")
     open_one = searcher.suggest("t1")
     path = tmp_path / "state"
     searcher.save(str(path))
     assert json.loads(path.read_text()) == {"t1": open_one["number"]}
-    restored = searcher_over(toy_study(tmp_path))
-    restored.restore(str(path))
-    finish(restored, "t1", 0.9)
-    trials = toy_study(tmp_path).trials
-    assert [trials[s["number"]].state for s in (given, open_one)] == [TrialState.COMPLETE] * 2
-    assert trials[open_one["number"]].value == 0.9
 
 
 def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path):

@@ -26,7 +26,7 @@ from search.tuning.asha import StagedAsha
 from search.tuning.searcher import StudySearcher
 from search.tuning.tune import TuneOutcome, tune_search
 from spaces.errors import ConfigError
-from tests.search.toy_search import PaperGroup, searcher_over, toy_space, toy_study
+from tests.search.toy_search import ACCURACY, PaperGroup, searcher_over, toy_space, toy_study
 from trainables.resident.queue import start_job_queue
 
 ASHA = {"name": "asha", "grace_epochs": 1, "reduction_factor": 3}
@@ -74,7 +74,6 @@ def paper_group(script: dict[int, str]) -> Iterator[tuple[Any, list[tuple[str, i
 
 def search(searcher: StudySearcher, queue: Any, folder: Path, **settings: Any) -> TuneOutcome:
     defaults: dict[str, Any] = {
-        "train": {"seed": 5},
         "scheduler": ASHA,
         "max_concurrent_trials": 2,
         "time_budget": None,
@@ -319,8 +318,7 @@ class _Asha(StagedAsha):
     def __init__(self, stages: dict[str, int], **settings: Any) -> None:
         super().__init__(
             stages=lambda trial_id: stages.get(trial_id, 1),
-            metric="accuracy",
-            mode="max",
+            objective=ACCURACY,
             **settings,
         )
 
