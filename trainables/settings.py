@@ -41,7 +41,9 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[str, ...] | str)
+]
 
 
 def bytes_of(value: object) -> int:
@@ -54,7 +56,7 @@ def bytes_of(value: object) -> int:
     return int(size)
 
 
-Size = Annotated[PositiveInt, BeforeValidator(bytes_of)]
+Size = Annotated[PositiveInt, BeforeValidator(bytes_of, json_schema_input_type=PositiveInt | str)]
 
 
 class Settings(BaseModel):
@@ -68,21 +70,21 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Where the rows are: local or packaged files, or a data set of the Hugging Face hub.
 
-    A file is a path, or `package:import_name/sub/file`, and ends in .parquet, .csv, .json or
-    .jsonl. With `hub`, train, dev and test are names of splits; where neither dev nor test is
-    named, the split "validation" is divided by `task.split`.
+    A file is a path, or `package:import_name/sub/file`, and ends in `.parquet`, `.csv`, `.json` or
+    `.jsonl`. With `hub`, `train`, `dev` and `test` are names of splits; where neither dev nor test
+    is named, the split `validation` is divided by `task.split`.
     """
 
     train: str | None = None
-    """File (or, with hub, split; default "train") that trains."""
+    """File or split that trains; required without `hub`, with it `train` where nothing is said."""
     dev: str | None = None
     """File or split that steers the search; without it `task.split` says where dev comes from."""
     test: str | None = None
-    """File or split that only `confirm` reads; may be left out."""
+    """File or split that only the confirmation reads; may be left out."""
     hub: str | None = None
-    """Name of a data set on the hub, such as glue."""
+    """Name of a data set on the hub, such as `glue`."""
     name: str | None = None
-    """Configuration (subset) of the hub data set, such as rte."""
+    """Configuration (subset) of the hub data set, such as `rte`."""
     revision: str | None = None
     """Commit or tag of the hub data set; pin it for runs that can be repeated."""
 
@@ -111,51 +113,53 @@ class RowsSettings(Settings):
     """How many rows of each split are kept: a seeded choice among its rows in content order."""
 
     train: PositiveInt | None = None
-    """Training rows to keep; null keeps all."""
+    """Training rows to keep; `null` keeps all."""
     dev: PositiveInt | None = None
-    """Dev rows to keep; null keeps all."""
+    """Dev rows to keep; `null` keeps all."""
     test: PositiveInt | None = None
-    """Test rows to keep; null keeps all."""
+    """Test rows to keep; `null` keeps all."""
     seed: NonNegativeInt = 0
-    """Seed of the choice."""
+    """Seed of the choice of rows."""
 
 
 class SplitSettings(Settings):
     """Where dev comes from when `task.data` has none."""
 
     source: Literal["test", "train"] = "test"
-    """The split dev is taken from: test (the papers' rule) or train."""
+    """The split that dev is taken from: `test` (the papers' rule) or `train`."""
     dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the source that becomes dev; the rest stays (the papers' 2:8)."""
     seed: NonNegativeInt = 0
-    """Seed of the division."""
+    """Seed of the division; rows of the same content stay together."""
 
 
 class TaskSettings(Settings):
     """A data set, how a row becomes an input, and the metric."""
 
     name: Annotated[str, Field(min_length=1)]
-    """Name of the task, for people and for queries."""
+    """Name of the task, for people and for queries: what `best --task` asks for."""
     kind: str = "classification"
-    """What is predicted: classification (of texts) or image_classification."""
+    """What is predicted: `classification` (of texts) or `image_classification`."""
     data: DataSettings
     """Where the rows are."""
     text: Annotated[Names, Field(validate_default=True)] = ()
-    """One or two columns that hold the text, which every kind but image_classification needs; two
+    """One or two columns that hold the text, which every kind but `image_classification` needs; two
     are encoded as a pair."""
     image: Annotated[str | None, Field(validate_default=True)] = None
-    """Column that holds the pictures of image_classification: paths (relative to the data file),
-    encoded bytes (PNG, JPEG or WebP), or datasets' {bytes, path}."""
+    """Column that holds the pictures, which `image_classification` needs: paths (relative to the
+    data file), the bytes of PNG, JPEG or WebP, or `{bytes, path}` as `datasets` has it. The base's
+    image processor makes the pixels."""
     label: str = "label"
-    """Column that holds the label."""
+    """Column that holds the class: a string, an integer or a boolean."""
     metric: str = "accuracy"
-    """Metric of the dev and test splits: accuracy, f1, macro_f1 or matthews."""
+    """Metric of the dev and test splits: `accuracy`, `f1` (of the second class of two; macro beyond
+    two), `macro_f1` or `matthews`."""
     max_length: PositiveInt = 128
     """Tokens at which a text is cut, special tokens included; pictures are not cut."""
     rows: RowsSettings = RowsSettings()
     """How many rows of each split are kept."""
     split: SplitSettings = SplitSettings()
-    """Where dev comes from when data has none."""
+    """Where dev comes from when `data` has none."""
 
     @field_validator("kind")
     @classmethod
@@ -219,7 +223,8 @@ class ProfileSettings(Settings):
     """The importance profile: PiLoRA's initial phase, then one static pass."""
 
     target_modules: Names = (ALL_LINEAR,)
-    """Modules to adapt, by PEFT's suffix rule; all-linear takes every one outside the head."""
+    """Linear layers to adapt, by suffix as in PEFT: `output.dense` also takes
+    `attention.output.dense`. `all-linear` takes every one outside the task's head."""
     rank: PositiveInt = 8
     """Rank of the LoRA that the initial phase trains."""
     epochs: PositiveInt = 1
@@ -227,23 +232,24 @@ class ProfileSettings(Settings):
     score_every: PositiveInt = 10
     """Optimizer steps from one scored step to the next (the paper's K)."""
     calibration_batches: PositiveInt | Literal["all"] = 32
-    """Micro-batches of the static pass, or all."""
+    """Micro-batches of the static pass, or `all`."""
     batch_size: PositiveInt = 16
     """Rows of one step over all workers."""
     top_percent: tuple[Percent, ...] = (1.0, 2.0, 5.0, 10.0)
-    """Percentages k for which TASO's top-k% masks are counted, ascending."""
+    """Percentages k for which TASO's top-k% masks are counted, ascending; a choice's `top_percent`
+    must be one of them."""
     seed: NonNegativeInt = 0
     """Seed of the head, the adapters and the order of the rows."""
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate of the initial phase."""
     alpha: PositiveFloat | None = None
-    """LoRA's alpha in the initial phase; null means 2 x rank."""
+    """LoRA's alpha in the initial phase; `null` means twice the rank."""
     lr_scheduler: Schedule = "linear"
     """Learning-rate schedule of the initial phase."""
     warmup_ratio: Fraction = 0.0
     """Share of the steps that warm up."""
     max_grad_norm: PositiveFloat | None = 1.0
-    """Gradient norm to clip at; null does not clip."""
+    """Gradient norm to clip at; `null` does not clip."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of the adapters and the head."""
     dropout: Fraction = 0.0
@@ -251,17 +257,18 @@ class ProfileSettings(Settings):
     base_dropout: bool = False
     """Whether the base's own dropout is on while profiling."""
     precision: Precision = "auto"
-    """Precision of the base; auto is bf16 where the device computes it fast, else fp32."""
+    """Precision of the base; `auto` is bf16 where the device computes it fast, else fp32. The base
+    is loaded once, so it may not differ from `train.precision`."""
     checkpoint_every: PositiveInt | None = 200
     """Optimizer steps, or micro-batches of the static pass, from one checkpoint to the next: what a
-    crash can cost; null saves none."""
+    crash can cost; `null` saves none."""
     memory_limit: Size | None = None
-    """Memory that a worker's process may come to hold in the static pass, such as 2GiB; what does
-    not fit is done in turns, a group of modules at a time. null sets no limit."""
+    """Memory that a worker's process may come to hold in the static pass, such as `2GiB`; what does
+    not fit is done in turns, a group of modules at a time. `null` sets no limit."""
 
     use: str | None = None
     """Key, or its first digits, of the profile to use in place of the sweep's own, even of another
-    task or of a sibling base; null uses the sweep's own."""
+    task or of a sibling base (`launch --profile KEY`); `null` uses the sweep's own."""
 
     NOT_OF_THE_RESULT: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "memory_limit", "use"}
@@ -292,25 +299,27 @@ class TrainSettings(Settings):
     """How a trial trains its plan."""
 
     epochs: PositiveInt = 3
-    """Epochs of a trial; its value is the dev metric of the last."""
+    """Epochs of a trial; its value is the dev metric after the last."""
     batch_size: PositiveInt = 16
-    """Rows of one optimizer step over all workers and accumulation steps."""
+    """Rows of one optimizer step over all workers and accumulation steps. On a CPU those of like
+    length go through the base together, which spares padding and leaves loss and gradient what they
+    are."""
     gradient_accumulation_steps: PositiveInt = 1
     """Forward passes that one optimizer step is divided into."""
     optimizer: Literal["adamw"] = "adamw"
-    """Optimizer."""
+    """The optimizer; there is this one."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of the adapters and the head."""
     max_grad_norm: PositiveFloat | None = 1.0
-    """Gradient norm to clip at; null does not clip."""
+    """Gradient norm to clip at; `null` does not clip."""
     lr_scheduler: Schedule = "linear"
-    """Learning-rate schedule of each stage."""
+    """Learning-rate schedule; it starts again with each stage of a plan."""
     warmup_ratio: Fraction = 0.06
     """Share of a stage's steps that warm up."""
     dropout: Fraction = 0.05
     """Dropout on the input of a module's trainable blocks."""
     precision: Precision = "auto"
-    """Precision of the base; auto is bf16 where the device computes it fast, else fp32."""
+    """Precision of the base, as `profile.precision`."""
     seed: NonNegativeInt = 0
     """Seed of the adapters, a fresh head and the order of the rows."""
 
