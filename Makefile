@@ -49,7 +49,8 @@ format: setup  ## Format the code, and mend what the linter can
 
 docs: setup  ## Build the documentation into site/
 	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo built site/index.html
 
 bench: $(DATA)/train.parquet  ## Run the benchmarks, shortened, about 15 minutes
 	$(BIN)/python benchmarks/profile_cost.py
