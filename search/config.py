@@ -114,7 +114,8 @@ class SearchSettings(Settings):
     sampler: Literal["tpe", "random"] = "tpe"
     """How Optuna proposes a choice."""
     scheduler: SchedulerSettings = SchedulerSettings()
-    """Early stopping; default: `{name: asha}`, or `{name: none}` with two objectives."""
+    """Early stopping; its name alone will do; default: `{name: asha}`, or `{name: none}` with two
+    objectives."""
     warm_start: bool = True
     """Whether a LoRA as large as the largest of the papers' defaults and each method's default are
     tried first, and after them the best choices that the tracking server has of the same task or
