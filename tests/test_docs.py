@@ -346,6 +346,43 @@ def test_the_hooks_before_a_commit_are_what_make_check_runs() -> None:
     assert tools == [f".venv/bin/{line}" for line in wanted]
 
 
+# -- the rooms -------------------------------------------------------------------------------------
+
+
+def rooms() -> dict[str, set[str]]:
+    """Floor -> the rooms that it has."""
+    return {
+        floor: {package.parent.name for package in (ROOT / floor).glob("*/__init__.py")}
+        for floor in ("search", "trainables", "spaces")
+    }
+
+
+def test_the_map_of_the_house_has_every_room() -> None:
+    drawn = text_of("README.md").partition("## The map of the house")[2].split("```")[1]
+    mapped: dict[str, set[str]] = {}
+    for indent, name in re.findall(r"^( *)([a-z]+)/ ", drawn, flags=re.MULTILINE):
+        if indent:
+            mapped[list(mapped)[-1]].add(name)
+        else:
+            mapped[name] = set()
+            assert (ROOT / name).is_dir(), name
+    assert {floor: mapped[floor] for floor in rooms()} == rooms()
+
+
+def test_the_architecture_tells_every_room() -> None:
+    told = set(table("docs/architecture.md", "## What each room knows"))
+    assert told == {f"{floor}/{room}" for floor, names in rooms().items() for room in names}
+
+
+def test_what_the_architecture_names_is_there() -> None:
+    named = re.findall(
+        r"`((?:search|trainables|spaces|tests)/[\w/.]*)`", text_of("docs/architecture.md")
+    )
+    assert named
+    for path in named:
+        assert (ROOT / path).exists() or (ROOT / f"{path}.py").is_file(), path
+
+
 # -- links -----------------------------------------------------------------------------------------
 
 
