@@ -105,9 +105,9 @@ def plan(choice: JointChoice, targets: Sequence[TargetModule], profile: Profile 
         cols = core_cols(choice, target, profile)
         if rank == 0 or cols.shape[0] == 0:
             continue
-        ranks = rank, min(choice.supplementary_rank, rank)
+        both = rank, min(choice.supplementary_rank, rank)
         lr_scale = sqrt(target.shape[1] / cols.shape[0])
-        stage[target.name] = two_blocks(ranks, target, rows, cols, choice.alpha / rank, lr_scale)
+        stage[target.name] = two_blocks(both, target, rows, cols, choice.alpha / rank, lr_scale)
     return Plan.of([stage], targets)
 
 
