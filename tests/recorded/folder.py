@@ -27,7 +27,7 @@ def ranksweep(folder: Path, *arguments: str | Path) -> subprocess.CompletedProce
     """A command as a user of the folder gives it."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], cwd=folder, env=environment(folder),
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
 
 

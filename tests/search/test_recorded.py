@@ -113,6 +113,7 @@ def test_a_trial_is_exported_with_what_it_has_learned(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_a_sweep_that_was_cut_short_is_gone_on_with(short_folder: Path) -> None:
     folder = short_folder
     unpack(folder)
