@@ -14,7 +14,7 @@ import tarfile
 from contextlib import closing
 from pathlib import Path
 
-COMMAND = (sys.executable, "-m", "search.cli")
+COMMAND = (sys.executable, "-m", "search.cli.main")
 ARCHIVE = Path(__file__).with_name("sweeps.tar.gz")
 RECORDED_AT = "file:///recorded"
 """Where the archive's MLflow database says that the folder lies: MLflow knows its artifacts by
