@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from spaces.choice import Choice, choice_error, validated
+from spaces.choice import Choice, choice_error, section_of, validated
 from spaces.domain import (
     Domain,
     Fixed,
@@ -324,7 +324,7 @@ def _fields_of(method: Method) -> dict[str, FieldInfo]:
     """Flat key -> field of every key that can have a domain, in the order they are suggested."""
     fields: dict[str, FieldInfo] = {}
     for key, field in method.choice_class.model_fields.items():
-        section = _section(field)
+        section = section_of(field)
         if section:
             fields.update({f"{key}.{inner}": own for inner, own in section.model_fields.items()})
         elif key != "method":
@@ -332,16 +332,11 @@ def _fields_of(method: Method) -> dict[str, FieldInfo]:
     return fields
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
 def _flattened(method: Method, values: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
     """Flat key and value of what stands in a mapping and its sections. Raises ChoiceError."""
     fields = method.choice_class.model_fields
     for key, value in values.items():
-        if not (key in fields and _section(fields[key])):
+        if not (key in fields and section_of(fields[key])):
             yield str(key), value
         elif isinstance(value, Mapping):
             for inner, own in value.items():

@@ -33,11 +33,6 @@ def is_handed_out(trial: FrozenTrial) -> bool:
     return CHOICE in attributes and not attributes.keys() & {REJECTED, INTERRUPTED, DUPLICATE_OF}
 
 
-def handed_out(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's trials that count."""
-    return [trial for trial in study.get_trials(deepcopy=False) if is_handed_out(trial)]
-
-
 @dataclass
 class Standing:
     """What of a study decides on its next trial, read at one moment."""

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import optuna
 import ray
+from optuna.trial import FrozenTrial
 from ray import cloudpickle
 
 from search.config.sweep import SearchSettings
 from search.objective import Objective
 from search.study.proposals import Proposals
+from search.study.standing import is_handed_out
 from search.study.study import open_study
 from search.tuning.searcher import StudySearcher
 from spaces.planner import Planner
@@ -85,6 +87,11 @@ def toy_study(
         sampler=sampler,
         seed=0,
     )
+
+
+def handed_out(study: optuna.Study) -> list[FrozenTrial]:
+    """The study's trials that count."""
+    return [trial for trial in study.get_trials(deepcopy=False) if is_handed_out(trial)]
 
 
 def searcher_over(

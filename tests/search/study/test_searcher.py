@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from search.study.ranking import best_of_each_method
 from search.study.sampling import Snapshot
-from search.study.standing import handed_out, interrupted
+from search.study.standing import interrupted
 from search.study.study import directions, make_sampler, open_study, states_of
 from search.tuning.searcher import StudySearcher
 from spaces.errors import ConfigError
@@ -23,6 +23,7 @@ from spaces.search_space import SearchSpace
 from tests.search.toy_search import (
     ACCURACY,
     TARGETS,
+    handed_out,
     searcher_over,
     toy_profile,
     toy_space,

@@ -21,12 +21,19 @@ from search.config.reading import parse_sweep
 from search.launch.confirm import confirm_best
 from search.study.ranking import WorthKeeping, best_of_each_method
 from search.study.shared import SharedStudy, check_settings, ended_last_trial, own_seed
-from search.study.standing import handed_out, interrupted
+from search.study.standing import interrupted
 from search.study.study import open_study
 from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
 from tests.search.study.test_searcher import finish, row
-from tests.search.toy_search import ACCURACY, TARGETS, searcher_over, toy_space, toy_study
+from tests.search.toy_search import (
+    ACCURACY,
+    TARGETS,
+    handed_out,
+    searcher_over,
+    toy_space,
+    toy_study,
+)
 
 GRACE = 3
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search.objective import Mode, Objective
 from search.study.ranking import WorthKeeping, best_of_each_method, measured
 from search.study.sampling import NEWEST, Snapshot
-from search.study.standing import Standings, handed_out
+from search.study.standing import Standings
 from search.study.study import (
     ARM,
     CHOICE,
@@ -27,7 +27,7 @@ from search.study.study import (
     TRAINING,
     make_sampler,
 )
-from tests.search.toy_search import ACCURACY
+from tests.search.toy_search import ACCURACY, handed_out
 
 
 def study_of(count: int, seed: int, mode: str = "max") -> optuna.Study:

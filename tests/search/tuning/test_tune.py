@@ -21,12 +21,19 @@ from ray import tune
 from ray.util import placement_group_table
 
 from search.interrupts import Interrupts
-from search.study.standing import handed_out, interrupted
+from search.study.standing import interrupted
 from search.tuning.asha import StagedAsha
 from search.tuning.searcher import StudySearcher
 from search.tuning.tune import TuneOutcome, tune_search
 from spaces.errors import ConfigError
-from tests.search.toy_search import ACCURACY, PaperGroup, searcher_over, toy_space, toy_study
+from tests.search.toy_search import (
+    ACCURACY,
+    PaperGroup,
+    handed_out,
+    searcher_over,
+    toy_space,
+    toy_study,
+)
 from trainables.resident.queue import start_job_queue
 
 ASHA = {"name": "asha", "grace_epochs": 1, "reduction_factor": 3}
