@@ -100,14 +100,16 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """A trial has returned or was stopped by the scheduler."""
-        self._over(trial)
+        """A trial has returned, was stopped by the scheduler or has failed."""
+        self._just_over.append(trial)
+        ended = self._searcher.ended_trial(trial.trial_id)
+        if ended is None:
+            return
+        if ended.state != "complete":
+            self._cancel(ended.number)
+        self._tell_end(trial.trial_id, ended)
 
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """A trial has failed."""
-        self._over(trial)
+    on_trial_error = on_trial_complete
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Find the trials that Tune has ended without a word."""
@@ -171,15 +173,6 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
     def _meet(self, trials: list[Trial]) -> None:
         # Tune appends to its list, and a step must not cost more for the trials that are over.
         self._trials.update({each.trial_id: each for each in trials[len(self._trials) :]})
-
-    def _over(self, trial: Trial) -> None:
-        self._just_over.append(trial)
-        ended = self._searcher.ended_trial(trial.trial_id)
-        if ended is None:
-            return
-        if ended.state != "complete":
-            self._cancel(ended.number)
-        self._tell_end(trial.trial_id, ended)
 
     def _tell_end(self, trial_id: str, ended: EndedTrial) -> None:
         metrics = self._metrics.pop(trial_id, {})
