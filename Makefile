@@ -6,7 +6,7 @@ DATA := data/movie
 
 .PHONY: setup demo test test-fast check bench bench-table clean
 
-$(VENV)/.ready: pyproject.toml setup.py trainables/low_rank.c
+$(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
@@ -52,4 +52,4 @@ bench-table: setup
 	$(BIN)/python benchmarks/results.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis trainables/layers/*.so
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

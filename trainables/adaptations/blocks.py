@@ -30,8 +30,7 @@ from trainables.adaptations.adaptation import (
     stage_seed,
     taken,
 )
-from trainables.layers.low_rank import add_low_rank, linear_with_updates
-from trainables.layers.small_products import LowRank
+from trainables.layers.low_rank import LowRank, add_low_rank, linear_with_updates
 from trainables.layers.stand_in import Removable, stand_in
 
 
