@@ -26,7 +26,7 @@ from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.profiling.settings import ProfileSettings
 from trainables.settings import Settings
-from trainables.tasks.metrics import metric_for
+from trainables.tasks.kinds import metric_for
 from trainables.tasks.settings import TaskSettings
 from trainables.training.settings import TrainSettings
 

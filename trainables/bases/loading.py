@@ -24,7 +24,6 @@ from spaces.errors import BaseModelError
 from trainables.bases.location import TOKENIZER_FILES, fingerprint, locate, source_of, unloadable
 from trainables.bases.parts import auto_class, load_tokenizer, quiet, task_config
 from trainables.bases.structure import fresh_modules, unfilled
-from trainables.tasks.settings import IMAGE_KINDS
 
 # --- loading -----------------------------------------------------------------------------------
 
@@ -83,7 +82,7 @@ def load_base(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             # In training mode it would overwrite the base's running statistics.
             module.train = MethodType(_unmoved, module)  # type: ignore[method-assign]
-    if kind in IMAGE_KINDS:
+    if model.main_input_name == "pixel_values":
         model.register_forward_pre_hook(_in_its_precision, with_kwargs=True)
     else:
         # A decoder's classifier finds the last token of a row by the padding token, so it must be

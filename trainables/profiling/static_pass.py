@@ -31,10 +31,10 @@ from trainables.profiling.checkpoints import (
 from trainables.profiling.mask_counts import COUNTING_BYTES, Fields, weight_counts
 from trainables.profiling.memory import give_back, held_bytes, in_words
 from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.kinds import KINDS
 from trainables.tasks.split import epoch_order
 from trainables.tasks.task import Task
 from trainables.training.batches import to_device
-from trainables.training.evaluate import summed_loss
 from trainables.training.stage import CancelledError
 
 # Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
@@ -64,7 +64,7 @@ class StaticPass:
         self._should_stop = should_stop
         self._model, self._settings, self._workers = model, settings, workers
         self._targets = {target.name: target for target in targets}
-        self._split = task.splits["train"]
+        self._split, self._kind = task.splits["train"], KINDS[task.kind]
         self._batches = micro_batches(len(self._split.labels), settings)
         self._checkpoints, self._trained, self._progress = checkpoints, trained, progress
         half = any(weight_of(model, target).dtype == torch.float16 for target in targets)
@@ -131,8 +131,8 @@ class StaticPass:
         labels = batch.pop("labels")
         if sums is not None:
             sums.mask = batch.get("attention_mask")
-        loss = summed_loss(self._model(**batch).logits, labels) / len(rows)
-        return loss * self._loss_scale
+        loss = self._kind.summed_loss(self._model(**batch).logits, labels)
+        return loss / self._kind.loss_count(labels) * self._loss_scale
 
     def _fields(self, sums: Accumulators, name: str) -> Fields:
         """A module's statistics, over all workers; its accumulators are given up."""

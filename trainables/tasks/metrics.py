@@ -9,8 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from spaces.errors import ConfigError, nearest
-
 Labels = NDArray[np.int64]
 Logits = NDArray[np.floating[Any]]
 
@@ -20,13 +18,12 @@ class Metric:
     """A number that says how well a split is predicted.
 
     `compute(labels, logits)` takes int64 class indices [n] and logits [n, classes]; `mode` is the
-    better direction; `kinds` are the kinds of task it measures.
+    better direction.
     """
 
     name: str
     compute: Callable[[Labels, Logits], float]
     mode: Literal["max", "min"]
-    kinds: tuple[str, ...]
 
     def __call__(self, labels: Labels, logits: Logits) -> float:
         """The metric of `logits` [n, classes] against `labels` [n]."""
@@ -68,25 +65,12 @@ def _matthews(labels: Labels, logits: Logits) -> float:
     return float(matthews_corrcoef(labels, logits.argmax(axis=-1)))
 
 
-_CLASSIFICATION = ("classification", "image_classification")
-
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", _accuracy, "max", _CLASSIFICATION),
-        Metric("f1", _f1, "max", _CLASSIFICATION),
-        Metric("macro_f1", _macro_f1, "max", _CLASSIFICATION),
-        Metric("matthews", _matthews, "max", _CLASSIFICATION),
+        Metric("accuracy", _accuracy, "max"),
+        Metric("f1", _f1, "max"),
+        Metric("macro_f1", _macro_f1, "max"),
+        Metric("matthews", _matthews, "max"),
     )
 }
-
-
-def metric_for(name: str, kind: str, key: str = "task.metric") -> Metric:
-    """The metric called `name` of a task of `kind`; `key` is the setting that named it.
-
-    Raises ConfigError, naming the nearest metric, where there is none.
-    """
-    fitting = [m for m, metric in METRICS.items() if kind in metric.kinds]
-    if name in fitting:
-        return METRICS[name]
-    raise ConfigError(f"{key}: {name!r} does not measure {kind}; {nearest(name, fitting)}")
