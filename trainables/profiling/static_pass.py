@@ -273,8 +273,7 @@ class StaticPass:
             highest = max(highest, held_bytes(device))
             weight.grad = None
 
-        hooks = Hooks()
-        with hooks:
+        with Hooks() as hooks:
             for target in targets:
                 hooks.on_gradient(weight_of(self._model, target), sample)
             loss = self._loss(heaviest, None)
