@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from spaces.errors import UsageError
-from trainables.adaptations.adaptation import taken
+from trainables.adaptations.adaptation import named_tensor
 
 SCHEMA_VERSION = 1
 _METADATA_KEY = "ranksweep"
@@ -68,7 +68,7 @@ class Trained:
             heads[module] = copy.deepcopy(model.get_submodule(module))
             with torch.no_grad():
                 for name, tensor in heads[module].state_dict().items():
-                    tensor.copy_(taken(state, name, tensor.shape))
+                    tensor.copy_(named_tensor(state, name, tensor.shape))
         return heads
 
 
