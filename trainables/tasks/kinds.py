@@ -42,11 +42,7 @@ class Kind(ABC):
 
     @abstractmethod
     def encode(
-        self,
-        rows: Mapping[str, Rows],
-        labels: Sequence[str],
-        settings: TaskSettings,
-        base_uri: str,
+        self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
     ) -> dict[str, Split]:
         """Every split as inputs of a base. Raises DataError and BaseModelError."""
 
@@ -76,11 +72,7 @@ class Classification(Kind):
         return {"max_length": settings.max_length, "texts": len(settings.text)}
 
     def encode(
-        self,
-        rows: Mapping[str, Rows],
-        labels: Sequence[str],
-        settings: TaskSettings,
-        base_uri: str,
+        self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
     ) -> dict[str, Split]:
         from trainables.tasks.texts import token_splits
 
@@ -117,11 +109,7 @@ class ImageClassification(Classification):
         return {}
 
     def encode(
-        self,
-        rows: Mapping[str, Rows],
-        labels: Sequence[str],
-        settings: TaskSettings,
-        base_uri: str,
+        self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
     ) -> dict[str, Split]:
         from trainables.tasks.pictures import pixel_splits
 

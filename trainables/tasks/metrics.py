@@ -1,4 +1,7 @@
-"""Metrics of a task, computed with scikit-learn from labels and logits."""
+"""Metrics of a task, computed with scikit-learn from labels and logits.
+
+The settings name metrics, so scikit-learn is imported where it computes.
+"""
 
 from __future__ import annotations
 
@@ -39,23 +42,20 @@ def _accuracy(labels: Labels, logits: Logits) -> float:
 
 def _f1(labels: Labels, logits: Logits) -> float:
     """F1 of the second class of two (1 of 0 and 1; yes of no and yes); macro F1 beyond two."""
-    from sklearn.metrics import f1_score
-
     if logits.shape[-1] > 2:
         return _macro_f1(labels, logits)
-    return float(
-        f1_score(labels, logits.argmax(axis=-1), pos_label=1, average="binary", zero_division=0.0)
-    )
+    return _f1_score(labels, logits, pos_label=1, average="binary")
 
 
 def _macro_f1(labels: Labels, logits: Logits) -> float:
     """Mean of the F1 of each class, every class of the task counted, also one not seen here."""
+    return _f1_score(labels, logits, labels=np.arange(logits.shape[-1]), average="macro")
+
+
+def _f1_score(truth: Labels, logits: Logits, **how: Any) -> float:
     from sklearn.metrics import f1_score
 
-    classes = np.arange(logits.shape[-1])
-    return float(
-        f1_score(labels, logits.argmax(axis=-1), labels=classes, average="macro", zero_division=0.0)
-    )
+    return float(f1_score(truth, logits.argmax(axis=-1), zero_division=0.0, **how))
 
 
 def _matthews(labels: Labels, logits: Logits) -> float:
