@@ -132,7 +132,7 @@ class Profile:
         return cls._of(data, str(path))
 
     @classmethod
-    def from_bytes(cls, data: bytes, source: str) -> Profile:
+    def from_bytes(cls, data: bytes | tensor_file.Bytes, source: str) -> Profile:
         """Parse the bytes of a profile file; `source` names them in errors.
 
         Arrays of the format's own dtypes are views of `data`. Raises ProfileError.

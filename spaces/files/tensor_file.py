@@ -164,7 +164,7 @@ def mapped(path: Path) -> Bytes:
     return in_memory(path.read_bytes()) if address is None else np.asarray(_Pages(address, size))
 
 
-def in_memory(data: bytes) -> Bytes:
+def in_memory(data: bytes | Bytes) -> Bytes:
     """Bytes as an array that views them."""
     return np.frombuffer(data, dtype=np.uint8)
 
