@@ -18,6 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from spaces.errors import ChoiceError
+from spaces.files import tensor_file
 from spaces.target import TargetModule
 
 SCHEMA_VERSION = 1
@@ -179,8 +180,7 @@ class Plan:
         """Parse the bytes of a plan file; `source` names them in errors. Raises ChoiceError."""
         try:
             tensors = safetensors.numpy.load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            metadata = json.loads(header["__metadata__"][_METADATA_KEY])
+            metadata = json.loads(tensor_file.parsed(data).metadata[_METADATA_KEY])
             if metadata["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {metadata['schema_version']!r}")
             targets = [_target(item) for item in metadata["targets"]]

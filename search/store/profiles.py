@@ -24,7 +24,8 @@ from search.store import keys
 from search.store.node_cache import NodeCache
 from search.store.objects import ObjectStorage
 from spaces.errors import ConfigError, ProfileError, StoreError
-from spaces.profile import SCHEMA_VERSION, Profile
+from spaces.files.profile_file import SCHEMA_VERSION
+from spaces.profile import Profile
 from spaces.target import TargetModule
 
 ALGORITHM_VERSION = 1

@@ -7,11 +7,11 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import BaseModelError, nearest
+from spaces.files import tensor_file
 from spaces.target import BaseSize, TargetModule
 from trainables.bases.location import hub_parts, located, split_uri, unloadable, weight_files
 from trainables.bases.parts import auto_class, quiet, task_config
@@ -217,11 +217,10 @@ def _checkpoint_shapes(uri: str) -> dict[str, tuple[int, ...]] | None:
     shapes: dict[str, tuple[int, ...]] = {}
     for name in files:
         try:
-            with safe_open(path / name, framework="pt") as tensors:
-                names = tensors.keys()
-                shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in names}
-        except (SafetensorError, OSError) as error:
+            tensors = tensor_file.parsed(tensor_file.mapped(path / name)).tensors
+        except (ValueError, OSError) as error:
             raise unloadable(uri, error) from error
+        shapes |= {key: tensor.shape for key, tensor in tensors.items()}
     return shapes
 
 
