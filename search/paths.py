@@ -1,4 +1,4 @@
-"""Every local path and every object key that ranksweep writes or reads, in one place."""
+"""Every local path that ranksweep writes or reads, and who may read what it writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.store.keys import check_profile_key
 from spaces.errors import ConfigError
 
 _SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -60,11 +59,6 @@ class SweepPaths:
         return f"sqlite:///{self.tracking_db}"
 
     @property
-    def artifacts(self) -> Path:
-        """Folder of the artifacts of runs tracked in the default database."""
-        return artifacts_beside(self.tracking_db)
-
-    @property
     def sweep(self) -> Path:
         """Folder of the named sweep."""
         if self.name is None:
@@ -98,7 +92,7 @@ class SweepPaths:
 
     def unpublished_profile(self, key: str) -> Path:
         """File of a profile that the store did not take when it was computed."""
-        return self.sweep / f"unpublished-{check_profile_key(key)}.safetensors"
+        return self.sweep / f"unpublished-{key}.safetensors"
 
     @property
     def journal(self) -> Path:

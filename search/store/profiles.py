@@ -201,29 +201,6 @@ class ProfileStore:
                 checked.append(Verification(each, True, f"{len(found[0])} bytes"))
         return tuple(checked)
 
-    def export_file(self, key: str, path: Path) -> Path:
-        """Write the verified file of a profile to `path` (into it, when that is a folder).
-
-        Returns the file written. Raises StoreError when the store has no such profile.
-        """
-        try:
-            found = self._read(key)
-        except _DamagedError as damage:
-            self._quarantine(key, damage)
-            found = None
-        if found is None:
-            raise StoreError(f"profile: {key} is not in {self.name}; run `ranksweep profile` first")
-        data = found[0]
-        if path.is_dir():
-            path = path / keys.profile_file_name(hashlib.sha256(data).hexdigest())
-        try:
-            path.write_bytes(data)
-        except OSError as error:
-            raise StoreError(
-                f"profile: cannot write {path}: {error.strerror}; name another file"
-            ) from error
-        return path
-
     # Writing ----------------------------------------------------------------------------------
 
     def put(self, key: str, profile: bytes, manifest: Mapping[str, Any]) -> bool:
