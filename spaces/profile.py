@@ -176,48 +176,47 @@ def _checked_module(
     out_features, in_features = target.shape
     by_row = (grid_size, out_features), in_features
     by_col = (grid_size, in_features), out_features
-    counts = {
+    # Of each field the shape and the largest count; importances, which are no counts, have none.
+    expected: dict[str, tuple[tuple[int, ...], int | None]] = {
         "hits": ((out_features,), scored_steps),
+        "row_importance": ((out_features,), None),
         "sensitivity_row_count": by_row,
         "sensitivity_col_count": by_col,
         "gradient_row_count": by_row,
         "gradient_col_count": by_col,
+        "hessian_diag": ((in_features,), None),
     }
-    importances = {"row_importance": (out_features,), "hessian_diag": (in_features,)}
     checked: dict[str, NDArray[Any]] = {}
-    for field in FIELDS:
+    for field, (shape, limit) in expected.items():
         values = getattr(module, field)
         if values is None:
             continue
         where = f"{target.name}/{field}"
-        if field in counts:
-            shape, limit = counts[field]
-            values = _checked_counts(where, values, shape, limit)
-            wide = field == "hits" or limit > _LARGEST_UINT16
-            values = values.astype(np.int32 if wide else np.uint16, copy=False)
+        _check_numbers(where, values, shape, "float32" if limit is None else "integers")
+        if limit is None:
+            _check_importances(where, values)
+            dtype: type = np.float32
         else:
-            values = _checked_importances(where, values, importances[field])
+            _check_counts(where, values, limit)
+            wide = field == "hits" or limit > _LARGEST_UINT16
+            dtype = np.int32 if wide else np.uint16
         # A view, so that the array handed in stays as writable as its owner left it.
-        values = values.view()
-        values.flags.writeable = False
-        checked[field] = values
-    return ModuleProfile(**cast(Mapping[str, Any], checked))
+        checked[field] = values.astype(dtype, copy=False).view()
+        checked[field].flags.writeable = False
+    return ModuleProfile(**checked)
 
 
-def _check_shape(where: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
+def _check_numbers(where: str, values: NDArray[Any], shape: tuple[int, ...], wanted: str) -> None:
     if values.shape != shape:
         raise ProfileError(
             f"{where}: shape {list(values.shape)} where the modules list and the grid ask for "
             f"{list(shape)}; make the profile again"
         )
-
-
-def _checked_counts(
-    where: str, values: NDArray[Any], shape: tuple[int, ...], limit: int
-) -> NDArray[Any]:
-    _check_shape(where, values, shape)
     if values.dtype.kind not in "iuf":
-        raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write integers")
+        raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write {wanted}")
+
+
+def _check_counts(where: str, values: NDArray[Any], limit: int) -> None:
     least, most = _extremes(values)
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ProfileError(f"{where}: holds a NaN or an infinity; make the profile again")
@@ -228,15 +227,9 @@ def _checked_counts(
             f"{where}: holds counts from {least} to {most} outside 0 to {limit}; "
             "make the profile again"
         )
-    return values
 
 
-def _checked_importances(
-    where: str, values: NDArray[Any], shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    _check_shape(where, values, shape)
-    if values.dtype.kind not in "iuf":
-        raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write float32")
+def _check_importances(where: str, values: NDArray[Any]) -> None:
     least, most = _extremes(values)
     # A comparison with a NaN is false.
     if not -_LARGEST_FLOAT32 <= least <= most <= _LARGEST_FLOAT32:
@@ -245,7 +238,6 @@ def _checked_importances(
         )
     if least < 0:
         raise ProfileError(f"{where}: holds a negative number {least:g}; make the profile again")
-    return values.astype(np.float32, copy=False)
 
 
 def _extremes(values: NDArray[Any]) -> tuple[int | float, int | float]:

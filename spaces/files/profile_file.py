@@ -208,20 +208,18 @@ def _target(item: object) -> TargetModule | None:
     if not isinstance(item, dict):
         return None
     name, shape, names = item.get("name"), item.get("shape"), item.get("names", [])
-    if not isinstance(name, str) or not _is_name(name):
+    if not _is_name(name) or not isinstance(names, list) or not all(map(_is_name, names)):
         return None
     if not isinstance(shape, list) or len(shape) != 2:
         return None
     if not all(_is_int(size) and 0 < size < 2**31 for size in shape):
         return None
-    if not isinstance(names, list) or not all(isinstance(n, str) and _is_name(n) for n in names):
-        return None
     return TargetModule(name, (shape[0], shape[1]), tuple(names))
 
 
-def _is_name(text: str) -> bool:
-    """Whether a text can name a module: in an error, a tensor's name and a file of UTF-8."""
-    return 0 < len(text) <= _LONGEST_NAME and text.isprintable()
+def _is_name(found: object) -> TypeGuard[str]:
+    """Whether it can name a module: in an error, a tensor's name and a file of UTF-8."""
+    return isinstance(found, str) and 0 < len(found) <= _LONGEST_NAME and found.isprintable()
 
 
 def _refuse_boundless_shapes(targets: Sequence[TargetModule], file_size: int) -> None:
