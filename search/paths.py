@@ -11,6 +11,9 @@ from pathlib import Path
 
 from spaces.errors import ConfigError
 
+STORE_SCHEMES = ("file", "s3", "gs", "az")
+"""What the URI of a store may start with."""
+
 _SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from search.config.defaults import fill_defaults
-from search.paths import SweepPaths, check_sweep_name
+from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
 from search.redaction import redacted
 from spaces.errors import ConfigError
 from spaces.search_space import SearchSpace
@@ -32,8 +32,8 @@ from trainables.training.settings import TrainSettings
 
 DEFAULT_STORE = SweepPaths().store_uri
 DEFAULT_TRACKING = SweepPaths().tracking_uri
-STORE_SCHEMES = ("file", "s3", "gs", "az")
 PARAMS_OBJECTIVE = "trainable_params"
+"""The second objective of a Pareto search."""
 DECIDED_BY_TRIAL = {
     "optimizer": "train.optimizer",
     "scheduler": "train.lr_scheduler",
@@ -46,6 +46,7 @@ DECIDED_BY_TRIAL = {
     "amp": "train.precision",
     "torch_autocast": "train.precision",
 }
+"""Keys of DeepSpeed that a sweep may not set, and the sweep's own that decides each."""
 
 
 def known_store(uri: str) -> str:

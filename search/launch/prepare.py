@@ -192,10 +192,8 @@ def same_result(said: object, settings: ProfileSettings) -> bool:
         theirs = _of_the_result(ProfileSettings.model_validate(said))
     except ValidationError:
         return False
-    return {**theirs, "target_modules": None} == {
-        **_of_the_result(settings),
-        "target_modules": None,
-    }
+    left_open = {"target_modules": None}
+    return theirs | left_open == _of_the_result(settings) | left_open
 
 
 def dtype_name(config: SweepConfig) -> str:

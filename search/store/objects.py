@@ -22,14 +22,13 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, from_url
 
-from search.paths import private_files
+from search.paths import STORE_SCHEMES, private_files
 from search.redaction import redacted, redacted_text
 from spaces.errors import ConfigError, StoreError, nearest
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-SCHEMES = ("file", "s3", "gs", "az")
 PROBES = "probes"
 FIRST_DEADLINE = timedelta(seconds=5)
 """How long the first request tries: a wrong address should be told soon."""
@@ -364,9 +363,9 @@ def _local_folder(uri: str) -> Path | None:
         if not rest.strip("/"):
             raise ConfigError(f"store: {uri} names no folder; use file://DIR or file:///DIR")
         return Path(unquote(rest)).expanduser().absolute()
-    if scheme not in SCHEMES:
+    if scheme not in STORE_SCHEMES:
         raise ConfigError(
-            f"store: no storage has the scheme '{scheme}://'; {nearest(scheme, SCHEMES)}"
+            f"store: no storage has the scheme '{scheme}://'; {nearest(scheme, STORE_SCHEMES)}"
         )
     return None
 
