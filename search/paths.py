@@ -28,45 +28,29 @@ class SweepPaths:
         ConfigError: the name could leave its folder or is not a portable file name.
     """
 
-    root: Path | str = ".ranksweep"
+    root: Path = Path(".ranksweep")
     name: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
         if self.name is not None:
             check_sweep_name(self.name)
 
     @property
-    def base(self) -> Path:
-        """The root as a path."""
-        return Path(self.root)
-
-    @property
-    def store(self) -> Path:
-        """Folder of the default store."""
-        return self.base / "store"
-
-    @property
     def store_uri(self) -> str:
         """URI of the default store; relative to the current directory when the root is."""
-        return f"file://{self.store}"
-
-    @property
-    def tracking_db(self) -> Path:
-        """SQLite file of the default tracking database."""
-        return self.base / "mlflow.db"
+        return f"file://{self.root / 'store'}"
 
     @property
     def tracking_uri(self) -> str:
         """URI of the default tracking database."""
-        return f"sqlite:///{self.tracking_db}"
+        return f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
     def sweep(self) -> Path:
         """Folder of the named sweep."""
         if self.name is None:
             raise ValueError("these paths name no sweep")
-        return self.base / "sweeps" / self.name
+        return self.root / "sweeps" / self.name
 
     @property
     def sweep_file(self) -> Path:
@@ -118,7 +102,7 @@ class SweepPaths:
 
     def absolute(self) -> SweepPaths:
         """The same paths from the file system's root, for a process that runs elsewhere."""
-        return SweepPaths(self.base.absolute(), self.name)
+        return SweepPaths(self.root.absolute(), self.name)
 
     def make_sweep(self) -> None:
         """Create the sweep's folders, readable by their owner alone."""

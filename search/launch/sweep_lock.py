@@ -78,7 +78,7 @@ def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) 
     """
     if not paths.sweep.is_dir():
         raise ConfigError(
-            f"SWEEP: there is no sweep {paths.name!r} in {paths.base}; run this where it was "
+            f"SWEEP: there is no sweep {paths.name!r} in {paths.root}; run this where it was "
             "launched, with the name of its sweep"
         )
     runner = running(paths)
