@@ -119,7 +119,8 @@ class ObjectStorage:
             try:
                 return bytes(self._client(to_write=False).get(whole).bytes())
             except FileNotFoundError as absent:
-                self._refuse_missing_bucket(absent)
+                if _missing_bucket(absent):
+                    raise
                 return None
 
     def put(self, name: str, content: bytes) -> None:
@@ -168,7 +169,8 @@ class ObjectStorage:
                 chunks = self._client(to_write=False).list(whole)
                 found = [meta["path"] for chunk in chunks for meta in chunk]
             except FileNotFoundError as absent:
-                self._refuse_missing_bucket(absent)
+                if _missing_bucket(absent):
+                    raise
                 return ()
         return tuple(path.removeprefix(self._prefix) for path in found)
 
@@ -285,12 +287,6 @@ class ObjectStorage:
                 f"store: {self.name} cannot be opened: {self._reason(error)}; {remedy}"
             ) from error
 
-    @staticmethod
-    def _refuse_missing_bucket(absent: Exception) -> None:
-        """A bucket that is not there is an error; an object that is not there is an answer."""
-        if _missing_bucket(absent):
-            raise absent
-
     @contextmanager
     def _failing_as(self, verb: str, path: str) -> Iterator[str]:
         """Raise what fails meanwhile as a StoreError of `path`, which is what this gives."""
@@ -342,6 +338,7 @@ def _opened(uri: str, prefix: str) -> ObjectStorage:
 
 
 def _missing_bucket(error: Exception) -> bool:
+    """Whether the bucket is not there: an error, while an absent object is an answer."""
     return any(code in str(error) for code in ("NoSuchBucket", "ContainerNotFound"))
 
 
