@@ -65,7 +65,7 @@ def examine(
     tracking_uri: str | None = None,
     ray_address: str = "local",
     *,
-    root: Path | str = ".ranksweep",
+    root: Path = Path(".ranksweep"),
     ray_timeout: float = 90.0,
 ) -> list[Check]:
     """Try everything that a sweep needs; nothing that is started outlives the call.
@@ -81,7 +81,7 @@ def examine(
         check_ray(ray_address, ray_timeout),
         *check_store(store_uri or paths.store_uri),
         check_tracking(tracking_uri or paths.tracking_uri),
-        check_disk(paths.base),
+        check_disk(paths.root),
     ]
 
 

@@ -18,7 +18,7 @@ from spaces.methods.registry import count_range, make_plan
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters
-from trainables.profiling.settings import ALL_LINEAR
+from trainables.settings import ALL_LINEAR
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
