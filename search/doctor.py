@@ -65,7 +65,7 @@ def examine(
     tracking_uri: str | None = None,
     ray_address: str = "local",
     *,
-    root: Path | str = ".ranksweep",
+    root: Path = Path(".ranksweep"),
     ray_timeout: float = 90.0,
 ) -> list[Check]:
     """Try everything that a sweep needs; nothing that is started outlives the call.
@@ -81,7 +81,7 @@ def examine(
         check_ray(ray_address, ray_timeout),
         *check_store(store_uri or paths.store_uri),
         check_tracking(tracking_uri or paths.tracking_uri),
-        check_disk(paths.base),
+        check_disk(paths.root),
     ]
 
 
@@ -152,23 +152,7 @@ def check_devices() -> list[Check]:
         )
     else:
         checks.append(Check("cuda", None, "no device; training runs on the CPU"))
-    return [*checks, check_compiled()]
-
-
-def check_compiled() -> Check:
-    """Whether the compiled part of the adapters was built, which only training on a CPU uses."""
-    from trainables.layers import compiled
-
-    name = "compiled part"
-    if compiled.library() is not None:
-        return Check(name, True, "adapters on a CPU use it")
-    if not compiled.builds():
-        return Check(name, None, "not for this processor; torch's operations do its work on a CPU")
-    remedy = (
-        "install a C compiler with OpenMP (gcc), then `pip install -e .` in ranksweep's sources"
-    )
-    detail = "not built; adapters on a CPU take about a tenth longer"
-    return Check(name, None, detail, remedy)
+    return checks
 
 
 def check_disk(root: Path) -> Check:

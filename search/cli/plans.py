@@ -91,9 +91,9 @@ def _give_lora_config(made: Plan, out: Path | None, json_output: bool) -> None:
     """Write or print the LoraConfig of a plan; printed, it is JSON in any case."""
     from rich.text import Text
 
-    from search.allocation import allocation
+    from trainables.adaptations.lora_config import lora_config_of
 
-    config = allocation(made)
+    config = lora_config_of(made)
     if out is not None:
         write_out(out, (json.dumps(config, indent=2) + "\n").encode())
     if out is None or json_output:

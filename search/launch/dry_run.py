@@ -16,13 +16,12 @@ from search.paths import SweepPaths
 from search.redaction import redacted
 from spaces.profile import Profile
 from spaces.search_space import Arm
-from trainables.bases.structure import base_parameters
-from trainables.profiling.settings import ALL_LINEAR
+from trainables.bases.structure import base_parameters, meta_targets
+from trainables.settings import ALL_LINEAR
+from trainables.tasks.task import Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from trainables.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,6 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     Raises the errors that `launch` would raise before it starts anything: ConfigError, ChoiceError,
     BaseModelError, DataError, StoreError; with `resume` those of a launch that goes on.
     """
-    from trainables.bases.structure import meta_targets
-
     if resume:
         check_name(config, SweepPaths(name=config.name).absolute(), resume)
     inputs = prepare(config)

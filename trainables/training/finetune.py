@@ -22,6 +22,7 @@ from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
 from trainables.layers.dropout import quick_dropout
 from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.kinds import KINDS
 from trainables.tasks.split import epoch_order
 from trainables.tasks.task import Task
 from trainables.training.batches import in_batches
@@ -71,7 +72,7 @@ def finetune(
 
     Raises DivergedError on a NaN or infinite loss, CancelledError when `should_stop` says so.
     """
-    split = task.splits["train"]
+    split, kind = task.splits["train"], KINDS[task.kind]
     rows = len(split.labels)
     accumulation = getattr(settings, "gradient_accumulation_steps", 1)
     schedule = Schedule(math.ceil(rows / settings.batch_size), settings.epochs, adaptation.stages)
@@ -100,6 +101,7 @@ def finetune(
                     current = schedule.stage_of(step)
                     run = StageRun(
                         adaptation,
+                        kind,
                         current,
                         settings,
                         learning_rate,
@@ -113,7 +115,7 @@ def finetune(
                 assert run is not None
                 loss_sum += run.step(split, batch, accumulation, workers, on_ready)
                 on_ready = None if run.trains else on_ready
-                trained += len(batch) if run.trains else 0
+                trained += kind.loss_count(split.labels[batch]) if run.trains else 0
                 step += 1
                 times.append(time.perf_counter() - started)
                 if checkpoints is not None:

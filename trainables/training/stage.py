@@ -15,9 +15,9 @@ from spaces.errors import JobError
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
 from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.kinds import Kind
 from trainables.tasks.split import Split
 from trainables.training.batches import of_like_length, to_device
-from trainables.training.evaluate import summed_loss
 from trainables.training.settings import TrainSettings
 
 
@@ -102,6 +102,7 @@ class StageRun:
     def __init__(
         self,
         adaptation: Adaptation,
+        kind: Kind,
         stage: int,
         settings: TrainSettings | ProfileSettings,
         learning_rate: float,
@@ -109,7 +110,7 @@ class StageRun:
         config: dict[str, Any],
         base_dropout: bool,
     ) -> None:
-        self._adaptation, self._base_dropout = adaptation, base_dropout
+        self._adaptation, self._kind, self._base_dropout = adaptation, kind, base_dropout
         self.last_learning_rate = 0.0
         parameters = adaptation.begin_stage(stage, steps)
         groups = parameters.parameter_groups(learning_rate, settings.weight_decay)
@@ -152,6 +153,7 @@ class StageRun:
             return total
         self._engine.train()
         self._engine.module.head.train(self._base_dropout)  # a head's dropout is the base's
+        count = self._kind.loss_count(split.labels[rows])
         micro_batches = [m for m in np.array_split(rows, accumulation) if len(m)]
         for i, micro_batch in enumerate(micro_batches):
             self._engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
@@ -165,8 +167,8 @@ class StageRun:
             labels = torch.cat([batch.pop("labels") for batch in batches])
             if i == 0 and on_ready is not None:
                 on_ready()
-            loss = weight * summed_loss(self._engine(*batches), labels)
-            mean = loss * (workers.size / len(rows))
+            loss = weight * self._kind.summed_loss(self._engine(*batches), labels)
+            mean = loss * (workers.size / count)
             if (penalty := self._adaptation.penalty()) is not None:
                 mean = mean + penalty / len(micro_batches)
             self._engine.backward(mean, scale_wrt_gas=False)
