@@ -200,7 +200,8 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
         serving = group.serve.remote(queue)
         tune_search(
             searcher=searcher, queue=queue, targets=targets, profile=profile,
-            train=config.train, scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
+            train=config.train,
+            scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
             metric="accuracy", mode="max", max_concurrent_trials=2, time_budget=None,
             storage_path=paths.tune, name="search", observer=observer, callbacks=[clock],
             keep_weights=True,

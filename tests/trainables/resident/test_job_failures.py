@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +39,7 @@ class Trial(TrialJob):
     plan: bytes = b""
     learning_rate: float = 1e-3
     seed: int = 0
-    train: TrainSettings = TrainSettings()
+    train: TrainSettings = field(default_factory=TrainSettings)
     error: Exception | None = None
 
 
@@ -47,7 +47,7 @@ class Trial(TrialJob):
 class Profiling(ProfileJob):
     """A profile that raises its error."""
 
-    settings: ProfileSettings = ProfileSettings()
+    settings: ProfileSettings = field(default_factory=ProfileSettings)
     error: Exception
 
 
