@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import get_scheduler
 
 from spaces.errors import JobError
 from trainables.adaptations.adaptation import Adaptation
@@ -132,7 +131,9 @@ class Stages(AbstractContextManager["Stages"]):
         self._observer.keep(done, self._engine, self._rates)
 
     def _begin(self, stage: int) -> None:
-        import deepspeed  # not at the top: the driver has no use for it
+        # Not at the top: the driver knows this file too and has no use for what these load.
+        import deepspeed
+        from transformers import get_scheduler
 
         settings, steps = self._settings, self._schedule.stage_steps(stage)
         parameters = self._adaptation.begin_stage(stage, steps)
