@@ -119,7 +119,8 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             self.profile = store.get(key, self._unfit)
             return self.profile is None
 
-        leases = Leases(store.objects.under(keys.profile_prefix(key)), self._lease_seconds)
+        place = store.objects.under(keys.profile_prefix(key))
+        leases = Leases(place, self._config.cluster.lease_seconds)
         self._lease = leases.take(is_needed, self._say_whom_we_wait_for)
         if self._lease is not None:
             self._held.enter_context(self._lease)
@@ -161,10 +162,6 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
     def _checkpoints(self) -> ObjectStorage:
         """Where the job that computes the profile saves it on the way."""
         return self._prepared.store.objects.under(keys.checkpoint_prefix(self._prepared.key))
-
-    @property
-    def _lease_seconds(self) -> float:
-        return self._config.cluster.lease_seconds
 
     def _say_whom_we_wait_for(self, owner: Owner, silent: float) -> None:
         if self._shown != str(owner):
