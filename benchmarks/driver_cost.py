@@ -38,6 +38,7 @@ from search.cli.view import View
 from search.config.sweep import ClusterSettings, SearchSettings, SweepConfig
 from search.launch.recorder import SweepObserver
 from search.paths import SweepPaths
+from search.study.proposals import Proposals
 from search.study.ranking import WorthKeeping
 from search.study.study import open_study, states_of
 from search.tracking.journal import Journal
@@ -46,7 +47,7 @@ from search.tracking.tracker import Tracker
 from search.tracking.weights import KeptWeights
 from search.tuning.searcher import StudySearcher
 from search.tuning.tune import tune_search
-from spaces.methods.registry import make_plan, parse_choice
+from spaces.planner import Planner
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.resident.jobs import Done, Epoch, GroupFacts, Started, TrialResult
@@ -180,18 +181,20 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
     study = open_study(
         paths.study_uri, "driver-cost", objectives=["accuracy"], mode="max", sampler="tpe", seed=0
     )
-    searcher = StudySearcher(
-        study, space, targets=targets, profile=profile, metric="accuracy",
-        objectives=["accuracy"], mode="max", epochs=1, trials=trials,
-    )  # fmt: skip
+    planner = Planner(targets, profile)
+    settings = SearchSettings(trials=trials)
+    searcher = StudySearcher(Proposals(study, space, planner, settings, TrainSettings(epochs=1)))
     view = View("driver-cost", trials, console=Console(file=io.StringIO()))
     journal = Journal(paths.journal)
     replay = Replay(
         journal, tracker, sweep_run_id, on_run=searcher.set_run_id,
-        plan_of=lambda choice: make_plan(parse_choice(choice), targets, profile),
+        plan_of=planner.plan,
     )  # fmt: skip
     kept = KeptWeights(
-        paths, "best", collect=lambda number: b"weights", best=WorthKeeping(study, "max")
+        paths,
+        "best",
+        collect=lambda number: b"weights",
+        best=WorthKeeping(study, settings.objective),
     )
     observer = SweepObserver(config, [], journal, replay, view, searcher, kept)
     with local_ray(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"):
@@ -199,10 +202,8 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
         group = ray.remote(StubGroup).options(num_cpus=0).remote()
         serving = group.serve.remote(queue)
         tune_search(
-            searcher=searcher, queue=queue, targets=targets, profile=profile,
-            train=config.train,
+            searcher=searcher, queue=queue, max_concurrent_trials=2, time_budget=None,
             scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
-            metric="accuracy", mode="max", max_concurrent_trials=2, time_budget=None,
             storage_path=paths.tune, name="search", observer=observer, callbacks=[clock],
             keep_weights=True,
         )  # fmt: skip

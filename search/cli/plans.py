@@ -54,7 +54,8 @@ def plan(
 ) -> None:
     """Derive the plan that a choice means for a profiled base."""
     from search.config.yaml_file import read_mapping
-    from spaces.methods.registry import make_plan, parse_choice
+    from spaces.methods.registry import parse_choice
+    from spaces.planner import Planner
 
     if (profile_ref is None) == (base is None):
         raise ConfigError(
@@ -68,12 +69,13 @@ def plan(
     choice = parse_choice(read_mapping(choice_file))
     if profile_ref is not None:
         loaded = profile_of(profile_ref, store)
-        made = make_plan(choice, loaded.targets, loaded)
+        planner = Planner(loaded.targets, loaded)
     else:
         assert base is not None
         assert targets is not None
         found, size = _targets_of(base, kind, targets)
-        made = make_plan(choice, found, None, size)
+        planner = Planner(found, size=size)
+    made = planner.plan(choice)
     if form == "peft":
         _give_lora_config(made, out, json_output)
         return
@@ -172,7 +174,8 @@ def count(
 ) -> None:
     """Count the trainable parameters of a choice from the base's config; no weights are read."""
     from search.config.yaml_file import read_mapping
-    from spaces.methods.registry import count_range, make_plan, parse_choice
+    from spaces.methods.registry import parse_choice
+    from spaces.planner import Planner
 
     choice = parse_choice(read_mapping(choice_file))
     if dominant_fraction is not None and profile_ref is not None:
@@ -185,12 +188,8 @@ def count(
         from trainables.bases.structure import base_parameters
 
         whole = base_parameters(base)
-    if loaded is not None:
-        exact = make_plan(choice, found, loaded, size).trainable_params
-        least, most = exact, exact
-    else:
-        least, most = count_range(choice, found, dominant_fraction, size)
-    _print_count(base, choice.method, len(found), (least, most), whole, json_output)
+    span = Planner(found, loaded, size).params_range(choice, dominant_fraction)
+    _print_count(base, choice.method, len(found), span, whole, json_output)
 
 
 def _print_count(

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from search.config.defaults import fill_defaults
+from search.objective import Objective
 from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
 from search.redaction import redacted
 from spaces.errors import ConfigError
@@ -126,6 +127,15 @@ class SearchSettings(Settings):
     seed: NonNegativeInt = 0
     """Seed of the sampler."""
 
+    @property
+    def objective(self) -> Objective:
+        """The metric that is searched for, and the direction that is better."""
+        return Objective(self.metric, self.mode)
+
+    def takes(self, params: float) -> bool:
+        """Whether a plan may have so many trainable parameters."""
+        return self.max_params is None or params <= self.max_params
+
     @field_validator("study")
     @classmethod
     def _opens(cls, study: str | None) -> str | None:
@@ -219,6 +229,11 @@ class SweepConfig(Settings):
     def search_space(self) -> SearchSpace:
         """`space`, parsed."""
         return SearchSpace.parse(self.space)
+
+    @property
+    def objective(self) -> Objective:
+        """The metric that is searched for, and the direction that is better."""
+        return self.search.objective
 
     @property
     def pareto(self) -> bool:

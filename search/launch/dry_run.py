@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated_seconds, profile_steps, steps_an_epoch
-from search.launch.prepare import Prepared, fewer_trials, prepare
+from search.launch.prepare import SweepInputs, fewer_trials, prepare
 from search.launch.resume import check_name
 from search.launch.sweep_lock import running
 from search.paths import SweepPaths
 from search.redaction import redacted
-from spaces.methods.registry import count_range, make_plan
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters
@@ -74,15 +73,15 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
 
     if resume:
         check_name(config, SweepPaths(name=config.name).absolute(), resume)
-    prepared = prepare(config)
-    task, targets, space = prepared.task, prepared.targets, prepared.space
-    cached = prepared.store.get(prepared.key)
+    inputs = prepare(config)
+    task, targets, space = inputs.task, inputs.targets, inputs.space
+    cached = inputs.store.get(inputs.key)
 
-    methods = tuple(_method_count(arm, prepared, cached) for arm in space.arms(config.search.arms))
+    methods = tuple(_method_count(arm, inputs, cached) for arm in space.arms(config.search.arms))
     profile = {
-        "key": prepared.key,
+        "key": inputs.key,
         "cached": cached is not None,
-        "store": prepared.store.name,
+        "store": inputs.store.name,
         "modules": len(targets),
         "weights": sum(math.prod(target.shape) for target in targets),
         **profile_steps(config, task),
@@ -95,14 +94,14 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         "at_once": config.cluster.groups,
     }
     confirm = _confirm(config, task, len(methods))
-    linear = meta_targets(prepared.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
+    linear = meta_targets(inputs.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
     cost = Cost.measured(config, linear, {target.name for target in targets})
     return DryRun(
         config=config.resolved(),
         base={
-            "uri": prepared.base_uri,
-            "fingerprint": prepared.base_fingerprint,
-            "params": base_parameters(prepared.base_uri),
+            "uri": inputs.base_uri,
+            "fingerprint": inputs.base_fingerprint,
+            "params": base_parameters(inputs.base_uri),
         },
         task=_task_summary(task),
         profile=profile,
@@ -117,13 +116,9 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
 # -- what would be done ----------------------------------------------------------------------------
 
 
-def _method_count(arm: Arm, prepared: Prepared, profile: Profile | None) -> MethodCount:
-    choice = prepared.space.default_choice(arm.method, arm.values)
-    if profile is not None:
-        plan = make_plan(choice, prepared.targets, profile, prepared.size)
-        span = (plan.trainable_params, plan.trainable_params)
-    else:
-        span = count_range(choice, prepared.targets, size=prepared.size)
+def _method_count(arm: Arm, inputs: SweepInputs, profile: Profile | None) -> MethodCount:
+    choice = inputs.space.default_choice(arm.method, arm.values)
+    span = inputs.planner(profile).params_range(choice)
     return MethodCount(arm.name, choice.as_dict(), span, span[0] == span[1])
 
 

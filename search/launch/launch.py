@@ -12,12 +12,11 @@ import yaml
 
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
-from search.launch.prepare import Prepared, dtype_name, prepare
+from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_cluster import ray_cluster
 from search.launch.result import LaunchResult
 from search.launch.resume import check_name
-from search.launch.search_stage import SearchStage
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
@@ -66,6 +65,9 @@ def launch(
         if profile_only and result.profile_cached:
             return result
         with ray_cluster(config, interrupts):
+            # It imports Ray, which reads at import what `ray_cluster` has set.
+            from search.launch.search_stage import SearchStage
+
             if not profile_only:
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
             result.seconds["prepare"] = time.monotonic() - started
@@ -98,7 +100,7 @@ def launch(
 
 
 def _open_sweep(
-    config: SweepConfig, prepared: Prepared, tracker: Tracker, paths: SweepPaths, resume: bool
+    config: SweepConfig, prepared: SweepInputs, tracker: Tracker, paths: SweepPaths, resume: bool
 ) -> str:
     run_id = tracker.find_sweep(config.name) if resume else None
     if run_id is not None:
@@ -123,7 +125,7 @@ def _open_sweep(
     return run_id
 
 
-def borrowed_from(prepared: Prepared) -> dict[str, str]:
+def borrowed_from(prepared: SweepInputs) -> dict[str, str]:
     """Tags that say of which task and base a profile is that is not the sweep's own."""
     if prepared.borrowed is None:
         return {}
@@ -167,7 +169,7 @@ def _log_file(paths: SweepPaths, view: Progress) -> Iterator[None]:
 
 def _resident_workers(
     config: SweepConfig,
-    prepared: Prepared,
+    prepared: SweepInputs,
     paths: SweepPaths,
     view: Progress,
     interrupts: Interrupts,

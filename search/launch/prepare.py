@@ -14,6 +14,8 @@ from search.config.sweep import ClusterSettings, SweepConfig, check_against_targ
 from search.store.profiles import ProfileStore, profile_key
 from spaces.errors import ConfigError, ProfileError, StoreError
 from spaces.methods.registry import count_range
+from spaces.planner import Planner
+from spaces.profile import Profile
 from spaces.search_space import SearchSpace
 from spaces.target import BaseSize, TargetModule
 from trainables.bases.location import fingerprint, pin
@@ -23,7 +25,7 @@ from trainables.tasks.task import Task, build_task
 
 
 @dataclass(frozen=True)
-class Prepared:
+class SweepInputs:
     """A sweep's task, target modules, size of the base, fitted space and profile key.
 
     `base_uri` names a hub base by its commit; other bases as the sweep does. `borrowed` is the
@@ -40,6 +42,10 @@ class Prepared:
     key: str
     store: ProfileStore
     borrowed: Mapping[str, Any] | None = None
+
+    def planner(self, profile: Profile | None) -> Planner:
+        """Makes the plans of the sweep's trials by its profile."""
+        return Planner(self.targets, profile, self.size)
 
     @property
     def profile_of(self) -> dict[str, str]:
@@ -60,7 +66,7 @@ class Prepared:
         return {tag: str(self.borrowed.get(key, "unknown")) for tag, key in keys.items()}
 
 
-def prepare(config: SweepConfig) -> Prepared:
+def prepare(config: SweepConfig) -> SweepInputs:
     """Read the data, the base's structure and the store, and check the sweep against them.
 
     Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
@@ -84,7 +90,7 @@ def prepare(config: SweepConfig) -> Prepared:
         count_range(space.default_choice(method), targets, size=size)
     _check_memory_limit(config, targets, size)
     base_fingerprint = fingerprint(base_uri)
-    return Prepared(
+    return SweepInputs(
         task=task,
         task_name=config.task.name,
         base_uri=base_uri,

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from search.config.sweep import SweepConfig
-from search.launch.prepare import Prepared, same_result
+from search.launch.prepare import SweepInputs, same_result
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.store import keys
@@ -36,7 +36,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
     """
 
     def __init__(
-        self, config: SweepConfig, prepared: Prepared, sweep_paths: SweepPaths, view: Progress
+        self, config: SweepConfig, prepared: SweepInputs, sweep_paths: SweepPaths, view: Progress
     ) -> None:
         self._config, self._prepared, self._view = config, prepared, view
         self._kept = sweep_paths.unpublished_profile(prepared.key)

@@ -61,12 +61,12 @@ class SweepObserver:
         self._queued[number] = None
         self._show_next()
         self._replay.keep_plan(number, plan)
-        credits = self._searcher.credits(number)
-        if "repeat" in credits:
+        own = self._searcher.tags_of(number)
+        if "repeat" in own:
             self._repeats.add(number)
         body = {
             "choice": choice.as_dict(),
-            "tags": {"arm": arm, "plan_digest": plan.digest, **credits},
+            "tags": {"arm": arm, "plan_digest": plan.digest, **own},
             "metrics": plan_counts(plan),
         }
         self._write(partial(self._journal.start, number, body, _now_ms()))

@@ -14,8 +14,9 @@ from search.tracking.journal import Journal
 from search.tracking.relay import Replay
 from search.tracking.tracker import Tracker
 from spaces.choice import Choice
-from spaces.methods.registry import make_plan, parse_choice
+from spaces.methods.registry import parse_choice
 from spaces.plan import Plan
+from spaces.planner import Planner
 from tests.search.toy_search import TARGETS, toy_profile
 
 PROFILE = toy_profile()
@@ -38,7 +39,7 @@ class Silent:
     def arm_of(self, choice: Choice) -> str:
         return choice.method
 
-    def credits(self, number: int) -> dict[str, Any]:
+    def tags_of(self, number: int) -> dict[str, Any]:
         return {}
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -52,7 +53,7 @@ def choice_of(number: int) -> Choice:
 
 
 def plan_of(choice: Mapping[str, Any]) -> Plan:
-    return make_plan(parse_choice(choice), TARGETS, PROFILE)
+    return Planner(TARGETS, PROFILE).plan(choice)
 
 
 class Watched:

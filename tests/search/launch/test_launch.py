@@ -353,6 +353,12 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
     assert mlflow.active_run() is None
 
 
+def test_ray_is_not_imported_before_it_is_said_where_it_may_listen() -> None:
+    """Ray reads at import whether to listen on loopback alone."""
+    code = "import sys, search.launch.launch; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_sweep_that_is_being_run_is_left_alone(tiny_sweep, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = config_of(tiny_sweep, tmp_path)

@@ -18,7 +18,7 @@ from rich.console import Console
 from search.cli.view import View
 from search.config.sweep import SweepConfig
 from search.launch.launch import borrowed_from
-from search.launch.prepare import Prepared, prepare, same_result
+from search.launch.prepare import SweepInputs, prepare, same_result
 from search.launch.profile_stage import ProfileStage
 from search.paths import SweepPaths
 from search.store.keys import profile_prefix
@@ -41,7 +41,7 @@ def config_of(sweep: Mapping[str, Any], folder: Path, **changes: Any) -> SweepCo
     return SweepConfig.model_validate({**sweep, **settings, **changes})
 
 
-def profile_of(prepared: Prepared, **metadata: Any) -> Profile:
+def profile_of(prepared: SweepInputs, **metadata: Any) -> Profile:
     facts = {"base": prepared.base_fingerprint, "task": prepared.task.train_fingerprint}
     return Profile(
         targets=prepared.targets,

@@ -7,6 +7,7 @@ import inspect
 import shutil
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from search.study import patient_storage
-from search.study.patient_storage import CALLS, PatientStorage
+from search.study.patient_storage import PatientStorage
+from search.study.private_optuna import STORAGE_CALLS as CALLS
 from spaces.errors import JobError
 
 GONE = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
@@ -50,7 +52,7 @@ def three_trials(study: optuna.Study) -> list[tuple[Any, ...]]:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patient_storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def test_every_call_of_optunas_cache_that_reads_or_writes_waits() -> None:
@@ -161,7 +163,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if len(waits) % 3 == 0:
             pages.append(pages[-1] + 10)
 
-    monkeypatch.setattr(patient_storage.time, "sleep", make_room_at_the_third)
+    monkeypatch.setattr(time, "sleep", make_room_at_the_third)
     study = optuna.load_study(storage=storage, study_name="one")
     for number in range(20):
         trial = study.ask()
