@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,14 +13,14 @@ from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.confirm import confirm_best
 from search.launch.prepare import Prepared, fewer_trials
-from search.launch.recorder import SweepObserver, end_what_was_left_open
+from search.launch.recorder import Recorder, end_what_was_left_open
 from search.launch.result import LaunchResult
 from search.launch.resume import SEARCH_MAY_CHANGE
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.study.first_choices import first_choices
 from search.tracking.journal import Journal
-from search.tracking.relay import Replay
+from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
 from search.tracking.weights import KeptWeights
 from spaces.choice import Choice
@@ -64,7 +64,7 @@ class SearchStage:
         self.result.states = states_of(study)
         self.result.best = best_of_each_method(study, search.mode)
         try:
-            with self._recorded(study, shared, searcher, profile, workers) as observer:
+            with self._recorded(study, shared, searcher, profile, workers) as recorder:
                 outcome = tune_search(
                     searcher=searcher,
                     queue=workers.queue,
@@ -79,7 +79,7 @@ class SearchStage:
                     time_budget=search.time_budget,
                     storage_path=self.paths.tune,
                     name="search",
-                    observer=observer,
+                    observer=recorder,
                     should_stop=workers.lost,
                     size=self.prepared.size,
                     keep_weights=config.tracking.keep_weights != "none",
@@ -164,46 +164,27 @@ class SearchStage:
         searcher: StudySearcher,
         profile: Profile,
         workers: ResidentWorkers,
-    ) -> Iterator[SweepObserver]:
+    ) -> Iterator[Recorder]:
         """While open, trials go to the view and the journal; then to MLflow and the result."""
         from search.study.ranking import WorthKeeping, best_of_each_method
         from search.study.standing import settle
         from search.study.study import run_ids, states_of
         from search.tuning.trial import job_name
 
-        config, prepared, mode = self.config, self.prepared, self.config.search.mode
-        sweep_run_id = self.result.sweep_run_id
-        assert sweep_run_id is not None
+        config, mode = self.config, self.config.search.mode
         kept = KeptWeights(
             self.paths,
             config.tracking.keep_weights,
             collect=lambda number: workers.collect(job_name(number)),
             best=WorthKeeping(study, mode),
         )
-        journal = Journal(self.paths.journal)
-        end_what_was_left_open(journal, study, config.search.objectives[0])
-        replay = Replay(
-            journal,
-            self.tracker,
-            sweep_run_id,
-            plan_of=lambda choice: make_plan(
-                parse_choice(choice), prepared.targets, profile, prepared.size
-            ),
-            say=self.view.message,
-            on_run=searcher.set_run_id,
-        )
-        observer = SweepObserver(
-            config, self.result.best, journal, replay, self.view, searcher, kept
-        )
+        relay = self._relay(study, profile, on_run=searcher.set_run_id)
         try:
-            yield observer
+            yield Recorder(config, self.result.best, relay, self.view, searcher, kept)
         finally:
             if shared is not None:
                 shared.close()
-            if observer.close(hurried=lambda: self.interrupts.hurried):
-                self.tracker.patience = 0.0  # MLflow is away: what follows must not wait for it too
-            runs = journal.run_ids(sweep_run_id)
-            journal.close()
+            runs = self._closed(relay)
             if shared is None:
                 settle(study)  # a trial is open still where the database's answer was lost
             runs |= run_ids(study)
@@ -219,6 +200,37 @@ class SearchStage:
             self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
             for row in self.result.best:
                 row["run_id"] = row["run_id"] or runs.get(row["number"])
+
+    def _relay(
+        self,
+        study: optuna.Study,
+        profile: Profile,
+        on_run: Callable[[int, str], object] = lambda number, run_id: None,
+    ) -> Relay:
+        """The way to MLflow, through the journal in the sweep's folder."""
+        prepared = self.prepared
+        assert self.result.sweep_run_id is not None
+        journal = Journal(self.paths.journal)
+        end_what_was_left_open(journal, study, self.config.search.objectives[0])
+        return Relay(
+            journal,
+            self.tracker,
+            self.result.sweep_run_id,
+            plan_of=lambda choice: make_plan(
+                parse_choice(choice), prepared.targets, profile, prepared.size
+            ),
+            say=self.view.message,
+            on_run=on_run,
+        )
+
+    def _closed(self, relay: Relay) -> dict[int, str]:
+        """Have MLflow told the rest, while it answers; returns the run ids of the trials."""
+        assert self.result.sweep_run_id is not None
+        if relay.close(hurried=lambda: self.interrupts.hurried):
+            self.tracker.patience = 0.0  # MLflow is away: what follows must not wait for it too
+        runs = relay.journal.run_ids(self.result.sweep_run_id)
+        relay.journal.close()
+        return runs
 
     def confirm(self, profile: Profile, workers: ResidentWorkers) -> None:
         """Retrain the best of each method with more seeds and measure them on test."""
@@ -240,21 +252,26 @@ class SearchStage:
             for row in chosen
         ]
         assert result.sweep_run_id is not None
-        confirmed = confirm_best(
-            chosen,
-            config=config,
-            plans=plans,
-            workers=workers,
-            tracker=self.tracker,
-            sweep_run_id=result.sweep_run_id,
-            view=self.view,
-        )
+        relay = self._relay(study, profile)
+        try:
+            confirmed = confirm_best(
+                chosen,
+                config=config,
+                plans=plans,
+                workers=workers,
+                relay=relay,
+                tracker=self.tracker,
+                sweep_run_id=result.sweep_run_id,
+                view=self.view,
+            )
+        finally:
+            self._closed(relay)
         result.confirmation = [each.as_dict() for each in confirmed]
         result.seconds["confirm"] = time.monotonic() - started
 
     def _earlier(self, study: optuna.Study, profile: Profile) -> list[Earlier]:
         """What earlier sweeps have found, for a third of the trials at most."""
-        from search.study.warm_start import earlier_choices, noted, told
+        from search.study.warm_start import announcement, earlier_choices, remember_earlier
 
         config, prepared = self.config, self.prepared
         find = partial(
@@ -272,9 +289,9 @@ class SearchStage:
             plan = make_plan(choice, prepared.targets, profile, prepared.size)
             return limit is None or plan.trainable_params <= limit
 
-        earlier = [each for each in noted(study, find) if fits(each.choice)]
+        earlier = [each for each in remember_earlier(study, find) if fits(each.choice)]
         if earlier:
-            self.view.message(told(earlier))
+            self.view.message(announcement(earlier))
         return earlier
 
     @property

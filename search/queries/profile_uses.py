@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from search.tracking.facts import PREFIX
-from search.tracking.mlflow import connect, experiment_names, search_runs
+from search.tracking.runs import RecordedRuns
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,19 @@ def profile_uses(tracking_uri: str, key: str | None = None) -> dict[str, Profile
     Raises:
         TrackingError: the tracking server or database cannot be read.
     """
-    client = connect(tracking_uri, must_exist=True)
-    experiments = list(experiment_names(client, tracking_uri))
+    recorded = RecordedRuns(tracking_uri)
+    experiments = recorded.experiments()
     wanted = {} if key is None else {"profile_key": key}
     counts: dict[str, dict[str, int]] = {}
     for kind in ("trial", "confirm", "sweep"):
-        for run in search_runs(client, tracking_uri, experiments, {"kind": kind, **wanted}):
-            used = run.data.tags.get(PREFIX + "profile_key")
-            if used is None:
+        for run in recorded.search({"kind": kind, **wanted}, experiments):
+            if run.profile_key is None:
                 continue
-            of_key = counts.setdefault(used, dict.fromkeys(asdict(ProfileUse()), 0))
-            running = run.info.status == "RUNNING"
+            of_key = counts.setdefault(run.profile_key, dict.fromkeys(asdict(ProfileUse()), 0))
             if kind == "sweep":
-                of_key["running_sweeps"] += running
+                of_key["running_sweeps"] += run.is_open
             else:
                 of_key["runs"] += 1
-                of_key["running"] += running
+                of_key["running"] += run.is_open
     uses = {used: ProfileUse(**each) for used, each in counts.items()}
     return {used: use for used, use in uses.items() if use != ProfileUse()}

@@ -1,4 +1,4 @@
-"""What a run says of itself, and how it is written within MLflow's limits."""
+"""What a run says of itself: written within MLflow's limits, and read back by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from search.objective import Mode
 from search.redaction import redacted_text
+from spaces.plan import Plan
 
 if TYPE_CHECKING:
-    from mlflow.entities import Param
-
-    from spaces.plan import Plan
+    from mlflow.entities import Param, Run
 
 
 PREFIX = "ranksweep."
@@ -71,6 +71,83 @@ class Point:
     at_ms: int
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """A run of ranksweep as MLflow has it; what it does not say is None, or empty."""
+
+    run_id: str
+    experiment_id: str
+    parent: str | None
+    """Run id of the sweep that it is part of."""
+    is_open: bool
+    """Whether MLflow takes it for running, whatever its `status` says."""
+    metrics: Mapping[str, float]
+    kind: str | None
+    status: str | None
+    sweep: str
+    task: str
+    task_fingerprint: str | None
+    base: str
+    base_uri: str
+    method: str
+    arm: str
+    number: int | None
+    seed: int | None
+    is_repeat: bool
+    choice_text: str | None
+    metric: str | None
+    mode: Mode | None
+    profile_key: str | None
+    plan_digest: str | None
+
+    @classmethod
+    def of(cls, run: Run) -> RunFacts:
+        """The facts of a run that MLflow's client has returned."""
+        tags = without_prefix(run.data.tags)
+        method = tags.get("method", "")
+        return cls(
+            run_id=run.info.run_id,
+            experiment_id=run.info.experiment_id,
+            parent=run.data.tags.get(PARENT),
+            is_open=run.info.status == "RUNNING",
+            metrics=run.data.metrics,
+            kind=tags.get("kind"),
+            status=tags.get("status"),
+            sweep=tags.get("sweep", ""),
+            task=tags.get("task", ""),
+            task_fingerprint=tags.get("task_fingerprint"),
+            base=tags.get("base", ""),
+            base_uri=tags.get("base_uri", ""),
+            method=method,
+            arm=tags.get("arm", method),
+            number=int(tags["number"]) if "number" in tags else None,
+            seed=int(tags["seed"]) if "seed" in tags else None,
+            is_repeat="repeat" in tags,
+            choice_text=tags.get("choice"),
+            metric=tags.get("metric"),
+            mode=_mode(tags.get("mode")),
+            profile_key=tags.get("profile_key"),
+            plan_digest=tags.get("plan_digest"),
+        )
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The choice that was trained; empty for a run without one."""
+        choice: dict[str, Any] = json.loads(self.choice_text or "{}")
+        return choice
+
+
+def without_prefix(tags: Mapping[str, str]) -> dict[str, str]:
+    """Our own tags of a run, without `ranksweep.`."""
+    return {k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)}
+
+
+def _mode(text: str | None) -> Mode | None:
+    if text is None:
+        return None
+    return "min" if text == "min" else "max"
+
+
 def provenance() -> dict[str, str]:
     """The tags `git_commit` (where there is one) and `versions` (JSON) of this program."""
     versions = {}
@@ -118,8 +195,14 @@ def plan_counts(plan: Plan) -> dict[str, float]:
     }
 
 
+def now_ms() -> int:
+    """Now, in milliseconds of Unix time."""
+    return int(time.time() * 1000)
+
+
 def at_step(metrics: Mapping[str, float], step: int) -> list[Point]:
-    now = int(time.time() * 1000)
+    """Metrics as they are now."""
+    now = now_ms()
     return [Point(key, float(value), step, now) for key, value in metrics.items()]
 
 

@@ -186,7 +186,7 @@ def _task(run: TrialRun, trained: Trained, base_uri: str, split: str) -> tuple[T
             f"{run.run_id}: its task has the classes {', '.join(task.labels)} now, and had "
             f"{', '.join(trained.facts.labels)} when it was trained; put its data back"
         )
-    before = run.tags.get("task_fingerprint")
+    before = run.facts.task_fingerprint
     changed = before is not None and before != task.fingerprint
     if changed:
         logger.warning(

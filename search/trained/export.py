@@ -103,7 +103,7 @@ def _plan(run: TrialRun, folder: Path, base_uri: str | None) -> str:
     return f"""\
 # {_title(run)}: the plan
 
-What this trial trains, without what it has learned. Base: `{run.tags.get("base_uri", "?")}`.
+What this trial trains, without what it has learned. Base: `{run.facts.base_uri or "?"}`.
 
 - `plan.safetensors`: {content}
 - `plan.json`: the same without the indices, and the numbers of parameters
@@ -223,18 +223,18 @@ def _loading_code(base: Base, facts: TrainedFacts, folder: str) -> str:
 
 
 def _title(run: TrialRun) -> str:
-    return f"{run.tags.get('task', 'a task')} by {run.method}"
+    return f"{run.facts.task or 'a task'} by {run.method}"
 
 
 def _origin(run: TrialRun) -> str:
     told = {
         "run": run.run_id,
-        "tracking": redacted(absolute_uri(run.tracking_uri)),
-        "sweep": run.tags.get("sweep"),
-        "base": run.tags.get("base_uri"),
-        "base fingerprint": run.tags.get("base"),
-        "plan digest": run.tags.get("plan_digest"),
-        "choice": run.tags.get("choice"),
+        "tracking": redacted(absolute_uri(run.recorded.uri)),
+        "sweep": run.facts.sweep,
+        "base": run.facts.base_uri,
+        "base fingerprint": run.facts.base,
+        "plan digest": run.facts.plan_digest,
+        "choice": run.facts.choice_text,
     }
     lines = [f"| {key} | `{value}` |" for key, value in told.items() if value]
     return "\n".join(["", "| from | |", "|---|---|", *lines, ""])

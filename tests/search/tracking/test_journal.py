@@ -132,7 +132,7 @@ def test_a_run_that_a_hung_server_creates_late_is_taken_away(database: str, tmp_
     first, *rest = watched.steps(0)
     client = tracker._client
     unreliable = Unreliable(client, 1, lost=False)
-    watched.replay._tracker._client = unreliable  # type: ignore[assignment]
+    watched.relay._tracker._client = unreliable  # type: ignore[assignment]
     first()
     while watched.journal.waiting:
         time.sleep(0.01)
@@ -211,7 +211,7 @@ def test_a_journal_is_private_and_gives_back_what_it_took_in_order(tmp_path: Pat
         (7, "end", 13),
     ]
     assert records[2].body == {"state": "complete", "epoch": 1}
-    again.told(records)
+    again.remove(records)
     assert [(r.number, r.kind) for r in again.next_of(())] == [(8, "start")]
     assert again.next_of({8}) == []
     assert again.left_open() == {8: 0}
@@ -246,7 +246,7 @@ def test_beyond_its_bound_a_journal_gives_up_epochs_alone(tmp_path: Path) -> Non
         assert (kinds[0], kinds[-1]) == ("start", "end")
         assert records[-2].body["epoch"] == 10, "the newest epoch is the trial's value"
         told.append(kinds.count("epoch"))
-        journal.told(records)
+        journal.remove(records)
     assert len(told) == 30
     assert told[0] == 10
     assert told[3:] == [1] * 27
