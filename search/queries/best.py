@@ -179,7 +179,7 @@ def recorded(
         row = _row(run, experiment_name, metric, mode)
         if row is None:
             continue
-        if run.is_repeat:
+        if run.repeat is not None:
             repeated.setdefault((run.parent, choice_tag(row.choice)), []).append(row)
         else:
             firsts.append((run.parent, row))
@@ -221,7 +221,7 @@ def _row(run: RunFacts, experiment: str, metric: str | None, mode: Mode | None) 
     if name is None:
         return None
     value, count = run.metrics.get(name), run.metrics.get("trainable_params")
-    if value is None or count is None or not _is_number(value) or run.choice_text is None:
+    if value is None or count is None or not _is_number(value) or run.choice is None:
         return None
     searched_by = run.mode if name == run.metric else None
     return BestRow(
@@ -238,7 +238,7 @@ def _row(run: RunFacts, experiment: str, metric: str | None, mode: Mode | None) 
         trainable_params=int(count),
         head_params=int(run.metrics.get("head_params", 0)),
         epochs=int(run.metrics.get("epochs", run.metrics.get("epoch", 0))),
-        choice=run.choice,
+        choice=dict(run.choice),
         profile_key=run.profile_key,
         plan_digest=run.plan_digest,
     )

@@ -75,7 +75,7 @@ def _choices(
         by_seed = [runs[number][seed] for seed in sorted(runs[number])]
         row = {
             "method": by_seed[0].method,
-            "arm": by_seed[0].arm,
+            "arm": by_seed[0].arm or by_seed[0].method,
             "number": number,
             "choice": by_seed[0].choice,
             "trainable_params": int(by_seed[0].metrics["trainable_params"]),

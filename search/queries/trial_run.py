@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.config.yaml_file import parse_yaml
 from search.redaction import redacted
@@ -11,9 +11,7 @@ from search.tracking.facts import RunFacts
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, UsageError
 from spaces.plan import Plan
-
-if TYPE_CHECKING:
-    from trainables.trained.weights import Trained
+from trainables.trained.weights import Trained, read_trained
 
 PLAN, CHOICE, WEIGHTS, SWEEP = (
     "plan.safetensors",
@@ -54,8 +52,6 @@ class TrialRun:
     def trained(self) -> Trained:
         """The weights that were trained. Raises UsageError, with the way to them, where none are
         kept."""
-        from trainables.trained.weights import read_trained
-
         if WEIGHTS not in self.files:
             raise UsageError(f"{self.run_id}: {self._why_no_weights()}")
         return read_trained(self.artifact(WEIGHTS), f"{self.run_id}/{WEIGHTS}")

@@ -6,8 +6,8 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,9 +71,13 @@ class Point:
     at_ms: int
 
 
+# How the tags are read that are no plain texts.
+_PARSERS: Mapping[str, Callable[[str], Any]] = {"number": int, "seed": int, "choice": json.loads}
+
+
 @dataclass(frozen=True)
 class RunFacts:
-    """A run of ranksweep as MLflow has it; what it does not say is None, or empty."""
+    """A run of ranksweep as MLflow has it: from `kind` on what its tags say, by their names."""
 
     run_id: str
     experiment_id: str
@@ -82,70 +86,46 @@ class RunFacts:
     is_open: bool
     """Whether MLflow takes it for running, whatever its `status` says."""
     metrics: Mapping[str, float]
-    kind: str | None
-    status: str | None
-    sweep: str
-    task: str
-    task_fingerprint: str | None
-    base: str
-    base_uri: str
-    method: str
-    arm: str
-    number: int | None
-    seed: int | None
-    is_repeat: bool
-    choice_text: str | None
-    metric: str | None
-    mode: Mode | None
-    profile_key: str | None
-    plan_digest: str | None
+    kind: str | None = None
+    status: str | None = None
+    sweep: str = ""
+    task: str = ""
+    task_fingerprint: str | None = None
+    base: str = ""
+    base_uri: str = ""
+    method: str = ""
+    arm: str | None = None
+    number: int | None = None
+    seed: int | None = None
+    repeat: str | None = None
+    choice: Mapping[str, Any] | None = None
+    metric: str | None = None
+    mode: Mode | None = None
+    profile_key: str | None = None
+    plan_digest: str | None = None
 
     @classmethod
     def of(cls, run: Run) -> RunFacts:
         """The facts of a run that MLflow's client has returned."""
         tags = without_prefix(run.data.tags)
-        method = tags.get("method", "")
+        said = {
+            field.name: _PARSERS.get(field.name, str)(tags[field.name])
+            for field in fields(cls)
+            if field.default is not MISSING and field.name in tags
+        }
         return cls(
             run_id=run.info.run_id,
             experiment_id=run.info.experiment_id,
             parent=run.data.tags.get(PARENT),
             is_open=run.info.status == "RUNNING",
             metrics=run.data.metrics,
-            kind=tags.get("kind"),
-            status=tags.get("status"),
-            sweep=tags.get("sweep", ""),
-            task=tags.get("task", ""),
-            task_fingerprint=tags.get("task_fingerprint"),
-            base=tags.get("base", ""),
-            base_uri=tags.get("base_uri", ""),
-            method=method,
-            arm=tags.get("arm", method),
-            number=int(tags["number"]) if "number" in tags else None,
-            seed=int(tags["seed"]) if "seed" in tags else None,
-            is_repeat="repeat" in tags,
-            choice_text=tags.get("choice"),
-            metric=tags.get("metric"),
-            mode=_mode(tags.get("mode")),
-            profile_key=tags.get("profile_key"),
-            plan_digest=tags.get("plan_digest"),
+            **said,
         )
-
-    @property
-    def choice(self) -> dict[str, Any]:
-        """The choice that was trained; empty for a run without one."""
-        choice: dict[str, Any] = json.loads(self.choice_text or "{}")
-        return choice
 
 
 def without_prefix(tags: Mapping[str, str]) -> dict[str, str]:
     """Our own tags of a run, without `ranksweep.`."""
     return {k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)}
-
-
-def _mode(text: str | None) -> Mode | None:
-    if text is None:
-        return None
-    return "min" if text == "min" else "max"
 
 
 def provenance() -> dict[str, str]:
@@ -211,14 +191,14 @@ def run_params(params: Mapping[str, Any]) -> list[Param]:
 
     entries = []
     for key, value in params.items():
-        text = _param_text(value)
+        text = _text(value)
         # What does not fit is in the YAML artifact whole; MLflow would keep a torn piece.
         if len(text) < _PARAM_CHARACTERS and len(key) <= _KEY_CHARACTERS:
             entries.append(Param(NOT_IN_A_KEY.sub("_", key), text))
     return entries
 
 
-def _param_text(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -228,8 +208,7 @@ def tag_texts(tags: Mapping[str, Any] | None) -> dict[str, str]:
     for key, value in (tags or {}).items():
         if value is None:
             continue
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        text = redacted_text(text)
+        text = redacted_text(_text(value))
         texts[key] = text if len(text) < _TAG_CHARACTERS else text[: _TAG_CHARACTERS - 4] + "..."
     return texts
 

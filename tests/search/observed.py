@@ -109,13 +109,17 @@ def metrics_of(number: int, epoch: int) -> dict[str, float]:
 
 
 def held(uri: str, tracker: Tracker, sweep_run_id: str, folder: Path) -> dict[str, Any]:
-    """All that MLflow holds of a sweep's trials, but for ids and times; no number stands twice."""
+    """All that MLflow holds of a sweep's trials and, by number and seed, of their confirmations.
+
+    Ids and times are left out; nothing stands twice.
+    """
     client = MlflowClient(tracking_uri=uri)
     trials: dict[str, Any] = {}
     for child in tracker.children(sweep_run_id):
         run = client.get_run(child.run_id)
         run_id, data = run.info.run_id, run.data
-        number = data.tags["ranksweep.number"]
+        seed = data.tags.get("ranksweep.seed")
+        number = data.tags["ranksweep.number"] + ("" if seed is None else f" seed {seed}")
         assert number not in trials, f"trial {number} has two runs"
         files = {}
         for file in client.list_artifacts(run_id):

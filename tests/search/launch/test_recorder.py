@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -18,14 +18,6 @@ from tests.search.observed import TAGS, Watched, choice_of, held, plan_of
 from tests.search.toy_search import toy_study
 
 TIMEOUT_S = 6
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[MlflowServer]:
-    running = MlflowServer(tmp_path)
-    running.start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture

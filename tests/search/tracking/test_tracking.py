@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -446,18 +445,9 @@ def test_nested_choices_are_flattened_with_dots() -> None:
 # A real server --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """URI of a real MLflow server."""
-    running = MlflowServer(tmp_path)
-    running.start()
-    yield running.uri
-    running.stop()
-
-
 @pytest.mark.server
-def test_a_sweep_is_tracked_to_a_server(server: str, tmp_path: Path) -> None:
-    tracker = Tracker(server, "movie-sentiment")
+def test_a_sweep_is_tracked_to_a_server(server: MlflowServer, tmp_path: Path) -> None:
+    tracker = Tracker(server.uri, "movie-sentiment")
     sweep = tracker.start_sweep("movie-minilm", CONFIG, {**TAGS, "mode": "max"})
     profile = tracker.start_profile(sweep, "k" * 64, {"rank": 8})
     tracker.end(profile, "complete")
@@ -468,9 +458,9 @@ def test_a_sweep_is_tracked_to_a_server(server: str, tmp_path: Path) -> None:
         tracker.end(run_id, "complete" if number < 2 else "pruned", metrics={"head_params": 3})
     tracker.end(sweep, "complete")
 
-    (row,) = best(server, "movie")
+    (row,) = best(server.uri, "movie")
     assert (row.value, row.trainable_params, row.profile_key) == (0.875, 18, "k" * 64)
     assert row.choice == CHOICE
-    kept = artifact(server, row.run_id, "plan.safetensors", tmp_path)
+    kept = artifact(server.uri, row.run_id, "plan.safetensors", tmp_path)
     assert Plan.from_bytes(kept).digest == row.plan_digest == plan.digest
-    assert Tracker(server, "movie-sentiment").find_profile("k" * 64) == profile
+    assert Tracker(server.uri, "movie-sentiment").find_profile("k" * 64) == profile
