@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 from search.tracking.runs import RecordedRuns
@@ -51,16 +52,19 @@ def profile_uses(tracking_uri: str, key: str | None = None) -> dict[str, Profile
     recorded = RecordedRuns(tracking_uri)
     experiments = recorded.experiments()
     wanted = {} if key is None else {"profile_key": key}
-    counts: dict[str, dict[str, int]] = {}
+    runs: Counter[str] = Counter()
+    running: Counter[str] = Counter()
+    running_sweeps: Counter[str] = Counter()
     for kind in ("trial", "confirm", "sweep"):
         for run in recorded.search({"kind": kind, **wanted}, experiments):
             if run.profile_key is None:
                 continue
-            of_key = counts.setdefault(run.profile_key, dict.fromkeys(asdict(ProfileUse()), 0))
             if kind == "sweep":
-                of_key["running_sweeps"] += run.is_open
+                running_sweeps[run.profile_key] += run.is_open
             else:
-                of_key["runs"] += 1
-                of_key["running"] += run.is_open
-    uses = {used: ProfileUse(**each) for used, each in counts.items()}
-    return {used: use for used, use in uses.items() if use != ProfileUse()}
+                runs[run.profile_key] += 1
+                running[run.profile_key] += run.is_open
+    return {
+        used: ProfileUse(runs[used], running[used], running_sweeps[used])
+        for used in runs + running_sweeps
+    }

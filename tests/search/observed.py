@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from search.launch.recorder import Recorder
@@ -43,6 +44,21 @@ class Silent:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments: None
+
+
+class Switched:
+    """MLflow's client, which can be made to answer no call."""
+
+    def __init__(self, client: Any, is_away: bool = False) -> None:
+        self._client, self.is_away = client, is_away
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **keys: Any) -> Any:
+            if self.is_away:
+                raise MlflowException("connection refused")
+            return getattr(self._client, name)(*arguments, **keys)
+
+        return call
 
 
 def choice_of(number: int) -> Choice:

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mlflow.exceptions import MlflowException
 
 from search.launch.confirm import confirm_best
 from search.launch.recorder import end_what_was_left_open
@@ -19,7 +18,7 @@ from search.tracking.journal import Journal
 from search.tracking.tracker import Tracker
 from spaces.errors import JobError
 from tests.mlflow_server import MlflowServer
-from tests.search.observed import TAGS, Watched, choice_of, held, plan_of
+from tests.search.observed import TAGS, Switched, Watched, choice_of, held, plan_of
 from tests.search.toy_search import toy_study
 
 CHOSEN = [
@@ -65,21 +64,6 @@ def confirm(watched: Watched, workers: Workers, tracker: Tracker, sweep: str) ->
         sweep_run_id=sweep,
         view=silent,
     )
-
-
-class Switched:
-    """MLflow's client, which can be made to answer no call."""
-
-    def __init__(self, client: Any, is_away: bool = False) -> None:
-        self._client, self.is_away = client, is_away
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **keys: Any) -> Any:
-            if self.is_away:
-                raise MlflowException("connection refused")
-            return getattr(self._client, name)(*arguments, **keys)
-
-        return call
 
 
 def switched(uri: str, experiment: str, is_away: bool = False) -> tuple[Tracker, Switched]:

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from search.tracking.journal import Journal, JournalError
 from search.tracking.tracker import Tracker
-from tests.search.observed import TAGS, Watched, held
+from tests.search.observed import TAGS, Switched, Watched, held
 
 ROOT = Path(__file__).parents[3]
 WRITES = ("create_run", "log_batch", "log_artifacts", "set_terminated", "set_tag", "delete_run")
@@ -149,7 +149,7 @@ def test_what_a_launch_leaves_is_told_by_the_next(database: str, tmp_path: Path)
     tracker = Tracker(database, "left")
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     gone = Tracker(database, "left")
-    gone._client = Away()  # type: ignore[assignment]
+    gone._client = Switched(None, is_away=True)  # type: ignore[assignment]
     watched = Watched(tmp_path, gone, sweep, pause_s=0.01)
     for number in range(3):
         for step in watched.steps(number):
@@ -163,16 +163,6 @@ def test_what_a_launch_leaves_is_told_by_the_next(database: str, tmp_path: Path)
     assert again.close() == 0
     _, expected = tracked(database, tmp_path, "expected")
     assert held(database, tracker, sweep, tmp_path) == expected
-
-
-class Away:
-    """MLflow's client while nobody listens."""
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **keys: Any) -> Any:
-            raise MlflowException("connection refused")
-
-        return call
 
 
 def test_a_run_that_mlflow_refuses_holds_up_no_other(database: str, tmp_path: Path) -> None:
