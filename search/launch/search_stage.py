@@ -188,7 +188,7 @@ class SearchStage:
             if shared is None:
                 settle(study)  # a trial is open still where the database's answer was lost
             runs |= run_ids(study)
-            problem = kept.log(self.tracker, lambda: runs)
+            problem = kept.log(self.tracker, runs)
             if problem is not None:
                 self.view.message(
                     f"{problem}; weights are left in {self.paths.weights}, for --resume"
