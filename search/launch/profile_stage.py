@@ -83,10 +83,10 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
                     self._held.close()
                     self._find_or_claim()
         except BaseException as error:
-            tracker.finish_profile(run_id, "failed", error=str(error) or type(error).__name__)
+            tracker.end(run_id, "failed", error=str(error) or type(error).__name__)
             raise
         if self.seconds is not None or tracker.find_profile(prepared.key) != run_id:
-            tracker.finish_profile(run_id, "complete", metrics=metrics, tags=tags)
+            tracker.end(run_id, "complete", metrics=metrics, tags=tags)
         return self.profile
 
     # Finding and claiming ---------------------------------------------------------------------

@@ -29,6 +29,7 @@ from search.tracking.tracker import Tracker
 from spaces.errors import ConfigError, StoreError
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import ModuleProfile, Profile
+from tests.search.tracked import start_trial
 from trainables.resident.jobs import Event, ProfileJob, ProfileResult, ProfileSteps, Started
 
 
@@ -244,7 +245,7 @@ def test_trials_say_of_what_a_borrowed_profile_is(launch: Launch) -> None:
     tracker = launch.tracker
     sweep = tracker.start_sweep("borrowing", {}, {"task": "other", **said})
     plan = make_plan(parse_choice({"method": "lora"}), launch.prepared.targets, None)
-    trial = tracker.start_trial(sweep, 0, {"method": "lora"}, plan)
+    trial = start_trial(tracker, sweep, 0, {"method": "lora"}, plan)
     tags = connect(tracker.uri).get_run(trial).data.tags
     assert tags["ranksweep.profile_of_task"] == "movie"
     assert tags["ranksweep.profile_of_base_uri"] == "hub:x"
