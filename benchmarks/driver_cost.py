@@ -1,7 +1,7 @@
 """What a trial costs the driver, at the start of a long search and at its end.
 
 Trials of a stub job run through all that a search has on its driver: Ray Tune, the searcher over an
-Optuna study in SQLite, the job queue, the observer with its journal, and MLflow in SQLite, which is
+Optuna study in SQLite, the job queue, the recorder with its journal, and MLflow in SQLite, which is
 told by a thread of the driver. In place of the resident workers an actor takes the jobs and answers
 one epoch and the end at once. The base has the shapes of MiniLM, its statistics are drawn.
 
@@ -36,13 +36,13 @@ from rich.console import Console
 
 from search.cli.view import View
 from search.config.sweep import ClusterSettings, SearchSettings, SweepConfig
-from search.launch.recorder import SweepObserver
+from search.launch.recorder import Recorder
 from search.paths import SweepPaths
 from search.study.proposals import Proposals
 from search.study.ranking import WorthKeeping
 from search.study.study import open_study, states_of
 from search.tracking.journal import Journal
-from search.tracking.relay import Replay
+from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
 from search.tracking.weights import KeptWeights
 from search.tuning.searcher import StudySearcher
@@ -50,6 +50,7 @@ from search.tuning.tune import tune_search
 from spaces.planner import Planner
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
+from trainables.resident.jobs import Done, Epoch, GroupFacts, Started, TrialResult
 from trainables.resident.queue import start_job_queue
 from trainables.training.settings import TrainSettings
 
@@ -82,7 +83,7 @@ class StubGroup:
     def serve(self, queue: Any) -> int:
         """Serve until the queue is closed; returns how many jobs were served."""
         served = 0
-        ray.get(queue.register.remote(0, {"host": "stub"}))
+        ray.get(queue.register.remote(0, GroupFacts("stub")))
         # The first job takes as long as the processes of both light functions take to start. Tune
         # would give a trial that waits for its process that of a trial that has ended, and start
         # one in vain for every trial whose job is over sooner.
@@ -95,12 +96,12 @@ class StubGroup:
             if taken is None:
                 continue
             job_id, job = taken
-            value = 0.9 - 0.02 * math.log(job["learning_rate"] / 4e-4) ** 2
+            value = 0.9 - 0.02 * math.log(job.learning_rate / 4e-4) ** 2
             metrics = {"accuracy": value, "dev_loss": 1.0 - value, "train_loss": 1.0 - value}
             events = [
-                {"type": "started", "worker": {}},
-                {"type": "epoch", "epoch": 1, "metrics": metrics},
-                {"type": "done", "result": {"metrics": metrics, "epochs": 1, "head_params": 770}},
+                Started(),
+                Epoch(1, metrics),
+                Done(TrialResult(metrics, head_params=770, ready_at=0.0, first_step_at=0.0)),
             ]
             for event in events:
                 ray.get(queue.report.remote(job_id, event))
@@ -185,7 +186,7 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
     searcher = StudySearcher(Proposals(study, space, planner, settings, TrainSettings(epochs=1)))
     view = View("driver-cost", trials, console=Console(file=io.StringIO()))
     journal = Journal(paths.journal)
-    replay = Replay(
+    relay = Relay(
         journal, tracker, sweep_run_id, on_run=searcher.set_run_id,
         plan_of=planner.plan,
     )  # fmt: skip
@@ -195,7 +196,7 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
         collect=lambda number: b"weights",
         best=WorthKeeping(study, settings.objective),
     )
-    observer = SweepObserver(config, [], journal, replay, view, searcher, kept)
+    recorder = Recorder(config, [], relay, view, searcher, kept)
     with local_ray(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"):
         queue = start_job_queue()
         group = ray.remote(StubGroup).options(num_cpus=0).remote()
@@ -203,15 +204,15 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
         tune_search(
             searcher=searcher, queue=queue, max_concurrent_trials=2, time_budget=None,
             scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
-            storage_path=paths.tune, name="search", observer=observer, callbacks=[clock],
+            storage_path=paths.tune, name="search", observer=recorder, callbacks=[clock],
             keep_weights=True,
         )  # fmt: skip
         ended = time.monotonic()
-        observer.close()
+        relay.close()
         told = time.monotonic() - ended
         ray.get(queue.close.remote())
         assert ray.get(serving, timeout=30) == trials
-    logged = [run.data.tags["ranksweep.status"] for run in tracker.children(sweep_run_id)]
+    logged = [run.status for run in tracker.children(sweep_run_id)]
     return states_of(study), told, logged.count("complete")
 
 

@@ -22,7 +22,7 @@ from packaging.specifiers import SpecifierSet
 from search.paths import SweepPaths
 from search.redaction import redacted
 from search.store.profiles import ProfileStore
-from search.tracking.mlflow import absolute_uri, call, connect, sqlite_file
+from search.tracking.mlflow import absolute_uri, connect, experiment_names, sqlite_file
 from spaces.errors import RanksweepError
 
 _DISTRIBUTION = "ranksweep"
@@ -230,8 +230,7 @@ def check_tracking(uri: str) -> Check:
                 f"{shown} is not there yet{'' if writable else f', and {folder} is read-only'}",
                 "" if writable else "name another database with --tracking",
             )
-        client = connect(uri)
-        found = call(uri, lambda: client.search_experiments(max_results=1000))
+        found = experiment_names(connect(uri), uri)
     except RanksweepError as error:
         return Check("tracking", False, *_split(error))
     return Check("tracking", True, f"{shown} answers: {len(found)} experiments")

@@ -137,7 +137,7 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: Any, error: str 
         return
     try:
         tracker.close_interrupted(result.sweep_run_id)
-        tracker.finish_sweep(
+        tracker.end(
             result.sweep_run_id,
             state,
             metrics={f"seconds.{stage}": spent for stage, spent in result.seconds.items()},

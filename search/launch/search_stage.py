@@ -14,7 +14,7 @@ from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.confirm import confirm_best
 from search.launch.prepare import SweepInputs, fewer_trials
-from search.launch.recorder import SweepObserver, end_what_was_left_open
+from search.launch.recorder import Recorder, end_what_was_left_open
 from search.launch.result import LaunchResult
 from search.launch.resume import SEARCH_MAY_CHANGE
 from search.paths import SweepPaths, private_files
@@ -34,7 +34,7 @@ from search.study.study import (
 )
 from search.study.warm_start import Earlier, announcement, earlier_choices, remember_earlier
 from search.tracking.journal import Journal
-from search.tracking.relay import Replay
+from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
 from search.tracking.weights import KeptWeights
 from search.tuning.searcher import StudySearcher
@@ -96,7 +96,7 @@ class SearchStage:
         self._say_what_is_left(searcher)
         self._take_stock()
         try:
-            with self._recorded(shared, searcher, workers) as observer:
+            with self._recorded(shared, searcher, workers) as recorder:
                 outcome = tune_search(
                     searcher=searcher,
                     queue=workers.queue,
@@ -105,7 +105,7 @@ class SearchStage:
                     time_budget=search.time_budget,
                     storage_path=self.paths.tune,
                     name="search",
-                    observer=observer,
+                    observer=recorder,
                     should_stop=workers.lost,
                     keep_weights=config.tracking.keep_weights != "none",
                     interrupts=self.interrupts,
@@ -202,43 +202,26 @@ class SearchStage:
     @contextlib.contextmanager
     def _recorded(
         self, shared: SharedStudy | None, searcher: StudySearcher, workers: ResidentWorkers
-    ) -> Iterator[SweepObserver]:
+    ) -> Iterator[Recorder]:
         """While open, trials go to the view and the journal; then to MLflow and the result."""
         config, study = self.config, self.study
-        sweep_run_id = self.result.sweep_run_id
-        assert sweep_run_id is not None
         kept = KeptWeights(
             self.paths,
             config.tracking.keep_weights,
             collect=lambda number: workers.collect(job_name(number)),
             best=WorthKeeping(study, config.objective),
         )
-        journal = Journal(self.paths.journal)
-        end_what_was_left_open(journal, study, config.search.objectives[0])
-        replay = Replay(
-            journal,
-            self.tracker,
-            sweep_run_id,
-            plan_of=searcher.proposals.planner.plan,
-            say=self.view.message,
-            on_run=searcher.set_run_id,
-        )
-        observer = SweepObserver(
-            config, self.result.best, journal, replay, self.view, searcher, kept
-        )
+        relay = self._relay(searcher.proposals.planner, on_run=searcher.set_run_id)
         try:
-            yield observer
+            yield Recorder(config, self.result.best, relay, self.view, searcher, kept)
         finally:
             if shared is not None:
                 shared.close()
-            if observer.close(hurried=lambda: self.interrupts.hurried):
-                self.tracker.patience = 0.0  # MLflow is away: what follows must not wait for it too
-            runs = journal.run_ids(sweep_run_id)
-            journal.close()
+            runs = self._closed(relay)
             if shared is None:
                 settle(study)  # a trial is open still where the database's answer was lost
             runs |= run_ids(study)
-            problem = kept.log(self.tracker, lambda: runs)
+            problem = kept.log(self.tracker, runs)
             if problem is not None:
                 self.view.message(
                     f"{problem}; weights are left in {self.paths.weights}, for --resume"
@@ -249,6 +232,31 @@ class SearchStage:
             self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
             for row in self.result.best:
                 row["run_id"] = row["run_id"] or runs.get(row["number"])
+
+    def _relay(
+        self, planner: Planner, on_run: Callable[[int, str], object] = lambda number, run_id: None
+    ) -> Relay:
+        """The way to MLflow, through the journal in the sweep's folder."""
+        assert self.result.sweep_run_id is not None
+        journal = Journal(self.paths.journal)
+        end_what_was_left_open(journal, self.study, self.config.search.objectives[0])
+        return Relay(
+            journal,
+            self.tracker,
+            self.result.sweep_run_id,
+            plan_of=planner.plan,
+            say=self.view.message,
+            on_run=on_run,
+        )
+
+    def _closed(self, relay: Relay) -> dict[int, str]:
+        """Have MLflow told the rest, while it answers; returns the run ids of the trials."""
+        assert self.result.sweep_run_id is not None
+        if relay.close(hurried=lambda: self.interrupts.hurried):
+            self.tracker.patience = 0.0  # MLflow is away: what follows must not wait for it too
+        runs = relay.journal.run_ids(self.result.sweep_run_id)
+        relay.journal.close()
+        return runs
 
     # -- the confirmation -----------------------------------------------------------------------
 
@@ -264,14 +272,19 @@ class SearchStage:
         chosen = best_of_each_method(self.study, config.objective, config.confirm.top)
         planner = self.inputs.planner(profile)
         assert result.sweep_run_id is not None
-        confirmed = confirm_best(
-            chosen,
-            config=config,
-            plans=[planner.plan(row["choice"]) for row in chosen],
-            workers=workers,
-            tracker=self.tracker,
-            sweep_run_id=result.sweep_run_id,
-            view=self.view,
-        )
+        relay = self._relay(planner)
+        try:
+            confirmed = confirm_best(
+                chosen,
+                config=config,
+                plans=[planner.plan(row["choice"]) for row in chosen],
+                workers=workers,
+                relay=relay,
+                tracker=self.tracker,
+                sweep_run_id=result.sweep_run_id,
+                view=self.view,
+            )
+        finally:
+            self._closed(relay)
         result.confirmation = [each.as_dict() for each in confirmed]
         result.seconds["confirm"] = time.monotonic() - started

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import optuna
 
-from search.objective import Objective
 from search.queries.best import BestRow, recorded
 from search.study.study import choice_text
 from search.tracking.facts import flattened
@@ -113,11 +112,7 @@ def announcement(earlier: Sequence[Earlier]) -> str:
 def _best(rows: Sequence[tuple[str | None, BestRow]]) -> BestRow | None:
     if not rows:
         return None
-    objective = Objective(rows[0][1].metric, rows[0][1].mode)
-    return max(
-        (row for _, row in rows),
-        key=lambda row: (objective.gain(row.value), -row.trainable_params),
-    )
+    return max((row for _, row in rows), key=lambda row: (row.gain, -row.trainable_params))
 
 
 def _most_tried(

@@ -106,12 +106,11 @@ def tune_search(
     """
     interrupts = interrupts or Interrupts()
     callback = DriverCallback(searcher, queue, observer, should_stop, interrupts)
-    planner, train = searcher.proposals.planner, searcher.proposals.train
+    planner = searcher.proposals.planner
     context = TrialContext(
         planner.targets,
         planner.profile.to_bytes() if planner.profile else None,
-        train.model_dump(mode="json"),
-        train.epochs,
+        searcher.proposals.train,
         searcher.metric,
         planner.size,
         keep_weights,

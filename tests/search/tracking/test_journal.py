@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from search.tracking.journal import Journal, JournalError
 from search.tracking.tracker import Tracker
-from tests.search.observed import TAGS, Watched, held
+from tests.search.observed import TAGS, Switched, Watched, held
 
 ROOT = Path(__file__).parents[3]
 WRITES = ("create_run", "log_batch", "log_artifacts", "set_terminated", "set_tag", "delete_run")
@@ -132,7 +132,7 @@ def test_a_run_that_a_hung_server_creates_late_is_taken_away(database: str, tmp_
     first, *rest = watched.steps(0)
     client = tracker._client
     unreliable = Unreliable(client, 1, lost=False)
-    watched.replay._tracker._client = unreliable  # type: ignore[assignment]
+    watched.relay._tracker._client = unreliable  # type: ignore[assignment]
     first()
     while watched.journal.waiting:
         time.sleep(0.01)
@@ -149,7 +149,7 @@ def test_what_a_launch_leaves_is_told_by_the_next(database: str, tmp_path: Path)
     tracker = Tracker(database, "left")
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     gone = Tracker(database, "left")
-    gone._client = Away()  # type: ignore[assignment]
+    gone._client = Switched(None, is_away=True)  # type: ignore[assignment]
     watched = Watched(tmp_path, gone, sweep, pause_s=0.01)
     for number in range(3):
         for step in watched.steps(number):
@@ -163,16 +163,6 @@ def test_what_a_launch_leaves_is_told_by_the_next(database: str, tmp_path: Path)
     assert again.close() == 0
     _, expected = tracked(database, tmp_path, "expected")
     assert held(database, tracker, sweep, tmp_path) == expected
-
-
-class Away:
-    """MLflow's client while nobody listens."""
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **keys: Any) -> Any:
-            raise MlflowException("connection refused")
-
-        return call
 
 
 def test_a_run_that_mlflow_refuses_holds_up_no_other(database: str, tmp_path: Path) -> None:
@@ -211,7 +201,7 @@ def test_a_journal_is_private_and_gives_back_what_it_took_in_order(tmp_path: Pat
         (7, "end", 13),
     ]
     assert records[2].body == {"state": "complete", "epoch": 1}
-    again.told(records)
+    again.remove(records)
     assert [(r.number, r.kind) for r in again.next_of(())] == [(8, "start")]
     assert again.next_of({8}) == []
     assert again.left_open() == {8: 0}
@@ -246,7 +236,7 @@ def test_beyond_its_bound_a_journal_gives_up_epochs_alone(tmp_path: Path) -> Non
         assert (kinds[0], kinds[-1]) == ("start", "end")
         assert records[-2].body["epoch"] == 10, "the newest epoch is the trial's value"
         told.append(kinds.count("epoch"))
-        journal.told(records)
+        journal.remove(records)
     assert len(told) == 30
     assert told[0] == 10
     assert told[3:] == [1] * 27
