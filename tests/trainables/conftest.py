@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,9 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def tiny_bert(dtype: torch.dtype = torch.float64, dropout: float = 0.0, seed: int = 0):
+def tiny_bert(
+    dtype: torch.dtype = torch.float64, dropout: float = 0.0, seed: int = 0
+) -> BertForSequenceClassification:
     """A two-layer BERT classifier with random weights, frozen and in evaluation mode."""
     torch.manual_seed(seed)
     config = BertConfig(
@@ -89,7 +92,7 @@ def tiny_task(train: int = 21, dev: int = 10) -> Task:
     )  # fmt: skip
 
 
-def head_of(model, seed: int = 0):
+def head_of(model: Any, seed: int = 0) -> dict[str, Any]:
     """A fresh, trainable head for a tiny model."""
     import copy
 
@@ -104,7 +107,7 @@ def head_of(model, seed: int = 0):
 
 
 @pytest.fixture
-def model():
+def model() -> BertForSequenceClassification:
     return tiny_bert()
 
 

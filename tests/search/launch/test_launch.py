@@ -90,7 +90,9 @@ def study_of(folder: Path, name: str) -> optuna.Study:
 
 
 @pytest.mark.ray
-def test_a_launch_profiles_once_and_searches_every_method(launched, folder) -> None:
+def test_a_launch_profiles_once_and_searches_every_method(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     _, result = launched
     assert not result.profile_cached
     assert result.states == {"complete": 7}
@@ -102,7 +104,9 @@ def test_a_launch_profiles_once_and_searches_every_method(launched, folder) -> N
 
 
 @pytest.mark.ray
-def test_each_papers_default_and_a_lora_of_their_size_come_first(launched, folder) -> None:
+def test_each_papers_default_and_a_lora_of_their_size_come_first(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     config, _ = launched
     trials = study_of(folder, "tiny").get_trials()
     assert [t.user_attrs["method"] for t in trials[:5]] == list(METHODS)
@@ -118,7 +122,9 @@ def test_each_papers_default_and_a_lora_of_their_size_come_first(launched, folde
 
 
 @pytest.mark.ray
-def test_mlflow_holds_the_sweep_the_profile_and_every_trial(launched, folder) -> None:
+def test_mlflow_holds_the_sweep_the_profile_and_every_trial(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     _, result = launched
     client = client_of(folder)
     (sweep,) = runs_of(folder, "sweep", "tiny")
@@ -148,7 +154,7 @@ def test_mlflow_holds_the_sweep_the_profile_and_every_trial(launched, folder) ->
 
 @pytest.mark.ray
 def test_best_answers_from_mlflow_alone_with_a_choice_that_makes_the_same_plan(
-    launched, folder
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
 ) -> None:
     config, result = launched
     uri = f"sqlite:///{folder / 'mlflow.db'}"
@@ -164,7 +170,9 @@ def test_best_answers_from_mlflow_alone_with_a_choice_that_makes_the_same_plan(
 
 
 @pytest.mark.ray
-def test_the_study_says_of_every_trial_what_mlflow_says(launched, folder) -> None:
+def test_the_study_says_of_every_trial_what_mlflow_says(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     trials = study_of(folder, "tiny").get_trials()
     assert Counter(t.state.name for t in trials) == {"COMPLETE": 7}
     client = client_of(folder)
@@ -176,7 +184,9 @@ def test_the_study_says_of_every_trial_what_mlflow_says(launched, folder) -> Non
 
 
 @pytest.mark.ray
-def test_confirmation_measures_the_best_of_each_method_on_test(launched, folder) -> None:
+def test_confirmation_measures_the_best_of_each_method_on_test(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     _, result = launched
     assert result.confirmation is not None
     assert {row["method"] for row in result.confirmation} == set(METHODS)
@@ -192,7 +202,7 @@ def test_confirmation_measures_the_best_of_each_method_on_test(launched, folder)
 
 @pytest.mark.ray
 def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
-    launched, folder
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
 ) -> None:
     config, result = launched
     client, prepared = client_of(folder), prepare(config)
@@ -222,7 +232,9 @@ def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
 
 
 @pytest.mark.ray
-def test_compare_reads_back_what_the_launch_confirmed(launched, folder) -> None:
+def test_compare_reads_back_what_the_launch_confirmed(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     _, result = launched
     rows = [row.as_dict() for row in compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")]
     told = json.loads(json.dumps(rows))
@@ -230,7 +242,9 @@ def test_compare_reads_back_what_the_launch_confirmed(launched, folder) -> None:
 
 
 @pytest.mark.ray
-def test_a_second_sweep_takes_the_profile_from_the_store(launched, tiny_sweep, folder) -> None:
+def test_a_second_sweep_takes_the_profile_from_the_store(
+    launched: tuple[SweepConfig, LaunchResult], tiny_sweep: dict[str, Any], folder: Path
+) -> None:
     _, first = launched
     config = config_of(
         tiny_sweep, folder,
@@ -254,7 +268,9 @@ def test_a_second_sweep_takes_the_profile_from_the_store(launched, tiny_sweep, f
 
 
 @pytest.mark.ray
-def test_a_resumed_sweep_goes_on_where_it_stopped(launched, tiny_sweep, folder) -> None:
+def test_a_resumed_sweep_goes_on_where_it_stopped(
+    launched: tuple[SweepConfig, LaunchResult], tiny_sweep: dict[str, Any], folder: Path
+) -> None:
     config = config_of(tiny_sweep, folder, **{"name": "again", "search.trials": 4,
         "search.objectives": ["accuracy", "trainable_params"]})  # fmt: skip
     before = [t.number for t in study_of(folder, "again").get_trials()]
@@ -267,7 +283,9 @@ def test_a_resumed_sweep_goes_on_where_it_stopped(launched, tiny_sweep, folder) 
 
 
 @pytest.mark.ray
-def test_a_name_is_used_once_and_resumed_as_it_was(launched, tiny_sweep, folder) -> None:
+def test_a_name_is_used_once_and_resumed_as_it_was(
+    launched: tuple[SweepConfig, LaunchResult], tiny_sweep: dict[str, Any], folder: Path
+) -> None:
     config, _ = launched
     with pytest.raises(ConfigError, match=r"name: .*--resume"):
         run(config, folder)
@@ -298,7 +316,7 @@ def test_a_name_is_used_once_and_resumed_as_it_was(launched, tiny_sweep, folder)
     ],
 )
 def test_another_base_task_or_setting_is_another_key(
-    key: str, value: Any, tiny_sweep, tmp_path
+    key: str, value: Any, tiny_sweep: dict[str, Any], tmp_path: Path
 ) -> None:
     space = {"space": {"methods": ["pilora"]}}
     was = prepare(config_of(tiny_sweep, tmp_path, **space)).key
@@ -318,7 +336,7 @@ def test_another_base_task_or_setting_is_another_key(
     ],
 )
 def test_what_does_not_touch_the_profile_leaves_its_key(
-    key: str, value: Any, tiny_sweep, tmp_path
+    key: str, value: Any, tiny_sweep: dict[str, Any], tmp_path: Path
 ) -> None:
     was = prepare(config_of(tiny_sweep, tmp_path)).key
     now = prepare(config_of(tiny_sweep, tmp_path, **{key: value})).key
@@ -340,7 +358,7 @@ def test_what_does_not_touch_the_profile_leaves_its_key(
     ],
 )  # fmt: skip
 def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
-    key: str, value: Any, said: str, tiny_sweep, tmp_path
+    key: str, value: Any, said: str, tiny_sweep: dict[str, Any], tmp_path: Path
 ) -> None:
     changes = {"confirm": {"seeds": 1}} if said == "confirm" else {}
     config = config_of(tiny_sweep, tmp_path, **{**changes, key: value})
@@ -353,7 +371,9 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
     assert mlflow.active_run() is None
 
 
-def test_a_sweep_that_is_being_run_is_left_alone(tiny_sweep, tmp_path, monkeypatch) -> None:
+def test_a_sweep_that_is_being_run_is_left_alone(
+    tiny_sweep: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = config_of(tiny_sweep, tmp_path)
     paths = SweepPaths(name=config.name).absolute()

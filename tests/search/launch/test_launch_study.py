@@ -16,7 +16,10 @@ from tests.search.launch.test_launch import config_of, run, runs_of
 
 @pytest.mark.ray
 def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_starts_from(
-    ray_cluster: None, tiny_sweep: dict[str, Any], tmp_path: Path, capsys
+    ray_cluster: None,
+    tiny_sweep: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     changes = {
         "space": {"methods": ["pilora"]},

@@ -62,14 +62,16 @@ def run_all(searcher: StudySearcher, accuracy: float = 0.8) -> list[dict[str, An
     raise AssertionError("the searcher never finished")
 
 
-def test_equal_allocation_gives_every_method_the_same_number_in_the_order_of_the_space(tmp_path):
+def test_equal_allocation_gives_every_method_the_same_number_in_the_order_of_the_space(
+    tmp_path: Path,
+) -> None:
     given = run_all(searcher_over(toy_study(tmp_path), trials=12))
     methods = [suggested["choice"]["method"] for suggested in given]
     assert methods[:5] == list(METHODS)
     assert Counter(methods) == {"lora": 3, "pilora": 3, "taso": 2, "sensitivity": 2, "joint": 2}
 
 
-def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path):
+def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path: Path) -> None:
     given = run_all(searcher_over(toy_study(tmp_path), trials=20, allocation="free"))
     methods = [suggested["choice"]["method"] for suggested in given]
     assert len(methods) == 20
@@ -77,7 +79,7 @@ def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path):
     assert len(set(methods)) > 2
 
 
-def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path):
+def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path: Path) -> None:
     space = toy_space("taso", taso={"importance": ["sensitivity", "random"], "rounds": [1, 2]})
     study = toy_study(tmp_path)
     searcher = searcher_over(study, space, trials=15, arms=("importance", "rounds"))
@@ -99,7 +101,7 @@ def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path):
     assert again.counts == searcher.counts
 
 
-def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path):
+def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path: Path) -> None:
     space = toy_space()
     first = [space.default_choice("taso"), space.default_choice("lora")]
     searcher = searcher_over(toy_study(tmp_path), space, trials=7, enqueue=[*first, first[0]])
@@ -108,7 +110,7 @@ def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path):
     assert searcher.counts == {"taso": 1, "lora": 2, "pilora": 2, "sensitivity": 1, "joint": 1}
 
 
-def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path):
+def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     given = run_all(searcher_over(study, trials=5))
     for suggested in given:
@@ -123,7 +125,9 @@ def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path):
 
 @pytest.mark.parametrize("allocation", ["equal", "free"])
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_no_trial_of_any_method_is_ever_beyond_max_params(tmp_path, sampler, allocation):
+def test_no_trial_of_any_method_is_ever_beyond_max_params(
+    tmp_path: Path, sampler: str, allocation: str
+) -> None:
     # Half of the space and more is beyond it, the default of every method but lora included.
     study = toy_study(tmp_path, sampler=sampler)
     searcher = searcher_over(study, trials=50, max_params=330, allocation=allocation)
@@ -141,7 +145,9 @@ def test_no_trial_of_any_method_is_ever_beyond_max_params(tmp_path, sampler, all
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
-def test_tpe_learns_from_what_is_refused_where_the_bound_lies(tmp_path, monkeypatch):
+def test_tpe_learns_from_what_is_refused_where_the_bound_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Four ranks of sixteen fit; even draws need four tries for a choice.
     drawn = []
     draw = Snapshot.draw
@@ -163,7 +169,7 @@ def test_tpe_learns_from_what_is_refused_where_the_bound_lies(tmp_path, monkeypa
     assert sum(tries[20:]) / 20 < 2
 
 
-def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_path):
+def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_path: Path) -> None:
     # One rank of sixteen fits, and a random sampler does not learn it.
     space = toy_space("lora", lora={"rank": list(range(1, 17))})
     study = toy_study(tmp_path, sampler="random")
@@ -173,7 +179,9 @@ def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_pa
     assert len(study.trials) == 4
 
 
-def test_a_method_that_cannot_fit_is_closed_and_the_others_take_its_trials(tmp_path, caplog):
+def test_a_method_that_cannot_fit_is_closed_and_the_others_take_its_trials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     # Four modules of rank 1 have 4 x (24 + 16) = 160 parameters, of rank 2 twice that.
     space = toy_space("lora", "sensitivity", sensitivity={"mean_rank": [2, 4]})
     searcher = searcher_over(toy_study(tmp_path), space, trials=6, max_params=160)
@@ -183,7 +191,7 @@ def test_a_method_that_cannot_fit_is_closed_and_the_others_take_its_trials(tmp_p
     assert "320 parameters, max_params is 160" in searcher.shortfall
 
 
-def test_a_search_that_nothing_fits_ends_and_says_why(tmp_path):
+def test_a_search_that_nothing_fits_ends_and_says_why(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, max_params=3)
     assert searcher.suggest("t0") == Searcher.FINISHED
@@ -193,7 +201,7 @@ def test_a_search_that_nothing_fits_ends_and_says_why(tmp_path):
     assert study.trials == []
 
 
-def test_a_method_that_has_no_plan_is_closed_with_the_reason(tmp_path):
+def test_a_method_that_has_no_plan_is_closed_with_the_reason(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     # The profile's masks are of 5 and 10 percent, and this space is not fitted to them.
     space = SearchSpace.parse({"methods": {"lora": {"rank": [2, 4]}, "taso": {"top_percent": 7}}})
@@ -205,7 +213,7 @@ def test_a_method_that_has_no_plan_is_closed_with_the_reason(tmp_path):
     assert len(study.trials) == 4
 
 
-def test_a_full_trial_is_complete_with_its_last_value_and_its_curve(tmp_path):
+def test_a_full_trial_is_complete_with_its_last_value_and_its_curve(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, trials=1)
     run_all(searcher, accuracy=0.75)
@@ -217,7 +225,7 @@ def test_a_full_trial_is_complete_with_its_last_value_and_its_curve(tmp_path):
     assert searcher.ended[0].values == (0.75,)
 
 
-def test_the_result_that_a_scheduler_stops_at_is_kept(tmp_path):
+def test_the_result_that_a_scheduler_stops_at_is_kept(tmp_path: Path) -> None:
     # Tune does not call on_trial_result for the result at which the scheduler says STOP.
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
@@ -230,7 +238,7 @@ def test_the_result_that_a_scheduler_stops_at_is_kept(tmp_path):
     assert trial.user_attrs["reason"] == "stopped after epoch 2 of 3"
 
 
-def test_full_length_that_a_scheduler_calls_stopped_is_complete(tmp_path):
+def test_full_length_that_a_scheduler_calls_stopped_is_complete(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     searcher.suggest("t0")
@@ -241,7 +249,7 @@ def test_full_length_that_a_scheduler_calls_stopped_is_complete(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_last_value_that_is_not_finite_fails(tmp_path, value):
+def test_a_last_value_that_is_not_finite_fails(tmp_path: Path, value: float) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     searcher.suggest("t0")
@@ -251,7 +259,7 @@ def test_a_last_value_that_is_not_finite_fails(tmp_path, value):
     assert trial.user_attrs["reason"] == f"accuracy is {value} after epoch 3"
 
 
-def test_nan_on_the_way_does_not_fail_a_trial_that_recovers(tmp_path):
+def test_nan_on_the_way_does_not_fail_a_trial_that_recovers(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     searcher.suggest("t0")
@@ -261,7 +269,7 @@ def test_nan_on_the_way_does_not_fail_a_trial_that_recovers(tmp_path):
     assert study.trials[0].value == 0.6
 
 
-def test_an_error_fails_with_the_text_that_the_driver_reads(tmp_path):
+def test_an_error_fails_with_the_text_that_the_driver_reads(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     searcher.read_error = lambda trial_id: f"{trial_id}: out of memory"
@@ -274,7 +282,7 @@ def test_an_error_fails_with_the_text_that_the_driver_reads(tmp_path):
     assert trial.intermediate_values == {1: 0.3}
 
 
-def test_two_objectives_keep_the_curve_in_attributes_and_tell_both_values(tmp_path):
+def test_two_objectives_keep_the_curve_in_attributes_and_tell_both_values(tmp_path: Path) -> None:
     objectives = ("accuracy", "trainable_params")
     study = toy_study(tmp_path, objectives)
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -297,7 +305,9 @@ def test_two_objectives_keep_the_curve_in_attributes_and_tell_both_values(tmp_pa
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 @pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "trainable_params")])
-def test_samplers_go_past_their_start_up_with_every_kind_of_end(tmp_path, sampler, objectives):
+def test_samplers_go_past_their_start_up_with_every_kind_of_end(
+    tmp_path: Path, sampler: str, objectives: tuple[str, ...]
+) -> None:
     study = toy_study(tmp_path, objectives, sampler)
     searcher = searcher_over(study, objectives=objectives, trials=24, max_params=1000)
     for number in range(24):
@@ -313,7 +323,7 @@ def test_samplers_go_past_their_start_up_with_every_kind_of_end(tmp_path, sample
     assert counted == {TrialState.COMPLETE: 12, TrialState.PRUNED: 6, TrialState.FAIL: 6}
 
 
-def test_tpe_learns_the_learning_rate(tmp_path):
+def test_tpe_learns_the_learning_rate(tmp_path: Path) -> None:
     # The best value is at 3e-3; after the start-up TPE proposes nearer to it than chance does.
     study = toy_study(tmp_path)
     searcher = searcher_over(study, toy_space("lora"), trials=40)
@@ -349,8 +359,8 @@ SAME_AS_LORA = {
 
 @pytest.mark.parametrize("method", SAME_AS_LORA)
 def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_trial(
-    tmp_path, method
-):
+    tmp_path: Path, method: str
+) -> None:
     keys = SAME_AS_LORA[method]
     space = toy_space(
         "lora",
@@ -394,7 +404,9 @@ def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_
     assert rows[method]["choice"] == other.as_dict()
 
 
-def test_a_choice_that_is_the_same_as_one_that_runs_is_not_trained_beside_it(tmp_path):
+def test_a_choice_that_is_the_same_as_one_that_runs_is_not_trained_beside_it(
+    tmp_path: Path,
+) -> None:
     space = toy_space("lora", "pilora", pilora={**SAME_AS_LORA["pilora"], "rank": [2, 4]})
     lora = parse_choice(LORA)
     same = parse_choice({"method": "pilora", **SAME_AS_LORA["pilora"], "learning_rate": 1e-3})
@@ -405,7 +417,9 @@ def test_a_choice_that_is_the_same_as_one_that_runs_is_not_trained_beside_it(tmp
     assert second["learning_rate"] != 1e-3
 
 
-def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_says_why(tmp_path):
+def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_says_why(
+    tmp_path: Path,
+) -> None:
     rates = [1e-3, 2e-3, 4e-3]
     space = SearchSpace.parse(
         {
@@ -436,7 +450,9 @@ def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_sa
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
-def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(tmp_path):
+def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(
+    tmp_path: Path,
+) -> None:
     objectives = ("accuracy", "trainable_params")
     for trials in (25, 50):
         study = toy_study(tmp_path, objectives)
@@ -459,7 +475,7 @@ def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(tmp
         assert "learning_rate" in keys
 
 
-def test_a_dead_driver_s_trials_are_settled_and_asked_again(tmp_path):
+def test_a_dead_driver_s_trials_are_settled_and_asked_again(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, trials=8)
     given = [searcher.suggest(f"t{number}") for number in range(4)]
@@ -484,7 +500,7 @@ def test_a_dead_driver_s_trials_are_settled_and_asked_again(tmp_path):
     assert interrupted(study) == []
 
 
-def test_a_trial_that_the_driver_cut_off_is_asked_again_once(tmp_path):
+def test_a_trial_that_the_driver_cut_off_is_asked_again_once(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, trials=2)
     given = searcher.suggest("t0")
@@ -500,7 +516,7 @@ def test_a_trial_that_the_driver_cut_off_is_asked_again_once(tmp_path):
     assert interrupted(study) == []
 
 
-def test_a_resumed_search_leaves_out_enqueued_choices_that_are_trained(tmp_path):
+def test_a_resumed_search_leaves_out_enqueued_choices_that_are_trained(tmp_path: Path) -> None:
     space = toy_space()
     defaults = [space.default_choice(method) for method in METHODS]
     study = toy_study(tmp_path)
@@ -511,7 +527,9 @@ def test_a_resumed_search_leaves_out_enqueued_choices_that_are_trained(tmp_path)
     assert all(parse_choice(suggested["choice"]) not in defaults for suggested in given)
 
 
-def test_an_enqueued_choice_outside_the_space_is_left_out_aloud(tmp_path, caplog):
+def test_an_enqueued_choice_outside_the_space_is_left_out_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     space = toy_space("lora")
     outside = parse_choice({"method": "lora", "rank": 5, "learning_rate": 1e-3})
     given = run_all(searcher_over(toy_study(tmp_path), space, trials=2, enqueue=[outside]))
@@ -519,14 +537,14 @@ def test_an_enqueued_choice_outside_the_space_is_left_out_aloud(tmp_path, caplog
     assert "an enqueued choice is left out: lora.rank: 5 is not in the space" in caplog.text
 
 
-def test_a_resumed_sampler_does_not_draw_its_first_points_again(tmp_path):
+def test_a_resumed_sampler_does_not_draw_its_first_points_again(tmp_path: Path) -> None:
     first = run_all(searcher_over(toy_study(tmp_path, sampler="random"), trials=5))
     second = run_all(searcher_over(toy_study(tmp_path, sampler="random"), trials=10))
     rates = {suggested["choice"]["learning_rate"] for suggested in first + second}
     assert len(rates) == 10
 
 
-def test_a_study_of_another_space_is_refused_in_one_line(tmp_path):
+def test_a_study_of_another_space_is_refused_in_one_line(tmp_path: Path) -> None:
     run_all(searcher_over(toy_study(tmp_path), toy_space("lora"), trials=1))
     searcher = searcher_over(toy_study(tmp_path), toy_space("lora", "taso"), trials=2)
     with pytest.raises(ConfigError, match=r"^space: does not fit the study"):
@@ -534,13 +552,13 @@ def test_a_study_of_another_space_is_refused_in_one_line(tmp_path):
     assert TrialState.RUNNING not in {trial.state for trial in toy_study(tmp_path).trials}
 
 
-def test_a_study_of_other_objectives_is_refused(tmp_path):
+def test_a_study_of_other_objectives_is_refused(tmp_path: Path) -> None:
     toy_study(tmp_path)
     with pytest.raises(ConfigError, match=r"^search\.objectives: the study 'toy' was made with"):
         toy_study(tmp_path, ("accuracy", "trainable_params"))
 
 
-def test_saved_state_is_json_and_finds_the_open_trials_again(tmp_path):
+def test_saved_state_is_json_and_finds_the_open_trials_again(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     given = searcher.suggest("t0")
@@ -557,7 +575,7 @@ def test_saved_state_is_json_and_finds_the_open_trials_again(tmp_path):
     assert trials[open_one["number"]].value == 0.9
 
 
-def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path):
+def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     number = searcher.suggest("t0")["number"]
@@ -568,18 +586,18 @@ def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path):
         searcher.set_run_id(number, "later")
 
 
-def test_directions_of_losses_and_counts_are_down():
+def test_directions_of_losses_and_counts_are_down() -> None:
     assert directions(("accuracy", "trainable_params"), "max") == ["maximize", "minimize"]
     assert directions(("dev_loss",), "min") == ["minimize"]
     assert directions(("perplexity",), "min") == ["minimize"]
 
 
-def test_an_unknown_sampler_is_refused():
+def test_an_unknown_sampler_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^search\.sampler: 'grid' is not a sampler"):
         make_sampler("grid", 0)
 
 
-def test_a_search_shorter_than_what_is_enqueued_takes_the_first_of_it(tmp_path: Path):
+def test_a_search_shorter_than_what_is_enqueued_takes_the_first_of_it(tmp_path: Path) -> None:
     space = toy_space()
     defaults = [space.default_choice(method) for method in METHODS]
     study = open_study(

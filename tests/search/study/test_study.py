@@ -35,7 +35,9 @@ def lora(rank: int) -> Any:
     return parse_choice({"method": "lora", "rank": rank, "learning_rate": 1e-3})
 
 
-def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_ranks(tmp_path):
+def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_ranks(
+    tmp_path: Path,
+) -> None:
     space = toy_space("lora")
     # What each rank scores with the sweep's seed, 7, and with the seeds of repetitions.
     scores = {
@@ -74,7 +76,7 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
     assert study.trials[4].params == study.trials[2].params
 
 
-def test_a_repetition_that_fails_is_not_tried_for_ever(tmp_path):
+def test_a_repetition_that_fails_is_not_tried_for_ever(tmp_path: Path) -> None:
     searcher = searcher_over(
         toy_study(tmp_path), toy_space("lora"), trials=3, repeats=(1, 1), enqueue=[lora(2), lora(4)]
     )
@@ -141,7 +143,7 @@ def joined(processes: list[Any]) -> None:
 
 
 @pytest.mark.group
-def test_four_drivers_share_the_trials_of_one_study_and_train_none_twice(tmp_path):
+def test_four_drivers_share_the_trials_of_one_study_and_train_none_twice(tmp_path: Path) -> None:
     shared_study(str(tmp_path), "first")
     joined([started(tmp_path, f"driver {i}", 20) for i in range(4)])
     study = shared_study(str(tmp_path), "last")
@@ -164,7 +166,7 @@ def test_four_drivers_share_the_trials_of_one_study_and_train_none_twice(tmp_pat
 
 
 @pytest.mark.group
-def test_the_trial_of_a_driver_that_was_killed_is_trained_by_another(tmp_path):
+def test_the_trial_of_a_driver_that_was_killed_is_trained_by_another(tmp_path: Path) -> None:
     shared_study(str(tmp_path), "first")
     killed = started(tmp_path, "killed", 6, hangs=True)
     holds = tmp_path / "holds"
@@ -185,7 +187,7 @@ def test_the_trial_of_a_driver_that_was_killed_is_trained_by_another(tmp_path):
     assert [trial.user_attrs["driver"] for trial in again] == ["other"]
 
 
-def test_a_driver_leaves_alone_what_another_that_lives_trains(tmp_path):
+def test_a_driver_leaves_alone_what_another_that_lives_trains(tmp_path: Path) -> None:
     one, two = (shared_study(str(tmp_path), name) for name in ("one", "two"))
     first, second = SharedStudy(one, "one", GRACE), SharedStudy(two, "two", GRACE)
     searcher = searcher_over(one, trials=2, shared=first)
@@ -198,7 +200,9 @@ def test_a_driver_leaves_alone_what_another_that_lives_trains(tmp_path):
         each.close()
 
 
-def test_a_trial_that_others_have_taken_over_is_not_told_twice(tmp_path, caplog):
+def test_a_trial_that_others_have_taken_over_is_not_told_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     study = shared_study(str(tmp_path), "slow")
     shared = SharedStudy(study, "slow", GRACE)
     searcher = searcher_over(study, trials=2, shared=shared)
@@ -213,7 +217,9 @@ def test_a_trial_that_others_have_taken_over_is_not_told_twice(tmp_path, caplog)
     shared.close()
 
 
-def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(tmp_path):
+def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
+    tmp_path: Path,
+) -> None:
     one, two = (shared_study(str(tmp_path), name) for name in ("one", "two"))
     first, second = SharedStudy(one, "one", GRACE), SharedStudy(two, "two", GRACE)
     slower = searcher_over(two, toy_space("lora"), trials=1, shared=second, waits=lambda: False)
@@ -235,7 +241,7 @@ def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
         each.close()
 
 
-def test_drivers_of_other_settings_are_refused_in_one_line(tmp_path):
+def test_drivers_of_other_settings_are_refused_in_one_line(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     check_settings(study, {"train": {"epochs": 3}})
     check_settings(toy_study(tmp_path), {"train": {"epochs": 3}})
@@ -250,7 +256,9 @@ def test_drivers_of_other_settings_are_refused_in_one_line(tmp_path):
         ("sqlite:////no/such/folder/study.db?s3cret", "cannot be opened"),
     ],
 )
-def test_a_storage_that_cannot_be_opened_is_an_error_of_one_line_without_its_password(url, reason):
+def test_a_storage_that_cannot_be_opened_is_an_error_of_one_line_without_its_password(
+    url: str, reason: str
+) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
         open_study(url, "x", objectives=("accuracy",), mode="max", sampler="tpe", seed=0)
     assert "s3cret" not in str(caught.value)
@@ -259,12 +267,12 @@ def test_a_storage_that_cannot_be_opened_is_an_error_of_one_line_without_its_pas
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
-def test_a_study_that_no_other_launch_could_open_is_refused(url):
+def test_a_study_that_no_other_launch_could_open_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^search\.study: names no file"):
         study_url(url)
 
 
-def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path):
+def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path: Path) -> None:
     trained = []
 
     class Workers:

@@ -93,7 +93,9 @@ def test_every_method_gives_its_best_choice_of_each_group_nearest_first(past: Pa
     "tags",
     [{"status": "failed"}, {"status": "pruned"}, {"status": "running"}, {"kind": "confirm"}],
 )
-def test_only_complete_trials_and_no_test_scores_are_looked_at(past: Past, tags) -> None:
+def test_only_complete_trials_and_no_test_scores_are_looked_at(
+    past: Past, tags: dict[str, str]
+) -> None:
     wanted = past.of("s1", 0.7, lora(1))
     past.of("s1", 0.9, lora(2), **tags)
     assert [each.run_id for each in past.found()] == [wanted]
@@ -122,7 +124,9 @@ def test_a_choice_is_moved_to_the_nearest_values_and_keeps_its_learning_rate() -
     space.params_of(moved)  # the space holds it
 
 
-def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(tmp_path) -> None:
+def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(
+    tmp_path: Path,
+) -> None:
     space = toy_space("lora")
     choice = parse_choice(lora(4, 4e-3))
     study = toy_study(tmp_path)
@@ -150,7 +154,7 @@ def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(tmp
 
 
 def test_a_tracking_server_that_is_away_or_slow_costs_a_line_and_no_more(
-    tmp_path: Path, caplog, monkeypatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away() -> list[Earlier]:
         raise TrackingError("tracking: http://nowhere: refused; check that the server runs")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ class Layered(nn.Module):
 TARGETS = (TargetModule("first", (OUT, IN)), TargetModule("second", (IN, OUT)))
 
 
-def randomised(adaptation: BlockAdaptation, stage: int):
+def randomised(adaptation: BlockAdaptation, stage: int) -> Any:
     """Begin a stage and give its B factors values, so that the update is not zero."""
     parameters = adaptation.begin_stage(stage, 1)
     generator = torch.Generator().manual_seed(stage)
@@ -72,7 +74,7 @@ def randomised(adaptation: BlockAdaptation, stage: int):
     return parameters
 
 
-def dense_update(blocks, adapter, shape: tuple[int, int]) -> torch.Tensor:
+def dense_update(blocks: Sequence[Block], adapter: Any, shape: tuple[int, int]) -> torch.Tensor:
     """scale * B A written entry by entry into a zero matrix: the definition of a block."""
     total = torch.zeros(shape, dtype=torch.float64)
     for block, parameters in zip(blocks, adapter.blocks, strict=True):
@@ -84,7 +86,9 @@ def dense_update(blocks, adapter, shape: tuple[int, int]) -> torch.Tensor:
     return total
 
 
-def dense_forward(model: Layered, x: torch.Tensor, update: torch.Tensor, transposed: bool):
+def dense_forward(
+    model: Layered, x: torch.Tensor, update: torch.Tensor, transposed: bool
+) -> torch.Tensor:
     weight = model.first.weight.T if transposed else model.first.weight
     hidden = x @ (weight + update).T + model.first.bias
     return model.second(torch.tanh(hidden))

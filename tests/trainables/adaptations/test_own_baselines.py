@@ -14,6 +14,7 @@ from torch.nn.functional import gelu, relu
 from tests.trainables.conftest import head_of, tiny_bert, tiny_task
 from tests.trainables.tuner_examples import Layered, plan_of, plan_of_first
 from trainables.adaptations.registry import adaptation_for
+from trainables.engine.workers import Workers
 from trainables.training.finetune import finetune
 from trainables.training.settings import TrainSettings
 
@@ -223,7 +224,7 @@ def test_lora_dash_launches_the_directions_that_changed_most(transposed: bool) -
     ("steps", "share", "launch"), [(12, 0.25, 3), (2, 0.1, 1), (12, 0.0, 1), (3, 0.5, 2)]
 )
 def test_coefficients_stay_zero_until_the_launch_and_train_from_then_on(
-    steps: int, share: float, launch: int, alone
+    steps: int, share: float, launch: int, alone: Workers
 ) -> None:
     model = tiny_bert()
     plan = plan_of(model, "bert", "lora_dash", launch_share=share)
@@ -290,7 +291,7 @@ def test_dylora_trains_the_first_ranks_only_and_is_measured_at_the_largest() -> 
         torch.testing.assert_close(model(x), expected, **EXACT)
 
 
-def test_dylora_draws_one_rank_for_all_modules_and_all_parts_of_a_step(alone) -> None:
+def test_dylora_draws_one_rank_for_all_modules_and_all_parts_of_a_step(alone: Workers) -> None:
     model = tiny_bert()
     settings = SETTINGS.model_copy(update={"gradient_accumulation_steps": 3})
 
@@ -360,7 +361,7 @@ def test_sora_without_an_open_gate_has_no_update_left() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_gates_close_for_good_in_the_engine_s_masters_too(
-    dtype: torch.dtype, stage: int, alone
+    dtype: torch.dtype, stage: int, alone: Workers
 ) -> None:
     model = tiny_bert(dtype)
 

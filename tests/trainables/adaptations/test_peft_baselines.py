@@ -24,6 +24,7 @@ from tests.trainables.tuner_examples import (
     tiny_base,
 )
 from trainables.adaptations.registry import adaptation_for
+from trainables.engine.workers import Workers
 from trainables.tasks.split import epoch_order
 from trainables.training.finetune import finetune
 from trainables.training.settings import TrainSettings
@@ -93,7 +94,7 @@ def plain_loop(peer: Any, method: str, orders: list[np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("method", OF_PEFT)
-def test_a_trial_is_what_peft_in_a_plain_loop_gives(method: str, alone) -> None:
+def test_a_trial_is_what_peft_in_a_plain_loop_gives(method: str, alone: Workers) -> None:
     dtype = torch.float32 if method == "pissa" else torch.float64  # PEFT's PiSSA takes no float64
     tolerance = 1e-5 if method == "pissa" else 1e-7
     model, task = tiny_bert(dtype), tiny_task()
@@ -175,7 +176,7 @@ def open_ranks(weights: dict[str, torch.Tensor]) -> int:
     ],
 )
 def test_adalora_meets_its_budget_by_the_last_step_however_few(
-    steps: int, shares: tuple[float, float], interval: int, warmup: float, alone
+    steps: int, shares: tuple[float, float], interval: int, warmup: float, alone: Workers
 ) -> None:
     model = tiny_bert()
     plan = plan_of(
@@ -191,7 +192,7 @@ def test_adalora_meets_its_budget_by_the_last_step_however_few(
     assert all(ranks.values())  # a module that has lost every rank is left out
 
 
-def test_adalora_masks_nothing_where_the_ranks_are_to_stay(alone) -> None:
+def test_adalora_masks_nothing_where_the_ranks_are_to_stay(alone: Workers) -> None:
     model = tiny_bert()
     plan = plan_of(model, "bert", "adalora", rank=4)
     with adaptation_for(plan, model, seed=3, head=head_of(model, 3)) as adaptation:
@@ -203,7 +204,7 @@ def test_adalora_masks_nothing_where_the_ranks_are_to_stay(alone) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_adalora_masks_ever_more_and_the_engine_s_masters_too(
-    dtype: torch.dtype, stage: int, alone
+    dtype: torch.dtype, stage: int, alone: Workers
 ) -> None:
     from deepspeed.utils import safe_get_full_fp32_param
 

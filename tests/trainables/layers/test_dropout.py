@@ -108,7 +108,9 @@ def test_a_bases_dropout_layers_drop_as_often_as_they_say() -> None:
         layer.p = 0.1
     kept, seen = 0, 0
 
-    def count(_layer, inputs, output):
+    def count(
+        _layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
         nonlocal kept, seen
         kept, seen = kept + int((output != 0).sum()), seen + int((inputs[0] != 0).sum())
 

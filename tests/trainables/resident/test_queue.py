@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from trainables.resident.queue import MAX_IDLE_STARTS, JobQueue
 JOB = {"kind": "trial"}
 
 
-def run(scenario) -> None:
+def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, 20))
 
 
