@@ -21,6 +21,8 @@ from search.cli import sweeps, profiles, plans, results, doctor  # noqa: F401
 from search.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, app
 from spaces.errors import RanksweepError
 
+__all__ = ["app", "main"]
+
 
 def _complain(message: str) -> None:
     """One red line on stderr."""

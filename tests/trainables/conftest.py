@@ -12,6 +12,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from tests.trainables.families import FAMILIES, Made, make
+from trainables.adaptations.adaptation import StageParameters
 from trainables.engine.workers import Workers, join
 from trainables.tasks.task import Task
 from trainables.tasks.texts import EncodedSplit
@@ -69,6 +70,11 @@ def tiny_bert(
     )  # fmt: skip
     model = BertForSequenceClassification(config).to(dtype)
     return model.requires_grad_(False).eval()
+
+
+def adapters_of(stage: StageParameters) -> list[Any]:
+    """What a stage trains of each module; their factors are known by the names of its method."""
+    return list(stage.adapters)
 
 
 def split_of(rows: int, seed: int) -> EncodedSplit:

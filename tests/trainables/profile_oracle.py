@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.profile import Profile
 from spaces.target import TargetModule
+from tests.trainables.conftest import adapters_of
 from trainables.adaptations.blocks import BlockAdaptation, plain_lora
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import epoch_order
@@ -64,7 +65,7 @@ def initial_phase(
     scale = settings.resolved_alpha / rank
     lora = plain_lora(targets, rank, settings.resolved_alpha)
     with BlockAdaptation(model, lora, seed=settings.seed) as drawn:
-        start = [a.blocks[0].A.detach().clone() for a in drawn.begin_stage(0, 1).adapters]
+        start = [a.blocks[0].A.detach().clone() for a in adapters_of(drawn.begin_stage(0, 1))]
     A = [a.requires_grad_() for a in start]
     B = [torch.zeros(t.shape[0], rank, dtype=a.dtype, requires_grad=True)
          for t, a in zip(targets, A, strict=True)]  # fmt: skip
@@ -206,6 +207,8 @@ def assert_profile_is(
     for target in targets:
         name, found = target.name, profile.modules[target.name]
         np.testing.assert_array_equal(found.hits, hits[name])
+        assert found.row_importance is not None
+        assert found.hessian_diag is not None
         np.testing.assert_allclose(found.row_importance, importance[name], rtol=1e-5)
         np.testing.assert_allclose(found.hessian_diag, hessian[name], rtol=1e-5)
         weight = stored(model, name, model.get_parameter(f"{name}.weight").detach()).numpy()

@@ -110,7 +110,7 @@ def test_the_best_trial_carries_all_that_a_user_needs(records: Records) -> None:
 
 
 def test_a_choice_repeated_with_other_seeds_is_one_row_of_its_mean(records: Records) -> None:
-    def of_sweep(sweep: str, value: float, rank: int, **tags: str) -> str:
+    def of_sweep(sweep: str, value: float, rank: int, **tags: Any) -> str:
         choice = json.dumps({"method": "lora", "rank": rank}, sort_keys=True)
         run_id = records.trial(value, 100, choice=choice, **tags)
         records.client.set_tag(run_id, "mlflow.parentRunId", sweep)

@@ -63,6 +63,7 @@ def test_a_tuner_that_nothing_trains_is_refused() -> None:
 def test_as_many_numbers_train_as_the_plan_counts(method: str, kind: str) -> None:
     model = tiny_base(kind)
     plan, head = plan_of(model, kind, method), fresh_heads(model, kind)
+    assert plan.tuner is not None
     with adaptation_for(plan, model, seed=0, head=head) as adaptation:
         stage = adaptation.begin_stage(0, 10)
         trained = [p for p in stage.adapters.parameters() if p.requires_grad]
@@ -83,6 +84,7 @@ def test_as_many_numbers_train_as_the_plan_counts(method: str, kind: str) -> Non
 def test_a_plan_that_counts_otherwise_is_refused_with_both_numbers(method: str) -> None:
     model = tiny_base("bert")
     plan = plan_of(model, "bert", method)
+    assert plan.tuner is not None
     wrong = Plan.of_tuner(replace(plan.tuner, params=plan.tuner.params + 1), plan.targets)
     head, right = fresh_heads(model, "bert"), plan.tuner.params
     with (
@@ -389,10 +391,11 @@ class Tied(nn.Module):
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         torch.manual_seed(2)
-        self.one = nn.ModuleDict({"o_proj": nn.Linear(8, 8)})
-        self.two = nn.ModuleDict({"o_proj": nn.Linear(8, 8)})
-        self.again = self.two
-        self.two.o_proj.weight = self.one.o_proj.weight
+        first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+        second.weight = first.weight
+        self.one: Any = nn.ModuleDict({"o_proj": first})
+        self.two: Any = nn.ModuleDict({"o_proj": second})
+        self.again: Any = self.two
         self.to(dtype).requires_grad_(False).eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

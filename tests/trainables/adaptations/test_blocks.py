@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
+from tests.trainables.conftest import adapters_of
 from trainables.adaptations.blocks import BlockAdaptation
 
 OUT, IN = 7, 5
@@ -66,7 +67,7 @@ def randomised(adaptation: BlockAdaptation, stage: int) -> Any:
     parameters = adaptation.begin_stage(stage, 1)
     generator = torch.Generator().manual_seed(stage)
     with torch.no_grad():
-        for adapter in parameters.adapters:
+        for adapter in adapters_of(parameters):
             for block in adapter.blocks:
                 block.B.copy_(
                     torch.rand(block.B.shape, generator=generator, dtype=torch.float64) - 0.5
@@ -258,7 +259,7 @@ def test_blocks_start_at_zero_with_the_kaiming_draw_of_the_full_matrix() -> None
     block = Block(40, indices(1, 2), np.arange(20, dtype=np.int32), 1.0)  # 20 columns of 50
     plan = Plan.of([{"0": [block]}], (TargetModule("0", (60, 50)),))
     with BlockAdaptation(model, plan, seed=3) as adaptation:
-        (adapter,) = adaptation.begin_stage(0, 1).adapters
+        (adapter,) = adapters_of(adaptation.begin_stage(0, 1))
         A, B = adapter.blocks[0].A, adapter.blocks[0].B
     assert B.shape == (2, 40)
     assert not B.any()
@@ -278,7 +279,7 @@ def test_the_draw_depends_on_seed_and_stage_alone() -> None:
             for stage in range(2):
                 torch.rand(17)  # other uses of the global generator do not matter
                 parameters = adaptation.begin_stage(stage, 1)
-                found.append(parameters.adapters[0].blocks[0].A.detach().clone())
+                found.append(adapters_of(parameters)[0].blocks[0].A.detach().clone())
                 adaptation.end_stage()
         return found
 
@@ -297,7 +298,7 @@ def test_trainable_blocks_share_one_dropout_mask_and_frozen_ones_read_the_whole_
     x = torch.ones(64, IN, dtype=torch.float64)
     with BlockAdaptation(model, plan, seed=0, dropout=0.5) as adaptation:
         with torch.no_grad():
-            for block in adaptation.begin_stage(0, 1).adapters[0].blocks:
+            for block in adapters_of(adaptation.begin_stage(0, 1))[0].blocks:
                 block.A.fill_(1.0)
                 block.B.fill_(1.0)
         base = nn.functional.linear(x, model.first.weight, model.first.bias)

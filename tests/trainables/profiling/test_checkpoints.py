@@ -25,6 +25,7 @@ from trainables.bases.location import fingerprint
 from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import Workers
 from trainables.profiling import static_pass
+from trainables.profiling.accumulators import Accumulators
 from trainables.profiling.checkpoints import MANIFEST, remove_checkpoints
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
@@ -74,7 +75,8 @@ def profile_of(
 ) -> tuple[Profile, list[str]]:
     """A profile of the tiny base, and what its job said."""
     model = tiny_bert(dtype, dropout=0.2 if settings.base_dropout else 0.0)
-    head, said = head_of(model), []
+    head = head_of(model)
+    said: list[str] = []
     with torch.no_grad():
         head["classifier"].weight.mul_(factor)
     profile = compute_profile(
@@ -162,7 +164,8 @@ def test_a_job_that_dies_after_every_checkpoint_still_ends_the_same(
             if name == MANIFEST:
                 raise Interrupted
 
-    storage, deaths = Dying(), []
+    storage = Dying()
+    deaths: list[tuple[str, int]] = []
     settings = DROPPING.model_copy(update={"checkpoint_every": 1})
     while len(deaths) < 100:
         try:
@@ -185,7 +188,11 @@ def test_masters_moments_and_loss_scale_go_on_under_every_zero_stage(
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     # so large a head makes the loss scaler of float16 refuse the first steps
-    of = {"dtype": dtype, "stage": stage, "factor": 40.0 if dtype == torch.float16 else 1.0}
+    of: dict[str, Any] = {
+        "dtype": dtype,
+        "stage": stage,
+        "factor": 40.0 if dtype == torch.float16 else 1.0,
+    }
     settings = SETTINGS.model_copy(update={"calibration_batches": 1, "max_grad_norm": None})
     wanted, _ = profile_of(alone, None, settings, **of)
     assert (wanted.scored_steps < 4) == (dtype == torch.float16)
@@ -362,7 +369,7 @@ def test_a_store_that_is_away_costs_one_line_and_nothing_else(
     alone: Workers, undisturbed: dict[bool, Profile]
 ) -> None:
     class Away(Objects):
-        def get(self, name: str) -> bytes | None:
+        def get(self, *_: Any) -> Any:
             raise StoreError("store: cannot read; start it")
 
         def put(self, name: str, content: bytes) -> None:
@@ -481,7 +488,7 @@ def test_accumulators_of_a_group_are_given_up_before_the_next(
     holding(1_000_000 - 1536)
     held: list[int] = []
 
-    class Watched(static_pass.Accumulators):
+    class Watched(Accumulators):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             held.append(sum(t.numel() * t.itemsize for t in self.abs_gradient.values()))

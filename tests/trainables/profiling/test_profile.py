@@ -134,7 +134,9 @@ def test_a_layer_that_no_gradient_reaches_is_never_hit_nor_counted(alone: Worker
         found = profile.modules[target.name]
         for field in FIELDS:
             assert getattr(found, field).any() == (field == "hessian_diag"), (target.name, field)
-    assert profile.modules[targets[-1].name].row_importance.any()
+    importance = profile.modules[targets[-1].name].row_importance
+    assert importance is not None
+    assert importance.any()
     assert_profile_is(profile, model, head_of(model), targets, task, SETTINGS)
 
 
@@ -335,10 +337,10 @@ def test_masks_are_the_same_however_few_entries_exist_at_once(
     monkeypatch.setattr("trainables.profiling.mask_counts.ENTRIES_AT_ONCE", entries)
     rng = np.random.default_rng(2)
     weight, gradient = rng.integers(-2, 3, (9, 6)).astype(float), rng.integers(0, 3, (9, 6)) / 2
-    laid_out = [torch.tensor(m.T.copy() if transposed else m) for m in (weight, gradient)]
+    one, other = (torch.tensor(m.T.copy() if transposed else m) for m in (weight, gradient))
     grid = (5.0, 25.0, 60.0)
-    counts = weight_counts(*laid_out, grid, transposed)
-    np.testing.assert_array_equal(laid_out[0].numpy(), weight.T if transposed else weight)
+    counts = weight_counts(one, other, grid, transposed)
+    np.testing.assert_array_equal(one.numpy(), weight.T if transposed else weight)
     for signal, score in (("gradient", gradient), ("sensitivity", np.abs(weight) * gradient)):
         for line, percent in enumerate(grid):
             rows, cols = mask_counts(score, percent)

@@ -61,7 +61,7 @@ def loaded_by_peft(model: Any, folder: Path) -> Any:
         # PEFT says this of every GPT-2, whatever the checkpoint's fan_in_fan_out.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         adapted = peft.PeftModel.from_pretrained(model, folder)
-    again = peft.set_peft_model_state_dict(adapted, peft.utils.load_peft_weights(str(folder)))
+    again: Any = peft.set_peft_model_state_dict(adapted, peft.utils.load_peft_weights(str(folder)))
     assert not again.unexpected_keys
     assert not [key for key in again.missing_keys if ".default" in key]
     return adapted
@@ -208,7 +208,7 @@ def test_the_checkpoint_says_what_it_belongs_to(bert: Made, tmp_path: Path) -> N
     assert config["base_model_name_or_path"] == bert.uri.removeprefix("path:")
     assert (config["task_type"], config["inference_mode"]) == ("SEQ_CLS", True)
     assert config["modules_to_save"] == ["classifier"]
-    assert peft.LoraConfig.from_pretrained(tmp_path).peft_type == peft.PeftType.LORA
+    assert peft.LoraConfig.from_pretrained(str(tmp_path)).peft_type == peft.PeftType.LORA
 
 
 def test_a_classifier_of_pictures_has_no_task_type_and_is_found_by_its_class(

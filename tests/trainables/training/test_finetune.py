@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
-from tests.trainables.conftest import head_of, tiny_bert, tiny_task
+from tests.trainables.conftest import adapters_of, head_of, tiny_bert, tiny_task
 from trainables.adaptations.blocks import BlockAdaptation
 from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import Workers
@@ -76,13 +76,13 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(
     with BlockAdaptation(model, plan, seed=3) as drawn:
         draws = {
             name: adapter.blocks[0].A.detach().clone()
-            for name, adapter in zip(names, drawn.begin_stage(0, 1).adapters, strict=True)
+            for name, adapter in zip(names, adapters_of(drawn.begin_stage(0, 1)), strict=True)
         }
     ours = reports_of(model, plan, alone)
 
     peer_base = tiny_bert()
     peer_base.classifier = head_of(peer_base, 3)["classifier"]
-    peer = get_peft_model(
+    peer: Any = get_peft_model(
         peer_base, LoraConfig(r=2, lora_alpha=6, target_modules=list(names), lora_dropout=0.0)
     )
     peer.base_model.model.classifier.requires_grad_(True)
@@ -231,7 +231,8 @@ def test_a_loss_that_is_not_finite_ends_the_job_and_says_so(alone: Workers) -> N
 
 
 def test_a_cancelled_job_stops_at_its_next_step(alone: Workers) -> None:
-    model, steps = tiny_bert(), []
+    model = tiny_bert()
+    steps: list[int] = []
     with pytest.raises(CancelledError):
         reports_of(
             model, lora(model), alone, on_step=steps.append, should_stop=lambda: len(steps) == 5

@@ -44,14 +44,14 @@ class FactorTuner(ModuleTuner):
 class FactorAdaptation(HookedAdaptation):
     """A FactorTuner on every target module."""
 
-    _modules: dict[str, FactorTuner]  # type: ignore[assignment]
+    tuners: dict[str, FactorTuner]  # type: ignore[assignment]
 
     @abstractmethod
     def _tuned(self, target: TargetModule, fresh: bool) -> FactorTuner: ...
 
     def factors(self) -> dict[str, Factors]:
         found = {}
-        for name, tuned in self._modules.items():
+        for name, tuned in self.tuners.items():
             A, B = tuned.factors()
             if len(A):
                 found[name] = (A.detach().double().cpu(), B.detach().double().cpu())
@@ -91,7 +91,7 @@ class DyloraTuner(FactorTuner):
 class DyloraAdaptation(FactorAdaptation):
     """DyLoRA: one rank for all modules, drawn anew for every step from the trial's seed."""
 
-    _modules: dict[str, DyloraTuner]  # type: ignore[assignment]
+    tuners: dict[str, DyloraTuner]  # type: ignore[assignment]
 
     def _tuned(self, target: TargetModule, fresh: bool) -> DyloraTuner:
         A, B = self._lora_factors(target)
@@ -107,7 +107,7 @@ class DyloraAdaptation(FactorAdaptation):
     def _draw_rank(self) -> None:
         # The generator is the adaptation's own, so that all workers draw the same.
         rank = int(torch.randint(1, self._settings["rank"] + 1, (), generator=self._generator))
-        for tuned in self._modules.values():
+        for tuned in self.tuners.values():
             tuned.active = rank
 
 
@@ -134,7 +134,7 @@ class SoraTuner(FactorTuner):
 class SoraAdaptation(FactorAdaptation):
     """SoRA: the gates' proximal step follows every optimizer step."""
 
-    _modules: dict[str, SoraTuner]  # type: ignore[assignment]
+    tuners: dict[str, SoraTuner]  # type: ignore[assignment]
 
     def _tuned(self, target: TargetModule, fresh: bool) -> SoraTuner:
         A, B = self._lora_factors(target)
@@ -147,5 +147,5 @@ class SoraAdaptation(FactorAdaptation):
         threshold = self._settings["sparsity"] * learning_rate
         if skipped or threshold == 0:
             return
-        for tuned in self._modules.values():
+        for tuned in self.tuners.values():
             rewrite(self._engine, tuned.gate, partial(softshrink, lambd=threshold))

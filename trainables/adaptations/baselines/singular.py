@@ -172,7 +172,7 @@ class LoraDashTuner(FactorTuner):
 class LoraDashAdaptation(FactorAdaptation):
     """LoRA-Dash: the launch comes after a share of the steps, but at least one."""
 
-    _modules: dict[str, LoraDashTuner]  # type: ignore[assignment]
+    tuners: dict[str, LoraDashTuner]  # type: ignore[assignment]
 
     def _tuned(self, target: TargetModule, fresh: bool) -> LoraDashTuner:
         A, B = self._lora_factors(target)
@@ -188,6 +188,6 @@ class LoraDashAdaptation(FactorAdaptation):
     def after_step(self, skipped: bool, learning_rate: float) -> None:
         self._steps_to_launch -= 1
         if self._steps_to_launch == 0:
-            for name, tuned in self._modules.items():
+            for name, tuned in self.tuners.items():
                 tuned.launch(self._weight(name))
             take_from_first_worker(self._constants.values())
