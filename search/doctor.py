@@ -26,7 +26,7 @@ from search.tracking.mlflow import absolute_uri, call, connect, sqlite_file
 from spaces.errors import RanksweepError
 
 _DISTRIBUTION = "ranksweep"
-_SMALLEST_DISK = 2 * 2**30
+SMALLEST_DISK = 2 * 2**30
 
 # Run in a process of its own: a Ray that hangs must not hang the doctor, and this process must not
 # be left connected to a cluster.
@@ -175,12 +175,12 @@ def check_disk(root: Path) -> Check:
     """Whether there is room for a sweep's files where they are written."""
     place = _nearest_folder(root)
     free = shutil.disk_usage(place).free
-    enough = free >= _SMALLEST_DISK
+    enough = free >= SMALLEST_DISK
     return Check(
         "disk",
         enough,
         f"{_gib(free)} free in {place}",
-        "" if enough else f"free at least {_gib(_SMALLEST_DISK)}",
+        "" if enough else f"free at least {_gib(SMALLEST_DISK)}",
     )
 
 

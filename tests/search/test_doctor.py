@@ -177,7 +177,7 @@ def test_disk_space_is_that_of_the_folder_above(
     assert "not/yet" not in check.detail
     assert check.ok is True
 
-    monkeypatch.setattr(doctor, "_SMALLEST_DISK", 2**60)
+    monkeypatch.setattr(doctor, "SMALLEST_DISK", 2**60)
     assert doctor.check_disk(tmp_path).ok is False
 
 

@@ -16,8 +16,7 @@ from rich.console import Console
 
 from search.config.reading import parse_sweep
 from search.config.sweep import SweepConfig
-from search.launch import dry_run as module
-from search.launch.cost import BESIDE_THE_LAYERS, START_SECONDS
+from search.launch.cost import BESIDE_THE_LAYERS, START_SECONDS, Cost
 from search.launch.dry_run import DryRun, dry_run
 from search.store.profiles import ProfileStore
 from spaces.errors import BaseModelError, ChoiceError, ConfigError, DataError
@@ -80,8 +79,8 @@ def sweep(**sections: Any) -> SweepConfig:
 @pytest.fixture
 def known_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that take a known time per token, and no attention."""
-    cost = module.Cost(step=1e-3, forward=4e-4, flops=1e12, attention=0.0, device="cpu")
-    monkeypatch.setattr(module.Cost, "measured", lambda *_: cost)
+    cost = Cost(step=1e-3, forward=4e-4, flops=1e12, attention=0.0, device="cpu")
+    monkeypatch.setattr(Cost, "measured", lambda *_: cost)
 
 
 @pytest.fixture(scope="module")

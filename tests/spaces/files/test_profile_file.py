@@ -539,7 +539,7 @@ def test_a_cut_or_changed_file_that_is_mapped_is_refused_by_its_hash(named: Path
 def test_where_a_file_cannot_be_mapped_it_is_read(
     named: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensor_file, "_map", lambda *_: None)
+    monkeypatch.setattr(tensor_file, "address_of", lambda *_: None)
     assert Profile.read(named).to_bytes() == named.read_bytes()
 
 
