@@ -119,7 +119,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             self.profile = store.get(key, self._unfit)
             return self.profile is None
 
-        leases = Leases(store.objects.under(keys.profile_prefix(key)), self.lease_seconds)
+        leases = Leases(store.objects.under(keys.profile_prefix(key)), self._lease_seconds)
         self.lease = leases.take(is_needed, self._say_whom_we_wait_for)
         if self.lease is not None:
             self._held.enter_context(self.lease)

@@ -84,7 +84,9 @@ def _reason(error: Exception) -> str | None:
     return redacted_text(" ".join(text.split()))[:200]
 
 
-def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+def patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an RDBStorage as one that waits for the database."""
+
     @functools.wraps(method)
     def patient(self: PatientStorage, *arguments: Any, **named: Any) -> Any:
         return self._patiently(functools.partial(method, self, *arguments, **named))
@@ -118,4 +120,4 @@ CALLS = (
     "_get_stale_trial_ids",
 )
 for _name in CALLS:
-    setattr(PatientStorage, _name, _patient(getattr(RDBStorage, _name)))
+    setattr(PatientStorage, _name, patiently(getattr(RDBStorage, _name)))

@@ -25,7 +25,7 @@ from search.study.standing import handed_out, interrupted
 from search.study.study import open_study
 from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
-from tests.search.study.test_searcher import finish, row, searcher_over
+from tests.search.study.test_searcher import asked, finish, row, searcher_over
 from tests.search.toy_search import TARGETS, toy_space, toy_study
 
 GRACE = 3
@@ -47,13 +47,13 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
     }  # fmt: skip
     enqueued = [lora(rank) for rank in (2, 4, 8)]
     settings = {"trials": 7, "seed": 7, "repeats": (2, 2), "enqueue": enqueued}
-    trained = []
+    trained: list[tuple[int, int, int | None]] = []
     for stop_after in (4, 7):  # the driver dies in the middle of the repetitions, and is resumed
         study = toy_study(tmp_path)
         interrupted(study)
         searcher = searcher_over(study, space, **settings)
         for number in range(len(trained), stop_after):
-            given = searcher.suggest(f"t{number}")
+            given = asked(searcher, f"t{number}")
             key = given["choice"]["rank"], given["seed"]
             trained.append((*key, given["repeat"]))
             assert given["choice"]["learning_rate"] == 1e-3
@@ -83,7 +83,7 @@ def test_a_repetition_that_fails_is_not_tried_for_ever(tmp_path: Path) -> None:
     for number in range(2):
         searcher.suggest(f"t{number}")
         finish(searcher, f"t{number}")
-    assert searcher.suggest("t2")["repeat"] == 1
+    assert asked(searcher, "t2")["repeat"] == 1
     searcher.on_trial_complete("t2", error=True)
     assert searcher.suggest("t3") == Searcher.FINISHED
 
@@ -124,6 +124,7 @@ def drive(folder: str, driver: str, trials: int, hangs: bool = False) -> None:
         if hangs:
             (Path(folder) / "holds").write_text(json.dumps(given))
             time.sleep(600)
+        assert isinstance(given, dict)
         finish(searcher, f"t{number}", 0.5 + given["choice"]["learning_rate"])
         number += 1
     shared.close()
@@ -211,6 +212,7 @@ def test_a_trial_that_others_have_taken_over_is_not_told_twice(
     searcher.on_trial_result("t0", row(1, 0.5))
     finish(searcher, "t0")
     ended = searcher.ended_trial("t0")
+    assert ended is not None
     assert (ended.state, ended.values) == ("cancelled", None)
     assert study.trials[0].state == TrialState.FAIL
     assert "another driver took it for left behind" in caplog.text
@@ -292,7 +294,7 @@ def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path: P
         rows,
         config=config,
         plans=[plan] * 3,
-        workers=Workers(),
+        workers=Workers(),  # type: ignore[arg-type]
         tracker=MagicMock(children=lambda run_id: []),
         sweep_run_id="sweep",
         view=MagicMock(),

@@ -14,7 +14,7 @@ from search.study.warm_start import Earlier, earlier_choices, moved_into, noted,
 from spaces.errors import TrackingError
 from spaces.methods.registry import parse_choice
 from tests.search.queries.test_best import Records
-from tests.search.study.test_searcher import finish, searcher_over
+from tests.search.study.test_searcher import asked, finish, searcher_over
 from tests.search.toy_search import toy_space, toy_study
 
 TASK, BASE = "t" * 64, "b" * 64
@@ -26,7 +26,7 @@ class Past(Records):
 
     def of(
         self, sweep: str, value: float, choice: dict[str, Any], *, task: str = TASK,
-        base: str = BASE, **tags: str | None,
+        base: str = BASE, **tags: Any,
     ) -> str:  # fmt: skip
         run_id = self.trial(
             value,
@@ -116,7 +116,7 @@ def test_a_choice_that_was_repeated_is_as_good_as_its_mean(past: Past) -> None:
 
 def test_a_choice_is_moved_to_the_nearest_values_and_keeps_its_learning_rate() -> None:
     space = toy_space()
-    moved = moved_into(space, parse_choice(lora(64, 3.25e-3)))
+    moved: Any = moved_into(space, parse_choice(lora(64, 3.25e-3)))
     assert moved.as_dict() == parse_choice(lora(8, 3.25e-3)).as_dict()
     moved = moved_into(space, parse_choice({**pilora(0.99), "rank": 16}))
     assert (moved.rank, moved.partition.threshold, moved.learning_rate) == (8, 0.9, 2e-3)
@@ -140,7 +140,7 @@ def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(
         enqueue=[space.default_choice("lora"), choice],
         origins={json.dumps(choice.as_dict(), sort_keys=True): "ab12" * 8},
     )
-    first, second = searcher.suggest("t0"), searcher.suggest("t1")
+    first, second = asked(searcher, "t0"), asked(searcher, "t1")
     assert [s["choice"] for s in (first, second)] == [
         space.default_choice("lora").as_dict(),
         choice.as_dict(),

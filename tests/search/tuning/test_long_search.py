@@ -156,7 +156,7 @@ def test_of_a_long_study_a_sampler_hears_of_the_newest_and_takes_the_same_for_go
 ) -> None:
     study = study_of(NEWEST + 300, 0, mode)
     trials = study.get_trials(deepcopy=False)
-    heard = Snapshot(trials, study.directions)._study.get_trials(deepcopy=False)
+    heard = Snapshot(trials, study.directions).study.get_trials(deepcopy=False)
 
     assert [t.number for t in heard] == sorted(t.number for t in heard)
     assert heard[-NEWEST:] == trials[-NEWEST:]
@@ -169,7 +169,7 @@ def test_of_a_long_study_a_sampler_hears_of_the_newest_and_takes_the_same_for_go
 def test_a_short_study_a_sampler_hears_of_whole() -> None:
     study = study_of(60, 1)
     trials = study.get_trials(deepcopy=False)
-    assert Snapshot(trials, study.directions)._study.get_trials(deepcopy=False) == trials
+    assert Snapshot(trials, study.directions).study.get_trials(deepcopy=False) == trials
 
 
 def test_one_trial_of_each_kind_tells_a_sampler_the_groups_of_parameters() -> None:
