@@ -49,6 +49,7 @@ from search.tuning.tune import tune_search
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
+from trainables.resident.jobs import Done, Epoch, GroupFacts, Started, TrialResult
 from trainables.resident.queue import start_job_queue
 from trainables.training.settings import TrainSettings
 
@@ -81,7 +82,7 @@ class StubGroup:
     def serve(self, queue: Any) -> int:
         """Serve until the queue is closed; returns how many jobs were served."""
         served = 0
-        ray.get(queue.register.remote(0, {"host": "stub"}))
+        ray.get(queue.register.remote(0, GroupFacts("stub")))
         # The first job takes as long as the processes of both light functions take to start. Tune
         # would give a trial that waits for its process that of a trial that has ended, and start
         # one in vain for every trial whose job is over sooner.
@@ -94,12 +95,12 @@ class StubGroup:
             if taken is None:
                 continue
             job_id, job = taken
-            value = 0.9 - 0.02 * math.log(job["learning_rate"] / 4e-4) ** 2
+            value = 0.9 - 0.02 * math.log(job.learning_rate / 4e-4) ** 2
             metrics = {"accuracy": value, "dev_loss": 1.0 - value, "train_loss": 1.0 - value}
             events = [
-                {"type": "started", "worker": {}},
-                {"type": "epoch", "epoch": 1, "metrics": metrics},
-                {"type": "done", "result": {"metrics": metrics, "epochs": 1, "head_params": 770}},
+                Started(),
+                Epoch(1, metrics),
+                Done(TrialResult(metrics, head_params=770, ready_at=0.0, first_step_at=0.0)),
             ]
             for event in events:
                 ray.get(queue.report.remote(job_id, event))
@@ -198,8 +199,9 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
         group = ray.remote(StubGroup).options(num_cpus=0).remote()
         serving = group.serve.remote(queue)
         tune_search(
-            searcher=searcher, queue=queue, targets=targets, profile=profile, train={"seed": 0},
-            epochs=1, scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
+            searcher=searcher, queue=queue, targets=targets, profile=profile,
+            train=config.train,
+            scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
             metric="accuracy", mode="max", max_concurrent_trials=2, time_budget=None,
             storage_path=paths.tune, name="search", observer=observer, callbacks=[clock],
             keep_weights=True,

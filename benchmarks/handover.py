@@ -33,6 +33,7 @@ from results import Run, measured, spread
 
 if TYPE_CHECKING:
     from search.tuning.trial import TrialContext
+    from trainables.resident.jobs import TrialResult
     from trainables.tasks.task import Task
 
 EPOCHS = 1
@@ -72,12 +73,12 @@ class EventTap:
         self._references.append(self._queue.next_event.remote(job_id, timeout_s))
         return self._references[-1]
 
-    def last(self) -> dict[str, Any]:
-        """The last event that the trial has read."""
+    def result(self) -> TrialResult:
+        """What the last event that the trial has read gives."""
         import ray
 
-        event: dict[str, Any] = ray.get(self._references[-1])
-        return event
+        result: TrialResult = ray.get(self._references[-1]).result
+        return result
 
 
 # In a Tune trial ----------------------------------------------------------------------------------
@@ -92,9 +93,9 @@ def resident_trial(config: dict[str, Any], *, queue: Any, context: TrialContext)
 
     tap = EventTap(queue)
     run_trial(config, queue=tap, context=context)
-    result = tap.last()["result"]
-    moments = (result["ready_at"], result["first_step_at"])
-    tune.report(_clock(config, started, *moments, result["metrics"]["step_time"], {}))
+    result = tap.result()
+    moments = (result.ready_at, result.first_step_at)
+    tune.report(_clock(config, started, *moments, result.metrics["step_time"], {}))
 
 
 def fresh_trial(
@@ -109,18 +110,16 @@ def fresh_trial(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from spaces.methods.registry import make_plan, parse_choice
-    from spaces.profile import Profile
+    from spaces.methods.registry import parse_choice
 
     choice = parse_choice(config["choice"])
-    profile = Profile.from_bytes(context.profile, "profile") if context.profile else None
-    plan = make_plan(choice, context.targets, profile)
+    plan = context.planner.plan(choice)
     trainer = TorchTrainer(
         fresh_worker,
         train_loop_config={
             "plan": plan.to_bytes(),
             "learning_rate": choice.learning_rate,
-            "train": dict(context.train),
+            "train": context.train,
             "task": task,
         },
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
@@ -147,7 +146,7 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
     from trainables.bases.location import locate
     from trainables.engine.workers import join
     from trainables.training.finetune import finetune
-    from trainables.training.settings import TrainSettings
+    from trainables.training.observer import Observer
 
     torch.set_num_threads(1)
     workers = join()
@@ -160,19 +159,21 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
     base = Base(BASE, "", model, ("classifier",), model.config.model_type)
     at["loaded"] = time.time()
 
-    def on_step(step: int) -> None:
-        if step == 1:
-            at["first_step"] = time.time()
+    class Clock(Observer):
+        def on_ready(self) -> None:
+            at["ready"] = time.time()
 
-    settings = TrainSettings.model_validate(config["train"])
+        def on_step(self, step: int) -> None:
+            at.setdefault("first_step", time.time())
+
+    settings = config["train"]
     with BlockAdaptation(
         model, Plan.from_bytes(config["plan"]), seed=settings.seed, dropout=settings.dropout,
         head=fresh_head(base, settings.seed),
     ) as adaptation:  # fmt: skip
         report = finetune(
             model, adaptation, task, settings, learning_rate=config["learning_rate"],
-            seed=settings.seed, workers=workers, on_step=on_step,
-            on_ready=lambda: at.update(ready=time.time()),
+            seed=settings.seed, workers=workers, observer=Clock(),
         )  # fmt: skip
     return at | {"step_time": report["step_time"]}
 
@@ -272,10 +273,11 @@ def measure(
     from trainables.bases.location import fingerprint
     from trainables.profiling.settings import ProfileSettings
     from trainables.resident.groups import GroupSettings, ResidentWorkers
+    from trainables.resident.jobs import ProfileJob
     from trainables.training.settings import TrainSettings
 
     choice = parse_choice({"method": method}).as_dict()
-    train = TrainSettings(epochs=EPOCHS, batch_size=batch_size).model_dump(mode="json")
+    train = TrainSettings(epochs=EPOCHS, batch_size=batch_size)
     settings = ProfileSettings(
         target_modules=TARGET_MODULES, batch_size=batch_size, calibration_batches=4, score_every=1
     )
@@ -291,12 +293,11 @@ def measure(
             storage_path=str(Path(storage) / "group"),
         )  # fmt: skip
         with group as workers:
-            data = workers.run({"kind": "profile", "settings": settings.model_dump(mode="json")})
+            data = workers.run(ProfileJob(settings=settings)).profile
             group_start = time.monotonic() - began
-            profile = Profile.from_bytes(data["profile"], "the benchmark's profile")
+            profile = Profile.from_bytes(data, "the benchmark's profile")
             context = TrialContext(
-                targets=profile.targets, profile=data["profile"], train=train, epochs=EPOCHS,
-                metric=task.metric,
+                targets=profile.targets, profile=data, train=train, metric=task.metric,
             )  # fmt: skip
             light = tune.with_parameters(resident_trial, queue=workers.queue, context=context)
             heavy = tune.with_parameters(

@@ -94,6 +94,7 @@ def plain_epoch(base: Base, task: Task, settings: ProfileSettings, workers: Work
     from trainables.adaptations.blocks import BlockAdaptation, plain_lora
     from trainables.bases.loading import fresh_head
     from trainables.bases.structure import resolve_targets
+    from trainables.profiling.initial_phase import training_of
     from trainables.training.finetune import finetune
 
     with _peak_memory() as peak:
@@ -103,7 +104,7 @@ def plain_epoch(base: Base, task: Task, settings: ProfileSettings, workers: Work
         head = fresh_head(base, settings.seed)
         with BlockAdaptation(base.model, plan, seed=settings.seed, head=head) as adaptation:
             finetune(
-                base.model, adaptation, task, settings,
+                base.model, adaptation, task, training_of(settings),
                 learning_rate=settings.learning_rate, seed=settings.seed, workers=workers,
                 evaluate_on=None, base_dropout=settings.base_dropout,
             )  # fmt: skip

@@ -269,15 +269,21 @@ def _trained(
     from trainables.adaptations.registry import adaptation_for
     from trainables.bases.loading import fresh_head
     from trainables.training.finetune import finetune
+    from trainables.training.observer import Observer
 
     reports: list[dict[str, float]] = []
+
+    class Reports(Observer):
+        def on_epoch(self, epoch: int, report: dict[str, float]) -> None:
+            reports.append(report)
+
     head = fresh_head(base, seed)
     with adaptation_for(
         plan, base.model, seed=seed, dropout=settings.dropout, head=head
     ) as adaptation:
         finetune(
             base.model, adaptation, task, settings, learning_rate=learning_rate, seed=seed,
-            workers=workers, on_epoch=lambda _epoch, report: reports.append(report),
+            workers=workers, observer=Reports(),
         )  # fmt: skip
     return [round(r[task.metric], 5) for r in reports], [round(r["dev_loss"], 5) for r in reports]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from search.queries.comparison import Confirmation, summarize
 from spaces.errors import JobError, TrackingError
 from spaces.plan import Plan
+from trainables.resident.jobs import TrialJob
 
 if TYPE_CHECKING:
     from search.config.sweep import SweepConfig
@@ -111,19 +112,17 @@ def _run_one(
         )
     except TrackingError as error:
         logger.warning("a confirmation run is not logged: %s", error)
-    state, error_text, metrics = "complete", None, {}
+    state, error_text = "complete", None
+    metrics: Mapping[str, float] = {}
     try:
-        answer = workers.run(
-            {
-                "kind": "trial",
-                "plan": plan.to_bytes(),
-                "learning_rate": choice["learning_rate"],
-                "seed": seed,
-                "train": config.train.model_dump(mode="json"),
-                "split": "test",
-            }
+        job = TrialJob(
+            plan=plan.to_bytes(),
+            learning_rate=choice["learning_rate"],
+            seed=seed,
+            train=config.train,
+            split="test",
         )
-        metrics = answer["metrics"]
+        metrics = workers.run(job).metrics
     except JobError as error:
         state, error_text = "failed", str(error)
         logger.warning("confirmation of trial %s, seed %s: %s", row["number"], seed, error)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from search.config.sweep import SweepConfig
 from search.launch.prepare import Prepared, same_result
@@ -18,6 +17,7 @@ from search.tracking.tracker import Tracker
 from search.wording import duration
 from spaces.errors import JobError, StoreError
 from spaces.profile import Profile
+from trainables.resident.jobs import Event, Message, ProfileJob, ProfileSteps, Started
 
 if TYPE_CHECKING:
     from search.store.objects import ObjectStorage
@@ -119,7 +119,8 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             self.profile = store.get(key, self._unfit)
             return self.profile is None
 
-        leases = Leases(store.objects.under(keys.profile_prefix(key)), self._lease_seconds)
+        place = store.objects.under(keys.profile_prefix(key))
+        leases = Leases(place, self._config.cluster.lease_seconds)
         self.lease = leases.take(is_needed, self._say_whom_we_wait_for)
         if self.lease is not None:
             self._held.enter_context(self.lease)
@@ -162,10 +163,6 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
         """Where the job that computes the profile saves it on the way."""
         return self._prepared.store.objects.under(keys.checkpoint_prefix(self._prepared.key))
 
-    @property
-    def _lease_seconds(self) -> float:
-        return self._config.cluster.lease_seconds
-
     def _say_whom_we_wait_for(self, owner: Owner, silent: float) -> None:
         if self._shown != str(owner):
             self._shown = str(owner)
@@ -205,24 +202,21 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
         modules = f"{len(prepared.targets)} modules"
         view.stage("profile", f"{modules}; the workers are starting")
 
-        def on_event(event: Mapping[str, Any]) -> None:
+        def on_event(event: Event) -> None:
             self._check_lease()
-            if event["type"] == "started":
-                view.stage("profile", modules)
-            elif event["type"] == "progress":
-                view.stage("profile", str(event["phase"]))
-                view.profile_step(int(event["done"]), int(event["total"]))
-            elif event["type"] == "message":
-                view.message(str(event["text"]))
+            match event:
+                case Started():
+                    view.stage("profile", modules)
+                case ProfileSteps(phase, done, total):
+                    view.stage("profile", phase)
+                    view.profile_step(done, total)
+                case Message(text):
+                    view.message(text)
 
-        job = {
-            "kind": "profile",
-            "settings": self._config.profile.model_dump(mode="json"),
-            "checkpoints": self._checkpoints,
-        }
-        answer = workers.run(job, on_event=on_event)
+        job = ProfileJob(settings=self._config.profile, checkpoints=self._checkpoints)
+        made = workers.run(job, on_event=on_event)
         self._check_inputs_unchanged()
-        return answer["profile"], float(answer["seconds"])
+        return made.profile, made.seconds
 
     def _check_lease(self) -> None:
         if self.lease is not None and self.lease.lost.is_set():

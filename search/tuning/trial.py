@@ -10,26 +10,35 @@ import ray
 from ray import tune
 
 from spaces.errors import JobError
-from spaces.methods.registry import make_plan, parse_choice
+from spaces.methods.registry import parse_choice
+from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.target import BaseSize, TargetModule
+from trainables.resident.jobs import Cancelled, Done, Epoch, Failed, TrialJob, TrialResult
+from trainables.resident.queue import events_of
+from trainables.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
 class TrialContext:
     """What every trial of a search shares, kept once in Ray's object store.
 
-    `profile` is the profile's file as bytes, `train` the section `train` of the sweep, `size` that
-    of the base; with `keep_weights` a finished job leaves its weights with the queue.
+    `profile` is the profile's file as bytes, `size` that of the base; with `keep_weights` a
+    finished job leaves its weights with the queue.
     """
 
     targets: tuple[TargetModule, ...]
     profile: bytes | None
-    train: Mapping[str, Any]
-    epochs: int
+    train: TrainSettings
     metric: str
     size: BaseSize | None = None
     keep_weights: bool = False
+
+    @property
+    def planner(self) -> Planner:
+        """Who makes the plans."""
+        profile = Profile.from_bytes(self.profile, "profile") if self.profile else None
+        return Planner(self.targets, profile, self.size)
 
 
 def job_name(number: int) -> str:
@@ -46,63 +55,50 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
     Raises:
         JobError: the job failed, with the worker's own error in one line.
     """
-    from trainables.resident.jobs import events_of
-
     choice = parse_choice(config["choice"])
-    profile = Profile.from_bytes(context.profile, "profile") if context.profile else None
-    plan = make_plan(choice, context.targets, profile, context.size)
-    job_id = ray.get(
-        queue.submit.remote(
-            {
-                "kind": "trial",
-                "job_id": job_name(config["number"]),
-                "choice": choice.as_dict(),
-                "plan": plan.to_bytes(),
-                "learning_rate": choice.learning_rate,
-                "seed": config["seed"],
-                "train": dict(context.train),
-                "epochs": context.epochs,
-                "keep_weights": context.keep_weights,
-            }
-        )
+    plan = context.planner.plan(choice)
+    job = TrialJob(
+        job_id=job_name(config["number"]),
+        plan=plan.to_bytes(),
+        learning_rate=choice.learning_rate,
+        seed=config["seed"],
+        train=context.train,
+        method=choice.method,
+        keep_weights=context.keep_weights,
     )
-    last: dict[str, Any] = {}
+    last: dict[str, Any] | None = None
     reported = 0
-    for event in events_of(queue, job_id):
-        if event["type"] == "epoch":
-            epoch = int(event["epoch"])
+    for event in events_of(queue, ray.get(queue.submit.remote(job))):
+        match event:
             # A job whose worker died starts again at its first epoch.
-            if epoch <= reported:
-                continue
-            if context.metric not in event["metrics"]:
-                raise JobError(
-                    f"search.metric: the job reports {', '.join(sorted(event['metrics']))} and no "
-                    f"{context.metric}; use one of these"
-                )
-            row = {
-                **event["metrics"],
-                "trainable_params": plan.trainable_params,
-                "epoch": epoch,
-                "epochs_done": epoch,
-            }
-            if epoch < context.epochs:
-                tune.report(row)
-                reported = epoch
-            else:
-                last = row
-        elif event["type"] == "done":
-            if not last:
-                raise JobError(
-                    f"{job_id}: ended after epoch {reported} of {context.epochs}; "
-                    "look for its worker's log"
-                )
-            extra = {k: event["result"][k] for k in ("head_params",) if k in event["result"]}
-            tune.report({**last, **extra})
-            return
-        elif event["type"] == "failed":
-            raise JobError(one_line(event["error"]))
-        elif event["type"] == "cancelled":
-            return  # the driver has ended this trial; an error would only be noise
+            case Epoch(epoch, metrics) if epoch > reported:
+                if context.metric not in metrics:
+                    raise JobError(
+                        f"search.metric: the job reports {', '.join(sorted(metrics))} and no "
+                        f"{context.metric}; use one of these"
+                    )
+                row = {
+                    **metrics,
+                    "trainable_params": plan.trainable_params,
+                    "epoch": epoch,
+                    "epochs_done": epoch,
+                }
+                if epoch < context.train.epochs:
+                    tune.report(row)
+                    reported = epoch
+                else:
+                    last = row
+            case Done(TrialResult(head_params=head_params)):
+                if last is None:
+                    raise JobError(
+                        f"{job.job_id}: ended after epoch {reported} of {context.train.epochs}; "
+                        "look for its worker's log"
+                    )
+                tune.report({**last, "head_params": head_params})
+            case Failed(error):
+                raise JobError(one_line(error))
+            case Cancelled():
+                return  # the driver has ended this trial; an error would only be noise
 
 
 def one_line(text: str) -> str:

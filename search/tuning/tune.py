@@ -32,6 +32,7 @@ from search.tuning.trial import TrialContext, job_name, run_trial
 from spaces.errors import ConfigError, JobError
 from spaces.profile import Profile
 from spaces.target import BaseSize, TargetModule
+from trainables.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from search.study.trial import EndedTrial, EndState
@@ -97,8 +98,7 @@ def tune_search(
     queue: Any,
     targets: tuple[TargetModule, ...],
     profile: Profile | None,
-    train: Mapping[str, Any],
-    epochs: int,
+    train: TrainSettings,
     scheduler: Mapping[str, Any] | None,
     metric: str,
     mode: str,
@@ -119,7 +119,7 @@ def tune_search(
     Args:
         searcher: hands out the choices and keeps the study.
         queue: handle of the `JobQueue` actor of the resident workers.
-        train: the section `train` of the sweep, as it goes into each job.
+        train: the section `train` of the sweep, which goes into each job.
         scheduler: ``{"name": "asha", "grace_epochs": 1, "reduction_factor": 3}``; None or the name
             ``none`` lets every trial train to its end.
         max_concurrent_trials: what the groups can hold plus one, or the sampler proposes blind.
@@ -142,13 +142,13 @@ def tune_search(
     interrupts = interrupts or Interrupts()
     callback = DriverCallback(searcher, queue, observer, should_stop, interrupts)
     shared = profile.to_bytes() if profile else None
-    context = TrialContext(targets, shared, dict(train), epochs, metric, size, keep_weights)
+    context = TrialContext(targets, shared, train, metric, size, keep_weights)
     function = tune.with_parameters(run_trial, queue=queue, context=context)
     tuner = tune.Tuner(
         tune.with_resources(function, light_resources()),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_make_scheduler(scheduler, searcher, epochs, metric, mode),
+            scheduler=_make_scheduler(scheduler, searcher, train.epochs, metric, mode),
             num_samples=-1,
             max_concurrent_trials=max_concurrent_trials,
             time_budget_s=time_budget,

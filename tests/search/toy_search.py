@@ -16,6 +16,16 @@ from search.study.study import open_study
 from spaces.profile import ModuleProfile, Profile
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
+from trainables.resident.jobs import (
+    Cancelled,
+    Done,
+    Epoch,
+    Failed,
+    GroupFacts,
+    Started,
+    TrialJob,
+    TrialResult,
+)
 
 TARGETS = tuple(TargetModule(f"layer{i}.dense", (24, 16)) for i in range(4))
 SPACE: dict[str, Any] = {
@@ -96,7 +106,7 @@ class PaperGroup:
 
     def serve(self, queue: Any) -> list[tuple[str, int, str]]:
         """Serve jobs until the queue is closed; returns (job, epochs trained, how it ended)."""
-        ray.get(queue.register.remote(0, {"host": "paper"}))
+        ray.get(queue.register.remote(0, GroupFacts("paper")))
         while True:
             taken = ray.get(queue.take.remote(0, 1.0))
             if taken == "closed":
@@ -106,13 +116,13 @@ class PaperGroup:
                 try:
                     self._train(queue, job_id, job)
                 except _WorkerDiedError:
-                    ray.get(queue.register.remote(0, {"host": "paper"}))
+                    ray.get(queue.register.remote(0, GroupFacts("paper")))
 
-    def _train(self, queue: Any, job_id: str, job: dict[str, Any]) -> None:
+    def _train(self, queue: Any, job_id: str, job: TrialJob) -> None:
         fate = self._script.get(int(job_id.rsplit("-", 1)[1]), "good")
-        ray.get(queue.report.remote(job_id, {"type": "started", "worker": {}}))
+        ray.get(queue.report.remote(job_id, Started()))
         metrics: dict[str, float] = {}
-        for epoch in range(1, job["epochs"] + 1):
+        for epoch in range(1, job.train.epochs + 1):
             if not self._wait(queue, job_id, self._seconds(fate, epoch)):
                 return self._stopped(queue, job_id, epoch - 1)
             metrics = {
@@ -120,19 +130,18 @@ class PaperGroup:
                 "dev_loss": 1.0 / epoch,
                 "train_loss": 0.9 / epoch,
             }
-            event = {"type": "epoch", "epoch": epoch, "metrics": metrics}
-            if ray.get(queue.report.remote(job_id, event)):
+            if ray.get(queue.report.remote(job_id, Epoch(epoch, metrics))):
                 return self._stopped(queue, job_id, epoch)
             if fate == "fail":
-                failed = {"type": "failed", "error": "RuntimeError: out of memory\nat step 3"}
+                failed = Failed("RuntimeError: out of memory\nat step 3")
                 ray.get(queue.report.remote(job_id, failed))
                 return self._log.append((job_id, epoch, "failed"))
             if fate == "die" and job_id not in self._dead:
                 self._dead.add(job_id)
                 raise _WorkerDiedError
-        result = {"metrics": metrics, "epochs": job["epochs"], "head_params": 34}
-        ray.get(queue.report.remote(job_id, {"type": "done", "result": result}))
-        return self._log.append((job_id, job["epochs"], "done"))
+        result = TrialResult(metrics, head_params=34, ready_at=0.0, first_step_at=0.0)
+        ray.get(queue.report.remote(job_id, Done(result)))
+        return self._log.append((job_id, job.train.epochs, "done"))
 
     def _seconds(self, fate: str, epoch: int) -> float:
         if fate == "slow":
@@ -150,11 +159,11 @@ class PaperGroup:
         return True
 
     def _stopped(self, queue: Any, job_id: str, epochs: int) -> None:
-        ray.get(queue.report.remote(job_id, {"type": "cancelled"}))
+        ray.get(queue.report.remote(job_id, Cancelled()))
         self._log.append((job_id, epochs, "cancelled"))
 
-    def _accuracy(self, fate: str, epoch: int, job: dict[str, Any]) -> float:
-        if (fate == "nan" and epoch == job["epochs"]) or (fate == "dip" and epoch == 1):
+    def _accuracy(self, fate: str, epoch: int, job: TrialJob) -> float:
+        if (fate == "nan" and epoch == job.train.epochs) or (fate == "dip" and epoch == 1):
             return float("nan")
         if fate == "inf":
             return float("inf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from trainables.adaptations.adaptation import StageParameters
 from trainables.engine.workers import Workers, join
 from trainables.tasks.task import Task
 from trainables.tasks.texts import EncodedSplit
+from trainables.training.observer import Observer
 
 VOCABULARY = 40
 
@@ -55,6 +57,13 @@ def alone() -> Workers:
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A tiny base of each family and a task for it; a test that asks for it runs for every one."""
     return make(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def hearing(**hooks: Callable[..., Any]) -> Observer:
+    """Who hears of a training job by functions named as an observer's."""
+    observer = Observer()
+    vars(observer).update(hooks)
+    return observer
 
 
 def tiny_bert(

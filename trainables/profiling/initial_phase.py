@@ -26,6 +26,8 @@ from trainables.profiling.settings import ProfileSettings
 from trainables.profiling.static_pass import Progress
 from trainables.tasks.task import Task
 from trainables.training.finetune import finetune
+from trainables.training.observer import Observer
+from trainables.training.settings import TrainSettings
 
 ROWS_PER_SCORE = 1024  # rows of the approximate gradient that exist at once
 
@@ -41,17 +43,22 @@ def train_initial_phase(
     saves: JobCheckpoints,
     saved: Saved | None,
     progress: Progress,
-    should_stop: Callable[[], bool] | None,
+    should_stop: Callable[[], bool],
 ) -> None:
     """PiLoRA's initial phase, from its first step or from where a checkpoint has it."""
     steps = math.ceil(len(task.splits["train"].labels) / settings.batch_size) * settings.epochs
+    observer = _Phase(initial_phase, saves, saved, settings, workers, steps, progress, should_stop)
     finetune(
-        model, initial_phase, task, settings,
+        model, initial_phase, task, training_of(settings),
         learning_rate=settings.learning_rate, seed=settings.seed, workers=workers,
         deepspeed=deepspeed, evaluate_on=None, base_dropout=settings.base_dropout,
-        on_step=lambda done: progress("initial phase", done, steps), should_stop=should_stop,
-        checkpoints=_InitialPhaseCheckpoints(initial_phase, saves, saved, settings, workers, steps),
+        observer=observer,
     )  # fmt: skip
+
+
+def training_of(settings: ProfileSettings) -> TrainSettings:
+    """How the initial phase trains: what the sections `profile` and `train` both have."""
+    return TrainSettings(**settings.model_dump(include=set(TrainSettings.model_fields)))
 
 
 class ScoredLoRA(BlockAdaptation):
@@ -132,8 +139,8 @@ class ScoredLoRA(BlockAdaptation):
         }
 
 
-class _InitialPhaseCheckpoints:
-    """Saves the initial phase as it trains, or puts a saved one in its place.
+class _Phase(Observer):
+    """Tells how the initial phase goes, and saves it or puts a saved one in its place.
 
     Its end is saved by what follows it.
     """
@@ -146,11 +153,20 @@ class _InitialPhaseCheckpoints:
         settings: ProfileSettings,
         workers: Workers,
         steps: int,
+        progress: Progress,
+        should_stop: Callable[[], bool],
     ) -> None:
         self._phase, self._saves, self._saved = phase, saves, saved
         self._drops = settings.dropout > 0 or settings.base_dropout
         self._workers, self._steps = workers, steps
+        self._progress, self._should_stop = progress, should_stop
         self.steps_done = saved.step if saved is not None else 0
+
+    def on_step(self, step: int) -> None:
+        self._progress("initial phase", step, self._steps)
+
+    def should_stop(self) -> bool:
+        return self._should_stop()
 
     def restore(self, engine: Any, schedule: Any) -> None:
         saved = self._saved

@@ -45,10 +45,10 @@ def compute_profile(
     workers: Workers,
     deepspeed: Mapping[str, Any] | None = None,
     base_fingerprint: str = "",
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda _phase, _done, _total: None,
     checkpoints: Checkpoints | None = None,
-    on_message: Message | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    on_message: Message = _log.warning,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Profile:
     """Profile a frozen base on a task's training rows. Every worker returns the same profile.
 
@@ -60,8 +60,6 @@ def compute_profile(
     Raises JobError where a statistic is not finite or `settings.memory_limit` holds no module, and
     CancelledError when `should_stop` says so, which is asked after every step.
     """
-    progress = on_progress or (lambda _phase, _done, _total: None)
-    message = on_message or _log.warning
     metadata = {
         "base": base_fingerprint,
         "task": task.train_fingerprint,
@@ -73,11 +71,13 @@ def compute_profile(
         identity=_identity(metadata, targets, next(model.parameters()).dtype),
         every=settings.checkpoint_every,
         workers=workers,
-        on_message=message,
+        on_message=on_message,
     )
     saved = saves.load()
     if saved is not None and workers.rank == 0:
-        message(f"the profile goes on from its checkpoint: step {saved.step} of the {saved.phase}")
+        on_message(
+            f"the profile goes on from its checkpoint: step {saved.step} of the {saved.phase}"
+        )
     lora = plain_lora(targets, settings.rank, settings.resolved_alpha)
     with ScoredLoRA(
         model, lora, seed=settings.seed, dropout=settings.dropout, head=head,
@@ -88,15 +88,15 @@ def compute_profile(
         else:
             train_initial_phase(
                 model, initial_phase, task, settings,
-                workers=workers, deepspeed=deepspeed, saves=saves, saved=saved, progress=progress,
-                should_stop=should_stop,
+                workers=workers, deepspeed=deepspeed, saves=saves, saved=saved,
+                progress=on_progress, should_stop=should_stop,
             )  # fmt: skip
             saved = None
         tally = initial_phase.tally()
         initial_phase.detach()
         fields = StaticPass(
             model, targets, task, settings, workers=workers, checkpoints=saves,
-            trained=lambda: tally | state_of(head), progress=progress, should_stop=should_stop,
+            trained=lambda: tally | state_of(head), progress=on_progress, should_stop=should_stop,
         ).run(saved)  # fmt: skip
     scores = initial_phase.scores(tally)
     return Profile(

@@ -16,9 +16,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+import ray.tune  # used later, but two imports of Ray's libraries at once can collide
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
 from spaces.errors import JobError
-from trainables.resident.jobs import POLL_S, Event, Job, events_of
-from trainables.resident.queue import start_job_queue
+from trainables.resident.group_watch import GroupWatch
+from trainables.resident.jobs import Done, Event, Failed, Job, Result
+from trainables.resident.queue import POLL_S, events_of, start_job_queue
 from trainables.resident.worker import one_line, serve
 
 logger = logging.getLogger(__name__)
@@ -72,12 +78,6 @@ class ResidentWorkers:
         self.queue: Any = None
 
     def __enter__(self) -> ResidentWorkers:
-        import ray
-
-        # Here, not in the threads: two imports of Ray's libraries at once can collide.
-        import ray.train.torch
-        import ray.tune
-
         self.queue = start_job_queue(self._settings.groups, self._settings.max_failures)
         self._config |= {"queue": self.queue, "task": [ray.put(self._task)]}
         for group in range(self._settings.groups):
@@ -86,8 +86,6 @@ class ResidentWorkers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        import ray
-
         self._leaving.set()
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.queue.close.remote(cancel=kind is not None), timeout=10)
@@ -104,37 +102,32 @@ class ResidentWorkers:
 
     def _end_groups(self, *, only_idle: bool) -> None:
         """Kill the actors that run groups, and with them their workers."""
-        import ray
-
         controllers = ray.get(self.queue.controllers.remote(only_idle), timeout=10)
         for controller in controllers.values():
             ray.kill(controller)
 
-    def run(self, job: Job, *, on_event: Callable[[Event], None] | None = None) -> dict[str, Any]:
+    def run(
+        self, job: Job[Result], *, on_event: Callable[[Event], None] = lambda _event: None
+    ) -> Result:
         """Submit a job, pass its events on and wait for its result. Raises JobError.
 
         What `on_event` raises cancels the job and is passed on.
         """
-        import ray
-
         job_id = ray.get(self.queue.submit.remote(job))
         for event in events_of(self.queue, job_id):
             try:
-                if on_event is not None:
-                    on_event(event)
+                on_event(event)
             except BaseException:
                 ray.get(self.queue.cancel.remote(job_id))
                 raise
-            if event["type"] == "done":
-                return dict(event["result"])
-            if event["type"] == "failed":
-                raise JobError(f"{job['kind']} failed: {event['error']}")
-        raise JobError(f"{job['kind']} was cancelled")
+            if isinstance(event, Done):
+                return event.result  # type: ignore[return-value]
+            if isinstance(event, Failed):
+                raise JobError(f"{job.kind} failed: {event.error}")
+        raise JobError(f"{job.kind} was cancelled")
 
     def collect(self, job_id: str) -> bytes | None:
         """What a finished job has left with the queue, once; None for nothing. Raises JobError."""
-        import ray
-
         try:
             left: bytes | None = ray.get(self.queue.collect.remote(job_id))
         except ray.exceptions.RayError as error:
@@ -154,8 +147,6 @@ class ResidentWorkers:
 
     def _pass_notices_on(self) -> None:
         """Tell what happens to the groups, and once which of them have not come up."""
-        import ray
-
         tell_slow = time.monotonic() + SLOW_START_S
         while not self._leaving.is_set():
             try:
@@ -181,8 +172,6 @@ class ResidentWorkers:
 
     def _run_group(self, group: int) -> None:
         """Run one group to its end, in a thread of its own, and tell the queue when it is lost."""
-        import ray
-
         error = "the group of resident workers ended"
         try:
             self._trainer(group).fit()
@@ -197,11 +186,6 @@ class ResidentWorkers:
         self._lost[group] = error
 
     def _trainer(self, group: int) -> Any:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        from trainables.resident.group_watch import GroupWatch
-
         resources = dict(self._settings.resources_per_worker or {"CPU": 1})
         use_gpu = resources.get("GPU", 0) > 0
         return TorchTrainer(

@@ -1,29 +1,149 @@
-"""Jobs, and the events that tell how they go."""
+"""Jobs, what they result in, and the events that tell how they go.
+
+They travel pickled between the driver, the queue and the workers, and are read where nothing heavy
+is loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from spaces.errors import JobError
+from trainables.profiling.settings import ProfileSettings
+from trainables.training.settings import TrainSettings
 
-POLL_S = 5.0  # rank 0 asks again after this long; the other ranks wait in a broadcast meanwhile
-Event = dict[str, Any]
-Job = dict[str, Any]
-State = Literal["waiting", "running", "over"]
+if TYPE_CHECKING:
+    from trainables.profiling.checkpoints import Checkpoints
+
+Result = TypeVar("Result")
 
 
-def events_of(queue: Any, job_id: str) -> Iterator[Event]:
-    """A job's events as they come, up to its last. Raises JobError where the queue is gone."""
-    import ray
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial was measured to be; `ready_at` and `first_step_at` are Unix times, before the
+    first forward pass that trains and after the first step."""
 
-    while True:
-        try:
-            event = ray.get(queue.next_event.remote(job_id, POLL_S))
-        except ray.exceptions.RayActorError as error:
-            raise JobError("the sweep's job queue is gone; launch again with --resume") from error
-        if event is None:
-            continue
-        yield event
-        if event["type"] in ("done", "failed", "cancelled"):
-            return
+    metrics: Mapping[str, float]
+    head_params: int
+    ready_at: float
+    first_step_at: float
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """A profile's file as bytes, and the seconds that the worker took."""
+
+    profile: bytes
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[Result]):
+    """Work for one group of resident workers; the queue names it where it has no `job_id`."""
+
+    kind: ClassVar[str]
+    """What it is called where it fails."""
+    takes_less_memory: ClassVar[str]
+    """What a user can do where it does not fit."""
+
+    job_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob(Job[TrialResult]):
+    """Train one plan (its file as bytes) and measure it; `split` is test for a confirmation run.
+
+    With `keep_weights` the queue is left the trial's weights, as a file's bytes.
+    """
+
+    kind: ClassVar[str] = "trial"
+    takes_less_memory: ClassVar[str] = (
+        "lower train.batch_size or raise train.gradient_accumulation_steps"
+    )
+
+    plan: bytes
+    learning_rate: float
+    seed: int
+    train: TrainSettings
+    split: Literal["dev", "test"] = "dev"
+    method: str = ""
+    keep_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileJob(Job[ProfileResult]):
+    """Compute the profile; `checkpoints` is where it is saved on the way."""
+
+    kind: ClassVar[str] = "profile"
+    takes_less_memory: ClassVar[str] = "lower profile.batch_size"
+
+    settings: ProfileSettings
+    checkpoints: Checkpoints | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """A group has taken the job."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A trial has trained so many epochs; `metrics` is the report of the last."""
+
+    epoch: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ProfileSteps:
+    """A profile has done so many steps of a phase."""
+
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Requeued:
+    """The job's worker died; it starts again at its beginning."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The job's last event: it has succeeded."""
+
+    result: TrialResult | ProfileResult
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The job's last event: it has failed, with the error in one line."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The job's last event: the driver has stopped it."""
+
+
+Ending = Done | Failed | Cancelled
+Event = Started | Epoch | ProfileSteps | Message | Requeued | Ending
+AnyJob = Job[Any]
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """What a group that is up says of itself: rank 0's process, and how many workers it has."""
+
+    host: str
+    pid: int = 0
+    workers: int = 1

@@ -8,23 +8,37 @@ counts failures over a whole run only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainables.resident.jobs import Event, Job, State
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from spaces.errors import JobError
+from trainables.resident.jobs import (
+    AnyJob,
+    Cancelled,
+    Ending,
+    Event,
+    Failed,
+    GroupFacts,
+    Requeued,
+)
+
+POLL_S = 5.0  # whoever waits asks again after this long
 MAX_IDLE_STARTS = 8  # starts of one group between two finished jobs
 
 
 @dataclass
 class _Entry:
-    job: Job
-    state: State = "waiting"
+    job: AnyJob | None
+    state: Literal["waiting", "running", "over"] = "waiting"
     group: int | None = None
-    events: list[Event] = field(default_factory=list)
-    read: int = 0
+    events: deque[Event] = field(default_factory=deque)
     deaths: int = 0
     cancelled: bool = False
     left: bytes | None = None
@@ -33,9 +47,9 @@ class _Entry:
 class JobQueue:
     """State of all jobs of one sweep. Run it as a Ray actor: `start_job_queue()`.
 
-    A job's events, in order: ``started``, ``epoch`` (any number), then one of ``done``, ``failed``
-    and ``cancelled``. A job whose worker died goes back to the head of the queue and starts again
-    at its first epoch, `max_failures` times at most.
+    A job's events, in order: `Started`, what its kind of job tells (any number), then an `Ending`.
+    A job whose worker died goes back to the head of the queue and starts again at its first epoch,
+    `max_failures` times at most.
     """
 
     def __init__(self, groups: int = 1, max_failures: int = 2) -> None:
@@ -45,7 +59,7 @@ class JobQueue:
         self._numbers = itertools.count()
         self._changed = asyncio.Condition()
         self._closed = False
-        self._groups: dict[int, dict[str, Any]] = {}
+        self._groups: dict[int, GroupFacts] = {}
         self._idle_starts: dict[int, int] = {}
         self._died: set[int] = set()
         self._cancelled_early: set[str] = set()
@@ -53,39 +67,25 @@ class JobQueue:
         self._controllers: dict[int, Any] = {}
         self._notices: deque[str] = deque()
 
-    async def submit(self, job: Job) -> str:
-        """Append a job; returns its id: the job's own `job_id` where it names one."""
-        job_id = job.get("job_id") or f"{job['kind']}-job-{next(self._numbers):05d}"
+    async def submit(self, job: AnyJob) -> str:
+        """Append a job; returns its id."""
+        job_id = job.job_id or f"{job.kind}-job-{next(self._numbers):05d}"
         if job_id in self._entries:
             raise ValueError(f"a job {job_id} was submitted before")
         entry = self._entries[job_id] = _Entry(job)
         if job_id in self._cancelled_early:
-            await self._finish(entry, {"type": "cancelled"})
-            return str(job_id)
-        if len(self._lost) == self._number_of_groups:
-            error = next(iter(self._lost.values()))
-            await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
-            return str(job_id)
-        async with self._changed:
+            await self._finish(entry, Cancelled())
+        elif len(self._lost) == self._number_of_groups:
+            await self._finish(entry, Failed(next(iter(self._lost.values()))))
+        else:
             self._waiting.append(job_id)
-            self._changed.notify_all()
-        return str(job_id)
+            await self._wake()
+        return job_id
 
     async def next_event(self, job_id: str, timeout_s: float) -> Event | None:
         """The job's next unread event; None when none came within `timeout_s` seconds."""
-        entry = self._entries[job_id]
-        async with self._changed:
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: entry.read < len(entry.events)), timeout_s
-                )
-            except TimeoutError:
-                return None
-            event = entry.events[entry.read]
-            entry.read += 1
-            if entry.state == "over" and entry.read == len(entry.events):
-                entry.job = {}  # a plan is large; nobody reads it any more
-            return event
+        events = self._entries[job_id].events
+        return events.popleft() if await self._comes(lambda: events, timeout_s) else None
 
     async def cancel(self, job_id: str) -> None:
         """Stop a job: at once where it waits or is yet to come, at its next step where it runs."""
@@ -98,16 +98,15 @@ class JobQueue:
         entry.cancelled = True
         if entry.state == "waiting":
             self._waiting.remove(job_id)
-            await self._finish(entry, {"type": "cancelled"})
+            await self._finish(entry, Cancelled())
 
     async def close(self, cancel: bool = False) -> None:
         """Let every group leave its loop after what is queued; with `cancel`, at once."""
         if cancel:
             for job_id in list(self._entries):
                 await self.cancel(job_id)
-        async with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
+        await self._wake()
 
     # -- what a group's rank 0 calls ------------------------------------------------------------
 
@@ -119,13 +118,13 @@ class JobQueue:
         await self.group_lost(group, "the workers keep dying while they start; see Ray's logs")
         return False
 
-    async def register(self, group: int, worker: dict[str, Any]) -> None:
+    async def register(self, group: int, facts: GroupFacts) -> None:
         """A group has (re)started. A job that it held when it died is queued again or failed."""
         await self._take_back_all(group)
-        self._groups[group] = worker
+        self._groups[group] = facts
         if group in self._died:
             self._died.discard(group)
-            await self._notify(f"group {group} is up again on {worker.get('host', 'its node')}")
+            await self._notify(f"group {group} is up again on {facts.host}")
 
     async def worker_died(self, group: int, reason: str) -> None:
         """A worker of the group is gone: its job can be taken by another group at once."""
@@ -151,24 +150,20 @@ class JobQueue:
 
     async def take(
         self, group: int, timeout_s: float
-    ) -> tuple[str, Job] | Literal["closed"] | None:
+    ) -> tuple[str, AnyJob] | Literal["closed"] | None:
         """The next job for this group; None when none came in time; "closed" to leave the loop."""
         if group in self._died:  # what is left of it will be ended and started again
             await asyncio.sleep(timeout_s)
             return "closed" if self._closed else None
-        async with self._changed:
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._waiting or self._closed), timeout_s
-                )
-            except TimeoutError:
-                return None
-            if not self._waiting:
-                return "closed"
-            job_id = self._waiting.popleft()
-            entry = self._entries[job_id]
-            entry.state, entry.group = "running", group
-            return job_id, entry.job
+        if not await self._comes(lambda: self._waiting or self._closed, timeout_s):
+            return None
+        if not self._waiting:
+            return "closed"
+        job_id = self._waiting.popleft()
+        entry = self._entries[job_id]
+        entry.state, entry.group = "running", group
+        assert entry.job is not None
+        return job_id, entry.job
 
     async def report(self, job_id: str, event: Event, group: int | None = None) -> bool:
         """Append an event of a running job. True when the job is to stop.
@@ -178,7 +173,7 @@ class JobQueue:
         entry = self._entries[job_id]
         if entry.state != "running" or group not in (None, entry.group):
             return True
-        if event["type"] in ("done", "failed", "cancelled"):
+        if isinstance(event, Ending):
             await self._finish(entry, event)
         else:
             await self._append(entry, event)
@@ -213,14 +208,14 @@ class JobQueue:
         self._lost.setdefault(group, error)
         for entry in self._entries.values():
             if entry.state == "running" and entry.group == group:
-                await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+                await self._finish(entry, Failed(error))
         if len(self._lost) == self._number_of_groups:
             while self._waiting:
                 entry = self._entries[self._waiting.popleft()]
-                await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+                await self._finish(entry, Failed(error))
         return self._lost[group]
 
-    async def groups(self) -> dict[int, dict[str, Any]]:
+    async def groups(self) -> dict[int, GroupFacts]:
         """The groups that are up: group number -> what its rank 0 said of itself."""
         return dict(self._groups)
 
@@ -229,19 +224,28 @@ class JobQueue:
 
         "" once the queue is closed.
         """
+        if not await self._comes(lambda: self._notices or self._closed, timeout_s):
+            return None
+        return self._notices.popleft() if self._notices else ""
+
+    # -- within ----------------------------------------------------------------------------------
+
+    async def _comes(self, what: Callable[[], object], timeout_s: float) -> bool:
+        """Whether `what` is there, or comes to be within `timeout_s` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(what)
+                return True
+        return False
+
+    async def _wake(self) -> None:
+        """Let all that wait look again."""
         async with self._changed:
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._notices or self._closed), timeout_s
-                )
-            except TimeoutError:
-                return None
-            return self._notices.popleft() if self._notices else ""
+            self._changed.notify_all()
 
     async def _notify(self, notice: str) -> None:
-        async with self._changed:
-            self._notices.append(notice)
-            self._changed.notify_all()
+        self._notices.append(notice)
+        await self._wake()
 
     async def _take_back_all(self, group: int) -> str:
         """Queue or fail the jobs that a dead group held; returns what became of them, in words."""
@@ -255,28 +259,28 @@ class JobQueue:
         entry.deaths += 1
         entry.group = None
         if entry.cancelled:
-            await self._finish(entry, {"type": "cancelled"})
+            await self._finish(entry, Cancelled())
             return f"{_in_words(job_id)} was cancelled"
         if entry.deaths > self._max_failures:
             error = f"the worker died {entry.deaths} times in this job (cluster.max_failures)"
-            await self._finish(entry, {"type": "failed", "error": error, "traceback": ""})
+            await self._finish(entry, Failed(error))
             return f"{_in_words(job_id)} fails"
         entry.state = "waiting"
         self._waiting.appendleft(job_id)
-        await self._append(entry, {"type": "requeued", "deaths": entry.deaths})
+        await self._append(entry, Requeued())
         tries = self._max_failures + 1
         return f"{_in_words(job_id)} starts again (try {entry.deaths + 1} of {tries})"
 
-    async def _finish(self, entry: _Entry, event: Event) -> None:
+    async def _finish(self, entry: _Entry, ending: Ending) -> None:
         entry.state = "over"
+        entry.job = None  # a plan is large; nobody reads it any more
         if entry.group is not None:
             self._idle_starts.pop(entry.group, None)
-        await self._append(entry, event)
+        await self._append(entry, ending)
 
     async def _append(self, entry: _Entry, event: Event) -> None:
-        async with self._changed:
-            entry.events.append(event)
-            self._changed.notify_all()
+        entry.events.append(event)
+        await self._wake()
 
 
 def _in_words(job_id: str) -> str:
@@ -290,9 +294,18 @@ def start_job_queue(groups: int = 1, max_failures: int = 2) -> Any:
 
     It lives on the driver's node, so that the sweep outlasts the loss of any other.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
     return actor.remote(groups, max_failures)
+
+
+def events_of(queue: Any, job_id: str) -> Iterator[Event]:
+    """A job's events as they come, up to its last. Raises JobError where the queue is gone."""
+    event: Event | None = None
+    while not isinstance(event, Ending):
+        try:
+            event = ray.get(queue.next_event.remote(job_id, POLL_S))
+        except ray.exceptions.RayActorError as error:
+            raise JobError("the sweep's job queue is gone; launch again with --resume") from error
+        if event is not None:
+            yield event

@@ -7,33 +7,62 @@ import logging
 import os
 import socket
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import get_device
+
 from spaces.errors import JobError, RanksweepError
-from trainables.profiling.settings import ProfileSettings
-from trainables.resident.jobs import POLL_S, Event, Job
-from trainables.training.settings import TrainSettings
+from spaces.plan import Plan
+from trainables.adaptations.registry import adaptation_for
+from trainables.bases.loading import Base, fresh_head, load_base
+from trainables.bases.structure import resolve_targets
+from trainables.engine.workers import Workers, join
+from trainables.profiling.profile import compute_profile
+from trainables.resident.jobs import (
+    AnyJob,
+    Cancelled,
+    Done,
+    Epoch,
+    Event,
+    Failed,
+    GroupFacts,
+    Message,
+    ProfileJob,
+    ProfileResult,
+    ProfileSteps,
+    Started,
+    TrialJob,
+    TrialResult,
+)
+from trainables.resident.queue import POLL_S
+from trainables.tasks.task import Task
+from trainables.trained.weights import Trained, TrainedFacts
+from trainables.training.finetune import finetune
+from trainables.training.observer import Observer
+from trainables.training.stage import CancelledError, DivergedError
 
 CANCEL_POLL_S = 0.2  # how often a running job asks whether it was cancelled
 
 
 @dataclass
-class _Resident:
+class Resident:
     """What a worker keeps from job to job."""
 
-    base: Any
-    task: Any
-    workers: Any
+    base: Base
+    task: Task
+    workers: Workers
     deepspeed: Mapping[str, Any]
 
 
 def serve(config: dict[str, Any]) -> None:
     """The loop of one worker: load the base, then serve jobs until the queue is closed."""
-    import ray.train
-
     queue, group = config["queue"], config["group"]
     _quieten()
     if not ray.get(queue.starting.remote(group, ray.train.get_context().get_world_size())):
@@ -48,7 +77,8 @@ def serve(config: dict[str, Any]) -> None:
     gc.freeze()  # what a job leaves behind is then all that the collector has to look at
     workers = resident.workers
     if workers.rank == 0:
-        ray.get(queue.register.remote(group, _describe(resident)))
+        facts = GroupFacts(socket.gethostname(), os.getpid(), workers.size)
+        ray.get(queue.register.remote(group, facts))
     while True:
         taken = None
         if workers.rank == 0:
@@ -57,17 +87,10 @@ def serve(config: dict[str, Any]) -> None:
         if taken == "closed":
             return
         if taken is not None:
-            _run_job(resident, queue, group, *taken)
+            run_job(resident, queue, group, *taken)
 
 
-def _load(config: dict[str, Any]) -> _Resident:
-    import ray
-    import torch
-    from ray.train.torch import get_device
-
-    from trainables.bases.loading import load_base
-    from trainables.engine.workers import join
-
+def _load(config: dict[str, Any]) -> Resident:
     device = get_device()
     workers = join(device)
     if device.type == "cpu":
@@ -82,53 +105,31 @@ def _load(config: dict[str, Any]) -> _Resident:
             f"base: {config['base_uri']} on this node differs from the driver's; install the same "
             "files on every node"
         )
-    return _Resident(base, task, workers, config["deepspeed"])
+    return Resident(base, task, workers, config["deepspeed"])
 
 
-def _describe(resident: _Resident) -> dict[str, Any]:
-    import ray
-
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "node": ray.get_runtime_context().get_node_id(),
-        "device": str(resident.workers.device),
-        "workers": resident.workers.size,
-        "dtype": str(next(resident.base.model.parameters()).dtype).removeprefix("torch."),
-    }
-
-
-def _run_job(resident: _Resident, queue: Any, group: int, job_id: str, job: Job) -> None:
-    import ray
-
-    from trainables.training.stage import CancelledError, DivergedError
-
-    channel = _Channel(queue, group, job_id, resident.workers.rank == 0)
-    channel.send({"type": "started"})
+def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob) -> None:
+    """Run one job on this worker and tell the queue how it goes and ends."""
+    channel = Channel(queue, group, job_id, resident.workers.rank == 0)
+    channel.send(Started())
     try:
-        result = {"trial": _trial, "profile": _profile}[job["kind"]](resident, job, channel)
-        channel.send({"type": "done", "result": result})
+        channel.send(Done(perform(job, resident, channel)))
     except CancelledError:
-        channel.send({"type": "cancelled"})
+        channel.send(Cancelled())
     except DivergedError as failure:  # every rank saw the same loss
-        channel.send({"type": "failed", "error": str(failure), "traceback": ""})
+        channel.send(Failed(str(failure)))
     except Exception as failure:
         if _peer_is_gone(failure):
             raise  # the group starts again and the job with it; its death is what counts
         # On any rank: the others may hang in a collective, so the queue hears of it first.
-        event = {
-            "type": "failed",
-            "error": _explain(failure, job["kind"]),
-            "traceback": traceback.format_exc(limit=20),
-        }
-        ray.get(queue.report.remote(job_id, event, group))
+        ray.get(queue.report.remote(job_id, Failed(_explain(failure, job)), group))
         if resident.workers.size > 1:
             raise
     finally:
         _give_memory_back()
 
 
-class _Channel:
+class Channel:
     """A running job's line to the queue; only rank 0 speaks."""
 
     def __init__(self, queue: Any, group: int, job_id: str, speaks: bool) -> None:
@@ -138,22 +139,17 @@ class _Channel:
         self._next_poll = 0.0
 
     def send(self, event: Event) -> None:
-        import ray
-
+        """Tell the queue an event of the job."""
         if self._speaks:
             self._stop |= ray.get(self._queue.report.remote(self._job_id, event, self._group))
 
     def leave(self, made: Callable[[], bytes]) -> None:
         """Leave what the job has made with the queue, for the driver to collect."""
-        import ray
-
         if self._speaks:
             ray.get(self._queue.leave.remote(self._job_id, made()))
 
     def should_stop(self) -> bool:
         """Rank 0's knowledge of whether the driver cancelled the job; asks without waiting."""
-        import ray
-
         if not self._speaks or self._stop:
             return self._stop
         if self._asked is not None:
@@ -167,59 +163,63 @@ class _Channel:
         return self._stop
 
 
-def _trial(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
-    """Train one plan and measure it; `split` is dev, or test for a confirmation run.
+@singledispatch
+def perform(job: AnyJob, resident: Resident, channel: Channel) -> Any:
+    """Do what a job asks for; returns its result."""
+    raise TypeError(f"no worker knows how to do a {type(job).__name__}")
 
-    With `keep_weights` the queue is left the trial's weights, as a file's bytes.
-    """
-    from spaces.plan import Plan
-    from trainables.adaptations.registry import adaptation_for
-    from trainables.bases.loading import fresh_head
-    from trainables.training.finetune import finetune
 
-    settings = TrainSettings.model_validate(job["train"])
-    plan = Plan.from_bytes(job["plan"])
-    head = fresh_head(resident.base, job["seed"])
-    split = job.get("split", "dev")
-    ready: list[float] = []
-    first_step: list[float] = []
+class _TrialObserver(Observer):
+    """Tells the queue of a trial's epochs, and when the training had begun."""
 
-    def on_step(_step: int) -> None:
-        if not first_step:
-            first_step.append(time.time())
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.ready_at = self.first_step_at = 0.0
 
-    def on_epoch(epoch: int, report: dict[str, float]) -> None:
-        channel.send({"type": "epoch", "epoch": epoch, "metrics": report})
+    def on_ready(self) -> None:
+        self.ready_at = time.time()
 
+    def on_step(self, step: int) -> None:
+        self.first_step_at = self.first_step_at or time.time()
+
+    def should_stop(self) -> bool:
+        return self._channel.should_stop()
+
+    def on_epoch(self, epoch: int, report: dict[str, float]) -> None:
+        self._channel.send(Epoch(epoch, report))
+
+
+@perform.register
+def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
+    base, plan = resident.base, Plan.from_bytes(job.plan)
+    head = fresh_head(base, job.seed)
+    observer = _TrialObserver(channel)
     with adaptation_for(
-        plan, resident.base.model, seed=job["seed"], dropout=settings.dropout, head=head
+        plan, base.model, seed=job.seed, dropout=job.train.dropout, head=head
     ) as adaptation:
         metrics = finetune(
-            resident.base.model, adaptation, resident.task, settings,
-            learning_rate=job["learning_rate"], seed=job["seed"], workers=resident.workers,
-            deepspeed=resident.deepspeed, evaluate_on=split, evaluate_every_epoch=split == "dev",
-            on_ready=lambda: ready.append(time.time()), on_step=on_step, on_epoch=on_epoch,
-            should_stop=channel.should_stop,
+            base.model, adaptation, resident.task, job.train,
+            learning_rate=job.learning_rate, seed=job.seed, workers=resident.workers,
+            deepspeed=resident.deepspeed, evaluate_on=job.split,
+            evaluate_every_epoch=job.split == "dev", observer=observer,
         )  # fmt: skip
-        if job.get("keep_weights"):
+        if job.keep_weights:
             channel.leave(_trained(resident, job, adaptation.weights(), head))
-    return {
-        "metrics": metrics,
-        "epochs": settings.epochs,
-        "trainable_params": plan.trainable_params,
-        "head_params": sum(p.numel() for module in head.values() for p in module.parameters()),
-        "plan_digest": plan.digest,
-        "ready_at": ready[0] if ready else first_step[0],
-        "first_step_at": first_step[0],
-    }
+    return TrialResult(
+        metrics=metrics,
+        head_params=sum(p.numel() for module in head.values() for p in module.parameters()),
+        ready_at=observer.ready_at or observer.first_step_at,
+        first_step_at=observer.first_step_at,
+    )
 
 
 def _trained(
-    resident: _Resident, job: Job, weights: Mapping[str, Any], head: Mapping[str, Any]
+    resident: Resident,
+    job: TrialJob,
+    weights: Mapping[str, torch.Tensor],
+    head: Mapping[str, torch.nn.Module],
 ) -> Callable[[], bytes]:
     """The file of a trial's weights, made when it is asked for."""
-    from trainables.trained.weights import Trained, TrainedFacts
-
     base, task = resident.base, resident.task
     facts = TrainedFacts(
         base_uri=base.uri,
@@ -228,25 +228,17 @@ def _trained(
         task_kind=task.kind,
         labels=task.labels,
         head_modules=tuple(head),
-        method=str(job.get("choice", {}).get("method", "")),
+        method=job.method,
         dtype=str(next(base.model.parameters()).dtype).removeprefix("torch."),
-        seed=job["seed"],
+        seed=job.seed,
     )
     states = {name: module.state_dict() for name, module in head.items()}
     return Trained(facts, weights, states).to_bytes
 
 
-def _profile(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]:
-    """Compute the profile; the result holds its file's bytes.
-
-    `checkpoints` of the job, a `Checkpoints`, is where it is saved on the way.
-    """
-    from trainables.bases.loading import fresh_head
-    from trainables.bases.structure import resolve_targets
-    from trainables.profiling.profile import compute_profile
-
-    settings = ProfileSettings.model_validate(job["settings"])
-    base = resident.base
+@perform.register
+def _profile(job: ProfileJob, resident: Resident, channel: Channel) -> ProfileResult:
+    base, settings = resident.base, job.settings
     targets = resolve_targets(base.model, base.head_modules, settings.target_modules)
     started, last = time.monotonic(), 0.0
 
@@ -254,48 +246,36 @@ def _profile(resident: _Resident, job: Job, channel: _Channel) -> dict[str, Any]
         nonlocal last
         if time.monotonic() - last > 0.5 or done == total:
             last = time.monotonic()
-            channel.send({"type": "progress", "phase": phase, "done": done, "total": total})
-
-    def on_message(line: str) -> None:
-        channel.send({"type": "message", "text": line})
+            channel.send(ProfileSteps(phase, done, total))
 
     profile = compute_profile(
         base.model, fresh_head(base, settings.seed), targets, resident.task, settings,
         workers=resident.workers, deepspeed=resident.deepspeed,
-        base_fingerprint=base.fingerprint, on_progress=on_progress, on_message=on_message,
-        should_stop=channel.should_stop,
-        checkpoints=job.get("checkpoints"),
+        base_fingerprint=base.fingerprint, checkpoints=job.checkpoints, on_progress=on_progress,
+        on_message=lambda line: channel.send(Message(line)), should_stop=channel.should_stop,
     )  # fmt: skip
     data = profile.to_bytes() if resident.workers.rank == 0 else b""
-    return {"profile": data, "seconds": time.monotonic() - started}
+    return ProfileResult(data, time.monotonic() - started)
 
 
 def _peer_is_gone(failure: BaseException) -> bool:
     """Whether a collective failed because another rank died; gloo raises a bare RuntimeError."""
-    import torch.distributed as dist
-
     return isinstance(failure, dist.DistError) or (
         isinstance(failure, RuntimeError) and ("gloo" in str(failure) or "NCCL" in str(failure))
     )
 
 
-def _explain(failure: BaseException, kind: str) -> str:
+def _explain(failure: BaseException, job: AnyJob) -> str:
     """A job's failure in one line, with the remedy where it is known."""
-    import torch
-
     line = one_line(failure)
     short = ("out of memory", "can't allocate memory")  # a GPU's allocator, and the CPU's
     if isinstance(failure, torch.OutOfMemoryError) or any(sign in line for sign in short):
-        if kind == "profile":
-            return f"{line}; lower profile.batch_size"
-        return f"{line}; lower train.batch_size or raise train.gradient_accumulation_steps"
+        return f"{line}; {job.takes_less_memory}"
     return line
 
 
 def _give_memory_back() -> None:
     """After a job: collect what it has left, and let a GPU have the memory that it held."""
-    import torch
-
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

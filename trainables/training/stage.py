@@ -1,11 +1,12 @@
-"""One stage of a training job: its engine, its schedule, its steps."""
+"""The stages of a training job: their engines, their schedules, their steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from spaces.errors import JobError
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
-from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import Split
 from trainables.training.batches import of_like_length, to_device
 from trainables.training.evaluate import summed_loss
+from trainables.training.observer import Observer
 from trainables.training.settings import TrainSettings
 
 
@@ -54,29 +55,11 @@ class Schedule:
         return next(i for i in range(self.stages) if step < (i + 1) * self.steps // self.stages)
 
 
-class StepCheckpoints(Protocol):
-    """Where an interrupted job of one stage goes on, and what keeps it as it trains."""
-
-    steps_done: int
-    """Optimizer steps that were trained before: their rows are passed over."""
-
-    def restore(self, engine: Any, schedule: Any) -> None:
-        """Called once, with the engine and learning-rate schedule that train the next step."""
-
-    def keep(self, step: int, engine: Any, schedule: Any) -> None:
-        """Called after every step with the number of steps done."""
-
-
 def engine_config(
-    settings: TrainSettings | ProfileSettings,
-    deepspeed: Mapping[str, Any],
-    *,
-    accumulation: int,
-    workers: int,
-    dtype: torch.dtype,
+    settings: TrainSettings, deepspeed: Mapping[str, Any], workers: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     """DeepSpeed's config of a job: the user's section plus what the job decides."""
-    micro = math.ceil(settings.batch_size / accumulation / workers)
+    accumulation = settings.gradient_accumulation_steps
     zero = {"stage": 0, **deepspeed.get("zero_optimization", {})}
     if dtype in (torch.float16, torch.bfloat16) and zero["stage"] == 0:
         # Stage 0 in 16 bits is wrong in DeepSpeed 0.19: float16 gradients are divided by a loss
@@ -87,7 +70,7 @@ def engine_config(
         "zero_allow_untested_optimizer": True,
         **deepspeed,
         "zero_optimization": zero,
-        "train_micro_batch_size_per_gpu": micro,
+        "train_micro_batch_size_per_gpu": math.ceil(settings.batch_size / accumulation / workers),
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": settings.max_grad_norm or 0.0,
         "bf16": {"enabled": dtype == torch.bfloat16},
@@ -96,65 +79,89 @@ def engine_config(
     }
 
 
-class StageRun:
-    """One stage under its own DeepSpeed engine, optimizer and learning-rate schedule."""
+class Stages(AbstractContextManager["Stages"]):
+    """Trains the steps of a job in their order. Each stage has a DeepSpeed engine, an optimizer and
+    a learning-rate schedule of its own while it trains; the last ends when the context is left."""
 
     def __init__(
         self,
         adaptation: Adaptation,
-        stage: int,
-        settings: TrainSettings | ProfileSettings,
+        settings: TrainSettings,
+        schedule: Schedule,
+        *,
         learning_rate: float,
-        steps: int,
         config: dict[str, Any],
+        workers: Workers,
         base_dropout: bool,
+        observer: Observer,
     ) -> None:
-        self._adaptation, self._base_dropout = adaptation, base_dropout
-        self.last_learning_rate = 0.0
-        parameters = adaptation.begin_stage(stage, steps)
-        groups = parameters.parameter_groups(learning_rate, settings.weight_decay)
-        self._learning_rate = learning_rate
+        self._adaptation, self._settings, self._schedule = adaptation, settings, schedule
+        self._learning_rate, self._config, self._workers = learning_rate, config, workers
+        self._base_dropout, self._observer = base_dropout, observer
+        self._stage: int | None = None
         self._engine: Any = None
-        if not groups:
-            return
-        import deepspeed
-        from transformers import get_scheduler
+        self._rates: Any = None
+        self._is_ready = False
+        self.last_learning_rate = 0.0
 
-        optimizer = torch.optim.AdamW(groups)
-        constant = settings.lr_scheduler == "constant"
-        name = "constant_with_warmup" if constant else settings.lr_scheduler
-        self._schedule = get_scheduler(
-            name, optimizer, math.ceil(settings.warmup_ratio * steps), steps
-        )
-        self._engine, *_ = deepspeed.initialize(
-            model=parameters, optimizer=optimizer, config=config, dist_init_required=False
-        )
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
     @property
     def trains(self) -> bool:
         """Whether the stage has anything to train: not with an empty core and no head."""
         return self._engine is not None
 
-    def step(
-        self,
-        split: Split,
-        rows: NDArray[np.int64],
-        accumulation: int,
-        workers: Workers,
-        on_ready: Callable[[], None] | None = None,
-    ) -> torch.Tensor:
-        """One optimizer step over `rows`; returns this worker's part of the summed loss.
+    def step(self, number: int, split: Split, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Optimizer step `number`, from 0, over `rows`; returns this worker's part of the summed
+        loss."""
+        stage = self._schedule.stage_of(number)
+        if stage != self._stage:
+            self._end()
+            self._begin(stage)
+            if number == self._observer.steps_done:
+                self._observer.restore(self._engine, self._rates)
+        total = torch.zeros((), dtype=torch.float64, device=self._workers.device)
+        if self._engine is not None:
+            self._train(split, rows, total)
+        return total
 
-        `on_ready` is called before the first forward pass, where there is one.
-        """
-        total = torch.zeros((), dtype=torch.float64, device=workers.device)
-        if self._engine is None:
-            return total
-        self._engine.train()
-        self._engine.module.head.train(self._base_dropout)  # a head's dropout is the base's
+    def keep(self, done: int) -> None:
+        """Offer the state after `done` steps for keeping."""
+        self._observer.keep(done, self._engine, self._rates)
+
+    def _begin(self, stage: int) -> None:
+        # Not at the top: the driver knows this file too and has no use for what these load.
+        import deepspeed
+        from transformers import get_scheduler
+
+        settings, steps = self._settings, self._schedule.stage_steps(stage)
+        parameters = self._adaptation.begin_stage(stage, steps)
+        groups = parameters.parameter_groups(self._learning_rate, settings.weight_decay)
+        self.last_learning_rate = 0.0
+        if groups:
+            optimizer = torch.optim.AdamW(groups)
+            constant = settings.lr_scheduler == "constant"
+            name = "constant_with_warmup" if constant else settings.lr_scheduler
+            warmup = math.ceil(settings.warmup_ratio * steps)
+            self._rates = get_scheduler(name, optimizer, warmup, steps)
+            self._engine, *_ = deepspeed.initialize(
+                model=parameters,
+                optimizer=optimizer,
+                config=self._config,
+                dist_init_required=False,
+            )
+        self._stage = stage
+
+    def _train(self, split: Split, rows: NDArray[np.int64], total: torch.Tensor) -> None:
+        """Take an optimizer step; adds this worker's part of the summed loss to `total`."""
+        engine, workers = self._engine, self._workers
+        engine.train()
+        engine.module.head.train(self._base_dropout)  # a head's dropout is the base's
+        accumulation = self._settings.gradient_accumulation_steps
         micro_batches = [m for m in np.array_split(rows, accumulation) if len(m)]
         for i, micro_batch in enumerate(micro_batches):
-            self._engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
+            engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
             own = workers.share(micro_batch)
             weight = 1.0 if len(own) else 0.0  # a rank without rows still joins the collectives
             own = own if len(own) else micro_batch[:1]
@@ -163,38 +170,28 @@ class StageRun:
                 groups = [own[group] for group in of_like_length(split.lengths[own])]
             batches = [to_device(split.batch(group), workers) for group in groups]
             labels = torch.cat([batch.pop("labels") for batch in batches])
-            if i == 0 and on_ready is not None:
-                on_ready()
-            loss = weight * summed_loss(self._engine(*batches), labels)
+            if not self._is_ready:
+                self._is_ready = True
+                self._observer.on_ready()
+            loss = weight * summed_loss(engine(*batches), labels)
             mean = loss * (workers.size / len(rows))
             if (penalty := self._adaptation.penalty()) is not None:
                 mean = mean + penalty / len(micro_batches)
-            self._engine.backward(mean, scale_wrt_gas=False)
+            engine.backward(mean, scale_wrt_gas=False)
             total += loss.detach()
-        self._adaptation.after_backward(self._engine)
-        self.last_learning_rate = self._learning_rate * self._factor()
-        self._engine.step()
-        skipped = bool(getattr(self._engine.optimizer, "overflow", False))
+        self._adaptation.after_backward(engine)
+        group = self._rates.optimizer.param_groups[0]
+        self.last_learning_rate = self._learning_rate * float(group["lr"] / group["initial_lr"])
+        engine.step()
+        skipped = bool(getattr(engine.optimizer, "overflow", False))
         if not skipped:
-            self._schedule.step()
+            self._rates.step()
         self._adaptation.after_step(skipped, self.last_learning_rate)
-        return total
 
-    def restore(self, checkpoints: StepCheckpoints) -> None:
-        """Go on where a job was interrupted."""
-        checkpoints.restore(self._engine, self._schedule)
-
-    def keep(self, step: int, checkpoints: StepCheckpoints) -> None:
-        """Offer the state after `step` steps for keeping."""
-        checkpoints.keep(step, self._engine, self._schedule)
-
-    def _factor(self) -> float:
-        group = self._schedule.optimizer.param_groups[0]
-        return float(group["lr"] / group["initial_lr"])
-
-    def close(self) -> None:
+    def _end(self) -> None:
         """Freeze the stage's blocks and let the engine go."""
-        self._adaptation.end_stage()
+        if self._stage is not None:
+            self._adaptation.end_stage()
         if self._engine is not None:
             self._engine.destroy()
-            self._engine = None
+        self._stage = self._engine = self._rates = None

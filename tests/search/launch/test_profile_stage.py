@@ -30,6 +30,7 @@ from search.tracking.tracker import Tracker
 from spaces.errors import ConfigError, StoreError
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import ModuleProfile, Profile
+from trainables.resident.jobs import Event, ProfileJob, ProfileResult, ProfileSteps, Started
 
 
 def config_of(sweep: Mapping[str, Any], folder: Path, **changes: Any) -> SweepConfig:
@@ -60,14 +61,14 @@ class Workers:
 
     def __init__(self, profile: Profile, meanwhile: Callable[[], None] = lambda: None) -> None:
         self._profile, self._meanwhile = profile, meanwhile
-        self.jobs: list[Mapping[str, Any]] = []
+        self.jobs: list[ProfileJob] = []
 
-    def run(self, job: Mapping[str, Any], *, on_event: Callable[[Any], None]) -> dict[str, Any]:
+    def run(self, job: ProfileJob, *, on_event: Callable[[Event], None]) -> ProfileResult:
         self.jobs.append(job)
-        on_event({"type": "started"})
+        on_event(Started())
         self._meanwhile()
-        on_event({"type": "progress", "phase": "static pass", "done": 1, "total": 1})
-        return {"profile": self._profile.to_bytes(), "seconds": 2.5}
+        on_event(ProfileSteps("static pass", 1, 1))
+        return ProfileResult(self._profile.to_bytes(), seconds=2.5)
 
 
 class Launch:
@@ -118,13 +119,15 @@ def test_a_profile_is_computed_once_and_then_found(
 
 def test_progress_is_saved_in_the_store_and_cleared_after(launch: Launch) -> None:
     def save() -> None:
-        saved = pickle.loads(pickle.dumps(workers.jobs[0]["checkpoints"]))
+        saved = pickle.loads(pickle.dumps(workers.jobs[0].checkpoints))
         saved.put("manifest.json", b"{}")
         saved.put("parts/a", b"1")
 
     workers = Workers(profile_of(launch.prepared), save)
     launch.run(workers)
-    assert workers.jobs[0]["checkpoints"].list("parts") == ()
+    checkpoints = workers.jobs[0].checkpoints
+    assert checkpoints is not None
+    assert checkpoints.list("parts") == ()
     assert not [name for name in launch.prepared.store.objects.list("profiles") if "parts" in name]
 
 

@@ -27,6 +27,7 @@ from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
 from tests.search.study.test_searcher import asked, finish, row, searcher_over
 from tests.search.toy_search import TARGETS, toy_space, toy_study
+from trainables.resident.jobs import TrialJob, TrialResult
 
 GRACE = 3
 
@@ -278,9 +279,10 @@ def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path: P
     trained = []
 
     class Workers:
-        def run(self, job: dict[str, Any]) -> dict[str, Any]:
-            trained.append((job["learning_rate"], job["seed"]))
-            return {"metrics": {"accuracy": job["seed"] / 10}}
+        def run(self, job: TrialJob) -> TrialResult:
+            trained.append((job.learning_rate, job.seed))
+            metrics = {"accuracy": job.seed / 10}
+            return TrialResult(metrics, head_params=0, ready_at=0.0, first_step_at=0.0)
 
     task = {"name": "t", "data": {"train": "a.csv", "dev": "b.csv", "test": "c.csv"}, "text": ["s"]}
     config = parse_sweep({"base": "path:x", "task": task, "confirm": {"seeds": 2}})

@@ -28,6 +28,7 @@ from search.tuning.tune import TuneOutcome, tune_search
 from spaces.errors import ConfigError
 from tests.search.toy_search import TARGETS, PaperGroup, toy_profile, toy_space, toy_study
 from trainables.resident.queue import start_job_queue
+from trainables.training.settings import TrainSettings
 
 PROFILE = toy_profile()
 ASHA = {"name": "asha", "grace_epochs": 1, "reduction_factor": 3}
@@ -77,8 +78,7 @@ def search(searcher: StudySearcher, queue: Any, folder: Path, **settings: Any) -
     defaults: dict[str, Any] = {
         "targets": TARGETS,
         "profile": PROFILE,
-        "train": {"seed": 5},
-        "epochs": EPOCHS,
+        "train": TrainSettings(epochs=EPOCHS, seed=5),
         "scheduler": ASHA,
         "metric": "accuracy",
         "mode": "max",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu, relu
 
-from tests.trainables.conftest import adapters_of, head_of, tiny_bert, tiny_task
+from tests.trainables.conftest import adapters_of, head_of, hearing, tiny_bert, tiny_task
 from tests.trainables.tuner_examples import Layered, plan_of, plan_of_first
 from trainables.adaptations.adaptation import Adaptation, StageParameters
 from trainables.adaptations.baselines.tuner import HookedAdaptation
@@ -246,7 +246,7 @@ def test_coefficients_stay_zero_until_the_launch_and_train_from_then_on(
 
         finetune(
             model, adaptation, tiny_task(train=6 * steps), settings, learning_rate=1e-2, seed=3,
-            workers=alone, on_step=look,
+            workers=alone, observer=hearing(on_step=look),
         )  # fmt: skip
     assert moved == [False] * launch + [True] * (steps - launch)
 
@@ -313,7 +313,7 @@ def test_dylora_draws_one_rank_for_all_modules_and_all_parts_of_a_step(alone: Wo
                 found.append(rank)
 
             finetune(model, adaptation, tiny_task(), settings, learning_rate=1e-2, seed=3,
-                     workers=alone, on_step=look)  # fmt: skip
+                     workers=alone, observer=hearing(on_step=look))  # fmt: skip
         return found, adaptation.weights()
 
     (whole, one), (parts, other) = ranks(SETTINGS), ranks(settings)
@@ -384,7 +384,8 @@ def test_gates_close_for_good_in_the_engine_s_masters_too(
 
             finetune(
                 model, adaptation, tiny_task(), SETTINGS, learning_rate=1e-2, seed=3,
-                workers=alone, deepspeed={"zero_optimization": {"stage": stage}}, on_step=look,
+                workers=alone, deepspeed={"zero_optimization": {"stage": stage}},
+                observer=hearing(on_step=look),
             )  # fmt: skip
         return found
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from spaces.plan import Plan
-from tests.trainables.conftest import head_of, tiny_bert, tiny_task
+from tests.trainables.conftest import head_of, hearing, tiny_bert, tiny_task
 from tests.trainables.tuner_examples import (
     HEADS,
     OF_PEFT,
@@ -227,7 +227,8 @@ def test_adalora_masks_ever_more_and_the_engine_s_masters_too(
 
         finetune(
             model, adaptation, tiny_task(), SETTINGS, learning_rate=RATE, seed=3, workers=alone,
-            deepspeed={"zero_optimization": {"stage": stage}}, on_step=look,
+            deepspeed={"zero_optimization": {"stage": stage}},
+            observer=hearing(on_step=look),
         )  # fmt: skip
     assert found[0] == 0  # the schedule warms up from 0
     assert found[1] > 2 * len(plan.targets)

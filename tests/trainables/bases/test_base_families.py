@@ -14,6 +14,7 @@ import torch
 
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import Profile
+from tests.trainables.conftest import hearing
 from tests.trainables.families import Made
 from tests.trainables.profile_oracle import assert_profile_is
 from trainables.adaptations.blocks import BlockAdaptation
@@ -131,7 +132,7 @@ def test_a_plan_trains_and_leaves_the_base_as_it_was(
         with BlockAdaptation(base.model, plan, seed=1, dropout=0.05, head=head) as adaptation:
             report = finetune(
                 base.model, adaptation, family.task, TWO_STEPS, learning_rate=1e-2, seed=1,
-                workers=alone, on_step=steps.append,
+                workers=alone, observer=hearing(on_step=steps.append),
             )  # fmt: skip
             updates = adaptation.updates()
         assert steps == [1, 2]

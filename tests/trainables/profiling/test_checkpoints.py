@@ -30,7 +30,8 @@ from trainables.profiling.checkpoints import MANIFEST, remove_checkpoints
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
 from trainables.resident.groups import GroupSettings, ResidentWorkers
-from trainables.resident.jobs import events_of
+from trainables.resident.jobs import Done, Event, ProfileJob, ProfileResult, ProfileSteps, Requeued
+from trainables.resident.queue import events_of
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.task import build_task
 
@@ -71,7 +72,7 @@ def profile_of(
     dtype: torch.dtype = torch.float32,
     stage: int = 0,
     factor: float = 1.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None,
 ) -> tuple[Profile, list[str]]:
     """A profile of the tiny base, and what its job said."""
     model = tiny_bert(dtype, dropout=0.2 if settings.base_dropout else 0.0)
@@ -553,12 +554,11 @@ def test_a_resident_worker_killed_at_three_points_goes_on_from_the_store_each_ti
         tiny_sweep["profile"]
         | {"batch_size": 2, "epochs": 8, "calibration_batches": "all", "checkpoint_every": 5}
     )
-    job = {"kind": "profile", "settings": settings.model_dump(mode="json")}
     storage = ObjectStorage(str(tmp_path / "store")).under("checkpoints")
-    kept = {"checkpoints": storage}
 
-    def events(workers: ResidentWorkers) -> Iterator[dict[str, Any]]:
-        job_id = ray.get(workers.queue.submit.remote(job | kept))
+    def events(workers: ResidentWorkers) -> Iterator[Event]:
+        job = ProfileJob(settings=settings, checkpoints=storage)
+        job_id = ray.get(workers.queue.submit.remote(job))
         yield from events_of(workers.queue, job_id)
 
     points = [("initial phase", 100), ("static pass", 0), ("static pass", 15)]
@@ -570,20 +570,23 @@ def test_a_resident_worker_killed_at_three_points_goes_on_from_the_store_each_ti
         settings=GroupSettings(resources_per_worker={"CPU": 1}, max_failures=3),
         storage_path=str(tmp_path / "ray"),
     ) as workers:  # fmt: skip
-        wanted = Profile.from_bytes(workers.run(job)["profile"], "undisturbed")
+        wanted = Profile.from_bytes(
+            workers.run(ProfileJob(settings=settings)).profile, "undisturbed"
+        )
         requeued = True
         for event in events(workers):
-            if event["type"] == "requeued":
+            if isinstance(event, Requeued):
                 requeued = True
-            elif event["type"] == "progress" and requeued:
+            elif isinstance(event, ProfileSteps) and requeued:
                 requeued = False
-                went_on.append((event["phase"], event["done"]))
+                went_on.append((event.phase, event.done))
                 if len(killed) < len(points):
                     killed.append(wait_for(storage, *points[len(killed)]))
-                    pid = ray.get(workers.queue.groups.remote())[0]["pid"]
+                    pid = ray.get(workers.queue.groups.remote())[0].pid
                     os.kill(pid, signal.SIGKILL)
-        assert event["type"] == "done", event
-        found = Profile.from_bytes(event["result"]["profile"], "interrupted")
+        assert isinstance(event, Done), event
+        assert isinstance(event.result, ProfileResult)
+        found = Profile.from_bytes(event.result.profile, "interrupted")
     assert went_on[0] == ("initial phase", 1)
     assert [phase for phase, _ in went_on[1:]] == [phase for phase, _ in points]
     for (_, done), checkpoint in zip(went_on[1:], killed, strict=True):

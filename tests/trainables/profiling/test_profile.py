@@ -17,7 +17,14 @@ from pydantic import ValidationError
 from spaces.errors import JobError
 from spaces.profile import Profile
 from spaces.target import TargetModule
-from tests.trainables.conftest import VOCABULARY, head_of, join_group, tiny_bert, tiny_task
+from tests.trainables.conftest import (
+    VOCABULARY,
+    head_of,
+    hearing,
+    join_group,
+    tiny_bert,
+    tiny_task,
+)
 from tests.trainables.profile_oracle import (
     assert_profile_is,
     initial_phase,
@@ -397,11 +404,12 @@ def trial_of(
         epochs=2, batch_size=6, gradient_accumulation_steps=2, dropout=0.0, weight_decay=0.01
     )
     reports: list[dict[str, float]] = []
+    observer = hearing(on_epoch=lambda _epoch, report: reports.append(report))
     plan = plain_lora(targets_of(model), 2, 4.0)
     with adaptation_for(plan, model, seed=5, head=head_of(model)) as adaptation:
         finetune(
             model, adaptation, task, settings, learning_rate=1e-2, seed=5, workers=workers,
-            deepspeed=deepspeed, on_epoch=lambda _epoch, report: reports.append(report),
+            deepspeed=deepspeed, observer=observer,
         )  # fmt: skip
     return [untimed(report) for report in reports]
 

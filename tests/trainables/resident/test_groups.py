@@ -21,7 +21,19 @@ from trainables.bases.location import fingerprint
 from trainables.bases.structure import meta_targets
 from trainables.profiling.settings import ProfileSettings
 from trainables.resident.groups import GroupSettings, ResidentWorkers
-from trainables.resident.jobs import events_of
+from trainables.resident.jobs import (
+    Cancelled,
+    Done,
+    Epoch,
+    Event,
+    Failed,
+    GroupFacts,
+    ProfileJob,
+    ProfileSteps,
+    Requeued,
+    TrialJob,
+)
+from trainables.resident.queue import events_of
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.task import Task, build_task
 from trainables.training.settings import TrainSettings
@@ -66,25 +78,24 @@ def group(
 
 def trial(
     tiny_sweep: dict[str, Any], choice: dict[str, Any], profile: Profile | None = None, **train: Any
-) -> dict[str, Any]:
+) -> TrialJob:
     """A job that trains the plan of a choice."""
     targets = meta_targets(
         tiny_sweep["base"], "classification", 2, tiny_sweep["profile"]["target_modules"]
     )
     parsed = parse_choice(choice)
-    return {
-        "kind": "trial",
-        "plan": make_plan(parsed, targets, profile).to_bytes(),
-        "learning_rate": train.pop("learning_rate", 5e-3),
-        "seed": 3,
-        "train": TrainSettings(batch_size=16, **train).model_dump(mode="json"),
-    }
+    return TrialJob(
+        plan=make_plan(parsed, targets, profile).to_bytes(),
+        learning_rate=train.pop("learning_rate", 5e-3),
+        seed=3,
+        train=TrainSettings(batch_size=16, **train),
+    )
 
 
 LORA = {"method": "lora", "rank": 4}
 
 
-def groups_up(workers: ResidentWorkers, number: int) -> dict[int, dict[str, Any]]:
+def groups_up(workers: ResidentWorkers, number: int) -> dict[int, GroupFacts]:
     """What the groups say of themselves, once so many are up."""
     give_up = time.monotonic() + 180
     while len(up := ray.get(workers.queue.groups.remote())) < number:
@@ -93,12 +104,12 @@ def groups_up(workers: ResidentWorkers, number: int) -> dict[int, dict[str, Any]
     return dict(up)
 
 
-def losses(workers: ResidentWorkers, job: dict[str, Any]) -> list[tuple[float, float]]:
+def losses(workers: ResidentWorkers, job: TrialJob) -> list[tuple[float, float]]:
     found = []
 
-    def on_event(event: dict[str, Any]) -> None:
-        if event["type"] == "epoch":
-            found.append((event["metrics"]["train_loss"], event["metrics"]["dev_loss"]))
+    def on_event(event: Event) -> None:
+        if isinstance(event, Epoch):
+            found.append((event.metrics["train_loss"], event.metrics["dev_loss"]))
 
     workers.run(job, on_event=on_event)
     return found
@@ -110,8 +121,7 @@ def test_nothing_of_a_job_survives_into_the_next(
     first = losses(group, trial(tiny_sweep, LORA, epochs=3))
     assert len(first) == 3
     settings = ProfileSettings.model_validate(tiny_sweep["profile"])
-    answer = group.run({"kind": "profile", "settings": settings.model_dump(mode="json")})
-    profile = Profile.from_bytes(answer["profile"], "test")
+    profile = Profile.from_bytes(group.run(ProfileJob(settings=settings)).profile, "test")
     for method in ("pilora", "taso", "sensitivity", "joint"):
         for seed in (0, 1):
             other = losses(group, trial(tiny_sweep, {"method": method, "seed": seed}, profile))
@@ -133,11 +143,11 @@ def test_a_cancelled_job_stops_long_before_its_end(
     job_id = ray.get(group.queue.submit.remote(trial(tiny_sweep, LORA, epochs=100_000)))
     seen = []
     for event in events_of(group.queue, job_id):
-        seen.append(event["type"])
-        if seen.count("epoch") == 2:
+        seen.append(type(event))
+        if seen.count(Epoch) == 2:
             ray.get(group.queue.cancel.remote(job_id))
-    assert seen[-1] == "cancelled"
-    assert seen.count("epoch") < 1000
+    assert seen[-1] is Cancelled
+    assert seen.count(Epoch) < 1000
 
 
 @pytest.mark.parametrize(
@@ -152,21 +162,21 @@ def test_what_a_listener_raises_cancels_a_profile_in_both_phases(
 
     reached = []
 
-    def on_event(event: dict[str, Any]) -> None:
-        if event.get("phase") == phase:
+    def on_event(event: Event) -> None:
+        if isinstance(event, ProfileSteps) and event.phase == phase:
             reached.append(event)
             raise EnoughError
 
     profile = {**tiny_sweep["profile"], "calibration_batches": "all", **settings}
-    job = ProfileSettings.model_validate(profile).model_dump(mode="json")
+    job = ProfileJob(settings=ProfileSettings.model_validate(profile))
     with pytest.raises(EnoughError):
-        group.run({"kind": "profile", "settings": job}, on_event=on_event)
+        group.run(job, on_event=on_event)
     assert len(reached) == 1
     assert len(losses(group, trial(tiny_sweep, LORA, epochs=1))) == 1
 
 
 def kill_a_worker(group: ResidentWorkers) -> None:
-    os.kill(groups_up(group, 1)[0]["pid"], signal.SIGKILL)
+    os.kill(groups_up(group, 1)[0].pid, signal.SIGKILL)
 
 
 def test_a_killed_workers_job_is_done_again_with_the_same_result(
@@ -177,13 +187,13 @@ def test_a_killed_workers_job_is_done_again_with_the_same_result(
     job_id = ray.get(group.queue.submit.remote(job))
     seen, found = [], {}
     for event in events_of(group.queue, job_id):
-        seen.append(event["type"])
-        if event["type"] == "epoch":
-            found[event["epoch"]] = (event["metrics"]["train_loss"], event["metrics"]["dev_loss"])
-            if event["epoch"] == 3 and "requeued" not in seen:
+        seen.append(type(event))
+        if isinstance(event, Epoch):
+            found[event.epoch] = (event.metrics["train_loss"], event.metrics["dev_loss"])
+            if event.epoch == 3 and Requeued not in seen:
                 kill_a_worker(group)
-    assert seen.count("requeued") == 1
-    assert seen[-1] == "done"
+    assert seen.count(Requeued) == 1
+    assert seen[-1] is Done
     assert [found[epoch] for epoch in range(1, 41)] == undisturbed
 
 
@@ -199,23 +209,23 @@ def test_two_groups_of_two_workers_serve_side_by_side_with_the_same_result(
         up = groups_up(workers, 2)
         found = list(pool.map(lambda _: losses(workers, job), range(4)))
     assert found == [alone] * 4
-    assert {each["workers"] for each in up.values()} == {2}
-    assert len({each["pid"] for each in up.values()}) == 2
+    assert {each.workers for each in up.values()} == {2}
+    assert len({each.pid for each in up.values()}) == 2
 
 
 def test_a_job_that_keeps_killing_its_worker_fails_and_the_next_is_served(
     group: ResidentWorkers, tiny_sweep: dict[str, Any]
 ) -> None:
     job_id = ray.get(group.queue.submit.remote(trial(tiny_sweep, LORA, epochs=100_000)))
-    deaths, killed, last = 0, -1, {}
+    deaths, killed, last = 0, -1, None
     for event in events_of(group.queue, job_id):
         last = event
-        deaths += event["type"] == "requeued"
-        if event["type"] == "epoch" and killed < deaths:
+        deaths += isinstance(event, Requeued)
+        if isinstance(event, Epoch) and killed < deaths:
             killed = deaths
             kill_a_worker(group)
-    assert last["type"] == "failed"
-    assert "died 2 times" in last["error"]
+    assert isinstance(last, Failed)
+    assert "died 2 times" in last.error
     assert len(losses(group, trial(tiny_sweep, LORA, epochs=1))) == 1
 
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray
 import torch
 
 from trainables.engine.workers import Workers
-from trainables.resident import worker as loop
+from trainables.profiling.settings import ProfileSettings
+from trainables.resident.jobs import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    ProfileJob,
+    Started,
+    TrialJob,
+    TrialResult,
+)
+from trainables.resident.worker import Channel, Resident, perform, run_job
+from trainables.training.settings import TrainSettings
 from trainables.training.stage import CancelledError, DivergedError
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB"
@@ -20,14 +32,44 @@ CPU = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial(TrialJob):
+    """A trial that raises its error, or is done at once."""
+
+    plan: bytes = b""
+    learning_rate: float = 1e-3
+    seed: int = 0
+    train: TrainSettings = field(default_factory=TrainSettings)
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiling(ProfileJob):
+    """A profile that raises its error."""
+
+    settings: ProfileSettings = field(default_factory=ProfileSettings)
+    error: Exception
+
+
+RESULT = TrialResult({}, head_params=0, ready_at=0.0, first_step_at=0.0)
+
+
+@perform.register(Trial)
+@perform.register(Profiling)
+def _pretend(job: Trial | Profiling, resident: Resident, channel: Channel) -> TrialResult:
+    if job.error is not None:
+        raise job.error
+    return RESULT
+
+
 class Queue:
     """Takes reports as the queue's actor does."""
 
     def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.report = SimpleNamespace(remote=self._report)
 
-    def _report(self, job_id: str, event: dict[str, Any], group: int | None) -> bool:
+    def _report(self, job_id: str, event: Event, group: int | None) -> bool:
         self.events.append(event)
         return False
 
@@ -38,55 +80,49 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
     return Queue()
 
 
-def run(queue: Queue, monkeypatch: pytest.MonkeyPatch, kind: str, error: Exception | None) -> None:
-    """One job of a kind on a worker of its own, which fails with the error."""
-
-    def work(*arguments: Any) -> dict[str, Any]:
-        if error is not None:
-            raise error
-        return {"metrics": {}}
-
-    monkeypatch.setattr(loop, "_trial", work)
-    monkeypatch.setattr(loop, "_profile", work)
+def run(queue: Queue, job: Trial | Profiling) -> None:
+    """One job on a worker of its own."""
     alone = Workers(0, 1, torch.device("cpu"))
-    worker = loop._Resident(None, None, alone, {})
-    loop._run_job(worker, queue, 0, "job", {"kind": kind})
+    worker = Resident(None, None, alone, {})  # type: ignore[arg-type]
+    run_job(worker, queue, 0, "job", job)
 
 
 @pytest.mark.parametrize(
-    ("kind", "error", "remedy"),
+    ("job", "remedy"),
     [
-        ("trial", torch.OutOfMemoryError(CUDA), "lower train.batch_size"),
-        ("trial", RuntimeError(CPU), "lower train.batch_size"),
-        ("profile", torch.OutOfMemoryError(CUDA), "lower profile.batch_size"),
+        (Trial(error=torch.OutOfMemoryError(CUDA)), "lower train.batch_size"),
+        (Trial(error=RuntimeError(CPU)), "lower train.batch_size"),
+        (Profiling(error=torch.OutOfMemoryError(CUDA)), "lower profile.batch_size"),
     ],
 )
 def test_a_job_out_of_memory_fails_with_a_remedy_and_the_worker_serves_the_next(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch, kind: str, error: Exception, remedy: str
+    queue: Queue, job: Trial | Profiling, remedy: str
 ) -> None:
-    run(queue, monkeypatch, kind, error)
-    run(queue, monkeypatch, "trial", None)
-    failed = queue.events[1]
-    assert [e["type"] for e in queue.events] == ["started", "failed", "started", "done"]
-    assert remedy in failed["error"]
-    assert "\n" not in failed["error"]
+    run(queue, job)
+    run(queue, Trial())
+    started, failed, *rest = queue.events
+    assert [started, *rest] == [Started(), Started(), Done(RESULT)]
+    assert isinstance(failed, Failed)
+    assert remedy in failed.error
+    assert "\n" not in failed.error
 
 
 @pytest.mark.parametrize(
     ("error", "ends"),
-    [(DivergedError("the loss is not finite"), "failed"), (CancelledError(), "cancelled")],
+    [
+        (DivergedError("the loss is not finite"), Failed("the loss is not finite")),
+        (CancelledError(), Cancelled()),
+    ],
 )
 def test_a_job_that_diverged_or_was_cancelled_leaves_the_worker_at_work(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch, error: Exception, ends: str
+    queue: Queue, error: Exception, ends: Event
 ) -> None:
-    run(queue, monkeypatch, "trial", error)
-    run(queue, monkeypatch, "trial", None)
-    assert [e["type"] for e in queue.events] == ["started", ends, "started", "done"]
+    run(queue, Trial(error=error))
+    run(queue, Trial())
+    assert queue.events == [Started(), ends, Started(), Done(RESULT)]
 
 
-def test_a_collective_that_a_dead_peer_broke_is_no_failure_of_the_job(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_collective_that_a_dead_peer_broke_is_no_failure_of_the_job(queue: Queue) -> None:
     with pytest.raises(RuntimeError, match="gloo"):
-        run(queue, monkeypatch, "trial", RuntimeError("[gloo/pair.cc] Connection closed by peer"))
-    assert [e["type"] for e in queue.events] == ["started"]
+        run(queue, Trial(error=RuntimeError("[gloo/pair.cc] Connection closed by peer")))
+    assert queue.events == [Started()]

@@ -4,37 +4,64 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from trainables.resident.jobs import (
+    Cancelled,
+    Done,
+    Epoch,
+    Event,
+    Failed,
+    GroupFacts,
+    Requeued,
+    TrialJob,
+    TrialResult,
+)
 from trainables.resident.queue import MAX_IDLE_STARTS, JobQueue
+from trainables.training.settings import TrainSettings
 
-JOB = {"kind": "trial"}
+JOB = TrialJob(plan=b"", learning_rate=1e-3, seed=0, train=TrainSettings())
+EPOCH = Epoch(1, {})
+DONE = Done(TrialResult({}, head_params=0, ready_at=0.0, first_step_at=0.0))
+UP = GroupFacts("node")
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, 20))
 
 
-async def events(queue: JobQueue, job_id: str) -> list[str]:
+def id_of(handed: Any) -> str:
+    """The id of the job that a group was handed."""
+    assert isinstance(handed, tuple)
+    return str(handed[0])
+
+
+async def taken(queue: JobQueue, group: int) -> str:
+    """The id of the job that a group takes now."""
+    return id_of(await queue.take(group, 0.01))
+
+
+async def events(queue: JobQueue, job_id: str) -> list[Event]:
     found = []
     while (event := await queue.next_event(job_id, 0.01)) is not None:
-        found.append(event["type"])
+        found.append(event)
     return found
 
 
 def test_jobs_are_taken_in_order_and_their_events_read_once() -> None:
     async def scenario() -> None:
         queue = JobQueue()
-        one, two = await queue.submit(JOB), await queue.submit({**JOB, "job_id": "mine"})
+        one, two = await queue.submit(JOB), await queue.submit(replace(JOB, job_id="mine"))
         assert two == "mine"
-        assert (await queue.take(0, 0.01))[0] == one
-        assert not await queue.report(one, {"type": "epoch", "epoch": 1})
-        assert not await queue.report(one, {"type": "done", "result": {}})
-        assert await events(queue, one) == ["epoch", "done"]
+        assert await taken(queue, 0) == one
+        assert not await queue.report(one, EPOCH)
+        assert not await queue.report(one, DONE)
+        assert await events(queue, one) == [EPOCH, DONE]
         assert await events(queue, one) == []
-        assert (await queue.take(0, 0.01))[0] == two
+        assert await taken(queue, 0) == two
         assert await queue.take(0, 0.01) is None
 
     run(scenario())
@@ -46,7 +73,7 @@ def test_a_waiting_group_is_woken_by_a_job_and_by_closing() -> None:
         waiting = asyncio.create_task(queue.take(0, 10))
         await asyncio.sleep(0)
         job_id = await queue.submit(JOB)
-        assert (await waiting)[0] == job_id
+        assert id_of(await waiting) == job_id
         waiting = asyncio.create_task(queue.take(0, 10))
         await asyncio.sleep(0)
         await queue.close()
@@ -60,7 +87,7 @@ def test_jobs_that_still_wait_are_served_before_a_closed_queue_lets_go() -> None
         queue = JobQueue()
         job_id = await queue.submit(JOB)
         await queue.close()
-        assert (await queue.take(0, 0.01))[0] == job_id
+        assert await taken(queue, 0) == job_id
         assert await queue.take(0, 0.01) == "closed"
 
     run(scenario())
@@ -73,7 +100,7 @@ def test_closing_with_cancel_stops_what_runs_and_what_waits() -> None:
         await queue.take(0, 0.01)
         await queue.close(cancel=True)
         assert await queue.is_cancelled(running)
-        assert await events(queue, waiting) == ["cancelled"]
+        assert await events(queue, waiting) == [Cancelled()]
         assert await queue.take(0, 0.01) == "closed"
 
     run(scenario())
@@ -85,17 +112,17 @@ def test_cancelling_reaches_a_job_that_waits_runs_or_is_yet_to_come() -> None:
         running, waiting = await queue.submit(JOB), await queue.submit(JOB)
         await queue.take(0, 0.01)
         await queue.cancel(waiting)
-        assert await events(queue, waiting) == ["cancelled"]
+        assert await events(queue, waiting) == [Cancelled()]
         assert await queue.take(1, 0.01) is None
         assert not await queue.is_cancelled(running)
         await queue.cancel(running)
         assert await queue.is_cancelled(running)
-        assert await queue.report(running, {"type": "epoch", "epoch": 1})
-        await queue.report(running, {"type": "cancelled"})
-        assert await events(queue, running) == ["epoch", "cancelled"]
+        assert await queue.report(running, EPOCH)
+        await queue.report(running, Cancelled())
+        assert await events(queue, running) == [EPOCH, Cancelled()]
         await queue.cancel("later")
-        await queue.submit({**JOB, "job_id": "later"})
-        assert await events(queue, "later") == ["cancelled"]
+        await queue.submit(replace(JOB, job_id="later"))
+        assert await events(queue, "later") == [Cancelled()]
         assert await queue.take(0, 0.01) is None
 
     run(scenario())
@@ -106,10 +133,12 @@ def test_a_dead_groups_job_comes_first_again_and_fails_after_max_failures() -> N
         queue = JobQueue(max_failures=2)
         job_id, other = await queue.submit(JOB), await queue.submit(JOB)
         for death in range(3):
-            assert (await queue.take(0, 0.01))[0] == job_id, death
-            await queue.register(0, {})  # the group has started again
-        assert await events(queue, job_id) == ["requeued", "requeued", "failed"]
-        assert (await queue.take(0, 0.01))[0] == other
+            assert await taken(queue, 0) == job_id, death
+            await queue.register(0, UP)  # the group has started again
+        *before, last = await events(queue, job_id)
+        assert before == [Requeued(), Requeued()]
+        assert isinstance(last, Failed)
+        assert await taken(queue, 0) == other
 
     run(scenario())
 
@@ -118,24 +147,24 @@ def test_a_dead_groups_job_goes_to_another_group_and_hears_no_more_from_the_dead
     async def scenario() -> None:
         queue = JobQueue(groups=2, max_failures=2)
         for group in range(2):
-            await queue.register(group, {"host": f"node{group}"})
+            await queue.register(group, GroupFacts(f"node{group}"))
         job_id = await queue.submit(JOB)
-        assert (await queue.take(0, 0.01))[0] == job_id
+        assert await taken(queue, 0) == job_id
         await queue.worker_died(0, "SIGKILL")
         await queue.worker_died(0, "SIGKILL")  # told at each poll until the group is gone
         assert await queue.take(0, 0.01) is None, "what is left of a dying group takes no job"
-        assert (await queue.take(1, 0.01))[0] == job_id
-        assert await queue.report(job_id, {"type": "epoch", "epoch": 1}, 0), "told to stop"
-        assert not await queue.report(job_id, {"type": "epoch", "epoch": 1}, 1)
-        await queue.report(job_id, {"type": "done"}, 1)
-        assert await events(queue, job_id) == ["requeued", "epoch", "done"]
+        assert await taken(queue, 1) == job_id
+        assert await queue.report(job_id, EPOCH, 0), "told to stop"
+        assert not await queue.report(job_id, EPOCH, 1)
+        await queue.report(job_id, DONE, 1)
+        assert await events(queue, job_id) == [Requeued(), EPOCH, DONE]
         assert set(await queue.groups()) == {1}
-        await queue.register(0, {"host": "node2"})
+        await queue.register(0, GroupFacts("node2"))
         told = [await queue.next_notice(0.01) for _ in range(3)]
         assert told[2] is None
-        assert "group 0 lost a worker (SIGKILL)" in told[0]
-        assert job_id in told[0]
-        assert "group 0 is up again on node2" in told[1]
+        assert "group 0 lost a worker (SIGKILL)" in str(told[0])
+        assert job_id in str(told[0])
+        assert "group 0 is up again on node2" in str(told[1])
 
     run(scenario())
 
@@ -145,8 +174,8 @@ def test_only_groups_that_are_not_up_are_named_to_be_ended() -> None:
         queue = JobQueue(groups=3)
         for group in range(3):
             await queue.hold_controller(group, f"controller {group}")
-        await queue.register(0, {})
-        await queue.register(1, {})
+        await queue.register(0, UP)
+        await queue.register(1, UP)
         await queue.worker_died(1, "its node is gone")
         assert await queue.controllers(only_idle=True) == {1: "controller 1", 2: "controller 2"}
         assert set(await queue.controllers(only_idle=False)) == {0, 1, 2}
@@ -159,7 +188,7 @@ def test_another_groups_start_leaves_a_running_job_alone() -> None:
         queue = JobQueue()
         job_id = await queue.submit(JOB)
         await queue.take(0, 0.01)
-        await queue.register(1, {})
+        await queue.register(1, UP)
         assert await queue.take(1, 0.01) is None
         assert await events(queue, job_id) == []
 
@@ -169,15 +198,14 @@ def test_another_groups_start_leaves_a_running_job_alone() -> None:
 def test_when_the_last_group_is_lost_nobody_waits_for_ever() -> None:
     async def scenario() -> None:
         queue = JobQueue()
-        await queue.register(0, {})
+        await queue.register(0, UP)
         running, waiting = await queue.submit(JOB), await queue.submit(JOB)
         await queue.take(0, 0.01)
         await queue.group_lost(0, "no disk")
         for job_id in (running, waiting):
-            event = await queue.next_event(job_id, 0.01)
-            assert event == {"type": "failed", "error": "no disk", "traceback": ""}
+            assert await queue.next_event(job_id, 0.01) == Failed("no disk")
         late = await queue.submit(JOB)
-        assert (await queue.next_event(late, 0.01))["error"] == "no disk"
+        assert await queue.next_event(late, 0.01) == Failed("no disk")
 
     run(scenario())
 
@@ -188,8 +216,8 @@ def test_one_lost_group_of_two_leaves_the_work_to_the_other() -> None:
         job_id = await queue.submit(JOB)
         await queue.group_lost(0, "no disk")  # before the other has even started
         assert await events(queue, job_id) == []
-        await queue.register(1, {})
-        assert (await queue.take(1, 0.01))[0] == job_id
+        await queue.register(1, UP)
+        assert await taken(queue, 1) == job_id
 
     run(scenario())
 
@@ -202,7 +230,7 @@ def test_a_group_that_only_ever_starts_is_given_up(size: int) -> None:
         for _ in range(MAX_IDLE_STARTS * size):
             assert await queue.starting(0, size)
         assert not await queue.starting(0, size)
-        assert (await queue.next_event(job_id, 0.01))["type"] == "failed"
+        assert isinstance(await queue.next_event(job_id, 0.01), Failed)
 
     run(scenario())
 
@@ -213,7 +241,7 @@ def test_what_a_job_leaves_is_collected_once() -> None:
         job_id = await queue.submit(JOB)
         await queue.take(0, 0.01)
         await queue.leave(job_id, b"weights")
-        await queue.report(job_id, {"type": "done", "result": {}})
+        await queue.report(job_id, DONE)
         await queue.leave(job_id, b"too late")
         assert await queue.collect(job_id) == b"weights"
         assert await queue.collect(job_id) is None

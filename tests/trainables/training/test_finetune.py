@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
-from tests.trainables.conftest import adapters_of, head_of, tiny_bert, tiny_task
+from tests.trainables.conftest import adapters_of, head_of, hearing, tiny_bert, tiny_task
 from trainables.adaptations.blocks import BlockAdaptation
 from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import Workers
@@ -51,16 +51,17 @@ def reports_of(
     rate: float = 1e-2,
     seed: int = 3,
     task: Task | None = None,
-    **more: Any,
+    **hooks: Any,
 ) -> list[dict[str, float]]:
-    """The report of every epoch of one job."""
+    """The report of every epoch of one job, which `hooks` hear of."""
     found = []
+    observer = hearing(on_epoch=lambda _epoch, report: found.append(report), **hooks)
     with BlockAdaptation(
         model, plan, seed=seed, dropout=settings.dropout, head=head_of(model, seed)
     ) as adaptation:
         finetune(
             model, adaptation, task or tiny_task(), settings, learning_rate=rate, seed=seed,
-            workers=workers, on_epoch=lambda _epoch, report: found.append(report), **more,
+            workers=workers, observer=observer,
         )  # fmt: skip
     return [untimed(report) for report in found]
 
@@ -197,7 +198,7 @@ def test_every_stage_of_a_plan_is_trained_and_the_schedule_starts_anew(alone: Wo
         finetune(
             model, adaptation, tiny_task(), SETTINGS.model_copy(update={"warmup_ratio": 0.0}),
             learning_rate=1e-2, seed=0, workers=alone,
-            on_epoch=lambda _e, report: rates.append(report["learning_rate"]),
+            observer=hearing(on_epoch=lambda _e, report: rates.append(report["learning_rate"])),
         )  # fmt: skip
         updates = adaptation.updates()
     # 4 steps an epoch, 12 in all: each stage trains 6, and its rate falls from 1 to 1/6
