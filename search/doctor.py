@@ -152,23 +152,7 @@ def check_devices() -> list[Check]:
         )
     else:
         checks.append(Check("cuda", None, "no device; training runs on the CPU"))
-    return [*checks, check_compiled()]
-
-
-def check_compiled() -> Check:
-    """Whether the compiled part of the adapters was built, which only training on a CPU uses."""
-    from trainables.layers import compiled
-
-    name = "compiled part"
-    if compiled.library() is not None:
-        return Check(name, True, "adapters on a CPU use it")
-    if not compiled.builds():
-        return Check(name, None, "not for this processor; torch's operations do its work on a CPU")
-    remedy = (
-        "install a C compiler with OpenMP (gcc), then `pip install -e .` in ranksweep's sources"
-    )
-    detail = "not built; adapters on a CPU take about a tenth longer"
-    return Check(name, None, detail, remedy)
+    return checks
 
 
 def check_disk(root: Path) -> Check:
