@@ -19,6 +19,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from search.launch.ray_environment import ray_environment
 from search.paths import SweepPaths
 from search.redaction import redacted
 from search.store.profiles import ProfileStore
@@ -174,16 +175,12 @@ def check_disk(root: Path) -> Check:
 def check_ray(address: str = "local", timeout: float = 90.0) -> Check:
     """Whether a Ray starts here (`local`) or answers at `address`, within `timeout` seconds."""
     name = f"ray {redacted(address)}"
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    if address == "local":
-        # Despite its name it is read on Linux too: without clusters Ray listens on loopback alone.
-        environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", _RAY_SCRIPT, address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | ray_environment(address),
         start_new_session=True,
     )
     try:

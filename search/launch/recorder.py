@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from search.study.ranking import BestChoice
     from search.study.trial import EndState
     from search.tuning.searcher import StudySearcher
 
@@ -37,7 +38,7 @@ class SweepObserver:
     def __init__(
         self,
         config: SweepConfig,
-        best: Sequence[Mapping[str, Any]],
+        best: Sequence[BestChoice],
         journal: Journal,
         replay: Replay,
         view: Progress,
@@ -53,7 +54,7 @@ class SweepObserver:
         self._unwritten: deque[Callable[[], None]] = deque()
         self._said: set[str] = set()
         self._sign = 1.0 if config.search.mode == "max" else -1.0
-        self._best = max((self._sign * row["value"] for row in best), default=None)
+        self._best = max((self._sign * row.value for row in best), default=None)
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
         arm = self._searcher.arm_of(choice)

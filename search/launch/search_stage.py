@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -214,11 +214,12 @@ class SearchStage:
                 )
             self.result.states = states_of(study)
             self.result.best = best_of_each_method(study, mode)
-            ranked = {row["arm"] for row in self.result.best}
+            ranked = {row.arm for row in self.result.best}
             arms = self.prepared.space.arms(config.search.arms)
             self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
-            for row in self.result.best:
-                row["run_id"] = row["run_id"] or runs.get(row["number"])
+            self.result.best = [
+                replace(row, run_id=row.run_id or runs.get(row.number)) for row in self.result.best
+            ]
 
     def confirm(self, profile: Profile, workers: ResidentWorkers) -> None:
         """Retrain the best of each method with more seeds and measure them on test."""
@@ -232,7 +233,10 @@ class SearchStage:
         if config.search.study is not None and not closes(study, self._driver):
             self.view.message("confirm: left to the launch that has ended the last trial")
             return
-        chosen = best_of_each_method(study, config.search.mode, config.confirm.top)
+        chosen = [
+            asdict(row)
+            for row in best_of_each_method(study, config.search.mode, config.confirm.top)
+        ]
         plans = [
             make_plan(
                 parse_choice(row["choice"]), self.prepared.targets, profile, self.prepared.size
@@ -249,7 +253,7 @@ class SearchStage:
             sweep_run_id=result.sweep_run_id,
             view=self.view,
         )
-        result.confirmation = [each.as_dict() for each in confirmed]
+        result.confirmation = confirmed
         result.seconds["confirm"] = time.monotonic() - started
 
     def _earlier(self, study: optuna.Study, profile: Profile) -> list[Earlier]:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from search.redaction import redacted
@@ -155,11 +155,6 @@ def why_none(
             f"{least:,}"
         )
     return f"--task: none of the {len(runs):,} {of} has all that is ranked by"
-
-
-def best_json(rows: Sequence[BestRow]) -> list[dict[str, Any]]:
-    """The rows as JSON can hold them, the choice as a nested mapping."""
-    return [asdict(row) for row in rows]
 
 
 def recorded(

@@ -35,10 +35,6 @@ class ProfileUse:
         one = self.runs + self.running_sweeps == 1
         return f"{' and '.join(users)} {'uses' if one else 'use'}"
 
-    def as_dict(self) -> dict[str, int]:
-        """The counts by name."""
-        return asdict(self)
-
 
 def profile_uses(tracking_uri: str, key: str | None = None) -> dict[str, ProfileUse]:
     """Key -> its uses over all experiments, for one profile or for all that are used.

@@ -10,8 +10,6 @@ from search.queries.trial_run import TrialRun, find_trial
 from spaces.errors import ConfigError, DataError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from trainables.bases.loading import Base
     from trainables.tasks.task import Task
     from trainables.trained.composition import Side
@@ -61,26 +59,6 @@ class Composition:
         a, b = (asdict(side) for side in self.sides)
         average = {"alone": self.alone, "composed": self.composed}
         return {"split": self.split, "a": a, "b": b, "average": average}
-
-    def table(self) -> Table:
-        """The same for the terminal."""
-        from rich.table import Table
-
-        table = Table(title=f"composed, measured on {self.split}", title_justify="left")
-        for name in ("", "task", "method"):
-            table.add_column(name, overflow="fold")
-        for name in ("metric", "rows", "alone", "A + B", "difference"):
-            table.add_column(name, justify="right")
-        for letter, side in zip("AB", self.sides, strict=True):
-            cells = (letter, side.task, side.method, side.metric, f"{side.rows:,}")
-            table.add_row(*cells, *_numbers(side.alone, side.composed))
-        table.add_section()
-        table.add_row("average", "", "", "", "", *_numbers(self.alone, self.composed))
-        return table
-
-
-def _numbers(alone: float, composed: float) -> tuple[str, str, str]:
-    return f"{alone:.4f}", f"{composed:.4f}", f"{composed - alone:+.4f}"
 
 
 def compose(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from search.cli.profile_view import ProfileView
 from search.cli.profiles import profiles_json, profiles_table
 from search.queries.profile_uses import ProfileUse
 from search.reports.profile_figures import (
@@ -27,7 +28,6 @@ from search.reports.profile_figures import (
     profile_report,
     profile_summary,
 )
-from search.reports.profile_terminal import TerminalFigures
 from search.wording import age
 from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
@@ -77,7 +77,7 @@ def lines(report: ProfileReport, width: int = 80, encoding: str = "utf-8") -> li
     """What a terminal of this width and encoding shows, without colour."""
     held = io.BytesIO()
     terminal = io.TextIOWrapper(held, encoding=encoding)
-    Console(file=terminal, width=width, no_color=True).print(TerminalFigures(report))
+    Console(file=terminal, width=width, no_color=True).print(ProfileView(report))
     terminal.flush()
     return held.getvalue().decode(encoding).splitlines()
 

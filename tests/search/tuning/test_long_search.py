@@ -68,7 +68,7 @@ def empty_study(mode: str = "max", objectives: int = 1) -> optuna.Study:
 @pytest.mark.parametrize("seed", range(20))
 def test_the_trials_worth_keeping_are_the_best_of_each_method(seed: int, mode: str) -> None:
     study = study_of(40, seed, mode)
-    best = {row["number"] for row in best_of_each_method(study, mode)}
+    best = {row.number for row in best_of_each_method(study, mode)}
     assert WorthKeeping(study, mode)() == best
 
 
