@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from humanize import naturalsize
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -132,15 +133,16 @@ def check_devices() -> list[Check]:
     """The processors that torch can train on, with their memory."""
     memory = psutil.virtual_memory().total
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    checks = [Check("cpu", True, f"{cores} cores, {_gib(memory)} of memory")]
+    checks = [Check("cpu", True, f"{cores} cores, {_size(memory)} of memory")]
     try:
         import torch  # here, for its absence is a finding
     except (ImportError, OSError) as error:
-        return [*checks, Check("torch", False, _first_line(error), "install torch again")]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return [*checks, Check("torch", False, reason, "install torch again")]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            detail = f"{properties.name}, {_gib(properties.total_memory)}"
+            detail = f"{properties.name}, {_size(properties.total_memory)}"
             checks.append(Check(f"cuda:{index}", True, detail))
     elif Path("/dev/nvidia0").exists():
         checks.append(
@@ -164,8 +166,8 @@ def check_disk(root: Path) -> Check:
     return Check(
         "disk",
         enough,
-        f"{_gib(free)} free in {place}",
-        "" if enough else f"free at least {_gib(_SMALLEST_DISK)}",
+        f"{_size(free)} free in {place}",
+        "" if enough else f"free at least {_size(_SMALLEST_DISK)}",
     )
 
 
@@ -266,14 +268,6 @@ def _project() -> dict[str, Any]:
     return project
 
 
-def _has_cuda() -> bool:
-    try:
-        import torch
-    except (ImportError, OSError):
-        return False
-    return torch.cuda.is_available()
-
-
 def _ray_remedy(address: str) -> str:
     if address == "local":
         return "see the newest logs under /tmp/ray, and that /dev/shm and the memory suffice"
@@ -312,9 +306,5 @@ def _split(error: Exception) -> tuple[str, str]:
     return (detail, remedy) if detail else (remedy, "")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def _size(count: float) -> str:
+    return naturalsize(count, binary=True)
