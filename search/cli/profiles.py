@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -71,6 +70,8 @@ def profiles_show(
     json_output: JsonOption = False,
 ) -> Result:
     """Show one profile: what it is of, its rank budget, row importance and dominant rows."""
+    import yaml
+
     from search.cli.profile_view import ProfileView
     from search.reports.profile_figures import profile_report, profile_summary
 

@@ -6,22 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
-from rich.console import Group, RenderableType
-from rich.syntax import Syntax
 from rich.table import Column, Table
-from rich.text import Text
 
 from search.cli.app import JsonOption, Overrides, StoreOption, SweepFile, TrackingOption, app
-from search.cli.output import Result, add_row, count_range_text, prints_result
+from search.cli.output import Result, add_row, prints_result
 from search.cli.results import confirmation_table
-from search.cli.view import View
 from search.redaction import redacted
 from search.wording import duration, figure, knobs
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from search.config.sweep import SweepConfig
-    from search.launch.dry_run import DryRun
     from search.launch.result import LaunchResult
     from search.study.ranking import BestChoice
 
@@ -92,6 +88,7 @@ def profile(
 
 
 def _dry_run(config: SweepConfig, resume: bool) -> Result:
+    from search.cli.dry_run_view import drawn_dry_run
     from search.launch.dry_run import dry_run
 
     result = dry_run(config, resume=resume)
@@ -99,6 +96,7 @@ def _dry_run(config: SweepConfig, resume: bool) -> Result:
 
 
 def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = False) -> Result:
+    from search.cli.view import View
     from search.launch.ray_environment import set_ray_environment
 
     set_ray_environment(config.cluster.address)
@@ -181,49 +179,3 @@ def results_table(
             row.number,
         )
     return table
-
-
-def drawn_dry_run(result: DryRun) -> Group:
-    """What a launch would do and cost, for the terminal."""
-    profile, search, rows = result.profile, result.search, result.task["rows"]
-    cached = "cached" if profile["cached"] else "not cached"
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("base", f"{result.base['uri']}, {result.base['params']:,} parameters")
-    facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
-    facts.add_row("profile", f"{profile['key']} ({cached} in {profile['store']})")
-    facts.add_row(
-        "",
-        f"{profile['modules']} modules, {profile['optimizer_steps']} steps of which "
-        f"{profile['scored_steps']} scored, {profile['calibration_batches']} micro-batches",
-    )
-    facts.add_row(
-        "search",
-        f"{search['trials']} trials of {search['epochs']} epochs "
-        f"({search['steps_per_trial']} steps), {search['at_once']} at once",
-    )
-    if result.confirm is not None:
-        facts.add_row("confirm", f"{result.confirm['trials']} trials, measured on test")
-
-    counts = Table("method", "params", "% of the base", Column("default choice", overflow="fold"))
-    for each in result.methods:
-        low, high = (
-            f"{100 * count / result.base['params']:.3f}" for count in each.trainable_params
-        )
-        counts.add_row(
-            each.method,
-            count_range_text(*each.trainable_params),
-            low if each.exact else f"{low} to {high}",
-            f"learning_rate={figure(each.choice['learning_rate'])} {knobs(each.choice)}",
-        )
-    times = Table("stage", "about")
-    for name in ("start", "profile", "search", "confirm", "total"):
-        times.add_row(name, duration(result.seconds[name]))
-    config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=76)
-    return Group(
-        Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
-        Text(),
-        facts,
-        counts,
-        times,
-        *(Text(f"note: {note}", style="dim") for note in result.notes),
-    )

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from search.cli.sweeps import drawn_dry_run
+from search.cli.dry_run_view import drawn_dry_run
 from search.config.reading import parse_sweep
 from search.config.sweep import SweepConfig
 from search.launch import dry_run as module
