@@ -3,41 +3,57 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/movie
+# Twice quiet: errors are printed and end the set-up, warnings that a newcomer takes for errors are
+# not, such as a package index on disk that lacks a package, or how an editable install is found.
+PIP := $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: setup demo test test-fast check bench bench-table clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check format docs bench bench-table clean
 
-$(VENV)/.ready: pyproject.toml setup.py trainables/low_rank.c
+help:  ## Show what there is to make
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(PIP) --upgrade "pip>=25"
+	$(PIP) -e ".[dev]"
 	touch $@
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready  ## Make .venv and install everything into it
 
 $(DATA)/train.parquet: $(VENV)/.ready examples/prepare_movie.py
 	$(BIN)/python examples/prepare_movie.py --out $(DATA)
 	touch $@
 
 # Each demo is a sweep of its own name, so that it can be run again; the profile is then cached.
-demo: $(DATA)/train.parquet
+demo: $(DATA)/train.parquet  ## Run a small sweep on movie reviews, about four minutes on two cores
 	$(BIN)/ranksweep launch examples/demo.yaml --set name=demo-$$(date +%Y%m%d-%H%M%S)
 
-test: test-fast
+test: test-fast  ## Run all tests
 	$(BIN)/python -m pytest -m "ray or server or group"
 
-# The part without Ray, servers or groups of processes, in two processes.
-test-fast: setup
+# In two processes.
+test-fast: setup  ## Run the tests that start no Ray, no server and no group of processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not server and not group"
 
-check: setup
+check: setup  ## Check format, lint, types, and which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+format: setup  ## Format the code, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup  ## Build the documentation into site/
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo built site/index.html
+
 # Each appends what it found to benchmarks/results.jsonl, which bench-table makes a table of.
-bench: $(DATA)/train.parquet
+bench: $(DATA)/train.parquet  ## Run the benchmarks; best with nothing else on the machine
 	$(BIN)/python benchmarks/profile_cost.py --rows 640 --repeat 3
 	$(BIN)/python benchmarks/handover.py --fresh 5
 	$(BIN)/python benchmarks/adapter_step.py --repeat 12
@@ -48,8 +64,8 @@ bench: $(DATA)/train.parquet
 	$(BIN)/python benchmarks/profile_memory.py
 	$(BIN)/python benchmarks/fuzz_profiles.py --inputs 20000
 
-bench-table: setup
+bench-table: setup  ## Make the table in benchmarks/README.md from the records
 	$(BIN)/python benchmarks/results.py
 
-clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis trainables/layers/*.so
+clean:  ## Remove what the set-up, the tools and the build of the documentation have made
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

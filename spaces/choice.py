@@ -20,30 +20,32 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
-Rank = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+Rank = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 """A rank that a block must have."""
-OptionalRank = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
+OptionalRank = Annotated[int, Field(ge=0), BeforeValidator(_refuse_bool)]
 """A rank that may be 0, which leaves the block out."""
-Share = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_refuse_bool)]
 """A share of a whole, from 0 to 1."""
-PositiveShare = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1), BeforeValidator(_refuse_bool)]
 """A share of a whole that is not nothing."""
-Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 """A number of things, at least one."""
-Percent = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, le=100)]
+Percent = Annotated[float, Field(gt=0, le=100), BeforeValidator(_refuse_bool)]
 """A percentage above 0."""
-Positive = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_refuse_bool)]
 """A positive number."""
-NonNegative = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_refuse_bool)]
 """A number that may be 0, which switches off what it weighs."""
-Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
+Seed = Annotated[int, Field(ge=0), BeforeValidator(_refuse_bool)]
 """A seed of a random draw."""
 
 
 class ChoiceSection(BaseModel):
     """A mapping in a choice: frozen, numbers finite, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Choice(ChoiceSection):
@@ -52,7 +54,7 @@ class Choice(ChoiceSection):
     method: str
     """The method, one of spaces.methods.METHODS."""
     seed: Seed = 0
-    """Seed of the random variants; a choice without one does not read it."""
+    """Seed of the random variants; no other choice reads it."""
     learning_rate: Positive = 2e-4
     """Peak learning rate of the trial; a plan does not depend on it."""
 

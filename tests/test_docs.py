@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +15,16 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from packaging.requirements import Requirement
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from search.cli.app import app
+from search.cli.main import app
 from search.config.reading import apply_overrides, parse_sweep
 from search.config.sweep import (
     ClusterSettings,
     ConfirmSettings,
+    RepeatSettings,
     SchedulerSettings,
     SearchSettings,
     SweepConfig,
@@ -32,11 +38,17 @@ from trainables.tasks.settings import DataSettings, RowsSettings, SplitSettings,
 from trainables.training.settings import TrainSettings
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/methods.md", "docs/files.md")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")),
+)
+KEYS = "docs/reference/keys.md"
+CHOICES = "docs/reference/choices.md"
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
-    "sweep": SweepConfig,
+    "Top level": SweepConfig,
     "task": TaskSettings,
     "task.data": DataSettings,
     "task.rows": RowsSettings,
@@ -44,6 +56,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "profile": ProfileSettings,
     "search": SearchSettings,
     "search.scheduler": SchedulerSettings,
+    "search.repeats": RepeatSettings,
     "train": TrainSettings,
     "cluster": ClusterSettings,
     "tracking": TrackingSettings,
@@ -59,10 +72,12 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def table(mark: str) -> dict[str, list[str]]:
-    """Key -> the other cells of the README's table that stands behind <!-- mark -->."""
-    found = re.search(rf"<!-- {re.escape(mark)} -->\n((?:\|.*\n)+)", README)
-    assert found, f"README.md has no table behind <!-- {mark} -->"
+def table(page: str, before: str) -> dict[str, list[str]]:
+    """Key -> the other cells of the first table of the page that stands behind a line."""
+    found = re.search(
+        rf"^{re.escape(before)}\n(?:[^|\n].*\n|\n)*((?:\|.*\n)+)", text_of(page), re.M
+    )
+    assert found, f"{page} has no table behind {before}"
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in found.group(1).splitlines()[2:]]
     cells = [[cell.strip() for cell in row] for row in rows]
     return {row[0].strip("`"): row[1:] for row in cells}
@@ -72,7 +87,7 @@ def value_of(cell: str) -> Any:
     """The value that a cell such as `{CPU: 1}` writes as YAML."""
     code = re.fullmatch(r"`([^`]+)`", cell)
     assert code, f"{cell!r} is no value in backticks"
-    return parse_yaml(code.group(1), "README.md")
+    return parse_yaml(code.group(1), "a page")
 
 
 def plain(value: Any) -> Any:
@@ -102,17 +117,61 @@ def fenced(page: str, language: str, mark: str = "") -> list[str]:
     return re.findall(rf"{before}```{language}\n(.*?)```", text_of(page), flags=re.DOTALL)
 
 
+# -- pages that are made from the code -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made() -> Mapping[Path, str]:
+    """Page -> its text, as docs/generate.py makes it now."""
+    pages: Mapping[Path, str] = runpy.run_path(str(ROOT / "docs/generate.py"))["pages"]()
+    return pages
+
+
+def test_the_reference_is_what_the_code_says(made: Mapping[Path, str]) -> None:
+    assert set(made) == set((ROOT / "docs/reference").glob("*.md"))
+    for page, text in made.items():
+        assert page.read_text(encoding="utf-8") == text, f"{page.name} has drifted: `make docs`"
+
+
+def test_every_key_and_every_option_has_a_meaning(made: Mapping[Path, str]) -> None:
+    for text in made.values():
+        heads = re.findall(r"^\| (?:key|option) \|.*$", text, flags=re.MULTILINE)
+        assert heads
+        for row in re.findall(r"^\| (?:`|<code>).*$", text, flags=re.MULTILINE):
+            cells = [cell.strip() for cell in row.split("|")[1:-1]]
+            assert all(cells), row
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    for page in PAGES:
+        if page.startswith("docs/"):
+            assert (tmp_path / page.removeprefix("docs/")).with_suffix(".html").is_file(), page
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of("README.md").splitlines()) <= 250
+
+
 # -- keys and defaults -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_the_readme_lists_the_keys_of_a_section(section: str) -> None:
-    assert list(table(f"keys: {section}")) == list(SECTIONS[section].model_fields)
+def test_the_reference_lists_the_keys_of_a_section(section: str) -> None:
+    assert list(table(KEYS, f"## {section}")) == list(SECTIONS[section].model_fields)
+
+
+def test_the_reference_has_every_section() -> None:
+    assert re.findall(r"^## (.+)$", text_of(KEYS), flags=re.MULTILINE) == list(SECTIONS)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_the_readme_gives_the_defaults_of_a_section(section: str) -> None:
-    for key, (default, *_) in table(f"keys: {section}").items():
+def test_the_reference_gives_the_defaults_of_a_section(section: str) -> None:
+    for key, (_, default, _) in table(KEYS, f"## {section}").items():
         field = SECTIONS[section].model_fields[key]
         if default == "required":
             assert field.is_required(), key
@@ -125,23 +184,44 @@ def test_the_readme_gives_the_defaults_of_a_section(section: str) -> None:
             assert value_of(default) == plain(field.default), key
 
 
-def test_the_readme_gives_the_space_that_is_searched_by_default() -> None:
-    documented = table("keys: space")
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("Top level", "name"),
+        ("Top level", "store"),
+        ("Top level", "confirm"),
+        ("search", "metric"),
+        ("search", "mode"),
+        ("search", "objectives"),
+        ("search", "scheduler"),
+        ("tracking", "uri"),
+        ("tracking", "experiment"),
+    ],
+)
+def test_a_default_that_depends_on_others_is_told_as_one(section: str, key: str) -> None:
+    _, default, _ = table(KEYS, f"## {section}")[key]
+    assert re.fullmatch(r"\*.+\*", default)
+
+
+def test_the_page_of_the_sweep_gives_the_space_that_is_searched_by_default() -> None:
+    documented = table("docs/sweep.md", "<!-- keys: space -->")
     assert list(documented) == list(SPACE)
     assert value_of(documented["learning_rate"][0]) == SPACE["learning_rate"]
 
 
-@pytest.mark.parametrize("method", OWN)
-def test_the_readme_lists_the_keys_of_a_method_with_its_defaults(method: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_reference_lists_the_keys_of_a_method_with_its_defaults(method: str) -> None:
     fields = flat_fields(METHODS[method].choice_class)
-    documented = {key: value_of(cells[0]) for key, cells in table(f"choice: {method}").items()}
-    assert documented == {k: v for k, v in fields.items() if k not in OF_EVERY_CHOICE}
+    rows = table(CHOICES, f"## {method}")
+    documented = {key: value_of(default) for key, (_, default, *_) in rows.items()}
+    shared = OF_EVERY_CHOICE - METHODS[method].default_space.keys()
+    assert documented == {k: v for k, v in fields.items() if k not in shared}
 
 
-@pytest.mark.parametrize("method", OWN)
-def test_the_readme_gives_the_default_space_of_a_method(method: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_reference_gives_the_default_space_of_a_method(method: str) -> None:
     documented: dict[str, Any] = {}
-    for key, cells in table(f"choice: {method}").items():
+    for key, cells in table(CHOICES, f"## {method}").items():
         if cells[-1] != "-":
             *outer, last = key.split(".")
             place = documented
@@ -151,27 +231,26 @@ def test_the_readme_gives_the_default_space_of_a_method(method: str) -> None:
     assert documented == plain(METHODS[method].default_space)
 
 
-@pytest.mark.parametrize("method", BASELINES)
-def test_the_readme_gives_the_keys_and_the_default_space_of_a_baseline(method: str) -> None:
-    *_, keys, space = table("baselines")[method]
-    fields = flat_fields(METHODS[method].choice_class)
-    assert value_of(keys) == {k: v for k, v in fields.items() if k not in OF_EVERY_CHOICE}
-    assert value_of(space) == plain(METHODS[method].default_space)
+def test_the_page_of_the_methods_has_every_method() -> None:
+    own = table("docs/methods.md", "# The methods, as they are built")
+    assert [re.sub(r"\[`(\w+)`\].*", r"\1", name) for name in own] == OWN
+    baselines = table("docs/methods.md", "## Baselines")
+    assert set(baselines) == set(BASELINES)
 
 
 def test_the_readme_names_every_method() -> None:
     for method in METHODS:
-        assert f"| `{method}` |" in README
+        assert f"`{method}`" in text_of("README.md")
 
 
 # -- examples --------------------------------------------------------------------------------------
 
 
-def test_the_sweeps_of_the_readme_are_sweeps() -> None:
-    sweeps = fenced("README.md", "yaml", "sweep")
-    assert len(sweeps) >= 2
+def test_the_sweeps_of_the_pages_are_sweeps() -> None:
+    sweeps = [text for page in PAGES for text in fenced(page, "yaml", "sweep")]
+    assert len(sweeps) >= 3
     for text in sweeps:
-        parse_sweep(parse_yaml(text, "README.md"))
+        parse_sweep(parse_yaml(text, "a page"))
 
 
 def test_the_choices_of_the_pages_are_choices() -> None:
@@ -191,7 +270,7 @@ def commands() -> Iterator[str]:
     """Every `ranksweep` command line of the pages, those inside of a Ray job too."""
     for page in PAGES:
         for block in fenced(page, "sh"):
-            for line in block.replace("\\\n", " ").splitlines():
+            for line in map(str.strip, block.replace("\\\n", " ").splitlines()):
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["ranksweep"]:
                     yield line.partition(" > ")[0]
@@ -238,14 +317,64 @@ def test_every_command_has_an_example() -> None:
 def test_the_overrides_of_the_pages_fit_a_sweep(line: str) -> None:
     words = shlex.split(line)
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    sweep = parse_yaml(fenced("README.md", "yaml", "sweep")[0], "README.md")
+    sweep = parse_yaml(fenced("docs/sweep.md", "yaml", "sweep")[0], "a page")
     parse_sweep(apply_overrides(sweep, overrides))
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+def test_every_make_target_of_the_pages_exists_and_is_told_by_make_help() -> None:
     targets = re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE)
-    for named in set(re.findall(r"`make (?:PYTHON=\S+ )?([a-z-]+)`", README)):
-        assert named in targets
+    told = re.findall(r"^([a-z-]+):.*  ## ", text_of("Makefile"), flags=re.MULTILINE)
+    assert targets == told
+    for page in PAGES:
+        named = set(re.findall(r"`make (?:PYTHON=\S+ )?([a-z-]+)`", text_of(page)))
+        for block in fenced(page, "sh"):
+            named |= set(re.findall(r"^ *make ([a-z-]+)$", block, flags=re.MULTILINE))
+        assert named <= set(targets), page
+
+
+def test_the_hooks_before_a_commit_are_what_make_check_runs() -> None:
+    (local,) = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"]
+    tools = [hook["entry"].removesuffix(" --force-exclude") for hook in local["hooks"]]
+    check = re.findall(r"^\t\$\(BIN\)/(.*)$", text_of("Makefile").partition("\ncheck:")[2], re.M)
+    wanted = [line.removesuffix(" .").removesuffix(" --check") for line in check[: len(tools)]]
+    assert tools == [f".venv/bin/{line}" for line in wanted]
+
+
+# -- the rooms -------------------------------------------------------------------------------------
+
+
+def rooms() -> dict[str, set[str]]:
+    """Floor -> the rooms that it has."""
+    return {
+        floor: {package.parent.name for package in (ROOT / floor).glob("*/__init__.py")}
+        for floor in ("search", "trainables", "spaces")
+    }
+
+
+def test_the_map_of_the_house_has_every_room() -> None:
+    drawn = text_of("README.md").partition("## The map of the house")[2].split("```")[1]
+    mapped: dict[str, set[str]] = {}
+    for indent, name in re.findall(r"^( *)([a-z]+)/ ", drawn, flags=re.MULTILINE):
+        if indent:
+            mapped[list(mapped)[-1]].add(name)
+        else:
+            mapped[name] = set()
+            assert (ROOT / name).is_dir(), name
+    assert {floor: mapped[floor] for floor in rooms()} == rooms()
+
+
+def test_the_architecture_tells_every_room() -> None:
+    told = set(table("docs/architecture.md", "## What each room knows"))
+    assert told == {f"{floor}/{room}" for floor, names in rooms().items() for room in names}
+
+
+def test_what_the_architecture_names_is_there() -> None:
+    named = re.findall(
+        r"`((?:search|trainables|spaces|tests)/[\w/.]*)`", text_of("docs/architecture.md")
+    )
+    assert named
+    for path in named:
+        assert (ROOT / path).exists() or (ROOT / f"{path}.py").is_file(), path
 
 
 # -- links -----------------------------------------------------------------------------------------
@@ -286,7 +415,7 @@ def test_ray_accepts_the_cluster(cluster: dict[str, Any]) -> None:
     validate_config(prepare_config(cluster))
 
 
-def test_a_worker_of_the_readme_fits_a_gpu_node(cluster: dict[str, Any]) -> None:
+def test_a_worker_of_the_pages_fits_a_gpu_node(cluster: dict[str, Any]) -> None:
     (line,) = [line for line in commands() if "cluster.address=auto" in line]
     words = shlex.split(line)
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
@@ -304,11 +433,13 @@ def test_the_cluster_installs_what_it_copies(cluster: dict[str, Any]) -> None:
     assert any(f"pip install --no-cache-dir {folder}" in c for c in cluster["setup_commands"])
 
 
+def test_the_cluster_copies_what_pip_needs(cluster: dict[str, Any]) -> None:
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    needed = {"pyproject.toml", project["readme"], *project["license-files"]}
+    assert needed <= set(cluster["file_mounts"].values())
+
+
 def test_the_cluster_runs_the_ray_of_the_project(cluster: dict[str, Any]) -> None:
-    import tomllib
-
-    from packaging.requirements import Requirement
-
     dependencies = tomllib.loads(text_of("pyproject.toml"))["project"]["dependencies"]
     (ray,) = [r for r in map(Requirement, dependencies) if r.name == "ray"]
     for image in (cluster["docker"]["head_image"], cluster["docker"]["worker_image"]):

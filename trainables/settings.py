@@ -25,7 +25,9 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=tuple[str, ...] | str)
+]
 
 
 def bytes_of(value: object) -> int:
@@ -38,7 +40,7 @@ def bytes_of(value: object) -> int:
     return int(size)
 
 
-Size = Annotated[PositiveInt, BeforeValidator(bytes_of)]
+Size = Annotated[PositiveInt, BeforeValidator(bytes_of, json_schema_input_type=PositiveInt | str)]
 
 
 class Settings(BaseModel):

@@ -63,9 +63,10 @@ class SchedulerSettings(Settings):
     """How Ray Tune stops trials that fall behind."""
 
     name: Literal["asha", "none"] = "asha"
-    """asha stops the worse trials at rungs of epochs; none trains every trial to its end."""
+    """`asha` stops the worse trials at rungs of epochs; `none` trains every trial to its end. A
+    plan of several stages is not stopped before its last stage."""
     grace_epochs: PositiveInt = 1
-    """Epochs of the first rung: no trial is stopped before."""
+    """Epochs of the first rung: no trial is stopped before. At most `train.epochs`."""
     reduction_factor: Annotated[FiniteFloat, Field(gt=1.0)] = 3
     """One trial of so many goes on past a rung."""
 
@@ -76,7 +77,7 @@ class RepeatSettings(Settings):
     top: PositiveInt = 3
     """How many of the best choices found so far are trained again."""
     seeds: PositiveInt = 2
-    """With how many other seeds each, from train.seed + 1000 on."""
+    """With how many other seeds each, from `train.seed` + 1000 on."""
 
 
 class SearchSettings(Settings):
@@ -85,33 +86,41 @@ class SearchSettings(Settings):
     trials: PositiveInt = 24
     """Trials over all methods, those enqueued first included."""
     time_budget: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
-    """Seconds after which trials that run are cancelled and none starts; null sets no limit."""
+    """Seconds of search after which trials that run are cancelled and none starts; the confirmation
+    is then skipped. `null` sets no limit."""
     metric: str = "accuracy"
-    """Dev metric of a trial's last epoch; default: task.metric."""
+    """What is searched by, the task's metric on dev after a trial's last epoch; default:
+    `task.metric`."""
     mode: Literal["max", "min"] = "max"
     """Better direction; default: the metric's own."""
     objectives: tuple[str, ...] = ("accuracy",)
-    """[metric], or [metric, trainable_params] for a Pareto search."""
+    """`[metric]`, or `[metric, trainable_params]` for a Pareto search; default: `[metric]`."""
     max_params: PositiveInt | None = None
-    """Trainable parameters that a plan may have at most; null sets no limit."""
+    """Trainable parameters that a plan may have at most, the task's head not counted. They are
+    counted before a trial exists: a larger plan is never asked for, and the sampler is told so.
+    `null` sets no limit."""
     allocation: Literal["equal", "free"] = "equal"
-    """equal divides the trials over the methods; free lets the sampler choose the method."""
+    """`equal` gives each next trial to the method with the fewest; `free` lets the sampler choose
+    the method."""
     arms: tuple[str, ...] = ()
     """Keys whose every value gets trials and a confirmation of its own, as if it were a method: for
-    ablations, such as [partition.rule]."""
+    ablations, such as `[partition.rule]`. Their values are lists, in `space.methods` or in a
+    default space."""
     sampler: Literal["tpe", "random"] = "tpe"
     """How Optuna proposes a choice."""
     scheduler: SchedulerSettings = SchedulerSettings()
-    """Early stopping; default: asha with one objective, none with two."""
+    """Early stopping; its name alone will do; default: `{name: asha}`, or `{name: none}` with two
+    objectives."""
     warm_start: bool = True
-    """Whether each paper's default and a LoRA of matching size are enqueued first, and after them
-    the best choices that the tracking server has of the same task or the same base."""
+    """Whether a LoRA as large as the largest of the papers' defaults and each method's default are
+    tried first, and after them the best choices that the tracking server has of the same task or
+    the same base."""
     repeats: RepeatSettings | None = None
-    """The last top * seeds trials train the best choices so far with other seeds, and a choice is
-    ranked by its mean; null trains each choice once."""
+    """`{top: 3, seeds: 2}` spends the last top * seeds trials on training the best choices so far
+    with other seeds, and a choice is ranked by its mean; `null` trains each choice once."""
     study: Annotated[str, Field(min_length=1)] | None = None
-    """SQLAlchemy URL of Optuna's storage, such as postgresql+psycopg://..., where launches of one
-    sweep from several machines or folders share its trials; null keeps it in the sweep's folder."""
+    """SQLAlchemy URL of a database, such as `postgresql+psycopg://...`, where launches of one sweep
+    from several machines or folders share its trials; `null` keeps it in the sweep's folder."""
     seed: NonNegativeInt = 0
     """Seed of the sampler."""
 
@@ -134,13 +143,15 @@ class ClusterSettings(Settings):
     """Where the resident workers run and what each may take."""
 
     address: Annotated[str, Field(min_length=1)] = "local"
-    """local starts Ray on this machine; auto or an address joins a running cluster."""
+    """`local` starts Ray on this machine and ends it again; `auto` or an address joins a running
+    cluster."""
     groups: PositiveInt = 1
-    """Groups of resident workers; each serves one job at a time."""
+    """Groups of resident workers; each trains one trial at a time."""
     workers_per_group: PositiveInt = 1
     """Data-parallel workers of a group."""
     resources_per_worker: dict[str, NonNegativeFloat] = {"CPU": 1}  # noqa: RUF012 (pydantic copies it)
-    """Ray resources that a worker reserves, such as {CPU: 4, GPU: 1}."""
+    """What a worker reserves of Ray, such as `{CPU: 4, GPU: 1}`; on a CPU a worker computes with
+    that many threads."""
     max_failures: NonNegativeInt = 2
     """Deaths of a worker that one job survives."""
     lease_seconds: Annotated[float, Field(ge=1.0, le=86_400.0)] = 60.0
@@ -152,12 +163,14 @@ class TrackingSettings(Settings):
     """Where trials are logged."""
 
     uri: Annotated[str, Field(min_length=1)] = DEFAULT_TRACKING
-    """MLflow tracking URI: sqlite:///FILE or a server."""
+    """`sqlite:///FILE.db`, or the URI of an MLflow server or database; default:
+    `MLFLOW_TRACKING_URI`, else `sqlite:///.ranksweep/mlflow.db`."""
     experiment: Annotated[str, Field(min_length=1)] = "ranksweep"
-    """MLflow experiment; default: task.name."""
+    """MLflow experiment, created if absent; default: `task.name`."""
     keep_weights: Literal["best", "all", "none"] = "best"
-    """Whose trained weights are kept as an artifact: the best trial of each method's (and those on
-    the Pareto front), every complete trial's, or nobody's."""
+    """Whose trained weights are kept as an artifact, for `export`: the best trial's of each method
+    or arm (and those on the Pareto front of a search for two objectives), every complete trial's,
+    or nobody's."""
 
 
 class ConfirmSettings(Settings):
@@ -166,30 +179,39 @@ class ConfirmSettings(Settings):
     top: PositiveInt = 1
     """Choices of each method to confirm."""
     seeds: PositiveInt = 3
-    """Seeds per choice: train.seed + 1 and on."""
+    """Seeds of each choice: `train.seed` + 1 and on."""
 
 
 class SweepConfig(Settings):
     """One launch: a base, a task, a space and how to search it. Only base and task are required."""
 
     name: Annotated[str, AfterValidator(check_sweep_name)] = "sweep"
-    """Name of the sweep and of its folder; default: task.name."""
+    """Name of the sweep and of its folder: letters, digits, `.`, `_`, `-`. A name is used once;
+    default: `task.name`."""
     base: Annotated[str, Field(pattern=r"^(hub|path|package):.+")]
-    """hub:org/name@revision, path:DIR or package:import_name/sub/dir."""
+    """`hub:org/name@revision`, `path:DIR` or `package:import_name/sub/dir` (weights that an
+    installed package ships). Weights are safetensors, or one `.gguf` file named in place of the
+    folder; pickles and remote code are refused."""
     task: TaskSettings
     profile: ProfileSettings = ProfileSettings()
     space: dict[str, Any] | None = None
-    """Domains of the learning rate and of each method's keys; null takes the default space."""
+    """Domains of the learning rate and of each method's keys; `null` searches the five methods that
+    are no baselines over their default spaces."""
     search: SearchSettings = SearchSettings()
     train: TrainSettings = TrainSettings()
     deepspeed: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
-    """DeepSpeed's own settings, passed on as they are."""
+    """DeepSpeed's own settings, passed on as they are. What a trial decides (optimizer, scheduler,
+    batch sizes, clipping, precision) is refused here; the error names the key of `train` to set
+    instead. ZeRO 0, 1 and 2; in bf16 and fp16 stage 0 runs as stage 1, because DeepSpeed 0.19
+    computes it wrongly."""
     cluster: ClusterSettings = ClusterSettings()
     store: StoreUri = DEFAULT_STORE
-    """Object storage that holds the profiles."""
+    """Where profiles are kept: `file://DIR`, `s3://`, `gs://` or `az://`; default:
+    `RANKSWEEP_STORE`, else `file://.ranksweep/store`."""
     tracking: TrackingSettings = TrackingSettings()
     confirm: ConfirmSettings | None = ConfirmSettings()
-    """What is retrained on test at the end; null skips it."""
+    """What is retrained and measured on test at the end; `null` skips it; default:
+    `{top: 1, seeds: 3}`, or `null` for a task without a test split."""
 
     @cached_property
     def search_space(self) -> SearchSpace:

@@ -55,8 +55,8 @@ class JointChoice(RankBudget):
     retention: PositiveShare = 0.5
     """Share of a module's columns that is read; 1 reads them all."""
     top_percent: Percent = 5.0
-    """k of the top-k% mask by which columns are ranked; one of the profile's grid. Not read at
-    retention 1."""
+    """k of the top-k% mask by which columns are ranked; one of `profile.top_percent`. Not read at
+    `retention: 1`."""
 
 
 def needs_profile(choice: JointChoice) -> bool:

@@ -33,7 +33,8 @@ class TasoChoice(Choice):
     retention: PositiveShare = 0.1
     """Share of the ranked rows and columns that make the core (the paper's top-p%)."""
     top_percent: Percent = 5.0
-    """k of the top-k% mask whose entries are counted; one of the profile's grid."""
+    """A weight counts as important when it is among so many percent of its matrix: k of the top-k%
+    mask; one of `profile.top_percent`."""
     importance: Literal["sensitivity", "gradient", "random"] = "sensitivity"
     """What the mask ranks weights by: abs(theta * g), abs(g), or, at random, as many rows and
     columns of each module as sensitivity takes, drawn with the choice's seed."""

@@ -26,21 +26,21 @@ FILE_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 class DataSettings(Settings):
     """Where the rows are: local or packaged files, or a data set of the Hugging Face hub.
 
-    A file is a path, or `package:import_name/sub/file`, and ends in .parquet, .csv, .json or
-    .jsonl. With `hub`, train, dev and test are names of splits; where neither dev nor test is
-    named, the split "validation" is divided by `task.split`.
+    A file is a path, or `package:import_name/sub/file`, and ends in `.parquet`, `.csv`, `.json` or
+    `.jsonl`. With `hub`, `train`, `dev` and `test` are names of splits; where neither dev nor test
+    is named, the split `validation` is divided by `task.split`.
     """
 
     train: str | None = None
-    """File (or, with hub, split; default "train") that trains."""
+    """File or split that trains; required without `hub`, with it `train` where nothing is said."""
     dev: str | None = None
     """File or split that steers the search; without it `task.split` says where dev comes from."""
     test: str | None = None
-    """File or split that only `confirm` reads; may be left out."""
+    """File or split that only the confirmation reads; may be left out."""
     hub: str | None = None
-    """Name of a data set on the hub, such as glue."""
+    """Name of a data set on the hub, such as `glue`."""
     name: str | None = None
-    """Configuration (subset) of the hub data set, such as rte."""
+    """Configuration (subset) of the hub data set, such as `rte`."""
     revision: str | None = None
     """Commit or tag of the hub data set; pin it for runs that can be repeated."""
 
@@ -69,51 +69,53 @@ class RowsSettings(Settings):
     """How many rows of each split are kept: a seeded choice among its rows in content order."""
 
     train: PositiveInt | None = None
-    """Training rows to keep; null keeps all."""
+    """Training rows to keep; `null` keeps all."""
     dev: PositiveInt | None = None
-    """Dev rows to keep; null keeps all."""
+    """Dev rows to keep; `null` keeps all."""
     test: PositiveInt | None = None
-    """Test rows to keep; null keeps all."""
+    """Test rows to keep; `null` keeps all."""
     seed: NonNegativeInt = 0
-    """Seed of the choice."""
+    """Seed of the choice of rows."""
 
 
 class SplitSettings(Settings):
     """Where dev comes from when `task.data` has none."""
 
     source: Literal["test", "train"] = "test"
-    """The split dev is taken from: test (the papers' rule) or train."""
+    """The split that dev is taken from: `test` (the papers' rule) or `train`."""
     dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the source that becomes dev; the rest stays (the papers' 2:8)."""
     seed: NonNegativeInt = 0
-    """Seed of the division."""
+    """Seed of the division; rows of the same content stay together."""
 
 
 class TaskSettings(Settings):
     """A data set, how a row becomes an input, and the metric."""
 
     name: Annotated[str, Field(min_length=1)]
-    """Name of the task, for people and for queries."""
+    """Name of the task, for people and for queries: what `best --task` asks for."""
     kind: str = "classification"
-    """What is predicted: classification (of texts) or image_classification."""
+    """What is predicted: `classification` (of texts) or `image_classification`."""
     data: DataSettings
     """Where the rows are."""
     text: Annotated[Names, Field(validate_default=True)] = ()
-    """One or two columns that hold the text, which every kind but image_classification needs; two
+    """One or two columns that hold the text, which every kind but `image_classification` needs; two
     are encoded as a pair."""
     image: Annotated[str | None, Field(validate_default=True)] = None
-    """Column that holds the pictures of image_classification: paths (relative to the data file),
-    encoded bytes (PNG, JPEG or WebP), or datasets' {bytes, path}."""
+    """Column that holds the pictures, which `image_classification` needs: paths (relative to the
+    data file), the bytes of PNG, JPEG or WebP, or `{bytes, path}` as `datasets` has it. The base's
+    image processor makes the pixels."""
     label: str = "label"
-    """Column that holds the label."""
+    """Column that holds the class: a string, an integer or a boolean."""
     metric: str = "accuracy"
-    """Metric of the dev and test splits: accuracy, f1, macro_f1 or matthews."""
+    """Metric of the dev and test splits: `accuracy`, `f1` (of the second class of two; macro beyond
+    two), `macro_f1` or `matthews`."""
     max_length: PositiveInt = 128
     """Tokens at which a text is cut, special tokens included; pictures are not cut."""
     rows: RowsSettings = RowsSettings()
     """How many rows of each split are kept."""
     split: SplitSettings = SplitSettings()
-    """Where dev comes from when data has none."""
+    """Where dev comes from when `data` has none."""
 
     @field_validator("kind")
     @classmethod

@@ -13,25 +13,27 @@ class TrainSettings(Settings):
     """How a trial trains its plan."""
 
     epochs: PositiveInt = 3
-    """Epochs of a trial; its value is the dev metric of the last."""
+    """Epochs of a trial; its value is the dev metric after the last."""
     batch_size: PositiveInt = 16
-    """Rows of one optimizer step over all workers and accumulation steps."""
+    """Rows of one optimizer step over all workers and accumulation steps. On a CPU those of like
+    length go through the base together, which spares padding and leaves loss and gradient what they
+    are."""
     gradient_accumulation_steps: PositiveInt = 1
     """Forward passes that one optimizer step is divided into."""
     optimizer: Literal["adamw"] = "adamw"
-    """Optimizer."""
+    """The optimizer; there is this one."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of the adapters and the head."""
     max_grad_norm: PositiveFloat | None = 1.0
-    """Gradient norm to clip at; null does not clip."""
+    """Gradient norm to clip at; `null` does not clip."""
     lr_scheduler: Schedule = "linear"
-    """Learning-rate schedule of each stage."""
+    """Learning-rate schedule; it starts again with each stage of a plan."""
     warmup_ratio: Fraction = 0.06
     """Share of a stage's steps that warm up."""
     dropout: Fraction = 0.05
     """Dropout on the input of a module's trainable blocks."""
     precision: Precision = "auto"
-    """Precision of the base; auto is bf16 where the device computes it fast, else fp32."""
+    """Precision of the base, as `profile.precision`."""
     seed: NonNegativeInt = 0
     """Seed of the adapters, a fresh head and the order of the rows."""
 
