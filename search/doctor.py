@@ -104,12 +104,7 @@ def check_python() -> Check:
     """Whether this Python is one that ranksweep is made for."""
     wanted = _requires_python()
     running = platform.python_version()
-    return Check(
-        "python",
-        running in wanted,
-        f"{running} ({wanted})",
-        "" if running in wanted else f"use a Python {wanted}",
-    )
+    return _tried("python", running in wanted, f"{running} ({wanted})", f"use a Python {wanted}")
 
 
 def check_packages() -> list[Check]:
@@ -125,7 +120,7 @@ def check_packages() -> list[Check]:
             checks.append(Check(name, False, f"not installed ({bounds})", remedy))
             continue
         fits = requirement.specifier.contains(installed, prereleases=True)
-        checks.append(Check(name, fits, f"{installed} ({bounds})", "" if fits else remedy))
+        checks.append(_tried(name, fits, f"{installed} ({bounds})", remedy))
     return checks
 
 
@@ -162,13 +157,8 @@ def check_disk(root: Path) -> Check:
     """Whether there is room for a sweep's files where they are written."""
     place = _nearest_folder(root)
     free = shutil.disk_usage(place).free
-    enough = free >= _SMALLEST_DISK
-    return Check(
-        "disk",
-        enough,
-        f"{_size(free)} free in {place}",
-        "" if enough else f"free at least {_size(_SMALLEST_DISK)}",
-    )
+    enough, needed = free >= _SMALLEST_DISK, _size(_SMALLEST_DISK)
+    return _tried("disk", enough, f"{_size(free)} free in {place}", f"free at least {needed}")
 
 
 # What a sweep talks to ------------------------------------------------------------------------
@@ -210,8 +200,8 @@ def check_store(uri: str) -> list[Check]:
     checks = []
     for step in store.objects.probe():
         detail = f"{store.name}{': ' + step.detail if step.detail else ''}"
-        remedy = "" if step.ok else "choose another with --store or RANKSWEEP_STORE"
-        checks.append(Check(f"store: {step.name}", step.ok, detail, remedy))
+        remedy = "choose another with --store or RANKSWEEP_STORE"
+        checks.append(_tried(f"store: {step.name}", step.ok, detail, remedy))
     return checks
 
 
@@ -223,12 +213,10 @@ def check_tracking(uri: str) -> Check:
         if file is not None and not file.exists():
             folder = _nearest_folder(file.parent)
             writable = os.access(folder, os.W_OK)
-            return Check(
-                "tracking",
-                writable,
-                f"{shown} is not there yet{'' if writable else f', and {folder} is read-only'}",
-                "" if writable else "name another database with --tracking",
-            )
+            detail = f"{shown} is not there yet"
+            if not writable:
+                detail += f", and {folder} is read-only"
+            return _tried("tracking", writable, detail, "name another database with --tracking")
         client = connect(uri)
         found = call(uri, lambda: client.search_experiments(max_results=1000))
     except RanksweepError as error:
@@ -237,6 +225,11 @@ def check_tracking(uri: str) -> Check:
 
 
 # Inside ---------------------------------------------------------------------------------------
+
+
+def _tried(name: str, ok: bool, detail: str, remedy: str) -> Check:
+    """A check whose remedy is told only where it is needed."""
+    return Check(name, ok, detail, "" if ok else remedy)
 
 
 def _requires_python() -> SpecifierSet:

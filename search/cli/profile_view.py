@@ -133,9 +133,9 @@ class _Page:
 
         What has no room abreast stands below.
         """
-        rows, columns, turned = self.report.layers, kinds, False
-        if len(kinds) > len(rows) and len(kinds) > self._abreast(rows):
-            rows, columns, turned = kinds, rows, True
+        layers = self.report.layers
+        turned = len(kinds) > max(len(layers), self._abreast(layers))
+        rows, columns = (kinds, layers) if turned else (layers, kinds)
         blocks = math.ceil(len(columns) / self._abreast(rows))
         size = math.ceil(len(columns) / blocks)
         label = self._label(rows)
