@@ -114,10 +114,14 @@ WORDS = (*GOOD, *BAD, "film", "plot", "scene", "actor", "a", "the")
 
 @pytest.fixture(scope="session")
 def tiny_sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """That of `write_tiny_sweep`, whose files are written once; it is for tests to copy."""
+    return write_tiny_sweep(tmp_path_factory.mktemp("tiny"))
+
+
+def write_tiny_sweep(folder: Path) -> dict[str, Any]:
     """A sweep on a two-layer BERT with random weights and on sentences of twelve words.
 
-    A sentence is positive when it has more good words than bad ones. The mapping is fresh in every
-    test that copies it; base and data are written once.
+    A sentence is positive when it has more good words than bad ones. Base and data go to `folder`.
     """
     import numpy as np
     import pyarrow as pa
@@ -126,7 +130,6 @@ def tiny_sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(WORDS) + 4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,

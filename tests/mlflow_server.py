@@ -38,6 +38,8 @@ class MlflowServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=self._folder,
+                # Its workers for jobs take seconds to start, and no test asks for them.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         deadline = time.monotonic() + 90
         while True:
