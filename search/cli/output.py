@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -35,7 +35,7 @@ class Result:
     """
 
     document: Any
-    drawn: Sequence[RenderableType] = ()
+    drawn: Iterable[RenderableType] = ()
     error: str = ""
     exit_code: int = 0
 
@@ -79,7 +79,7 @@ def _logs_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _draw(drawn: Sequence[RenderableType]) -> None:
+def _draw(drawn: Iterable[RenderableType]) -> None:
     from rich.console import Console
 
     # A pipe has no width of its own: what reads it wants whole values.

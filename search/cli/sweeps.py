@@ -105,14 +105,14 @@ def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = F
 
         result = launch_sweep(config, resume=resume, profile_only=profile_only, view=view)
     if profile_only:
-        return Result(result, list(_drawn_profile(config, result)))
+        return Result(result, _drawn_profile(config, result))
     error = ""
     if not result.best:
         reason = (
             f" ({result.reason})" if result.reason else "; see their errors above and in MLflow"
         )
         error = f"{config.name}: no trial ran to its end{reason}"
-    return Result(result, list(_drawn_launch(config, result)), error)
+    return Result(result, _drawn_launch(config, result), error)
 
 
 # -- drawing ---------------------------------------------------------------------------------------
