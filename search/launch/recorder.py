@@ -24,6 +24,7 @@ from spaces.errors import JobError
 from spaces.plan import Plan
 
 if TYPE_CHECKING:
+    from search.study.ranking import BestChoice
     from search.tuning.searcher import StudySearcher
 
 
@@ -33,7 +34,7 @@ class Recorder:
     def __init__(
         self,
         config: SweepConfig,
-        best: Sequence[Mapping[str, Any]],
+        best: Sequence[BestChoice],
         relay: Relay,
         view: Progress,
         searcher: StudySearcher,
@@ -47,7 +48,7 @@ class Recorder:
         self._repeats: set[int] = set()
         self._said_that_epochs_go = False
         self._objective = Objective(config.search.metric, config.search.mode)
-        gains = [self._objective.gain(row["value"]) for row in best]
+        gains = [self._objective.gain(row.value) for row in best]
         self._best_gain = max(gains, default=float("-inf"))
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:

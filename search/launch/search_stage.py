@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 
 import optuna
@@ -227,11 +227,12 @@ class SearchStage:
                     f"{problem}; weights are left in {self.paths.weights}, for --resume"
                 )
             self._take_stock()
-            ranked = {row["arm"] for row in self.result.best}
+            ranked = {row.arm for row in self.result.best}
             arms = self.inputs.space.arms(config.search.arms)
             self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
-            for row in self.result.best:
-                row["run_id"] = row["run_id"] or runs.get(row["number"])
+            self.result.best = [
+                replace(row, run_id=row.run_id or runs.get(row.number)) for row in self.result.best
+            ]
 
     def _relay(
         self, planner: Planner, on_run: Callable[[int, str], object] = lambda number, run_id: None
@@ -269,7 +270,8 @@ class SearchStage:
         if config.search.study is not None and not ended_last_trial(self.study, self._driver):
             self.view.message("confirm: left to the launch that has ended the last trial")
             return
-        chosen = best_of_each_method(self.study, config.objective, config.confirm.top)
+        best = best_of_each_method(self.study, config.objective, config.confirm.top)
+        chosen = [asdict(row) for row in best]
         planner = self.inputs.planner(profile)
         assert result.sweep_run_id is not None
         relay = self._relay(planner)
@@ -286,5 +288,5 @@ class SearchStage:
             )
         finally:
             self._closed(relay)
-        result.confirmation = [each.as_dict() for each in confirmed]
+        result.confirmation = confirmed
         result.seconds["confirm"] = time.monotonic() - started

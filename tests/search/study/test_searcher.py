@@ -381,12 +381,12 @@ def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_
     ]
     assert states_of(study) == {"complete": 1, "duplicate": 1}
     # Both methods have it as their best; the record of it is the first trial's.
-    rows = {row["arm"]: row for row in best_of_each_method(study, ACCURACY)}
-    assert {arm: (row["value"], row["number"], row["seeds"]) for arm, row in rows.items()} == {
+    rows = {row.arm: row for row in best_of_each_method(study, ACCURACY)}
+    assert {arm: (row.value, row.number, row.seeds) for arm, row in rows.items()} == {
         "lora": (0.73, 0, 1),
         method: (0.73, 0, 1),
     }
-    assert rows[method]["choice"] == other.as_dict()
+    assert rows[method].choice == other.as_dict()
 
 
 def test_a_choice_that_is_the_same_as_one_that_runs_is_not_trained_beside_it(tmp_path):

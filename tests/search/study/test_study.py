@@ -72,10 +72,10 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
         (8, 1007, 1), (8, 1008, 2), (4, 1007, 1), (4, 1008, 2),
     ]  # fmt: skip
     (best,) = best_of_each_method(study, ACCURACY)
-    assert best["value"] == pytest.approx((0.85 + 0.83 + 0.84) / 3)
-    assert best["values"] == [0.85, 0.83, 0.84]
-    assert (best["seeds"], best["number"]) == (3, 1)
-    ranks = [row["choice"]["rank"] for row in best_of_each_method(study, ACCURACY, top=3)]
+    assert best.value == pytest.approx((0.85 + 0.83 + 0.84) / 3)
+    assert best.values == [0.85, 0.83, 0.84]
+    assert (best.seeds, best.number) == (3, 1)
+    ranks = [row.choice["rank"] for row in best_of_each_method(study, ACCURACY, top=3)]
     assert ranks == [4, 8, 2]
     assert WorthKeeping(study, ACCURACY)() == {1}
     assert len(handed_out(study)) == 7

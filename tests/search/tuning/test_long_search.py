@@ -70,7 +70,7 @@ def empty_study(mode: str = "max", objectives: int = 1) -> optuna.Study:
 @pytest.mark.parametrize("seed", range(20))
 def test_the_trials_worth_keeping_are_the_best_of_each_method(seed: int, mode: Mode) -> None:
     study, objective = study_of(40, seed, mode), Objective("accuracy", mode)
-    best = {row["number"] for row in best_of_each_method(study, objective)}
+    best = {row.number for row in best_of_each_method(study, objective)}
     assert WorthKeeping(study, objective)() == best
 
 
