@@ -1,7 +1,7 @@
 """What a trial costs the driver, at the start of a long search and at its end.
 
 Trials of a stub job run through all that a search has on its driver: Ray Tune, the searcher over an
-Optuna study in SQLite, the job queue, the observer with its journal, and MLflow in SQLite, which is
+Optuna study in SQLite, the job queue, the recorder with its journal, and MLflow in SQLite, which is
 told by a thread of the driver. In place of the resident workers an actor takes the jobs and answers
 one epoch and the end at once. The base has the shapes of MiniLM, its statistics are drawn.
 
@@ -36,17 +36,18 @@ from rich.console import Console
 
 from search.cli.view import View
 from search.config.sweep import ClusterSettings, SearchSettings, SweepConfig
-from search.launch.recorder import SweepObserver
+from search.launch.recorder import Recorder
 from search.paths import SweepPaths
+from search.study.proposals import Proposals
 from search.study.ranking import WorthKeeping
 from search.study.study import open_study, states_of
 from search.tracking.journal import Journal
-from search.tracking.relay import Replay
+from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
 from search.tracking.weights import KeptWeights
 from search.tuning.searcher import StudySearcher
 from search.tuning.tune import tune_search
-from spaces.methods.registry import make_plan, parse_choice
+from spaces.planner import Planner
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.resident.jobs import Done, Epoch, GroupFacts, Started, TrialResult
@@ -180,38 +181,38 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
     study = open_study(
         paths.study_uri, "driver-cost", objectives=["accuracy"], mode="max", sampler="tpe", seed=0
     )
-    searcher = StudySearcher(
-        study, space, targets=targets, profile=profile, metric="accuracy",
-        objectives=["accuracy"], mode="max", epochs=1, trials=trials,
-    )  # fmt: skip
+    planner = Planner(targets, profile)
+    settings = SearchSettings(trials=trials)
+    searcher = StudySearcher(Proposals(study, space, planner, settings, TrainSettings(epochs=1)))
     view = View("driver-cost", trials, console=Console(file=io.StringIO()))
     journal = Journal(paths.journal)
-    replay = Replay(
+    relay = Relay(
         journal, tracker, sweep_run_id, on_run=searcher.set_run_id,
-        plan_of=lambda choice: make_plan(parse_choice(choice), targets, profile),
+        plan_of=planner.plan,
     )  # fmt: skip
     kept = KeptWeights(
-        paths, "best", collect=lambda number: b"weights", best=WorthKeeping(study, "max")
+        paths,
+        "best",
+        collect=lambda number: b"weights",
+        best=WorthKeeping(study, settings.objective),
     )
-    observer = SweepObserver(config, [], journal, replay, view, searcher, kept)
+    recorder = Recorder(config, [], relay, view, searcher, kept)
     with local_ray(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"):
         queue = start_job_queue()
         group = ray.remote(StubGroup).options(num_cpus=0).remote()
         serving = group.serve.remote(queue)
         tune_search(
-            searcher=searcher, queue=queue, targets=targets, profile=profile,
-            train=config.train,
+            searcher=searcher, queue=queue, max_concurrent_trials=2, time_budget=None,
             scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
-            metric="accuracy", mode="max", max_concurrent_trials=2, time_budget=None,
-            storage_path=paths.tune, name="search", observer=observer, callbacks=[clock],
+            storage_path=paths.tune, name="search", observer=recorder, callbacks=[clock],
             keep_weights=True,
         )  # fmt: skip
         ended = time.monotonic()
-        observer.close()
+        relay.close()
         told = time.monotonic() - ended
         ray.get(queue.close.remote())
         assert ray.get(serving, timeout=30) == trials
-    logged = [run.data.tags["ranksweep.status"] for run in tracker.children(sweep_run_id)]
+    logged = [run.status for run in tracker.children(sweep_run_id)]
     return states_of(study), told, logged.count("complete")
 
 

@@ -117,9 +117,9 @@ def calibration(base: Base, task: Task, settings: ProfileSettings) -> float:
     import torch
 
     from trainables.profiling.static_pass import micro_batches
-    from trainables.training.evaluate import summed_loss
+    from trainables.tasks.kinds import KINDS
 
-    split = task.splits["train"]
+    split, kind = task.splits["train"], KINDS[task.kind]
     base.model.eval()
     entrance = base.model.get_input_embeddings()
     handle = entrance.register_forward_hook(lambda *call: call[2].requires_grad_(True))
@@ -128,7 +128,7 @@ def calibration(base: Base, task: Task, settings: ProfileSettings) -> float:
         for rows in micro_batches(len(split.labels), settings):
             batch = split.batch(rows)
             labels = batch.pop("labels")
-            torch.autograd.backward(summed_loss(base.model(**batch).logits, labels))
+            torch.autograd.backward(kind.summed_loss(base.model(**batch).logits, labels))
         return time.perf_counter() - started
     finally:
         handle.remove()

@@ -33,7 +33,7 @@ from results import Run
 
 if TYPE_CHECKING:
     from search.config.sweep import SweepConfig
-    from search.launch.prepare import Prepared
+    from search.launch.prepare import SweepInputs
     from spaces.choice import Choice
     from spaces.profile import Profile
 
@@ -107,7 +107,7 @@ def surface_sweep(task: str) -> SweepConfig:
     return load_sweep(ROOT / "examples" / "digits-vit.yaml", overrides)
 
 
-def compute_bytes(config: SweepConfig, prepared: Prepared) -> bytes:
+def compute_bytes(config: SweepConfig, prepared: SweepInputs) -> bytes:
     """The file of a sweep's profile, computed here."""
     from trainables.bases.loading import fresh_head, load_base
     from trainables.engine.workers import join
@@ -121,7 +121,7 @@ def compute_bytes(config: SweepConfig, prepared: Prepared) -> bytes:
 
 
 def design(
-    prepared: Prepared, start: int, per_method: int, repeated: int, repeats: int
+    prepared: SweepInputs, start: int, per_method: int, repeated: int, repeats: int
 ) -> Iterator[tuple[Choice, int]]:
     """(choice, seed) of every trial, the methods in turn.
 
@@ -191,7 +191,7 @@ def read_surface(task: str) -> tuple[dict[str, Any], list[Record], Profile]:
     )
 
 
-def start(task: str, config: SweepConfig, prepared: Prepared) -> tuple[list[Record], Profile]:
+def start(task: str, config: SweepConfig, prepared: SweepInputs) -> tuple[list[Record], Profile]:
     """(trials that are recorded already, profile) of a task; writes what a new recording needs.
 
     Raises SystemExit where what is there was recorded under other conditions.
@@ -224,7 +224,6 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
     import torch
 
     from search.launch.prepare import prepare
-    from spaces.methods.registry import make_plan
     from trainables.bases.loading import load_base
     from trainables.engine.workers import join
 
@@ -233,6 +232,7 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
     config = surface_sweep(task)
     prepared = prepare(config)
     records, profile = start(task, config, prepared)
+    planner = prepared.planner(profile)
     done = {found.number for found in records}
     base = load_base(prepared.base_uri, config.task.kind, prepared.task.num_labels)
     train = partial(_trained, base, prepared.task, config.train, join())
@@ -245,7 +245,7 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
             print(f"{task}: {len(done)} of {len(wanted)} trials after {minutes:g} minutes")
             return
         started = time.perf_counter()
-        plan = make_plan(choice, prepared.targets, profile, prepared.size)
+        plan = planner.plan(choice)
         accuracy, dev_loss = train(plan, choice.learning_rate, seed)
         found = Record(
             number, choice.as_dict(), seed, plan.trainable_params, accuracy, dev_loss,

@@ -2,7 +2,7 @@
 
 Some hundred real trials (see record_surface.py) and a regression over them stand in for training:
 any choice of the space is answered at once, with the noise that seeds make. The searches are real:
-`search.searcher.StudySearcher` over Optuna, one trial after another, without Ray.
+`search.tuning.searcher.StudySearcher` over Optuna, one trial after another, without Ray.
 
     python benchmarks/search_quality.py
     python benchmarks/search_quality.py --check
@@ -29,6 +29,7 @@ from results import Run
 if TYPE_CHECKING:
     from spaces.choice import Choice
     from spaces.domain import Domain
+    from spaces.planner import Planner
     from spaces.profile import Profile
     from spaces.search_space import SearchSpace
 
@@ -84,11 +85,16 @@ class Surface:
     ceiling: float
     """R^2 of a regression that knew everything but the noise."""
 
+    @property
+    def planner(self) -> Planner:
+        """Makes plans by the task's profile."""
+        from spaces.planner import Planner
+
+        return Planner(self.profile.targets, self.profile)
+
     def params(self, choice: Choice) -> int:
         """The exact count of a choice's trainable parameters."""
-        from spaces.methods.registry import make_plan
-
-        return make_plan(choice, self.profile.targets, self.profile).trainable_params
+        return self.planner.params(choice)
 
     def truth(self, choice: Choice, params: int) -> float:
         """The metric that a choice has on average over seeds, by the regression."""
@@ -238,17 +244,24 @@ def _search_as_launched(
     """The searcher, sampler and first choices of `ranksweep launch`."""
     import optuna
 
+    from search.config.sweep import SearchSettings
+    from search.study.proposals import Proposals
     from search.study.study import directions, make_sampler
     from search.tuning.searcher import StudySearcher
     from spaces.methods.registry import parse_choice
+    from trainables.training.settings import TrainSettings
 
     study = optuna.create_study(
         directions=directions(objectives, "max"), sampler=make_sampler("tpe", seed)
     )
+    settings = SearchSettings(
+        metric=METRIC, objectives=objectives, trials=trials, allocation=way.allocation
+    )
     searcher = StudySearcher(
-        study, surface.space, targets=surface.profile.targets, profile=surface.profile,
-        metric=METRIC, objectives=objectives, mode="max", epochs=1, trials=trials,
-        allocation=way.allocation, enqueue=enqueued,
+        Proposals(
+            study, surface.space, surface.planner, settings, TrainSettings(epochs=1),
+            enqueue=enqueued,
+        )
     )  # fmt: skip
     for number in range(trials):
         suggested = searcher.suggest(str(number))
@@ -262,13 +275,7 @@ def first_of(surface: Surface) -> list[Choice]:
     """What a launch tries first on this surface."""
     from search.study.first_choices import first_choices
 
-    @dataclass(frozen=True)
-    class Prepared:
-        space: Any
-        targets: Any
-        size: None = None
-
-    return first_choices(Prepared(surface.space, surface.profile.targets), surface.profile)  # type: ignore[arg-type]
+    return first_choices(surface.space, surface.planner)
 
 
 def warm_start(space: SearchSpace, task: str) -> list[Choice]:

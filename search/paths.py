@@ -1,4 +1,4 @@
-"""Every local path and every object key that ranksweep writes or reads, in one place."""
+"""Every local path that ranksweep writes or reads, and who may read what it writes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.store.keys import check_profile_key
 from spaces.errors import ConfigError
+
+STORE_SCHEMES = ("file", "s3", "gs", "az")
+"""What the URI of a store may start with."""
 
 _SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -26,50 +28,29 @@ class SweepPaths:
         ConfigError: the name could leave its folder or is not a portable file name.
     """
 
-    root: Path | str = ".ranksweep"
+    root: Path = Path(".ranksweep")
     name: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
         if self.name is not None:
             check_sweep_name(self.name)
 
     @property
-    def base(self) -> Path:
-        """The root as a path."""
-        return Path(self.root)
-
-    @property
-    def store(self) -> Path:
-        """Folder of the default store."""
-        return self.base / "store"
-
-    @property
     def store_uri(self) -> str:
         """URI of the default store; relative to the current directory when the root is."""
-        return f"file://{self.store}"
-
-    @property
-    def tracking_db(self) -> Path:
-        """SQLite file of the default tracking database."""
-        return self.base / "mlflow.db"
+        return f"file://{self.root / 'store'}"
 
     @property
     def tracking_uri(self) -> str:
         """URI of the default tracking database."""
-        return f"sqlite:///{self.tracking_db}"
-
-    @property
-    def artifacts(self) -> Path:
-        """Folder of the artifacts of runs tracked in the default database."""
-        return artifacts_beside(self.tracking_db)
+        return f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property
     def sweep(self) -> Path:
         """Folder of the named sweep."""
         if self.name is None:
             raise ValueError("these paths name no sweep")
-        return self.base / "sweeps" / self.name
+        return self.root / "sweeps" / self.name
 
     @property
     def sweep_file(self) -> Path:
@@ -98,7 +79,7 @@ class SweepPaths:
 
     def unpublished_profile(self, key: str) -> Path:
         """File of a profile that the store did not take when it was computed."""
-        return self.sweep / f"unpublished-{check_profile_key(key)}.safetensors"
+        return self.sweep / f"unpublished-{key}.safetensors"
 
     @property
     def journal(self) -> Path:
@@ -121,7 +102,7 @@ class SweepPaths:
 
     def absolute(self) -> SweepPaths:
         """The same paths from the file system's root, for a process that runs elsewhere."""
-        return SweepPaths(self.base.absolute(), self.name)
+        return SweepPaths(self.root.absolute(), self.name)
 
     def make_sweep(self) -> None:
         """Create the sweep's folders, readable by their owner alone."""

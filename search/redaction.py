@@ -1,4 +1,4 @@
-"""What may be shown, and who may read what is written."""
+"""What may be shown of an address: all but its credentials."""
 
 from __future__ import annotations
 

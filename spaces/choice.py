@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from spaces.errors import ChoiceError, nearest
 
@@ -108,10 +109,11 @@ def choice_error(
 def _keys_beside(section: type[BaseModel] | None, loc: tuple[int | str, ...]) -> list[str]:
     for part in loc[:-1]:
         field = section.model_fields.get(str(part)) if section else None
-        annotation = field.annotation if field else None
-        section = (
-            annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel)
-            else None
-        )
+        section = section_of(field) if field else None
     return list(section.model_fields) if section else []
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a field that is a mapping of its own, such as `partition`; None for others."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

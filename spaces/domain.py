@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, floor, isclose, log
-from typing import Any
-
-import optuna
+from typing import Any, Protocol
 
 from spaces.errors import ChoiceError, nearest
 
@@ -17,6 +15,23 @@ Check = Callable[[object, str], Value]
 """Takes a written value and its key, returns the value in the key's type; raises ChoiceError."""
 
 _RANGE_KEYS = ("low", "high", "log", "step")
+
+
+class Suggests(Protocol):
+    """Who gives values to parameters, one after another: a trial of Optuna's is one."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the `choices`."""
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """A whole number from `low` to `high`, a multiple of `step` above `low`."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number from `low` to `high`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ def parse_domain(
     return Options(values) if len(values) > 1 else Fixed(values[0])
 
 
-def suggest(domain: Domain, trial: optuna.trial.BaseTrial, name: str) -> Value:
+def suggest(domain: Domain, trial: Suggests, name: str) -> Value:
     """A value of the domain, asked of the trial as `name` where there is more than one."""
     if isinstance(domain, Fixed):
         return domain.value

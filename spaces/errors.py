@@ -68,6 +68,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"use one of {', '.join(words)}"
 
 
+def reason_of(error: Exception) -> str:
+    """What another package's error says, in one line; its type where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def shown(text: str, longest: int = 80) -> str:
     """Text from outside as it may stand in an error: in one line, printable and not too long."""
     cut = text if len(text) <= longest else f"{text[:longest]}..."

@@ -18,6 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from spaces.errors import ChoiceError
+from spaces.files import tensor_file
 from spaces.target import TargetModule
 
 SCHEMA_VERSION = 1
@@ -144,24 +145,7 @@ class Plan:
             "trainable_params": self.trainable_params,
             "peak_trainable_params": self.peak_trainable_params,
             **tuner,
-            "stages": [
-                {
-                    "modules": {
-                        name: [
-                            {
-                                "rank": block.rank,
-                                "rows": block.rows.shape[0],
-                                "cols": block.cols.shape[0],
-                                "scale": block.scale,
-                                "lr_scale": block.lr_scale,
-                            }
-                            for block in blocks
-                        ]
-                        for name, blocks in stage.items()
-                    }
-                }
-                for stage in self.stages
-            ],
+            "stages": self._described_stages(with_sizes=True),
             "digest": self.digest,
         }
 
@@ -179,8 +163,7 @@ class Plan:
         """Parse the bytes of a plan file; `source` names them in errors. Raises ChoiceError."""
         try:
             tensors = safetensors.numpy.load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            metadata = json.loads(header["__metadata__"][_METADATA_KEY])
+            metadata = json.loads(tensor_file.parsed(data).metadata[_METADATA_KEY])
             if metadata["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {metadata['schema_version']!r}")
             targets = [_target(item) for item in metadata["targets"]]
@@ -226,6 +209,25 @@ class Plan:
                     tensors[f"{prefix}/cols"] = np.ascontiguousarray(block.cols)
         return tensors
 
+    def _described_stages(self, with_sizes: bool) -> list[dict[str, Any]]:
+        """The stages as plain data, without indices; `with_sizes` says how many each block has."""
+        stages = []
+        for stage in self.stages:
+            modules: dict[str, list[dict[str, Any]]] = {name: [] for name in stage}
+            for name, blocks in stage.items():
+                for block in blocks:
+                    sizes = {"rows": block.rows.shape[0], "cols": block.cols.shape[0]}
+                    modules[name].append(
+                        {
+                            "rank": block.rank,
+                            **(sizes if with_sizes else {}),
+                            "scale": block.scale,
+                            "lr_scale": block.lr_scale,
+                        }
+                    )
+            stages.append({"modules": modules})
+        return stages
+
     @property
     def _tuner_params(self) -> int:
         return 0 if self.tuner is None else self.tuner.params
@@ -238,18 +240,7 @@ class Plan:
                 {"name": target.name, "shape": list(target.shape), "names": list(target.names)}
                 for target in self.targets
             ],
-            "stages": [
-                {
-                    "modules": {
-                        name: [
-                            {"rank": block.rank, "scale": block.scale, "lr_scale": block.lr_scale}
-                            for block in blocks
-                        ]
-                        for name, blocks in stage.items()
-                    }
-                }
-                for stage in self.stages
-            ],
+            "stages": self._described_stages(with_sizes=False),
         }
         if self.tuner is not None:
             metadata["tuner"] = _described_tuner(self.tuner)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spaces.choice import Choice
-from spaces.methods.registry import make_plan, parse_choice
+from spaces.methods.registry import count_range, make_plan, parse_choice
 from spaces.plan import Plan
 from spaces.profile import Profile
 from spaces.target import BaseSize, TargetModule
@@ -30,3 +30,15 @@ class Planner:
     def params(self, choice: Choice | Mapping[str, Any]) -> int:
         """How many parameters the plan of a choice trains. Raises ChoiceError, ProfileError."""
         return self.plan(choice).trainable_params
+
+    def params_range(
+        self, choice: Choice, dominant_fraction: float | None = None
+    ) -> tuple[int, int]:
+        """Least and most that it may be: without a profile over all profiles, and by one exactly.
+
+        `dominant_fraction` is that of `count_range`. Raises ChoiceError, ProfileError.
+        """
+        if self.profile is None:
+            return count_range(choice, self.targets, dominant_fraction, self.size)
+        exact = self.params(choice)
+        return exact, exact

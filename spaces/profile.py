@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
-from spaces.errors import ProfileError, nearest, shown
-from spaces.files import strict_json, tensor_file
-from spaces.files.tensor_file import StoredTensor, TensorFile
+from spaces.errors import ProfileError, nearest
+from spaces.files import profile_file
+from spaces.files.tensor_file import Bytes
 from spaces.target import TargetModule
 
-SCHEMA_VERSION = 1
-
-_METADATA_KEY = "ranksweep"
 _COMPUTED_KEY = "versions"
 """What a profile that was computed names; one made by hand is taken at its word where it does not
 contradict the format."""
-_LONGEST_NAME = 1_000
-_OWN_KEYS = ("schema_version", "scored_steps", "top_percent_grid", "modules")
-_NAME_WITH_HASH = re.compile(r"profile-([0-9a-f]{64})\.safetensors")
 _LARGEST_UINT16 = 65_535
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-# A plan writes out the rows and columns of a module, 4 bytes each, whether the file has tensors of
-# it or not: 64 MiB of them are free, which is a 70B base's.
-_FREE_INDICES = 2**24
-_DTYPES: Mapping[str, str] = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "<i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "<u1",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,53 +90,37 @@ class Profile:
         It may be removed or replaced meanwhile. A file of any other name is read, as it may be
         written to. Raises ProfileError.
         """
-        path = Path(path)
-        named = _NAME_WITH_HASH.fullmatch(path.name)
-        try:
-            if path.exists() and not path.is_file():
-                raise OSError(errno.EINVAL, "not a file")
-            data = tensor_file.mapped(path) if named else tensor_file.in_memory(path.read_bytes())
-        except OSError as error:
-            raise ProfileError(
-                f"{path}: cannot be read ({error.strerror}); give the path of a profile file"
-            ) from error
-        if named and hashlib.sha256(data.data).hexdigest() != named.group(1):
-            raise ProfileError(f"{path}: its SHA-256 is not the one in its name; make it again")
-        return cls._of(data, str(path))
+        return cls.from_bytes(profile_file.data_of(Path(path)), str(path))
 
     @classmethod
-    def from_bytes(cls, data: bytes, source: str) -> Profile:
+    def from_bytes(cls, data: bytes | Bytes, source: str) -> Profile:
         """Parse the bytes of a profile file; `source` names them in errors.
 
         Arrays of the format's own dtypes are views of `data`. Raises ProfileError.
         """
-        return cls._of(tensor_file.in_memory(data), source)
-
-    @classmethod
-    def _of(cls, data: tensor_file.Bytes, source: str) -> Profile:
         try:
-            return _parsed(data)
+            file = profile_file.parsed(data, FIELDS)
+            modules = {name: ModuleProfile(**arrays) for name, arrays in file.arrays.items()}
+            profile = cls(
+                file.targets, file.scored_steps, file.top_percent_grid, modules, file.metadata
+            )
+            if _COMPUTED_KEY in profile.metadata:
+                _check_sums(profile)
         except ProfileError as error:
             raise ProfileError(f"{source}: {error}") from error
+        return profile
 
     def to_bytes(self) -> bytes:
         """The profile as a safetensors file; the same profile gives the same bytes."""
-        tensors = {
-            # safetensors writes the memory of a strided view as it lies.
-            f"{name}/{field}": np.ascontiguousarray(values)
+        arrays = {
+            name: {f: values for f in FIELDS if (values := getattr(module, f)) is not None}
             for name, module in self.modules.items()
-            for field in FIELDS
-            if (values := getattr(module, field)) is not None
         }
-        metadata = {
-            **self.metadata,
-            "schema_version": SCHEMA_VERSION,
-            "scored_steps": self.scored_steps,
-            "top_percent_grid": list(self.top_percent_grid),
-            "modules": [_described(target) for target in self.targets],
-        }
-        text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return bytes(safetensors.numpy.save(tensors, metadata={_METADATA_KEY: text}))
+        return profile_file.serialized(
+            profile_file.ProfileFile(
+                self.targets, self.scored_steps, self.top_percent_grid, arrays, self.metadata
+            )
+        )
 
     def write(self, path: str | Path) -> None:
         """Write the profile as a safetensors file."""
@@ -213,226 +170,53 @@ class Profile:
         )
 
 
-def _described(target: TargetModule) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": target.name, "shape": list(target.shape)}
-    if target.names != (target.name,):
-        described["names"] = list(target.names)
-    return described
-
-
-def _parsed(data: tensor_file.Bytes) -> Profile:
-    try:
-        file = tensor_file.parsed(data)
-    except ValueError as error:
-        raise ProfileError(
-            f"not a whole safetensors file ({error}); write or copy it again"
-        ) from error
-    metadata = _metadata(file, data.shape[0])
-    targets = _targets(metadata)
-    _refuse_boundless_shapes(targets, data.shape[0])
-    profile = Profile(
-        targets=targets,
-        scored_steps=_scored_steps(metadata),
-        top_percent_grid=_grid(metadata),
-        modules=_modules(file, targets),
-        metadata={key: value for key, value in metadata.items() if key not in _OWN_KEYS},
-    )
-    if _COMPUTED_KEY in metadata:
-        _check_sums(profile)
-    return profile
-
-
-def _metadata(file: TensorFile, file_size: int) -> dict[str, Any]:
-    text = file.metadata.get(_METADATA_KEY)
-    if text is None:
-        raise ProfileError(
-            f"no metadata '{_METADATA_KEY}'; write it as JSON with scored_steps, top_percent_grid "
-            "and modules"
-        )
-    try:
-        metadata = strict_json.parsed(text, file_size)
-    except ValueError as error:
-        raise ProfileError(
-            f"metadata '{_METADATA_KEY}' is not JSON that is read ({error}); write it again"
-        ) from error
-    if not isinstance(metadata, dict):
-        raise ProfileError(f"metadata '{_METADATA_KEY}' is not a JSON object; write it again")
-    version = metadata.get("schema_version", SCHEMA_VERSION)
-    if not _is_int(version) or version != SCHEMA_VERSION:
-        raise ProfileError(
-            f"schema_version: {_cited(version)}, this ranksweep reads {SCHEMA_VERSION}; profile "
-            "again with this version"
-        )
-    return metadata
-
-
-def _scored_steps(metadata: Mapping[str, Any]) -> int:
-    steps = metadata.get("scored_steps")
-    if not _is_int(steps) or not 0 <= steps < 2**31:
-        raise ProfileError(
-            f"scored_steps: {_cited(steps)} in the metadata; write the number of scored steps, 0 "
-            "or more"
-        )
-    return steps
-
-
-def _modules(file: TensorFile, targets: Sequence[TargetModule]) -> dict[str, ModuleProfile]:
-    found: dict[str, dict[str, Any]] = {target.name: {} for target in targets}
-    for name, stored in file.tensors.items():
-        module_name, _, field = name.rpartition("/")
-        if module_name not in found:
-            raise ProfileError(
-                f"{shown(name)}: tensor of a module that is not in the modules list; list it in "
-                "the metadata"
-            )
-        if field not in FIELDS:
-            raise ProfileError(
-                f"{shown(name)}: unknown tensor '{shown(field)}'; {nearest(field[:80], FIELDS)}"
-            )
-        found[module_name][field] = _array(name, stored)
-    return {name: ModuleProfile(**arrays) for name, arrays in found.items()}
-
-
-def _targets(metadata: Mapping[str, Any]) -> tuple[TargetModule, ...]:
-    listed = metadata.get("modules")
-    if not isinstance(listed, list):
-        raise ProfileError("modules: not a list in the metadata; write a list of {name, shape}")
-    targets: dict[str, TargetModule] = {}
-    for number, item in enumerate(listed):
-        target = _target(item)
-        if target is None:
-            raise ProfileError(
-                f"modules[{number}]: '{shown(str(item))}' is not a module; write "
-                "{name, shape: [out, in]}"
-            )
-        if target.name in targets:
-            raise ProfileError(
-                f"modules[{number}]: '{shown(target.name)}' is listed twice; list it once"
-            )
-        targets[target.name] = target
-    return tuple(targets.values())
-
-
-def _target(item: object) -> TargetModule | None:
-    if not isinstance(item, dict):
-        return None
-    name, shape, names = item.get("name"), item.get("shape"), item.get("names", [])
-    if not isinstance(name, str) or not _is_name(name):
-        return None
-    if not isinstance(shape, list) or len(shape) != 2:
-        return None
-    if not all(_is_int(size) and 0 < size < 2**31 for size in shape):
-        return None
-    if not isinstance(names, list) or not all(isinstance(n, str) and _is_name(n) for n in names):
-        return None
-    return TargetModule(name, (shape[0], shape[1]), tuple(names))
-
-
-def _is_name(text: str) -> bool:
-    """Whether a text can name a module: in an error, a tensor's name and a file of UTF-8."""
-    return 0 < len(text) <= _LONGEST_NAME and text.isprintable()
-
-
-def _refuse_boundless_shapes(targets: Sequence[TargetModule], file_size: int) -> None:
-    """Raise ProfileError where a plan would be out of all proportion to the profile's file."""
-    indices = sum(sum(target.shape) for target in targets)
-    if indices > _FREE_INDICES + 2 * file_size:
-        raise ProfileError(
-            f"modules: {indices} rows and columns listed by a file of {file_size} bytes; list the "
-            "base's own shapes"
-        )
-
-
-def _grid(metadata: Mapping[str, Any]) -> tuple[float, ...]:
-    listed = metadata.get("top_percent_grid")
-    remedy = "write a list of different percentages above 0 and up to 100"
-    if not isinstance(listed, list):
-        raise ProfileError(f"top_percent_grid: not a list in the metadata; {remedy}")
-    for value in listed:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 100:
-            raise ProfileError(f"top_percent_grid: holds '{shown(str(value))}'; {remedy}")
-    if len(set(listed)) != len(listed):
-        raise ProfileError(f"top_percent_grid: holds a value twice; {remedy}")
-    return tuple(listed)
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _cited(value: object) -> str:
-    """A value of the metadata, as an error may show it."""
-    return shown(repr(value))
-
-
-def _array(name: str, stored: StoredTensor) -> NDArray[Any]:
-    """A view of a stored tensor; bfloat16, which numpy lacks, becomes float32."""
-    kind = "U16" if stored.dtype == "BF16" else stored.dtype
-    if kind not in _DTYPES:
-        raise ProfileError(
-            f"{shown(name)}: dtype {shown(stored.dtype)} is not a number; write integers or floats"
-        )
-    dtype = np.dtype(_DTYPES[kind])
-    shape = stored.shape
-    if len(shape) > 2 or math.prod(shape) * dtype.itemsize != stored.data.shape[0]:
-        raise ProfileError(
-            f"{shown(name)}: shape {_cited(list(shape))} of {stored.dtype} does not fit its "
-            f"{stored.data.shape[0]} bytes or has too many axes; make the profile again"
-        )
-    values = np.frombuffer(stored.data, dtype=dtype).reshape(shape)
-    if stored.dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values
-
-
 def _checked_module(
     target: TargetModule, module: ModuleProfile, scored_steps: int, grid_size: int
 ) -> ModuleProfile:
     out_features, in_features = target.shape
     by_row = (grid_size, out_features), in_features
     by_col = (grid_size, in_features), out_features
-    counts = {
+    # Of each field the shape and the largest count; importances, which are no counts, have none.
+    expected: dict[str, tuple[tuple[int, ...], int | None]] = {
         "hits": ((out_features,), scored_steps),
+        "row_importance": ((out_features,), None),
         "sensitivity_row_count": by_row,
         "sensitivity_col_count": by_col,
         "gradient_row_count": by_row,
         "gradient_col_count": by_col,
+        "hessian_diag": ((in_features,), None),
     }
-    importances = {"row_importance": (out_features,), "hessian_diag": (in_features,)}
     checked: dict[str, NDArray[Any]] = {}
-    for field in FIELDS:
+    for field, (shape, limit) in expected.items():
         values = getattr(module, field)
         if values is None:
             continue
         where = f"{target.name}/{field}"
-        if field in counts:
-            shape, limit = counts[field]
-            values = _checked_counts(where, values, shape, limit)
-            wide = field == "hits" or limit > _LARGEST_UINT16
-            values = values.astype(np.int32 if wide else np.uint16, copy=False)
+        _check_numbers(where, values, shape, "float32" if limit is None else "integers")
+        if limit is None:
+            _check_importances(where, values)
+            dtype: type = np.float32
         else:
-            values = _checked_importances(where, values, importances[field])
+            _check_counts(where, values, limit)
+            wide = field == "hits" or limit > _LARGEST_UINT16
+            dtype = np.int32 if wide else np.uint16
         # A view, so that the array handed in stays as writable as its owner left it.
-        values = values.view()
-        values.flags.writeable = False
-        checked[field] = values
-    return ModuleProfile(**cast(Mapping[str, Any], checked))
+        checked[field] = values.astype(dtype, copy=False).view()
+        checked[field].flags.writeable = False
+    return ModuleProfile(**checked)
 
 
-def _check_shape(where: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
+def _check_numbers(where: str, values: NDArray[Any], shape: tuple[int, ...], wanted: str) -> None:
     if values.shape != shape:
         raise ProfileError(
             f"{where}: shape {list(values.shape)} where the modules list and the grid ask for "
             f"{list(shape)}; make the profile again"
         )
-
-
-def _checked_counts(
-    where: str, values: NDArray[Any], shape: tuple[int, ...], limit: int
-) -> NDArray[Any]:
-    _check_shape(where, values, shape)
     if values.dtype.kind not in "iuf":
-        raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write integers")
+        raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write {wanted}")
+
+
+def _check_counts(where: str, values: NDArray[Any], limit: int) -> None:
     least, most = _extremes(values)
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ProfileError(f"{where}: holds a NaN or an infinity; make the profile again")
@@ -443,15 +227,9 @@ def _checked_counts(
             f"{where}: holds counts from {least} to {most} outside 0 to {limit}; "
             "make the profile again"
         )
-    return values
 
 
-def _checked_importances(
-    where: str, values: NDArray[Any], shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    _check_shape(where, values, shape)
-    if values.dtype.kind not in "iuf":
-        raise ProfileError(f"{where}: dtype {values.dtype} is not a number; write float32")
+def _check_importances(where: str, values: NDArray[Any]) -> None:
     least, most = _extremes(values)
     # A comparison with a NaN is false.
     if not -_LARGEST_FLOAT32 <= least <= most <= _LARGEST_FLOAT32:
@@ -460,7 +238,6 @@ def _checked_importances(
         )
     if least < 0:
         raise ProfileError(f"{where}: holds a negative number {least:g}; make the profile again")
-    return values.astype(np.float32, copy=False)
 
 
 def _extremes(values: NDArray[Any]) -> tuple[int | float, int | float]:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, Any
 
-import optuna
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from spaces.choice import Choice, choice_error, validated
+from spaces.choice import Choice, choice_error, section_of, validated
 from spaces.domain import (
     Domain,
     Fixed,
     Options,
     Range,
+    Suggests,
     Value,
     capped,
     closest,
@@ -103,17 +103,9 @@ class SearchSpace:
             _refuse_contradiction(method, domains[name], where)
         return cls(tuple(domains), domains, frozenset(written))
 
-    def suggest(self, trial: optuna.trial.BaseTrial, method: str | None = None) -> Choice:
-        """The choice that a trial stands for; `method` asserts which one it was enqueued with.
-
-        Raises ChoiceError where the trial's method is another.
-        """
+    def suggest(self, trial: Suggests) -> Choice:
+        """The choice that a trial stands for."""
         name = trial.suggest_categorical("method", self.methods)
-        if method is not None and name != method:
-            raise ChoiceError(
-                f"method: the trial has {name} where {method} is asked; enqueue "
-                f"{{'method': '{method}'}} first"
-            )
         values: dict[str, Value] = {}
         for key, domain in self.domains[name].items():
             if key not in METHODS[name].unread_keys(values):
@@ -332,7 +324,7 @@ def _fields_of(method: Method) -> dict[str, FieldInfo]:
     """Flat key -> field of every key that can have a domain, in the order they are suggested."""
     fields: dict[str, FieldInfo] = {}
     for key, field in method.choice_class.model_fields.items():
-        section = _section(field)
+        section = section_of(field)
         if section:
             fields.update({f"{key}.{inner}": own for inner, own in section.model_fields.items()})
         elif key != "method":
@@ -340,16 +332,11 @@ def _fields_of(method: Method) -> dict[str, FieldInfo]:
     return fields
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
 def _flattened(method: Method, values: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
     """Flat key and value of what stands in a mapping and its sections. Raises ChoiceError."""
     fields = method.choice_class.model_fields
     for key, value in values.items():
-        if not (key in fields and _section(fields[key])):
+        if not (key in fields and section_of(fields[key])):
             yield str(key), value
         elif isinstance(value, Mapping):
             for inner, own in value.items():

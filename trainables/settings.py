@@ -18,6 +18,8 @@ from pydantic import (
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["linear", "cosine", "constant"]
+ALL_LINEAR = "all-linear"
+"""The pattern of target modules that names every linear layer."""
 
 
 def _as_list(value: object) -> object:

@@ -39,6 +39,7 @@ def check_database(url: str) -> None:
 
 @contextmanager
 def reached(url: str) -> Iterator[None]:
+    """Raise what fails meanwhile as ConfigError, without the credentials of `url`."""
     try:
         yield
     except ImportError as error:

@@ -11,6 +11,7 @@ from trainables.tasks.metrics import METRICS
 from trainables.tasks.settings import TaskSettings
 
 NULLABLE = ("space", "confirm")
+"""Sections in which a null means something of its own."""
 
 
 def fill_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,21 +19,22 @@ from pydantic import (
 )
 
 from search.config.defaults import fill_defaults
-from search.paths import SweepPaths, check_sweep_name
+from search.objective import Objective
+from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
 from search.redaction import redacted
 from spaces.errors import ConfigError
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.profiling.settings import ProfileSettings
 from trainables.settings import Settings
-from trainables.tasks.metrics import metric_for
+from trainables.tasks.kinds import metric_for
 from trainables.tasks.settings import TaskSettings
 from trainables.training.settings import TrainSettings
 
 DEFAULT_STORE = SweepPaths().store_uri
 DEFAULT_TRACKING = SweepPaths().tracking_uri
-STORE_SCHEMES = ("file", "s3", "gs", "az")
 PARAMS_OBJECTIVE = "trainable_params"
+"""The second objective of a Pareto search."""
 DECIDED_BY_TRIAL = {
     "optimizer": "train.optimizer",
     "scheduler": "train.lr_scheduler",
@@ -46,9 +47,11 @@ DECIDED_BY_TRIAL = {
     "amp": "train.precision",
     "torch_autocast": "train.precision",
 }
+"""Keys of DeepSpeed that a sweep may not set, and the sweep's own that decides each."""
 
 
 def known_store(uri: str) -> str:
+    """The URI itself, when it can name a store. Raises ValueError, without its credentials."""
     scheme, separator, rest = uri.partition("://")
     known = scheme in STORE_SCHEMES and rest if separator else uri.strip()
     if not known:
@@ -123,6 +126,15 @@ class SearchSettings(Settings):
     from several machines or folders share its trials; `null` keeps it in the sweep's folder."""
     seed: NonNegativeInt = 0
     """Seed of the sampler."""
+
+    @property
+    def objective(self) -> Objective:
+        """The metric that is searched for, and the direction that is better."""
+        return Objective(self.metric, self.mode)
+
+    def takes(self, params: float) -> bool:
+        """Whether a plan may have so many trainable parameters."""
+        return self.max_params is None or params <= self.max_params
 
     @field_validator("study")
     @classmethod
@@ -219,6 +231,11 @@ class SweepConfig(Settings):
         return SearchSpace.parse(self.space)
 
     @property
+    def objective(self) -> Objective:
+        """The metric that is searched for, and the direction that is better."""
+        return self.search.objective
+
+    @property
     def pareto(self) -> bool:
         """Whether the number of trainable parameters is a second objective."""
         return len(self.search.objectives) > 1
@@ -255,30 +272,34 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        metric_for(self.search.metric, self.task.kind, key="search.metric")
-        if self.search.metric != self.task.metric:
-            raise ConfigError(
-                f"search.metric: {self.search.metric!r} is not what the task measures "
-                f"({self.task.metric}); set task.metric, and leave search.metric out"
-            )
+        _check_metric(self.search.metric, self.task)
         _check_objectives(self.search)
         _check_repeats(self.search)
-        scheduler = self.search.scheduler
-        if scheduler.name == "asha" and scheduler.grace_epochs > self.train.epochs:
-            raise ConfigError(
-                f"search.scheduler.grace_epochs: {scheduler.grace_epochs} is more than the "
-                f"{self.train.epochs} epochs of a trial (train.epochs); lower it or use name: none"
-            )
+        _check_scheduler(self.search.scheduler, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
         self.search_space.fitted((), self.profile.top_percent).arms(self.search.arms)
         return self
 
 
-def _check_precisions(profile: str, train: str) -> None:
-    if profile != train and "auto" not in (profile, train):
+def _check_metric(metric: str, task: TaskSettings) -> None:
+    metric_for(metric, task.kind, key="search.metric")
+    if metric != task.metric:
         raise ConfigError(
-            f"profile.precision: {profile} differs from train.precision {train}, but the base is "
-            "loaded once; set both alike, or leave one auto"
+            f"search.metric: {metric!r} is not what the task measures ({task.metric}); set "
+            "task.metric, and leave search.metric out"
+        )
+
+
+def _check_objectives(search: SearchSettings) -> None:
+    if search.objectives[:1] != (search.metric,):
+        raise ConfigError(
+            f"search.objectives: {list(search.objectives)} does not start with the metric "
+            f"{search.metric!r}; write [{search.metric}] or [{search.metric}, {PARAMS_OBJECTIVE}]"
+        )
+    if search.objectives[1:] not in ((), (PARAMS_OBJECTIVE,)):
+        raise ConfigError(
+            f"search.objectives: {list(search.objectives)} is not [{search.metric}] or "
+            f"[{search.metric}, {PARAMS_OBJECTIVE}]; write one of the two"
         )
 
 
@@ -293,16 +314,19 @@ def _check_repeats(search: SearchSettings) -> None:
         )
 
 
-def _check_objectives(search: SearchSettings) -> None:
-    if search.objectives[:1] != (search.metric,):
+def _check_scheduler(scheduler: SchedulerSettings, epochs: int) -> None:
+    if scheduler.name == "asha" and scheduler.grace_epochs > epochs:
         raise ConfigError(
-            f"search.objectives: {list(search.objectives)} does not start with the metric "
-            f"{search.metric!r}; write [{search.metric}] or [{search.metric}, {PARAMS_OBJECTIVE}]"
+            f"search.scheduler.grace_epochs: {scheduler.grace_epochs} is more than the {epochs} "
+            "epochs of a trial (train.epochs); lower it or use name: none"
         )
-    if search.objectives[1:] not in ((), (PARAMS_OBJECTIVE,)):
+
+
+def _check_precisions(profile: str, train: str) -> None:
+    if profile != train and "auto" not in (profile, train):
         raise ConfigError(
-            f"search.objectives: {list(search.objectives)} is not [{search.metric}] or "
-            f"[{search.metric}, {PARAMS_OBJECTIVE}]; write one of the two"
+            f"profile.precision: {profile} differs from train.precision {train}, but the base is "
+            "loaded once; set both alike, or leave one auto"
         )
 
 

@@ -10,17 +10,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from search.config.sweep import SweepConfig
+from search.launch.recorder import end_of_trial
+from search.objective import Objective
+from search.progress import Progress
 from search.queries.comparison import Confirmation, summarize
+from search.tracking.facts import now_ms, plan_counts
+from search.tracking.relay import Relay
+from search.tracking.tracker import Tracker
 from spaces.errors import JobError, TrackingError
 from spaces.plan import Plan
 from trainables.resident.jobs import TrialJob
 
 if TYPE_CHECKING:
-    from search.config.sweep import SweepConfig
-    from search.progress import Progress
-    from search.tracking.tracker import Tracker
     from trainables.resident.groups import ResidentWorkers
 
 
@@ -33,6 +38,7 @@ def confirm_best(
     config: SweepConfig,
     plans: Sequence[Plan],
     workers: ResidentWorkers,
+    relay: Relay,
     tracker: Tracker,
     sweep_run_id: str,
     view: Progress,
@@ -40,8 +46,9 @@ def confirm_best(
     """Retrain each row of `chosen` (best first) with `confirm.seeds` seeds; every run is logged.
 
     A run that fails is told and left out; a choice without any value is left out of the summary. A
-    run that an earlier launch of the sweep has logged is not done again, nor is one for a choice
-    that another row stands for too: rows of one trial's number are the same training.
+    run that an earlier launch of the sweep has ended is not done again, where the journal or MLflow
+    has it; nor is one for a choice that another row stands for too: rows of one trial's number are
+    the same training.
     """
     assert config.confirm is not None
     seeds = [config.train.seed + 1 + i for i in range(config.confirm.seeds)]
@@ -50,7 +57,7 @@ def confirm_best(
         once.setdefault(row["number"], (row, plan))
     jobs = [(row, plan, seed) for row, plan in once.values() for seed in seeds]
     view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test")
-    known = _logged(tracker, sweep_run_id, config.task.metric)
+    known = {**_logged(tracker, sweep_run_id, config.task.metric), **relay.journal.confirmed()}
     done = 0
 
     def run(job: tuple[Mapping[str, Any], Plan, int]) -> float | None:
@@ -58,7 +65,7 @@ def confirm_best(
         row, plan, seed = job
         value = known.get((row["number"], seed))
         if value is None:
-            value = _run_one(row, plan, seed, config, workers, tracker, sweep_run_id)
+            value = _run_one(row, plan, seed, config, workers, relay)
         done += 1
         shown = "failed" if value is None else f"{config.task.metric} {value:.4f}"
         view.message(f"confirm {done}/{len(jobs)}: {row['arm']} seed {seed}: {shown}")
@@ -69,24 +76,22 @@ def confirm_best(
         for (row, _, _), value in zip(jobs, pool.map(run, jobs), strict=True):
             values[row["number"]] += () if value is None else (value,)
     found = [(row, values[row["number"]]) for row in chosen]
-    return summarize(found, config.task.metric, config.search.mode)
+    return summarize(found, Objective(config.task.metric, config.search.mode))
 
 
 def _logged(tracker: Tracker, sweep_run_id: str, metric: str) -> dict[tuple[int, int], float]:
     """(trial number, seed) -> test metric of the confirmation runs that MLflow already has."""
     try:
-        children = tracker.children(sweep_run_id)
+        runs = tracker.children(sweep_run_id)
     except TrackingError as error:
         logger.warning("earlier confirmation runs are not looked up: %s", error)
         return {}
+    name = f"test_{metric}"
     return {
-        (int(run.data.tags["ranksweep.number"]), int(run.data.tags["ranksweep.seed"])): float(
-            run.data.metrics[f"test_{metric}"]
-        )
-        for run in children
-        if run.data.tags.get("ranksweep.kind") == "confirm"
-        and run.data.tags.get("ranksweep.status") == "complete"
-        and f"test_{metric}" in run.data.metrics
+        (run.number, run.seed): run.metrics[name]
+        for run in runs
+        if run.kind == "confirm" and run.status == "complete" and name in run.metrics
+        if run.number is not None and run.seed is not None
     }
 
 
@@ -96,22 +101,19 @@ def _run_one(
     seed: int,
     config: SweepConfig,
     workers: ResidentWorkers,
-    tracker: Tracker,
-    sweep_run_id: str,
+    relay: Relay,
 ) -> float | None:
-    choice, metric = row["choice"], config.task.metric
-    run_id = None
-    try:
-        run_id = tracker.start_trial(
-            sweep_run_id,
-            row["number"],
-            choice,
-            plan,
-            {"seed": seed, "arm": row["arm"]},
-            kind="confirm",
-        )
-    except TrackingError as error:
-        logger.warning("a confirmation run is not logged: %s", error)
+    choice, metric, journal = row["choice"], config.task.metric, relay.journal
+    run = journal.new_confirmation()
+    relay.keep_plan(run, plan)
+    body: dict[str, Any] = {
+        "kind": "confirm",
+        "number": row["number"],
+        "choice": choice,
+        "tags": {"seed": seed, "arm": row["arm"], "plan_digest": plan.digest},
+        "metrics": plan_counts(plan),
+    }
+    relay.append(partial(journal.start, run, body, now_ms(), (row["number"], seed)))
     state, error_text = "complete", None
     metrics: Mapping[str, float] = {}
     try:
@@ -126,15 +128,15 @@ def _run_one(
     except JobError as error:
         state, error_text = "failed", str(error)
         logger.warning("confirmation of trial %s, seed %s: %s", row["number"], seed, error)
-    if run_id is not None:
-        try:
-            tracker.log_epoch(run_id, config.train.epochs, _on_test(metrics, metric))
-            tracker.finish_trial(run_id, state, error=error_text)  # type: ignore[arg-type]
-        except TrackingError as error:
-            logger.warning("a confirmation run is not logged: %s", error)
-    return float(metrics[metric]) if metrics else None
+    if metrics:
+        body = {"metrics": _on_test(metrics, metric)}
+        relay.append(partial(journal.epoch, run, config.train.epochs, body, now_ms()))
+    value = float(metrics[metric]) if metrics else None
+    end = end_of_trial(state, error_text, {})
+    relay.append(partial(journal.end, run, end, now_ms(), value))
+    return value
 
 
 def _on_test(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
     """The metric under a name that says it is not the dev metric of a trial."""
-    return {f"test_{k}" if k == metric else k: v for k, v in metrics.items()}
+    return {f"test_{k}" if k == metric else k: float(v) for k, v in metrics.items()}

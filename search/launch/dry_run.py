@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated_seconds, profile_steps, steps_an_epoch
-from search.launch.prepare import Prepared, fewer_trials, prepare
+from search.launch.prepare import SweepInputs, fewer_trials, prepare
 from search.launch.resume import check_name
 from search.launch.sweep_lock import running
 from search.paths import SweepPaths
 from search.redaction import redacted
-from spaces.methods.registry import count_range, make_plan
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters
-from trainables.profiling.settings import ALL_LINEAR
+from trainables.settings import ALL_LINEAR
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from trainables.tasks.task import Task
 
 
@@ -55,14 +52,6 @@ class DryRun:
     seconds: dict[str, float]
     notes: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain data, ready for JSON."""
-        return asdict(self)
-
-    def render(self) -> RenderableType:
-        """The same for the terminal."""
-        return _render(self)
-
 
 def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     """Check a sweep against its base, its data and the store, and estimate what it takes.
@@ -74,15 +63,15 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
 
     if resume:
         check_name(config, SweepPaths(name=config.name).absolute(), resume)
-    prepared = prepare(config)
-    task, targets, space = prepared.task, prepared.targets, prepared.space
-    cached = prepared.store.get(prepared.key)
+    inputs = prepare(config)
+    task, targets, space = inputs.task, inputs.targets, inputs.space
+    cached = inputs.store.get(inputs.key)
 
-    methods = tuple(_method_count(arm, prepared, cached) for arm in space.arms(config.search.arms))
+    methods = tuple(_method_count(arm, inputs, cached) for arm in space.arms(config.search.arms))
     profile = {
-        "key": prepared.key,
+        "key": inputs.key,
         "cached": cached is not None,
-        "store": prepared.store.name,
+        "store": inputs.store.name,
         "modules": len(targets),
         "weights": sum(math.prod(target.shape) for target in targets),
         **profile_steps(config, task),
@@ -95,14 +84,14 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         "at_once": config.cluster.groups,
     }
     confirm = _confirm(config, task, len(methods))
-    linear = meta_targets(prepared.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
+    linear = meta_targets(inputs.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
     cost = Cost.measured(config, linear, {target.name for target in targets})
     return DryRun(
         config=config.resolved(),
         base={
-            "uri": prepared.base_uri,
-            "fingerprint": prepared.base_fingerprint,
-            "params": base_parameters(prepared.base_uri),
+            "uri": inputs.base_uri,
+            "fingerprint": inputs.base_fingerprint,
+            "params": base_parameters(inputs.base_uri),
         },
         task=_task_summary(task),
         profile=profile,
@@ -117,13 +106,9 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
 # -- what would be done ----------------------------------------------------------------------------
 
 
-def _method_count(arm: Arm, prepared: Prepared, profile: Profile | None) -> MethodCount:
-    choice = prepared.space.default_choice(arm.method, arm.values)
-    if profile is not None:
-        plan = make_plan(choice, prepared.targets, profile, prepared.size)
-        span = (plan.trainable_params, plan.trainable_params)
-    else:
-        span = count_range(choice, prepared.targets, size=prepared.size)
+def _method_count(arm: Arm, inputs: SweepInputs, profile: Profile | None) -> MethodCount:
+    choice = inputs.space.default_choice(arm.method, arm.values)
+    span = inputs.planner(profile).params_range(choice)
     return MethodCount(arm.name, choice.as_dict(), span, span[0] == span[1])
 
 
@@ -188,59 +173,3 @@ def _notes(
     if config.cluster.address != "local":
         notes.append(f"the workers run on the cluster {config.cluster.address}, not here")
     return tuple(notes)
-
-
-# -- drawing ---------------------------------------------------------------------------------------
-
-
-def _render(result: DryRun) -> RenderableType:
-    from rich.console import Group
-    from rich.syntax import Syntax
-    from rich.table import Table
-    from rich.text import Text
-    from yaml import safe_dump
-
-    from search.wording import duration, figure, knobs
-
-    facts = Table.grid(padding=(0, 2))
-    profile, search, rows = result.profile, result.search, result.task["rows"]
-    cached = "cached" if profile["cached"] else "not cached"
-    facts.add_row("base", f"{result.base['uri']}, {result.base['params']:,} parameters")
-    facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
-    facts.add_row("profile", f"{profile['key']} ({cached} in {profile['store']})")
-    facts.add_row(
-        "",
-        f"{profile['modules']} modules, {profile['optimizer_steps']} steps of which "
-        f"{profile['scored_steps']} scored, {profile['calibration_batches']} micro-batches",
-    )
-    facts.add_row(
-        "search",
-        f"{search['trials']} trials of {search['epochs']} epochs "
-        f"({search['steps_per_trial']} steps), {search['at_once']} at once",
-    )
-    if result.confirm is not None:
-        facts.add_row("confirm", f"{result.confirm['trials']} trials, measured on test")
-
-    counts = Table("method", "params", "% of the base")
-    counts.add_column("default choice", overflow="fold")
-    for each in result.methods:
-        low, high = each.trainable_params
-        percents = [f"{100 * value / result.base['params']:.3f}" for value in (low, high)]
-        counts.add_row(
-            each.method,
-            f"{low:,}" if each.exact else f"{low:,} to {high:,}",
-            percents[0] if each.exact else " to ".join(percents),
-            f"learning_rate={figure(each.choice['learning_rate'])} {knobs(each.choice)}",
-        )
-    times = Table("stage", "about")
-    for name in ("start", "profile", "search", "confirm", "total"):
-        times.add_row(name, duration(result.seconds[name]))
-    config = safe_dump(result.config, sort_keys=False, default_flow_style=None, width=76)
-    return Group(
-        Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
-        Text(),
-        facts,
-        counts,
-        times,
-        *(Text(f"note: {note}", style="dim") for note in result.notes),
-    )

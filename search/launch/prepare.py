@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from search.config.sweep import ClusterSettings, SweepConfig, check_against_targets
 from search.store.profiles import ProfileStore, profile_key
 from spaces.errors import ConfigError, ProfileError, StoreError
 from spaces.methods.registry import count_range
+from spaces.planner import Planner
+from spaces.profile import Profile
 from spaces.search_space import SearchSpace
 from spaces.target import BaseSize, TargetModule
+from trainables.bases.location import fingerprint, pin
+from trainables.bases.structure import meta_base
 from trainables.profiling.settings import ProfileSettings
-
-if TYPE_CHECKING:
-    from trainables.tasks.task import Task
+from trainables.tasks.task import Task, build_task
 
 
 @dataclass(frozen=True)
-class Prepared:
+class SweepInputs:
     """A sweep's task, target modules, size of the base, fitted space and profile key.
 
     `base_uri` names a hub base by its commit; other bases as the sweep does. `borrowed` is the
@@ -40,6 +43,10 @@ class Prepared:
     store: ProfileStore
     borrowed: Mapping[str, Any] | None = None
 
+    def planner(self, profile: Profile | None) -> Planner:
+        """Makes the plans of the sweep's trials by its profile."""
+        return Planner(self.targets, profile, self.size)
+
     @property
     def profile_of(self) -> dict[str, str]:
         """The task, base and training rows that the profile is of: the sweep's, unless borrowed."""
@@ -50,25 +57,20 @@ class Prepared:
                 "base_uri": self.base_uri,
                 "rows": self.task.train_fingerprint,
             }
-        said = self.borrowed
         keys = {
             "task": "task",
             "base": "base_fingerprint",
             "base_uri": "base",
             "rows": "train_fingerprint",
         }
-        return {tag: str(said.get(key, "unknown")) for tag, key in keys.items()}
+        return {tag: str(self.borrowed.get(key, "unknown")) for tag, key in keys.items()}
 
 
-def prepare(config: SweepConfig) -> Prepared:
+def prepare(config: SweepConfig) -> SweepInputs:
     """Read the data, the base's structure and the store, and check the sweep against them.
 
     Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
     """
-    from trainables.bases.location import fingerprint, pin
-    from trainables.bases.structure import meta_base
-    from trainables.tasks.task import build_task
-
     check_resources(config.cluster)
     store = ProfileStore(config.store)
     store.objects.reach()
@@ -88,7 +90,7 @@ def prepare(config: SweepConfig) -> Prepared:
         count_range(space.default_choice(method), targets, size=size)
     _check_memory_limit(config, targets, size)
     base_fingerprint = fingerprint(base_uri)
-    return Prepared(
+    return SweepInputs(
         task=task,
         task_name=config.task.name,
         base_uri=base_uri,
@@ -151,8 +153,6 @@ def check_resources(cluster: ClusterSettings) -> None:
     workers = cluster.groups * cluster.workers_per_group
     have = {"CPU": float(os.cpu_count() or 1)}
     if cluster.resources_per_worker.get("GPU", 0):
-        import torch
-
         have["GPU"] = float(torch.cuda.device_count())
     for name, amount in cluster.resources_per_worker.items():
         if amount * workers > have.get(name, 0.0):
@@ -198,10 +198,8 @@ def same_result(said: object, settings: ProfileSettings) -> bool:
         theirs = _of_the_result(ProfileSettings.model_validate(said))
     except ValidationError:
         return False
-    return {**theirs, "target_modules": None} == {
-        **_of_the_result(settings),
-        "target_modules": None,
-    }
+    left_open = {"target_modules": None}
+    return theirs | left_open == _of_the_result(settings) | left_open
 
 
 def dtype_name(config: SweepConfig) -> str:
@@ -214,8 +212,6 @@ def dtype_name(config: SweepConfig) -> str:
         return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.precision]
     if config.cluster.resources_per_worker.get("GPU", 0) == 0:
         return "float32"
-    import torch
-
     unfit = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
         including_emulation=False
     )

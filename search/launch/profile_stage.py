@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from search.config.sweep import SweepConfig
-from search.launch.prepare import Prepared, same_result
+from search.launch.prepare import SweepInputs, same_result
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.store import keys
@@ -36,7 +36,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
     """
 
     def __init__(
-        self, config: SweepConfig, prepared: Prepared, sweep_paths: SweepPaths, view: Progress
+        self, config: SweepConfig, prepared: SweepInputs, sweep_paths: SweepPaths, view: Progress
     ) -> None:
         self._config, self._prepared, self._view = config, prepared, view
         self._kept = sweep_paths.unpublished_profile(prepared.key)
@@ -83,10 +83,10 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
                     self._held.close()
                     self._find_or_claim()
         except BaseException as error:
-            tracker.finish_profile(run_id, "failed", error=str(error) or type(error).__name__)
+            tracker.end(run_id, "failed", error=str(error) or type(error).__name__)
             raise
         if self.seconds is not None or tracker.find_profile(prepared.key) != run_id:
-            tracker.finish_profile(run_id, "complete", metrics=metrics, tags=tags)
+            tracker.end(run_id, "complete", metrics=metrics, tags=tags)
         return self.profile
 
     # Finding and claiming ---------------------------------------------------------------------

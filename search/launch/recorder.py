@@ -1,84 +1,82 @@
-"""Who watches a search: what Tune reports goes to the view and into the journal for MLflow."""
+"""What Tune reports of a search goes to the view, and into the journal for MLflow."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import optuna
+from optuna.trial import FrozenTrial
+
 from search.config.sweep import SweepConfig
+from search.objective import Objective
 from search.progress import Progress
 from search.redaction import redacted_text
 from search.study.study import CURVE, ENDED_AS, INTERRUPTED, REASON
-from search.tracking.facts import plan_counts
-from search.tracking.journal import Journal, JournalError
-from search.tracking.relay import Replay
+from search.study.trial import EndState
+from search.tracking.facts import now_ms, plan_counts
+from search.tracking.journal import Journal
+from search.tracking.relay import Relay
 from search.tracking.weights import KeptWeights
 from spaces.choice import Choice
 from spaces.errors import JobError
 from spaces.plan import Plan
 
 if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
-
-    from search.study.trial import EndState
+    from search.study.ranking import BestChoice
     from search.tuning.searcher import StudySearcher
 
 
-class SweepObserver:
-    """Writes what Tune reports to the view and to the journal; MLflow is told by the replay.
-
-    What the journal does not take, for the disk is full, is kept in order and appended later.
-    """
+class Recorder:
+    """Writes what Tune reports to the view and, through the relay, to the journal and MLflow."""
 
     def __init__(
         self,
         config: SweepConfig,
-        best: Sequence[Mapping[str, Any]],
-        journal: Journal,
-        replay: Replay,
+        best: Sequence[BestChoice],
+        relay: Relay,
         view: Progress,
         searcher: StudySearcher,
         kept: KeptWeights,
     ) -> None:
-        self._config, self._journal, self._replay = config, journal, replay
+        self._config, self._relay = config, relay
         self._view, self._searcher, self._kept = view, searcher, kept
         self._methods: dict[int, tuple[str, int]] = {}
         self._queued: dict[int, None] = {}
         self._shown: set[int] = set()
         self._repeats: set[int] = set()
-        self._unwritten: deque[Callable[[], None]] = deque()
-        self._said: set[str] = set()
-        self._sign = 1.0 if config.search.mode == "max" else -1.0
-        self._best = max((self._sign * row["value"] for row in best), default=None)
+        self._said_that_epochs_go = False
+        self._objective = Objective(config.search.metric, config.search.mode)
+        gains = [self._objective.gain(row.value) for row in best]
+        self._best_gain = max(gains, default=float("-inf"))
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
         arm = self._searcher.arm_of(choice)
         self._methods[number] = arm, plan.trainable_params
         self._queued[number] = None
         self._show_next()
-        self._replay.keep_plan(number, plan)
-        credits = self._searcher.credits(number)
-        if "repeat" in credits:
+        self._relay.keep_plan(number, plan)
+        own = self._searcher.tags_of(number)
+        if "repeat" in own:
             self._repeats.add(number)
         body = {
             "choice": choice.as_dict(),
-            "tags": {"arm": arm, "plan_digest": plan.digest, **credits},
+            "tags": {"arm": arm, "plan_digest": plan.digest, **own},
             "metrics": plan_counts(plan),
         }
-        self._write(partial(self._journal.start, number, body, _now_ms()))
+        self._relay.append(partial(self._relay.journal.start, number, body, now_ms()))
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
         self._show(number)
         self._view.trial_epoch(number, epoch, self._config.train.epochs, value)
         body = {"metrics": _epoch_metrics(metrics)}
-        self._write(partial(self._journal.epoch, number, epoch, body, _now_ms()))
-        if self._journal.gave_up_epochs:
-            self._say_once(
+        journal = self._relay.journal
+        self._relay.append(partial(journal.epoch, number, epoch, body, now_ms()))
+        if journal.gave_up_epochs and not self._said_that_epochs_go:
+            self._said_that_epochs_go = True
+            self._view.message(
                 "MLflow has been away for so long that of trials in between only the newest epoch "
                 "is kept for it; the study holds them all"
             )
@@ -101,30 +99,19 @@ class SweepObserver:
         if state == "complete":
             self._keep_weights(number)
         if state == "complete" and value is not None and number not in self._repeats:
-            gain = self._sign * float(value)
-            if self._best is None or gain > self._best:
-                self._best = gain
+            gain = self._objective.gain(float(value))
+            if gain > self._best_gain:
+                self._best_gain = gain
                 self._view.best(number, method, float(value), params)
         last = {k: float(metrics[k]) for k in ("head_params",) if metrics.get(k) is not None}
         body = end_of_trial(state, error, last)
-        self._write(partial(self._journal.end, number, body, _now_ms()))
+        self._relay.append(partial(self._relay.journal.end, number, body, now_ms()))
 
     def _keep_weights(self, number: int) -> None:
         try:
             self._kept.trial_completed(number)
         except (OSError, JobError) as error:  # a full disk must not end the search
             self._view.message(f"the weights of trial {number} are not kept: {error}")
-
-    def close(self, hurried: Callable[[], bool] = lambda: False) -> int:
-        """Wait for MLflow to be told the rest, while it answers; say and return what is left."""
-        self._flush()
-        left = self._replay.close(hurried=hurried) + len(self._unwritten)
-        if left:
-            self._view.message(
-                f"MLflow has not been told {left} records of trials; they are kept in the sweep's "
-                "folder, and launch --resume writes them"
-            )
-        return left
 
     def _show_next(self) -> None:
         """One trial more than the groups can hold waits; it is shown when its turn comes."""
@@ -137,24 +124,6 @@ class SweepObserver:
             self._shown.add(number)
             self._view.trial_started(number, *self._methods[number])
 
-    def _write(self, append: Callable[[], None]) -> None:
-        self._unwritten.append(append)
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            while self._unwritten:
-                self._unwritten[0]()
-                self._unwritten.popleft()
-        except JournalError as error:
-            self._say_once(f"{error}; what is to be logged is kept in memory meanwhile")
-        self._replay.wake()
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._view.message(text)
-
 
 def end_of_trial(state: str, error: str | None, metrics: Mapping[str, float]) -> dict[str, Any]:
     """What the journal says of a trial that is over."""
@@ -166,14 +135,14 @@ def end_of_trial(state: str, error: str | None, metrics: Mapping[str, float]) ->
 
 
 def end_what_was_left_open(journal: Journal, study: optuna.Study, objective: str) -> None:
-    """End in the journal the trials that a dead driver has left open, as the study says of them.
+    """End in the journal what a dead driver has left open: trials as the study says of them.
 
     A driver may die after it has told the study and before it has told the journal, which then is
     given the last epoch too. `objective` is what the study's intermediate values are of.
     """
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     for number, epoch in journal.left_open().items():
-        state, at_ms, reason = "interrupted", _now_ms(), None
+        state, at_ms, reason = "interrupted", now_ms(), None
         trial = trials.get(number)
         if trial is not None:
             if INTERRUPTED not in trial.user_attrs:
@@ -193,10 +162,6 @@ def _curve(trial: FrozenTrial, objective: str) -> dict[int, dict[str, float]]:
     if CURVE in trial.user_attrs:
         return {int(epoch): values for epoch, values in trial.user_attrs[CURVE].items()}
     return {epoch: {objective: value} for epoch, value in trial.intermediate_values.items()}
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 def _epoch_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

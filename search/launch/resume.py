@@ -24,7 +24,7 @@ def check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
     if not paths.sweep_file.is_file():
         if resume:
             raise ConfigError(
-                f"name: there is no sweep {config.name!r} in {paths.base} to resume; launch it "
+                f"name: there is no sweep {config.name!r} in {paths.root} to resume; launch it "
                 "without --resume"
             )
         return

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TextIO
 
 import psutil  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
 
-from search.paths import SweepPaths, private_files
+from search.paths import SweepPaths
 from spaces.errors import ConfigError, JobError
 
 POLL_S = 0.2
@@ -28,32 +27,31 @@ class Runner:
     host: str
 
 
-@contextlib.contextmanager
+@contextmanager
 def alone(paths: SweepPaths) -> Iterator[None]:
     """Hold the sweep's lock: two launches of one name would undo each other's trials.
 
     Raises ConfigError where another process holds it.
     """
     paths.make_sweep()
-    with private_files():
-        lock = paths.lock.open("a+")
-    with lock:
-        if not _locked(lock):
-            raise _run_by(_runner(lock), paths)
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} {socket.gethostname()}")
-        lock.flush()
+    try:
+        held = _lock(paths).acquire()
+    except Timeout:
+        raise _run_by(_runner(paths), paths) from None
+    with held:
+        paths.lock.write_text(f"{os.getpid()} {socket.gethostname()}")
         yield
 
 
 def running(paths: SweepPaths) -> Runner | None:
     """The process that runs the sweep now; None where nobody does."""
-    try:
-        lock = paths.lock.open("r+")
-    except FileNotFoundError:
+    if not paths.lock.exists():
         return None
-    with lock:
-        return None if _locked(lock) else _runner(lock)
+    try:
+        with _lock(paths):
+            return None
+    except Timeout:
+        return _runner(paths)
 
 
 def refuse_running(paths: SweepPaths) -> None:
@@ -80,7 +78,7 @@ def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) 
     """
     if not paths.sweep.is_dir():
         raise ConfigError(
-            f"SWEEP: there is no sweep {paths.name!r} in {paths.base}; run this where it was "
+            f"SWEEP: there is no sweep {paths.name!r} in {paths.root}; run this where it was "
             "launched, with the name of its sweep"
         )
     runner = running(paths)
@@ -116,9 +114,8 @@ def _lives(runner: Runner) -> bool:
 
 def _interrupt(runner: Runner, paths: SweepPaths) -> None:
     try:
-        os.kill(runner.pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass  # it has just ended by itself
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(runner.pid, signal.SIGTERM)
     except PermissionError:
         raise JobError(
             f"the sweep {paths.name!r} is run by another user's process {runner.pid}; ask its "
@@ -126,16 +123,12 @@ def _interrupt(runner: Runner, paths: SweepPaths) -> None:
         ) from None
 
 
-def _locked(lock: TextIO) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _lock(paths: SweepPaths) -> FileLock:
+    """The sweep's lock, which is had at once or not at all and ends with its process."""
+    return FileLock(paths.lock, timeout=0, mode=0o600, fallback_to_soft=False)
 
 
-def _runner(lock: TextIO) -> Runner:
-    lock.seek(0)
-    pid, _, host = lock.read().strip().partition(" ")
+def _runner(paths: SweepPaths) -> Runner:
+    pid, _, host = paths.lock.read_text().strip().partition(" ")
     # Between the lock and its text there is a moment; 0 is no process.
     return Runner(int(pid) if pid.isdigit() else 0, host or socket.gethostname())

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
+from search.objective import Mode, Objective
 from search.redaction import redacted
-from search.tracking.facts import PARENT, PREFIX, choice_tag
-from search.tracking.mlflow import connect, experiment_names, search_runs
+from search.tracking.facts import RunFacts, choice_tag
+from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, TrackingError, nearest
 from spaces.methods.registry import method_named
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-
-Mode = Literal["max", "min"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,11 @@ class BestRow:
     profile_key: str | None
     plan_digest: str | None
     seeds: int = 1
+
+    @property
+    def gain(self) -> float:
+        """`value`, of which more is better always."""
+        return Objective(self.metric, self.mode).gain(self.value)
 
 
 def best(
@@ -104,7 +103,7 @@ def best(
         )
     if max_params is not None:
         rows = [row for row in rows if row.trainable_params <= max_params]
-    rows.sort(key=lambda row: (-_gain(row), row.trainable_params))
+    rows.sort(key=lambda row: (-row.gain, row.trainable_params))
     if pareto:
         front = _front(rows)
         return front if top is None else front[:top]
@@ -127,10 +126,10 @@ def why_none(
     runs = [run for _, run in _complete_trials(tracking_uri, {"task": task}, None)]
     if not runs:
         every = _complete_trials(tracking_uri, {}, None)
-        tasks = sorted({run.data.tags.get(PREFIX + "task", "") for _, run in every} - {""})
+        tasks = sorted({run.task for _, run in every} - {""})
         found = nearest(task, tasks) if tasks else "there is none of any task"
         return f"--task: no complete trial of task {task!r} is recorded; {found}"
-    metrics = sorted(set().union(*(run.data.metrics for run in runs)))
+    metrics = sorted(set().union(*(run.metrics for run in runs)))
     if metric is not None and metric not in metrics:
         whole = f"the {len(runs):,} complete trials of task {task!r}"
         return f"--metric: none of {whole} has {metric!r}; {nearest(metric, metrics)}"
@@ -138,16 +137,16 @@ def why_none(
     of = f"complete trials of task {task!r}"
     if base is not None:
         bases = ", ".join(sorted({f"{row.base_uri} ({row.base[:12]})" for row in rows}))
-        told = f"--base: none of the {len(rows):,} {of} is on {base!r}; they are on {bases}"
+        reason = f"--base: none of the {len(rows):,} {of} is on {base!r}; they are on {bases}"
         rows, of = [row for row in rows if _base_matches(row, base)], f"{of} on {base!r}"
         if not rows:
-            return told
+            return reason
     if method is not None:
         methods = ", ".join(sorted({row.method for row in rows}))
-        told = f"--method: none of the {len(rows):,} {of} is of {method!r}; they are of {methods}"
+        reason = f"--method: none of the {len(rows):,} {of} is of {method!r}; they are of {methods}"
         rows, of = [row for row in rows if row.method == method], f"{of} by {method}"
         if not rows:
-            return told
+            return reason
     least = min((row.trainable_params for row in rows), default=0)
     if max_params is not None and least > max_params:
         return (
@@ -155,11 +154,6 @@ def why_none(
             f"{least:,}"
         )
     return f"--task: none of the {len(runs):,} {of} has all that is ranked by"
-
-
-def best_json(rows: Sequence[BestRow]) -> list[dict[str, Any]]:
-    """The rows as JSON can hold them, the choice as a nested mapping."""
-    return [asdict(row) for row in rows]
 
 
 def recorded(
@@ -180,12 +174,10 @@ def recorded(
         row = _row(run, experiment_name, metric, mode)
         if row is None:
             continue
-        sweep_run = run.data.tags.get(PARENT)
-        if PREFIX + "repeat" in run.data.tags:
-            key = sweep_run, run.data.tags[PREFIX + "choice"]
-            repeated.setdefault(key, []).append(row)
+        if run.repeat is not None:
+            repeated.setdefault((run.parent, choice_tag(row.choice)), []).append(row)
         else:
-            firsts.append((sweep_run, row))
+            firsts.append((run.parent, row))
     return [
         (sweep_run, _mean([row, *repeated.get((sweep_run, choice_tag(row.choice)), [])]))
         for sweep_run, row in firsts
@@ -199,10 +191,10 @@ def _mean(rows: Sequence[BestRow]) -> BestRow:
 
 def _complete_trials(
     tracking_uri: str, tags: Mapping[str, str], experiment: str | None
-) -> list[tuple[str, Run]]:
+) -> list[tuple[str, RunFacts]]:
     """The complete trials with these tags, with the name of their experiment."""
-    client = connect(tracking_uri, must_exist=True)
-    names = experiment_names(client, tracking_uri)
+    every = RecordedRuns(tracking_uri)
+    names = every.experiments()
     if experiment is not None:
         names = {key: name for key, name in names.items() if name == experiment}
         if not names:
@@ -211,46 +203,39 @@ def _complete_trials(
                 "leave --experiment out to search all of them"
             )
     wanted = {"kind": "trial", "status": "complete", **tags}
-    runs = search_runs(client, tracking_uri, list(names), wanted)
-    return [(names[run.info.experiment_id], run) for run in runs]
+    return [(names[run.experiment_id], run) for run in every.search(wanted, names)]
 
 
 def _base_matches(row: BestRow, base: str) -> bool:
     return row.base.startswith(base) or base in row.base_uri
 
 
-def _row(run: Run, experiment: str, metric: str | None, mode: Mode | None) -> BestRow | None:
+def _row(run: RunFacts, experiment: str, metric: str | None, mode: Mode | None) -> BestRow | None:
     """A row of a trial's run; None when it lacks the metric, its count or its choice."""
-    tags = {
-        key.removeprefix(PREFIX): value
-        for key, value in run.data.tags.items()
-        if key.startswith(PREFIX)
-    }
-    name = metric or tags.get("metric")
+    name = metric or run.metric
     if name is None:
         return None
-    value = run.data.metrics.get(name)
-    count = run.data.metrics.get("trainable_params")
-    if value is None or count is None or not _is_number(value) or "choice" not in tags:
+    value, count = run.metrics.get(name), run.metrics.get("trainable_params")
+    if value is None or count is None or not _is_number(value) or run.choice is None:
         return None
-    direction = mode or (tags.get("mode") if name == tags.get("metric") else None)
+    searched_by = run.mode if name == run.metric else None
     return BestRow(
-        run_id=run.info.run_id,
+        run_id=run.run_id,
         experiment=experiment,
-        sweep=tags.get("sweep", ""),
-        task=tags.get("task", ""),
-        base=tags.get("base", ""),
-        base_uri=tags.get("base_uri", ""),
-        method=tags.get("method", ""),
+        sweep=run.sweep,
+        task=run.task,
+        base=run.base,
+        base_uri=run.base_uri,
+        method=run.method,
         metric=name,
-        mode="min" if (direction or _usual_mode(name)) == "min" else "max",
+        mode=mode or searched_by or _usual_mode(name),
         value=value,
         trainable_params=int(count),
-        head_params=int(run.data.metrics.get("head_params", 0)),
-        epochs=int(run.data.metrics.get("epochs", run.data.metrics.get("epoch", 0))),
-        choice=json.loads(tags["choice"]),
-        profile_key=tags.get("profile_key"),
-        plan_digest=tags.get("plan_digest"),
+        head_params=int(run.metrics.get("head_params", 0)),
+        epochs=int(run.metrics.get("epochs", run.metrics.get("epoch", 0))),
+        choice=dict(run.choice),
+        profile_key=run.profile_key,
+        plan_digest=run.plan_digest,
     )
 
 
@@ -264,10 +249,6 @@ def _usual_mode(metric: str) -> Mode:
     return "min" if metric.endswith(("loss", "error", "time", "seconds", "params")) else "max"
 
 
-def _gain(row: BestRow) -> float:
-    return row.value if row.mode == "max" else -row.value
-
-
 def _front(rows: Sequence[BestRow]) -> list[BestRow]:
     """The non-dominated rows; `rows` come best first, equal ones by fewer parameters."""
     front: list[BestRow] = []
@@ -278,7 +259,7 @@ def _front(rows: Sequence[BestRow]) -> list[BestRow]:
         if (
             last is None
             or row.trainable_params < last.trainable_params
-            or (row.trainable_params == last.trainable_params and _gain(row) == _gain(last))
+            or (row.trainable_params == last.trainable_params and row.gain == last.gain)
         ):
             front.append(row)
     return front[::-1]

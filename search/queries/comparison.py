@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.stats import ttest_ind
 
-from search.tracking.facts import PREFIX
-from search.tracking.mlflow import call, connect, experiment_names, search_runs
+from search.objective import Objective
+from search.tracking.facts import RunFacts
+from search.tracking.runs import RecordedRuns
 from spaces.errors import RanksweepError, UsageError, nearest
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
 
 _log = logging.getLogger(__name__)
 CONFIDENCE = 0.95
@@ -33,83 +29,59 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
     RanksweepError where there is no such sweep or nothing of it was confirmed, TrackingError where
     MLflow cannot be read.
     """
-    client = connect(tracking_uri, must_exist=True)
-    experiments = list(experiment_names(client, tracking_uri))
-    found = search_runs(client, tracking_uri, experiments, {"kind": "sweep"})
-    ours = [run for run in found if sweep in (run.info.run_id, run.data.tags.get(PREFIX + "sweep"))]
-    if not ours:
-        names = sorted({run.data.tags.get(PREFIX + "sweep", "") for run in found})
+    recorded = RecordedRuns(tracking_uri)
+    sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
+    newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
+    if newest is None:
+        names = sorted({run.sweep for run in sweeps})
         raise RanksweepError(
             f"{sweep}: no sweep of this name or run id in MLflow; it has "
             f"{', '.join(names[:10]) or 'none'}"
         )
-    newest = ours[0]
-    children = call(
-        tracking_uri,
-        partial(
-            search_runs,
-            client,
-            tracking_uri,
-            [newest.info.experiment_id],
-            {"status": "complete"},
-            newest.info.run_id,
-        ),
-    )
-    tags = newest.data.tags
-    if tags.get(PREFIX + "status") == "running":
+    children = recorded.search({"status": "complete"}, [newest.experiment_id], newest.run_id)
+    if newest.status == "running":
         _log.warning("%s still runs, or was killed: what it has not confirmed is missing", sweep)
-    metric, mode = tags.get(PREFIX + "metric", "accuracy"), tags.get(PREFIX + "mode", "max")
-    confirmed = [run for run in children if _kind(run) == "confirm"]
+    confirmed = [run for run in children if run.kind == "confirm"]
     if not confirmed:
         raise RanksweepError(
             f"{sweep}: nothing of it was confirmed on test; set `confirm` in the sweep and launch "
             "it with --resume"
         )
-    dev = {_number(run): run.data.metrics.get(metric) for run in children if _kind(run) == "trial"}
-    choices = _choices(confirmed, metric, mode, dev)
+    objective = Objective(newest.metric or "accuracy", newest.mode or "max")
+    trials = [run for run in children if run.kind == "trial"]
+    choices = _choices(confirmed, trials, objective)
     arms = {str(row["arm"]) for row, _ in choices} | {str(row["method"]) for row, _ in choices}
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
-    return summarize(choices, metric, mode, against)
+    return summarize(choices, objective, against)
 
 
 def _choices(
-    confirmed: Sequence[Run], metric: str, mode: str, dev: dict[int, float | None]
+    confirmed: Sequence[RunFacts], trials: Sequence[RunFacts], objective: Objective
 ) -> list[tuple[dict[str, object], tuple[float, ...]]]:
     """(method, number, choice and size; test values by seed) of each choice, best on dev first."""
-    runs: dict[int, dict[int, Run]] = {}
+    name = f"test_{objective.metric}"
+    runs: dict[int, dict[int, RunFacts]] = {}
     for run in confirmed:
-        if f"test_{metric}" in run.data.metrics:
-            seed = int(run.data.tags[PREFIX + "seed"])
-            runs.setdefault(_number(run), {}).setdefault(seed, run)
-    sign = -1.0 if mode == "max" else 1.0
-
-    def rank(number: int) -> tuple[float, int]:
-        value = dev.get(number)
-        return (float("inf") if value is None else sign * value), number
-
+        if name in run.metrics and run.number is not None and run.seed is not None:
+            runs.setdefault(run.number, {}).setdefault(run.seed, run)
+    gains = {
+        run.number: objective.gain(run.metrics[objective.metric])
+        for run in trials
+        if objective.metric in run.metrics
+    }
     rows = []
-    for number in sorted(runs, key=rank):
+    for number in sorted(runs, key=lambda number: (-gains.get(number, -math.inf), number)):
         by_seed = [runs[number][seed] for seed in sorted(runs[number])]
-        tags = by_seed[0].data.tags
         row = {
-            "method": tags[PREFIX + "method"],
-            "arm": tags.get(PREFIX + "arm", tags[PREFIX + "method"]),
+            "method": by_seed[0].method,
+            "arm": by_seed[0].arm or by_seed[0].method,
             "number": number,
-            "choice": json.loads(tags[PREFIX + "choice"]),
-            "trainable_params": int(by_seed[0].data.metrics["trainable_params"]),
+            "choice": by_seed[0].choice,
+            "trainable_params": int(by_seed[0].metrics["trainable_params"]),
         }
-        rows.append((row, tuple(float(run.data.metrics[f"test_{metric}"]) for run in by_seed)))
+        rows.append((row, tuple(run.metrics[name] for run in by_seed)))
     return rows
-
-
-def _kind(run: Run) -> str | None:
-    kind: str | None = run.data.tags.get(PREFIX + "kind")
-    return kind
-
-
-def _number(run: Run) -> int:
-    return int(run.data.tags[PREFIX + "number"])
 
 
 @dataclass(frozen=True)
@@ -135,15 +107,10 @@ class Confirmation:
     difference: tuple[float, float] | None
     within_noise: bool | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain data, ready for JSON."""
-        return asdict(self)
-
 
 def summarize(
     found: Sequence[tuple[Mapping[str, Any], tuple[float, ...]]],
-    metric: str,
-    mode: str,
+    objective: Objective,
     reference: str = "lora",
 ) -> list[Confirmation]:
     """The choices, best on dev first, with their test values, beside the reference; best first.
@@ -158,12 +125,11 @@ def summarize(
             number, beside = row["number"], values
             break
     summary = [
-        _summary(row, values, () if row["number"] == number else beside, metric)
+        _summary(row, values, () if row["number"] == number else beside, objective.metric)
         for row, values in found
         if values
     ]
-    sign = -1.0 if mode == "max" else 1.0
-    return sorted(summary, key=lambda each: sign * each.mean)
+    return sorted(summary, key=lambda each: -objective.gain(each.mean))
 
 
 def _summary(
@@ -195,8 +161,6 @@ def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
     gap = float(np.mean(a) - np.mean(b))
     if math.isclose(float(np.var(a)) + float(np.var(b)), 0.0, abs_tol=1e-24):
         return gap, gap
-    from scipy.stats import ttest_ind
-
     with warnings.catch_warnings():
         # One sample of equal values is no loss of precision here: its variance is zero.
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -204,14 +168,14 @@ def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
     return float(interval.low), float(interval.high)
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], reference: str = "lora") -> str:
+def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:
     """One sentence on what the confirmations show of the methods beside the reference."""
     beside = called(reference)
-    compared = [row for row in rows if row["difference"] is not None]
+    compared = [(row.arm, row.difference) for row in rows if row.difference is not None]
     if not compared:
         return f"no difference can be told: that takes {beside} and two seeds of each choice"
-    above = [row["arm"] for row in compared if row["difference"][0] > 0]
-    below = [row["arm"] for row in compared if row["difference"][1] < 0]
+    above = [arm for arm, (low, _) in compared if low > 0]
+    below = [arm for arm, (_, high) in compared if high < 0]
     if not above and not below:
         return f"no difference from {beside} is beyond the noise ({len(compared)} compared)"
     told = [

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import dataclass
 
-from search.tracking.facts import PREFIX
-from search.tracking.mlflow import connect, experiment_names, search_runs
+from search.tracking.runs import RecordedRuns
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,6 @@ class ProfileUse:
         one = self.runs + self.running_sweeps == 1
         return f"{' and '.join(users)} {'uses' if one else 'use'}"
 
-    def as_dict(self) -> dict[str, int]:
-        """The counts by name."""
-        return asdict(self)
-
 
 def profile_uses(tracking_uri: str, key: str | None = None) -> dict[str, ProfileUse]:
     """Key -> its uses over all experiments, for one profile or for all that are used.
@@ -49,21 +45,22 @@ def profile_uses(tracking_uri: str, key: str | None = None) -> dict[str, Profile
     Raises:
         TrackingError: the tracking server or database cannot be read.
     """
-    client = connect(tracking_uri, must_exist=True)
-    experiments = list(experiment_names(client, tracking_uri))
+    recorded = RecordedRuns(tracking_uri)
+    experiments = recorded.experiments()
     wanted = {} if key is None else {"profile_key": key}
-    counts: dict[str, dict[str, int]] = {}
+    runs: Counter[str] = Counter()
+    running: Counter[str] = Counter()
+    running_sweeps: Counter[str] = Counter()
     for kind in ("trial", "confirm", "sweep"):
-        for run in search_runs(client, tracking_uri, experiments, {"kind": kind, **wanted}):
-            used = run.data.tags.get(PREFIX + "profile_key")
-            if used is None:
+        for run in recorded.search({"kind": kind, **wanted}, experiments):
+            if run.profile_key is None:
                 continue
-            of_key = counts.setdefault(used, dict.fromkeys(asdict(ProfileUse()), 0))
-            running = run.info.status == "RUNNING"
             if kind == "sweep":
-                of_key["running_sweeps"] += running
+                running_sweeps[run.profile_key] += run.is_open
             else:
-                of_key["runs"] += 1
-                of_key["running"] += running
-    uses = {used: ProfileUse(**each) for used, each in counts.items()}
-    return {used: use for used, use in uses.items() if use != ProfileUse()}
+                runs[run.profile_key] += 1
+                running[run.profile_key] += run.is_open
+    return {
+        used: ProfileUse(runs[used], running[used], running_sweeps[used])
+        for used in runs + running_sweeps
+    }

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from search.config.yaml_file import parse_yaml
 from search.redaction import redacted
-from search.tracking.facts import PARENT, PREFIX
-from search.tracking.mlflow import call, connect
+from search.tracking.facts import RunFacts
+from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, UsageError
 from spaces.plan import Plan
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
-    from trainables.trained.weights import Trained
+from trainables.trained.weights import Trained, read_trained
 
 PLAN, CHOICE, WEIGHTS, SWEEP = (
     "plan.safetensors",
@@ -31,25 +23,27 @@ PLAN, CHOICE, WEIGHTS, SWEEP = (
 
 @dataclass(frozen=True)
 class TrialRun:
-    """The run of a trial. `tags` are without their prefix; `plan_digest` is among them."""
+    """The run of a trial: what it says of itself, and the names of its artifacts."""
 
-    run_id: str
-    tracking_uri: str
-    tags: Mapping[str, str]
-    parent: str | None
+    facts: RunFacts
     files: frozenset[str]
-    """Names of its artifacts."""
+    recorded: RecordedRuns
+
+    @property
+    def run_id(self) -> str:
+        """Its id in MLflow."""
+        return self.facts.run_id
 
     @property
     def method(self) -> str:
         """The method of its choice."""
-        return self.tags.get("method", "")
+        return self.facts.method
 
     def artifact(self, name: str) -> bytes:
         """One artifact of the run. Raises UsageError where it has none of that name."""
         if name not in self.files:
             raise UsageError(f"{self.run_id}: has no {name} in MLflow; give the run of a trial")
-        return _artifact(self.tracking_uri, self.run_id, name)
+        return self.recorded.artifact(self.run_id, name)
 
     def plan(self) -> Plan:
         """The plan that was trained."""
@@ -58,29 +52,27 @@ class TrialRun:
     def trained(self) -> Trained:
         """The weights that were trained. Raises UsageError, with the way to them, where none are
         kept."""
-        from trainables.trained.weights import read_trained
-
         if WEIGHTS not in self.files:
             raise UsageError(f"{self.run_id}: {self._why_no_weights()}")
         return read_trained(self.artifact(WEIGHTS), f"{self.run_id}/{WEIGHTS}")
 
     def sweep(self) -> dict[str, Any]:
         """The sweep that the trial was part of, as plain data."""
-        from search.config.yaml_file import parse_yaml
-
-        if self.parent is None:
+        parent = self.facts.parent
+        if parent is None:
             raise UsageError(f"{self.run_id}: belongs to no sweep; give the run of a trial")
-        text = _artifact(self.tracking_uri, self.parent, SWEEP).decode()
-        sweep: dict[str, Any] = parse_yaml(text, f"{self.parent}/{SWEEP}")
+        text = self.recorded.artifact(parent, SWEEP).decode()
+        sweep: dict[str, Any] = parse_yaml(text, f"{parent}/{SWEEP}")
         return sweep
 
     def _why_no_weights(self) -> str:
-        if self.tags.get("kind") == "confirm":
+        if self.facts.kind == "confirm":
+            number = "?" if self.facts.number is None else self.facts.number
             return (
                 "is a confirmation, which keeps no weights; export the trial that it confirms "
-                f"(number {self.tags.get('number', '?')} of its sweep)"
+                f"(number {number} of its sweep)"
             )
-        status = self.tags.get("status", "running")
+        status = self.facts.status or "running"
         if status == "running":
             return "has no weights yet; export it when its sweep has ended"
         if status != "complete":
@@ -96,47 +88,17 @@ class TrialRun:
 
 def find_trial(tracking_uri: str, run_id: str) -> TrialRun:
     """The run of a trial. Raises ConfigError where no run has that id, or it is no trial's."""
-    from mlflow.exceptions import MlflowException
-
-    client = connect(tracking_uri, must_exist=True)
-
-    def look() -> Any:
-        try:
-            return client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-
-    run = call(tracking_uri, look)
+    recorded = RecordedRuns(tracking_uri)
+    run = recorded.find(run_id)
     if run is None:
         raise ConfigError(
             f"RUN_ID: {redacted(tracking_uri)} has no run {run_id[:80]!r}; "
             "`ranksweep best --task T` shows the ids of trials"
         )
-    tags = {
-        key.removeprefix(PREFIX): value
-        for key, value in run.data.tags.items()
-        if key.startswith(PREFIX)
-    }
-    kind = tags.get("kind")
-    if kind not in ("trial", "confirm"):
-        what = "no run of ranksweep" if kind is None else f"the run of a {kind}"
+    if run.kind not in ("trial", "confirm"):
+        what = "no run of ranksweep" if run.kind is None else f"the run of a {run.kind}"
         raise ConfigError(
             f"RUN_ID: {run_id} is {what}; give that of a trial (`ranksweep best --task T` shows "
             "them)"
         )
-    files = call(tracking_uri, partial(_names, client, run_id))
-    return TrialRun(run_id, tracking_uri, tags, run.data.tags.get(PARENT), files)
-
-
-def _names(client: MlflowClient, run_id: str) -> frozenset[str]:
-    return frozenset(file.path for file in client.list_artifacts(run_id))
-
-
-def _artifact(tracking_uri: str, run_id: str, name: str) -> bytes:
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    client = connect(tracking_uri, must_exist=True)
-    with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
-        path = call(tracking_uri, lambda: client.download_artifacts(run_id, name, folder))
-        return Path(path).read_bytes()
+    return TrialRun(run, recorded.files(run_id), recorded)

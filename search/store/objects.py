@@ -22,14 +22,13 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, from_url
 
-from search.paths import private_files
+from search.paths import STORE_SCHEMES, private_files
 from search.redaction import redacted, redacted_text
 from spaces.errors import ConfigError, StoreError, nearest
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-SCHEMES = ("file", "s3", "gs", "az")
 PROBES = "probes"
 FIRST_DEADLINE = timedelta(seconds=5)
 """How long the first request tries: a wrong address should be told soon."""
@@ -116,21 +115,18 @@ class ObjectStorage:
 
     def get(self, name: str) -> bytes | None:
         """The bytes of an object; None when it is absent."""
-        client, whole = self._client(to_write=False), self._whole(name)
-        if client is None:
-            return None
-        with self._failing_as("read", whole):
+        with self._failing_as("read", self._whole(name)) as whole:
             try:
-                return bytes(client.get(whole).bytes())
+                return bytes(self._client(to_write=False).get(whole).bytes())
             except FileNotFoundError as absent:
-                self._refuse_missing_bucket(absent)
+                if _missing_bucket(absent):
+                    raise
                 return None
 
     def put(self, name: str, content: bytes) -> None:
         """Write an object, over what is there."""
-        client, whole = self._client(to_write=True), self._whole(name)
-        with self._failing_as("write", whole), private_files():
-            client.put(whole, content)
+        with self._failing_as("write", self._whole(name)) as whole, private_files():
+            self._client(to_write=True).put(whole, content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Create an object if it is absent: False when another one is there already.
@@ -138,10 +134,9 @@ class ObjectStorage:
         An object that holds the same bytes counts as created by this call: a request whose answer
         was lost is sent again. Whoever must tell writers apart gives each its own bytes.
         """
-        client, whole = self._client(to_write=True), self._whole(name)
-        with self._failing_as("write", whole), private_files():
+        with self._failing_as("write", self._whole(name)) as whole, private_files():
             try:
-                client.put(whole, content, mode="create")
+                self._client(to_write=True).put(whole, content, mode="create")
                 return True
             except (AlreadyExistsError, PreconditionError):
                 pass
@@ -149,11 +144,9 @@ class ObjectStorage:
 
     def delete(self, name: str) -> bool:
         """Remove an object: False when the store can tell that it was not there."""
-        client, whole = self._client(to_write=False), self._whole(name)
-        if client is None:
-            return False
-        with self._failing_as("remove", whole):
+        with self._failing_as("remove", self._whole(name)) as whole:
             try:
+                client = self._client(to_write=False)
                 client.head(whole)
                 client.delete(whole)
             except FileNotFoundError:
@@ -162,24 +155,22 @@ class ObjectStorage:
 
     def move(self, source: str, target: str) -> bool:
         """Give an object another name: False when it is not there (any more)."""
-        client, whole = self._client(to_write=True), self._whole(source)
-        with self._failing_as("move", whole), private_files():
+        with self._failing_as("move", self._whole(source)) as whole, private_files():
             try:
-                client.rename(whole, self._whole(target))
+                self._client(to_write=True).rename(whole, self._whole(target))
             except FileNotFoundError:
                 return False
         return True
 
     def list(self, prefix: str) -> tuple[str, ...]:
         """The names of all objects under `prefix/`."""
-        client, whole = self._client(to_write=False), self._whole(prefix)
-        if client is None:
-            return ()
-        with self._failing_as("list", whole):
+        with self._failing_as("list", self._whole(prefix)) as whole:
             try:
-                found = [meta["path"] for chunk in client.list(whole) for meta in chunk]
+                chunks = self._client(to_write=False).list(whole)
+                found = [meta["path"] for chunk in chunks for meta in chunk]
             except FileNotFoundError as absent:
-                self._refuse_missing_bucket(absent)
+                if _missing_bucket(absent):
+                    raise
                 return ()
         return tuple(path.removeprefix(self._prefix) for path in found)
 
@@ -255,22 +246,25 @@ class ObjectStorage:
         return self._prefix + name
 
     def _client(self, *, to_write: bool) -> Any:
-        """The client; None for a local folder that is not there and is not to be written."""
+        """The client. Raises FileNotFoundError where a local folder is not there to be read."""
         shared = self._connection
         patient = shared.answered or self.is_local
         if patient not in shared.opened:
-            if shared.folder is None:
-                shared.opened[patient] = self._open_remote(DEADLINE if patient else FIRST_DEADLINE)
-            elif not to_write and not shared.folder.exists():
-                return None
-            else:
-                with self._failing_as("open", ""):
-                    with private_files():
-                        shared.folder.mkdir(parents=True, exist_ok=True)
-                    # Folders that a removal leaves empty go with it.
-                    opened = LocalStore(prefix=shared.folder, automatic_cleanup=True)
-                shared.opened[patient] = opened
+            shared.opened[patient] = (
+                self._open_remote(DEADLINE if patient else FIRST_DEADLINE)
+                if shared.folder is None
+                else self._open_local(shared.folder, to_write)
+            )
         return shared.opened[patient]
+
+    def _open_local(self, folder: Path, to_write: bool) -> ObjectStore:
+        if not to_write and not folder.exists():
+            raise FileNotFoundError(folder)
+        with self._failing_as("open", ""):
+            with private_files():
+                folder.mkdir(parents=True, exist_ok=True)
+            # Folders that a removal leaves empty go with it.
+            return LocalStore(prefix=folder, automatic_cleanup=True)
 
     def _open_remote(self, deadline: timedelta) -> ObjectStore:
         patient = deadline == DEADLINE
@@ -293,16 +287,11 @@ class ObjectStorage:
                 f"store: {self.name} cannot be opened: {self._reason(error)}; {remedy}"
             ) from error
 
-    @staticmethod
-    def _refuse_missing_bucket(absent: Exception) -> None:
-        """A bucket that is not there is an error; an object that is not there is an answer."""
-        if _missing_bucket(absent):
-            raise absent
-
     @contextmanager
-    def _failing_as(self, verb: str, path: str) -> Iterator[None]:
+    def _failing_as(self, verb: str, path: str) -> Iterator[str]:
+        """Raise what fails meanwhile as a StoreError of `path`, which is what this gives."""
         try:
-            yield
+            yield path
             self._connection.answered = True
         except (BaseError, OSError, ValueError) as error:
             place = f"{self.name}/{path}".rstrip("/")
@@ -349,6 +338,7 @@ def _opened(uri: str, prefix: str) -> ObjectStorage:
 
 
 def _missing_bucket(error: Exception) -> bool:
+    """Whether the bucket is not there: an error, while an absent object is an answer."""
     return any(code in str(error) for code in ("NoSuchBucket", "ContainerNotFound"))
 
 
@@ -370,9 +360,9 @@ def _local_folder(uri: str) -> Path | None:
         if not rest.strip("/"):
             raise ConfigError(f"store: {uri} names no folder; use file://DIR or file:///DIR")
         return Path(unquote(rest)).expanduser().absolute()
-    if scheme not in SCHEMES:
+    if scheme not in STORE_SCHEMES:
         raise ConfigError(
-            f"store: no storage has the scheme '{scheme}://'; {nearest(scheme, SCHEMES)}"
+            f"store: no storage has the scheme '{scheme}://'; {nearest(scheme, STORE_SCHEMES)}"
         )
     return None
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rfc8785
 
@@ -24,7 +24,8 @@ from search.store import keys
 from search.store.node_cache import NodeCache
 from search.store.objects import ObjectStorage
 from spaces.errors import ConfigError, ProfileError, StoreError
-from spaces.profile import SCHEMA_VERSION, Profile
+from spaces.files.profile_file import SCHEMA_VERSION
+from spaces.profile import Profile
 from spaces.target import TargetModule
 
 ALGORITHM_VERSION = 1
@@ -33,6 +34,7 @@ ALGORITHM_VERSION = 1
 _log = logging.getLogger(__name__)
 _HEX = re.compile(r"[0-9a-f]{4,64}")
 _MANIFEST_VERSION = 1
+_Read = TypeVar("_Read")
 
 
 def profile_key(
@@ -93,6 +95,17 @@ class _DanglingError(Exception):
     """A manifest points to a file that is not there."""
 
 
+def _opened(sha256: str, download: Callable[[], bytes]) -> Profile:
+    return Profile.from_bytes(download(), keys.profile_file_name(sha256))
+
+
+def _verified_size(sha256: str, download: Callable[[], bytes]) -> int:
+    """The size in bytes of what is a profile. Raises ProfileError where it is none."""
+    data = download()
+    Profile.from_bytes(data, keys.profile_file_name(sha256))
+    return len(data)
+
+
 class ProfileStore:
     """Profiles on object storage, one per key.
 
@@ -120,12 +133,10 @@ class ProfileStore:
         profile can be published again. One from a remote store is mapped from this node's cache.
         """
         try:
-            profile = self._profile(key)
+            profile = self._read(key, _opened if self.objects.is_local else self._cache.open)
             why = None if profile is None else unfit(profile)
-            if profile is not None and why is not None:
-                found = self._read_manifest(key)
-                if found is not None:
-                    raise _DamagedError(why, found[1], found[0]["file"])
+            if why is not None and (found := self._read_manifest(key)) is not None:
+                raise _DamagedError(why, found[1], found[0]["file"])
         except _DamagedError as damage:
             self._quarantine(key, damage)
             return None
@@ -187,41 +198,18 @@ class ProfileStore:
         checked = []
         for each in [key] if key is not None else self.keys():
             try:
-                found = self._read(each)
+                size = self._read(each, _verified_size)
             except _DamagedError as damage:
                 self._quarantine(each, damage)
                 checked.append(Verification(each, False, f"{damage}; moved to quarantine"))
                 continue
-            if found is None:
+            if size is None:
                 listed = key is None  # it had a manifest a moment ago
                 why = "its manifest pointed to nothing and was removed"
                 checked.append(Verification(each, False, why if listed else "not in the store"))
             else:
-                checked.append(Verification(each, True, f"{len(found[0])} bytes"))
+                checked.append(Verification(each, True, f"{size} bytes"))
         return tuple(checked)
-
-    def export_file(self, key: str, path: Path) -> Path:
-        """Write the verified file of a profile to `path` (into it, when that is a folder).
-
-        Returns the file written. Raises StoreError when the store has no such profile.
-        """
-        try:
-            found = self._read(key)
-        except _DamagedError as damage:
-            self._quarantine(key, damage)
-            found = None
-        if found is None:
-            raise StoreError(f"profile: {key} is not in {self.name}; run `ranksweep profile` first")
-        data = found[0]
-        if path.is_dir():
-            path = path / keys.profile_file_name(hashlib.sha256(data).hexdigest())
-        try:
-            path.write_bytes(data)
-        except OSError as error:
-            raise StoreError(
-                f"profile: cannot write {path}: {error.strerror}; name another file"
-            ) from error
-        return path
 
     # Writing ----------------------------------------------------------------------------------
 
@@ -260,35 +248,17 @@ class ProfileStore:
 
     # Inside -----------------------------------------------------------------------------------
 
-    def _profile(self, key: str) -> Profile | None:
-        if not self.objects.is_local:
-            return self._read_cached(key)
-        found = self._read(key)
-        return None if found is None else found[1]
+    def _read(self, key: str, opened: Callable[[str, Callable[[], bytes]], _Read]) -> _Read | None:
+        """What `opened` makes of the SHA-256 of a key's file and its download.
 
-    def _read(self, key: str) -> tuple[bytes, Profile] | None:
-        """The verified bytes and profile of a key; None when absent; _DamagedError otherwise."""
-        found = self._read_manifest(key)
-        if found is None:
-            return None
-        try:
-            data = self._download(key, *found)
-        except _DanglingError:
-            return None
-        file = found[0]["file"]
-        try:
-            return data, Profile.from_bytes(data, file)
-        except ProfileError as error:
-            raise _DamagedError(str(error), found[1], file) from error
-
-    def _read_cached(self, key: str) -> Profile | None:
-        """The verified profile of a key from this node's cache, which downloads it where needed."""
+        None when absent; raises _DamagedError where it is no verified profile.
+        """
         found = self._read_manifest(key)
         if found is None:
             return None
         manifest, encoded = found
         try:
-            return self._cache.open(manifest["sha256"], lambda: self._download(key, *found))
+            return opened(manifest["sha256"], lambda: self._download(key, *found))
         except _DanglingError:
             return None
         except ProfileError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,10 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
 from search.redaction import redacted_text
+from search.study.private_optuna import STORAGE_CALLS
 from spaces.errors import JobError
 
 logger = logging.getLogger(__name__)
@@ -42,40 +43,36 @@ class PatientStorage(RDBStorage):  # type: ignore[misc]
     def _patiently(self, work: Callable[[], Any]) -> Any:
         if self._gave_up is not None:
             raise JobError(self._gave_up)
-        began, pause, failed = time.monotonic(), 0.05, False
-        while True:
-            try:
-                result = work()
-            except UpdateFinishedTrialError:
-                if not failed:
-                    raise
-                result = True  # it was told before: only the database's answer was lost
-            except (StorageInternalError, *_AWAY) as error:
-                reason = _reason(error)
-                if reason is None:
-                    raise
-                if not failed:
-                    failed = True
-                    logger.warning("the study's database does not answer (%s); waiting", reason)
-                self._check_patience(time.monotonic() - began, reason)
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-                continue
-            if failed:
-                logger.warning("the study's database answers again")
-            return result
-
-    def _check_patience(self, waited: float, reason: str) -> None:
-        if waited < self.patience and not self.impatient():
-            return
-        self._gave_up = (
-            f"the study's database has not answered for {waited:.0f} s ({reason}); see to it and "
-            "launch again with --resume"
+        tries = Retrying(
+            retry=retry_if_exception(lambda error: _reason(error) is not None),
+            wait=wait_exponential(0.05, LONGEST_PAUSE_S),
+            before_sleep=self._wait_or_give_up,
+            reraise=True,
         )
-        raise JobError(self._gave_up)
+        try:
+            result = tries(work)
+        except UpdateFinishedTrialError:
+            if tries.statistics["attempt_number"] == 1:
+                raise
+            result = True  # it was told before: only the database's answer was lost
+        if tries.statistics["attempt_number"] > 1:
+            logger.warning("the study's database answers again")
+        return result
+
+    def _wait_or_give_up(self, state: RetryCallState) -> None:
+        assert state.outcome is not None
+        reason, waited = _reason(state.outcome.exception()), state.seconds_since_start or 0.0
+        if state.attempt_number == 1:
+            logger.warning("the study's database does not answer (%s); waiting", reason)
+        if waited >= self.patience or self.impatient():
+            self._gave_up = (
+                f"the study's database has not answered for {waited:.0f} s ({reason}); see to it "
+                "and launch again with --resume"
+            )
+            raise JobError(self._gave_up)
 
 
-def _reason(error: Exception) -> str | None:
+def _reason(error: BaseException | None) -> str | None:
     """Why the database did not answer, on one line; None where it did, and refused."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if not isinstance(cause, _AWAY):
@@ -94,30 +91,5 @@ def patiently(method: Callable[..., Any]) -> Callable[..., Any]:
     return patient
 
 
-#: What Optuna's cache asks of the storage behind it that reads or writes the database.
-CALLS = (
-    "create_new_study",
-    "delete_study",
-    "get_all_studies",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "_create_new_trial",
-    "_get_trials",
-    "_get_best_trial_id",
-    "get_trial",
-    "get_trial_id_from_study_id_trial_number",
-    "_set_trial_param",
-    "set_trial_state_values",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "record_heartbeat",
-    "_get_stale_trial_ids",
-)
-for _name in CALLS:
+for _name in STORAGE_CALLS:
     setattr(PatientStorage, _name, patiently(getattr(RDBStorage, _name)))

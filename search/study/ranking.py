@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from search.objective import Objective
 from search.study.standing import Standing, ended_before
 from search.study.study import (
     ARM,
@@ -53,7 +54,26 @@ class Measured:
         return int(self.first.user_attrs[TRAINABLE_PARAMS])
 
 
-def measured(trials: Iterable[FrozenTrial], mode: str) -> list[Measured]:
+@dataclass(frozen=True)
+class BestChoice:
+    """A method's or an arm's best choice.
+
+    `value` is the mean over `seeds` trials of the choice, `values` are theirs. A choice that was
+    answered from another arm's trial has the number and the run of that trial.
+    """
+
+    method: str
+    arm: str
+    value: float
+    values: list[float]
+    seeds: int
+    trainable_params: int
+    number: int
+    run_id: str | None
+    choice: dict[str, Any]
+
+
+def measured(trials: Iterable[FrozenTrial], objective: Objective) -> list[Measured]:
     """The trainings that are complete, best first; of equal ones the smaller, then the earlier."""
     named: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
@@ -64,23 +84,24 @@ def measured(trials: Iterable[FrozenTrial], mode: str) -> list[Measured]:
         Measured([trial for trial in group if DUPLICATE_OF not in trial.user_attrs], group)
         for group in named.values()
     ]
-    sign = -1.0 if mode == "max" else 1.0
-    return sorted(found, key=lambda each: (sign * each.value, each.params, each.first.number))
+    return sorted(
+        found, key=lambda each: (-objective.gain(each.value), each.params, each.first.number)
+    )
 
 
-def best_of_each_method(study: optuna.Study, mode: str, top: int = 1) -> list[dict[str, Any]]:
-    """The best `top` choices of each arm, best first: method, arm, value, choice, size.
-
-    `value` is the mean over `seeds` trials of the choice, `values` are theirs. A choice that was
-    answered from another arm's trial has the number and the run of that trial.
-    """
-    return _best_of_arms(study.get_trials(deepcopy=False), mode, top)
+def best_of_each_method(
+    study: optuna.Study, objective: Objective, top: int = 1
+) -> list[BestChoice]:
+    """The best `top` choices of each arm, best first."""
+    return _best_of_arms(study.get_trials(deepcopy=False), objective, top)
 
 
-def _best_of_arms(trials: Iterable[FrozenTrial], mode: str, top: int = 1) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _best_of_arms(
+    trials: Iterable[FrozenTrial], objective: Objective, top: int = 1
+) -> list[BestChoice]:
+    rows: list[BestChoice] = []
     taken: Counter[str] = Counter()
-    for each in measured(trials, mode):
+    for each in measured(trials, objective):
         by_arm: dict[str, FrozenTrial] = {}
         for trial in each.named:
             by_arm.setdefault(trial.user_attrs[ARM], trial)
@@ -88,17 +109,17 @@ def _best_of_arms(trials: Iterable[FrozenTrial], mode: str, top: int = 1) -> lis
             taken[arm] += 1
             if taken[arm] <= top:
                 rows.append(
-                    {
-                        "method": trial.user_attrs[METHOD],
-                        "arm": arm,
-                        "value": each.value,
-                        "values": [float(t.values[0]) for t in each.trials],
-                        "seeds": len(each.trials),
-                        "trainable_params": each.params,
-                        "number": each.first.number,
-                        "run_id": each.first.user_attrs.get(RUN_ID),
-                        "choice": json.loads(trial.user_attrs[CHOICE]),
-                    }
+                    BestChoice(
+                        method=trial.user_attrs[METHOD],
+                        arm=arm,
+                        value=each.value,
+                        values=[float(t.values[0]) for t in each.trials],
+                        seeds=len(each.trials),
+                        trainable_params=each.params,
+                        number=each.first.number,
+                        run_id=each.first.user_attrs.get(RUN_ID),
+                        choice=json.loads(trial.user_attrs[CHOICE]),
+                    )
                 )
     return rows
 
@@ -111,8 +132,8 @@ class WorthKeeping:
     its weights are gone, and a search that is long would take ever longer.
     """
 
-    def __init__(self, study: optuna.Study, mode: str) -> None:
-        self._study, self._mode = study, mode
+    def __init__(self, study: optuna.Study, objective: Objective) -> None:
+        self._study, self._objective = study, objective
         self._kept: set[int] = set()
         self._read = 0
 
@@ -123,10 +144,10 @@ class WorthKeeping:
         self._read = ended_before(every, self._read)
         trainings = {trial.user_attrs.get(TRAINING) for trial in candidates}
         trials = [trial for trial in every if trial.user_attrs.get(TRAINING) in trainings]
-        self._kept = {row["number"] for row in _best_of_arms(trials, self._mode)}
+        self._kept = {row.number for row in _best_of_arms(trials, self._objective)}
         if len(self._study.directions) > 1:
             fewest = float("inf")
-            for each in measured(trials, self._mode):  # best first
+            for each in measured(trials, self._objective):  # best first
                 if each.params < fewest:
                     fewest = each.params
                     self._kept.add(each.first.number)
@@ -134,7 +155,7 @@ class WorthKeeping:
 
 
 def next_repeat(
-    standing: Standing, mode: str, top: int, seeds: int
+    standing: Standing, objective: Objective, top: int, seeds: int
 ) -> tuple[FrozenTrial, int] | None:
     """The trial whose choice is to be trained with another seed next, and which repetition it is.
 
@@ -146,7 +167,7 @@ def next_repeat(
         if REPEAT in trial.user_attrs:
             done.setdefault(trial.user_attrs[TRAINING], set()).add(trial.user_attrs[REPEAT])
     fresh: FrozenTrial | None = None
-    for each in measured(standing.trials, mode):
+    for each in measured(standing.trials, objective):
         used = done.get(each.first.user_attrs[TRAINING], set())
         if used and len(used) < seeds:
             return each.first, min(set(range(1, seeds + 1)) - used)

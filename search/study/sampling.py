@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from heapq import nlargest
+from heapq import nlargest, nsmallest
 from itertools import chain
 from typing import Any
 
@@ -50,27 +50,27 @@ class Snapshot:
         self._trial = create_trial(state=TrialState.RUNNING)
         self._trial.number = len(trials)
 
-    def draw(self, sampler: BaseSampler, fixed: Mapping[str, Any]) -> Draft:
+    def draw(self, sampler: BaseSampler, fixed: Mapping[str, Any]) -> Point:
         """A point of the sampler's with some parameters fixed.
 
         Where the parameter ``method`` is, the sampler is not asked for those of other methods.
         """
-        return Draft(self.study, self._kinds, self._trial, sampler, fixed)
+        return Point(self.study, self._kinds, self._trial, sampler, fixed)
 
-    def refuse(self, draft: Draft, constraint: str, excess: float) -> None:
+    def refuse(self, point: Point, constraint: str, excess: float) -> None:
         """Let the sampler know that a point is beyond a constraint, and by how much."""
         trial = create_trial(
             state=TrialState.PRUNED,
-            params=draft.params,
-            distributions=draft.distributions,
+            params=point.params,
+            distributions=point.distributions,
             constraints={constraint: excess},
         )
         trial.number = self._trial.number - 1  # as recent as the newest, for TPE forgets
         self._refused.append(trial)
 
 
-class Draft:
-    """Suggests as an Optuna trial does, and keeps `params` and `distributions` to itself.
+class Point:
+    """Suggests as an Optuna trial does, and keeps what it has suggested to itself.
 
     Raises:
         ValueError: (by the ``suggest_`` methods) the study has such a parameter over other values.
@@ -127,9 +127,9 @@ def _remembered(
     """What a sampler hears of a long study, so that a draw never costs more than at its start."""
     if len(trials) <= NEWEST or len(directions) > 1:
         return trials
-    sign = -1.0 if directions[0] == StudyDirection.MINIMIZE else 1.0
-    complete = (trial for trial in trials[:-NEWEST] if trial.state == TrialState.COMPLETE)
-    best = nlargest(BEST, complete, key=lambda trial: sign * trial.values[0])
+    complete = [trial for trial in trials[:-NEWEST] if trial.state == TrialState.COMPLETE]
+    first = nsmallest if directions[0] == StudyDirection.MINIMIZE else nlargest
+    best = first(BEST, complete, key=lambda trial: trial.values[0])
     return [*sorted(best, key=lambda trial: trial.number), *trials[-NEWEST:]]
 
 

@@ -26,6 +26,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.study.private_optuna import beat, beat_seconds, trial_id, without_a_beat
 from search.study.study import DRIVER
 from spaces.errors import ConfigError, JobError
 
@@ -45,7 +46,7 @@ def own_seed(seed: int, driver: str) -> int:
 
 
 def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
-    """Note what the trials of a study have in common, or refuse a driver that would train others.
+    """Write what the trials of a study have in common, or refuse a driver that would train others.
 
     Raises:
         ConfigError: another driver has begun the study with other settings.
@@ -60,7 +61,7 @@ def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
     study.set_user_attr(_SETTINGS, digest)
 
 
-def closes(study: optuna.Study, driver: str) -> bool:
+def ended_last_trial(study: optuna.Study, driver: str) -> bool:
     """Whether the last trial to end was this driver's, so that what follows the search is too."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if DRIVER in trial.user_attrs]
     if any(not trial.state.is_finished() for trial in trials):
@@ -82,7 +83,7 @@ class SharedStudy:
         self.driver = driver
         self._study = study
         self._grace = grace_seconds
-        self._interval = float(study._storage.get_heartbeat_interval())  # type: ignore[attr-defined]
+        self._interval = beat_seconds(study)
         self._mine: set[int] = set()
         self._unmarked_since: dict[int, float] = {}
         self._looked = -float("inf")
@@ -95,15 +96,15 @@ class SharedStudy:
         self._closed.set()
         self._thread.join()
 
-    def took(self, trial: optuna.trial.Trial) -> None:
-        """Mark a trial that was just made as this driver's."""
-        self._mine.add(trial._trial_id)
-        self._beat(trial._trial_id)
+    def beat_for(self, trial: optuna.trial.Trial) -> None:
+        """Mark a trial that was just made as this driver's, and beat for it from now on."""
+        self._mine.add(trial_id(trial))
+        self._beat(trial_id(trial))
         trial.set_user_attr(DRIVER, self.driver)
 
-    def ended(self, trial: optuna.trial.Trial) -> None:
-        """Beat no longer for a trial."""
-        self._mine.discard(trial._trial_id)
+    def beat_no_more_for(self, trial: optuna.trial.Trial) -> None:
+        """Leave a trial that is about to end."""
+        self._mine.discard(trial_id(trial))
 
     def left_behind(self, *, at_start: bool = False) -> set[int]:
         """Numbers of the trials left RUNNING by drivers that are dead.
@@ -115,16 +116,16 @@ class SharedStudy:
         if not at_start and now < self._looked + self._interval:
             return set()
         self._looked = now
-        stale = set(self._study._storage._get_stale_trial_ids(self._study._study_id))  # type: ignore[attr-defined]
+        stale = without_a_beat(self._study)
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         unmarked = [trial.number for trial in running if DRIVER not in trial.user_attrs]
         self._unmarked_since = {n: self._unmarked_since.get(n, now) for n in unmarked}
         return {
             trial.number
             for trial in running
-            if trial._trial_id not in self._mine
+            if trial_id(trial) not in self._mine
             and (
-                trial._trial_id in stale
+                trial_id(trial) in stale
                 or (at_start and trial.user_attrs.get(DRIVER) == self.driver)
                 or now > self._unmarked_since.get(trial.number, now) + self._grace
             )
@@ -133,15 +134,15 @@ class SharedStudy:
     def others_run(self) -> bool:
         """Whether another driver's trial runs, which may yet have to be trained again."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return any(trial._trial_id not in self._mine for trial in running)
+        return any(trial_id(trial) not in self._mine for trial in running)
 
     def _beat_on(self) -> None:
         while not self._closed.wait(self._interval):
-            for trial_id in tuple(self._mine):
-                self._beat(trial_id)
+            for mine in tuple(self._mine):
+                self._beat(mine)
 
-    def _beat(self, trial_id: int) -> None:
+    def _beat(self, of: int) -> None:
         try:
-            self._study._storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
+            beat(self._study, of)
         except (JobError, StorageInternalError, SQLAlchemyError) as error:
             logger.warning("no beat was written: %s", type(error).__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from search.study.private_optuna import opened
 from search.study.study import (
     ARM,
     CHOICE,
@@ -21,9 +21,9 @@ from search.study.study import (
     REPEAT,
     SEED,
     TRAINING,
+    choice_of,
 )
 from spaces.choice import Choice
-from spaces.methods.registry import parse_choice
 from spaces.plan import Plan
 
 
@@ -31,11 +31,6 @@ def is_handed_out(trial: FrozenTrial) -> bool:
     """Whether a trial counts: trained or being trained, not rejected, interrupted or answered."""
     attributes = trial.user_attrs
     return CHOICE in attributes and not attributes.keys() & {REJECTED, INTERRUPTED, DUPLICATE_OF}
-
-
-def handed_out(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's trials that count."""
-    return [trial for trial in study.get_trials(deepcopy=False) if is_handed_out(trial)]
 
 
 @dataclass
@@ -131,14 +126,14 @@ def interrupted(study: optuna.Study, left: Collection[int] | None = None) -> lis
     settle(study, left)
     trials = study.get_trials(deepcopy=False)
     trained = {trial.user_attrs[CHOICE] for trial in trials if is_handed_out(trial)}
-    cut_off = dict.fromkeys(
-        trial.user_attrs[CHOICE]
+    cut_off = {
+        trial.user_attrs[CHOICE]: trial
         for trial in trials
         if INTERRUPTED in trial.user_attrs
         and CHOICE in trial.user_attrs
         and REPEAT not in trial.user_attrs
-    )
-    return [parse_choice(json.loads(text)) for text in cut_off if text not in trained]
+    }
+    return [choice_of(trial) for text, trial in cut_off.items() if text not in trained]
 
 
 def settle(study: optuna.Study, left: Collection[int] | None = None) -> None:
@@ -146,7 +141,7 @@ def settle(study: optuna.Study, left: Collection[int] | None = None) -> None:
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if left is not None and frozen.number not in left:
             continue
-        trial = optuna.trial.Trial(study, frozen._trial_id)
+        trial = opened(study, frozen)
         # another driver may be faster
         with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
             trial.set_user_attr(INTERRUPTED, True)

@@ -1,7 +1,7 @@
 """A sweep's Optuna study: how it is opened, resumed and read.
 
 What stands in a trial's user attributes is named here; how a trial comes by its state is told in
-search/tuning/searcher.py, how several drivers share a study in search/study/shared.py.
+search/study/ledger.py, how several drivers share a study in search/study/shared.py.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial
 
 from search.config.database import reached
 from search.study.patient_storage import PatientStorage
 from spaces.choice import Choice
 from spaces.errors import ConfigError
+from spaces.methods.registry import parse_choice
 
 CHOICE = "choice"
 METHOD = "method"
@@ -145,7 +148,29 @@ def _storage(
 
 
 def choice_text(choice: Choice) -> str:
+    """A choice as `CHOICE` says it: two that are equal have the same text."""
     return json.dumps(choice.as_dict(), sort_keys=True)
+
+
+def choice_of(trial: FrozenTrial) -> Choice:
+    """The choice that a trial stands for."""
+    return parse_choice(json.loads(trial.user_attrs[CHOICE]))
+
+
+@contextmanager
+def over_the_same_space() -> Iterator[None]:
+    """While open, Optuna's refusal of a parameter over other values is told as what it means.
+
+    Raises:
+        ConfigError: the study was made over another space.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(
+            f"space: does not fit the study it is searched with ({error}); "
+            "keep the space of the first launch or give the sweep another name"
+        ) from error
 
 
 def states_of(study: optuna.Study) -> dict[str, int]:

@@ -11,11 +11,26 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from spaces.choice import Choice
-from spaces.errors import ConfigError
 from spaces.plan import Plan
 
 EndState = Literal["complete", "pruned", "failed", "cancelled"]
-Allocation = Literal["equal", "free"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a trial is to be: its parameters, what they stand for, and whom it repeats or equals."""
+
+    params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    choice: Choice
+    plan: Plan
+    arm: str
+    seed: int
+    repeat: int = 0
+    answer: FrozenTrial | None = None
+    """A complete trial that is the same training."""
+    of: int | None = None
+    """Number of the trial whose choice is repeated."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +44,6 @@ class EndedTrial:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """What a trial is to be: its parameters, what they stand for, and whom it repeats or equals."""
-
-    params: Mapping[str, Any]
-    distributions: Mapping[str, BaseDistribution]
-    choice: Choice
-    plan: Plan
-    seed: int
-    repeat: int = 0
-    answer: FrozenTrial | None = None
-    """A complete trial that is the same training."""
-    of: int | None = None
-    """Number of the trial whose choice is repeated."""
-
-
 @dataclass
 class OpenTrial:
     """A trial that Tune holds; `curve` maps an epoch (from 1) to what it reported.
@@ -55,8 +54,8 @@ class OpenTrial:
     trial: optuna.trial.Trial
     choice: Choice
     plan: Plan
-    seed: int = 0
-    repeat: int = 0
+    seed: int
+    repeat: int
     curve: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -64,9 +63,11 @@ class OpenTrial:
         """Optuna's number of the trial."""
         return int(self.trial.number)
 
-
-def other_space(error: ValueError) -> ConfigError:
-    return ConfigError(
-        f"space: does not fit the study it is searched with ({error}); "
-        "keep the space of the first launch or give the sweep another name"
-    )
+    def ended(
+        self,
+        state: EndState,
+        reason: str | None = None,
+        values: tuple[float, ...] | None = None,
+    ) -> EndedTrial:
+        """What has become of it."""
+        return EndedTrial(self.number, self.choice, state, values, reason)

@@ -14,7 +14,8 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import optuna
 
 from search.queries.best import BestRow, recorded
 from search.study.study import choice_text
@@ -25,13 +26,10 @@ from spaces.errors import ChoiceError, RanksweepError
 from spaces.methods.registry import parse_choice
 from spaces.search_space import SearchSpace
 
-if TYPE_CHECKING:
-    import optuna
-
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 30.0
-_NOTED = "ranksweep_warm_start"
+_FOUND = "ranksweep_warm_start"
 
 
 @dataclass(frozen=True)
@@ -91,19 +89,20 @@ def moved_into(space: SearchSpace, choice: Choice) -> Choice:
     return near.model_copy(update={"learning_rate": rate})
 
 
-def noted(study: optuna.Study, find: Callable[[], list[Earlier]]) -> list[Earlier]:
-    """What `find` returned when the study was first searched: a resumed sweep starts from the same.
+def remember_earlier(study: optuna.Study, find: Callable[[], list[Earlier]]) -> list[Earlier]:
+    """What `find` returned when the study was first searched, which is written into the study: a
+    resumed sweep starts from the same.
 
     Where the tracking server cannot be read, or takes longer than `PATIENCE_S`, there is nothing.
     """
-    if _NOTED not in study.user_attrs:
+    if _FOUND not in study.user_attrs:
         rows = [[each.choice.as_dict(), each.run_id] for each in _in_time(find)]
-        study.set_user_attr(_NOTED, json.dumps(rows))
-    rows = json.loads(study.user_attrs[_NOTED])
+        study.set_user_attr(_FOUND, json.dumps(rows))
+    rows = json.loads(study.user_attrs[_FOUND])
     return [Earlier(parse_choice(choice), run_id) for choice, run_id in rows]
 
 
-def told(earlier: Sequence[Earlier]) -> str:
+def announcement(earlier: Sequence[Earlier]) -> str:
     """For the user: 2 choices start from earlier sweeps: pilora from run ab12cd34, ..."""
     each = ", ".join(f"{one.choice.method} from run {one.run_id[:8]}" for one in earlier)
     starts = "choice starts" if len(earlier) == 1 else "choices start"
@@ -113,8 +112,7 @@ def told(earlier: Sequence[Earlier]) -> str:
 def _best(rows: Sequence[tuple[str | None, BestRow]]) -> BestRow | None:
     if not rows:
         return None
-    sign = -1.0 if rows[0][1].mode == "max" else 1.0
-    return min((row for _, row in rows), key=lambda row: (sign * row.value, row.trainable_params))
+    return max((row for _, row in rows), key=lambda row: (row.gain, -row.trainable_params))
 
 
 def _most_tried(

@@ -1,4 +1,4 @@
-"""What a run says of itself, and how it is written within MLflow's limits."""
+"""What a run says of itself: written within MLflow's limits, and read back by name."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from search.objective import Mode
 from search.redaction import redacted_text
+from spaces.plan import Plan
 
 if TYPE_CHECKING:
-    from mlflow.entities import Param
-
-    from spaces.plan import Plan
+    from mlflow.entities import Param, Run
 
 
 PREFIX = "ranksweep."
@@ -71,6 +71,63 @@ class Point:
     at_ms: int
 
 
+# How the tags are read that are no plain texts.
+_PARSERS: Mapping[str, Callable[[str], Any]] = {"number": int, "seed": int, "choice": json.loads}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run of ranksweep as MLflow has it: from `kind` on what its tags say, by their names."""
+
+    run_id: str
+    experiment_id: str
+    parent: str | None
+    """Run id of the sweep that it is part of."""
+    is_open: bool
+    """Whether MLflow takes it for running, whatever its `status` says."""
+    metrics: Mapping[str, float]
+    kind: str | None = None
+    status: str | None = None
+    sweep: str = ""
+    task: str = ""
+    task_fingerprint: str | None = None
+    base: str = ""
+    base_uri: str = ""
+    method: str = ""
+    arm: str | None = None
+    number: int | None = None
+    seed: int | None = None
+    repeat: str | None = None
+    choice: Mapping[str, Any] | None = None
+    metric: str | None = None
+    mode: Mode | None = None
+    profile_key: str | None = None
+    plan_digest: str | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> RunFacts:
+        """The facts of a run that MLflow's client has returned."""
+        tags = without_prefix(run.data.tags)
+        said = {
+            field.name: _PARSERS.get(field.name, str)(tags[field.name])
+            for field in fields(cls)
+            if field.default is not MISSING and field.name in tags
+        }
+        return cls(
+            run_id=run.info.run_id,
+            experiment_id=run.info.experiment_id,
+            parent=run.data.tags.get(PARENT),
+            is_open=run.info.status == "RUNNING",
+            metrics=run.data.metrics,
+            **said,
+        )
+
+
+def without_prefix(tags: Mapping[str, str]) -> dict[str, str]:
+    """Our own tags of a run, without `ranksweep.`."""
+    return {k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)}
+
+
 def provenance() -> dict[str, str]:
     """The tags `git_commit` (where there is one) and `versions` (JSON) of this program."""
     versions = {}
@@ -118,8 +175,14 @@ def plan_counts(plan: Plan) -> dict[str, float]:
     }
 
 
+def now_ms() -> int:
+    """Now, in milliseconds of Unix time."""
+    return int(time.time() * 1000)
+
+
 def at_step(metrics: Mapping[str, float], step: int) -> list[Point]:
-    now = int(time.time() * 1000)
+    """Metrics as they are now."""
+    now = now_ms()
     return [Point(key, float(value), step, now) for key, value in metrics.items()]
 
 
@@ -128,14 +191,14 @@ def run_params(params: Mapping[str, Any]) -> list[Param]:
 
     entries = []
     for key, value in params.items():
-        text = _param_text(value)
+        text = _text(value)
         # What does not fit is in the YAML artifact whole; MLflow would keep a torn piece.
         if len(text) < _PARAM_CHARACTERS and len(key) <= _KEY_CHARACTERS:
             entries.append(Param(NOT_IN_A_KEY.sub("_", key), text))
     return entries
 
 
-def _param_text(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -145,8 +208,7 @@ def tag_texts(tags: Mapping[str, Any] | None) -> dict[str, str]:
     for key, value in (tags or {}).items():
         if value is None:
             continue
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        text = redacted_text(text)
+        text = redacted_text(_text(value))
         texts[key] = text if len(text) < _TAG_CHARACTERS else text[: _TAG_CHARACTERS - 4] + "..."
     return texts
 

@@ -1,12 +1,13 @@
-"""The journal of a sweep: what MLflow is to be told of its trials, kept on this machine until told.
+"""The journal of a sweep: what MLflow is to be told of its trials and confirmations.
 
 One SQLite file in the sweep's folder. The driver appends and never waits for MLflow; the relay
 (search/tracking/relay.py) tells MLflow and takes off what it has told. A driver that is killed
-leaves the rest to the next launch of the sweep.
+leaves the rest to the next launch of the sweep. What confirmations have measured stays.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import threading
@@ -43,6 +44,12 @@ CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT,
     sweep_run_id TEXT
 );
+CREATE TABLE IF NOT EXISTS confirmations (
+    run INTEGER PRIMARY KEY,
+    number INTEGER NOT NULL,
+    seed INTEGER NOT NULL,
+    value REAL
+);
 """
 
 
@@ -52,7 +59,10 @@ class JournalError(RanksweepError):
 
 @dataclass(frozen=True)
 class Record:
-    """What happened to a trial at a moment (milliseconds of Unix time)."""
+    """What befell a run at a moment (milliseconds of Unix time).
+
+    `number` is that of a trial, or the one below zero that a confirmation has in the journal.
+    """
 
     id: int
     number: int
@@ -62,7 +72,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class RunOfTrial:
+class RunInMlflow:
     """The MLflow run of a trial: its token and, once it is known, its id and the sweep's run.
 
     `tries` counts the calls that may have created it.
@@ -78,7 +88,8 @@ class Journal:
     """What MLflow has not been told yet of a sweep's trials, and the ids of their runs.
 
     A trial has one ``start``, any number of ``epoch`` and one ``end``; what comes twice is taken
-    once. One thread may append while another replays.
+    once. So has a confirmation, under the number that `new_confirmation` gives it, and each try at
+    it a number of its own. One thread may append at a time, while another is the relay.
 
     Raises:
         JournalError: the file cannot be read or written, as on a full disk.
@@ -87,11 +98,13 @@ class Journal:
     def __init__(self, path: Path, most_records: int = MOST_RECORDS) -> None:
         self._most = most_records
         # Each of the two has a connection, so that neither waits for more than the other's commit.
-        self._driver, self._replay = _Connection(path), _Connection(path)
-        with self._driver as database:
-            # To move what was appended into the main file is work for the replay.
+        self.driver, self._relay = _Connection(path), _Connection(path)
+        with self.driver as database:
+            # To move what was appended into the main file is work for the relay.
             database.execute("PRAGMA wal_autocheckpoint = 0")
             self._appended = int(database.execute("SELECT COUNT(*) FROM records").fetchone()[0])
+            lowest = database.execute("SELECT MIN(number) FROM runs WHERE number < 0").fetchone()[0]
+        self._unused = itertools.count((lowest or 0) - 1, -1)
         self._taken = 0
         self.gave_up_epochs = False
         """Whether epochs were given up, as more records waited than may."""
@@ -103,26 +116,41 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; what waits stays in it."""
-        self._driver.close()
-        self._replay.close()
+        self.driver.close()
+        self._relay.close()
 
     # What the driver does ---------------------------------------------------------------------
 
-    def start(self, number: int, body: Mapping[str, Any], at_ms: int) -> None:
-        """Append that a trial has started."""
-        with self._driver as database:
+    def new_confirmation(self) -> int:
+        """The number under which a confirmation is about to start: below zero, and new."""
+        return next(self._unused)
+
+    def start(
+        self,
+        number: int,
+        body: Mapping[str, Any],
+        at_ms: int,
+        confirms: tuple[int, int] | None = None,
+    ) -> None:
+        """Append that a trial has started; a confirmation `confirms` a trial with a seed."""
+        with self.driver as database:
             new = database.execute(
                 "INSERT OR IGNORE INTO runs (number, token) VALUES (?, ?)",
                 (number, uuid.uuid4().hex),
             ).rowcount
             if new:
                 _append(database, number, "start", body, at_ms)
+            if new and confirms is not None:
+                database.execute(
+                    "INSERT INTO confirmations (run, number, seed) VALUES (?, ?, ?)",
+                    (number, *confirms),
+                )
         self._appended += new
 
     def epoch(self, number: int, epoch: int, body: Mapping[str, Any], at_ms: int) -> None:
         """Append that a trial has ended an epoch (from 1)."""
         dropped = 0
-        with self._driver as database:
+        with self.driver as database:
             if self.waiting >= self._most:
                 dropped = database.execute(
                     "DELETE FROM records WHERE number = ? AND kind = 'epoch'", (number,)
@@ -136,36 +164,55 @@ class Journal:
                 _append(database, number, "epoch", {**body, "epoch": epoch}, at_ms)
         self._appended += new - dropped
 
-    def end(self, number: int, body: Mapping[str, Any], at_ms: int) -> None:
-        """Append that a trial is over; the record holds the last `epoch` that was appended."""
-        with self._driver as database:
+    def end(
+        self, number: int, body: Mapping[str, Any], at_ms: int, value: float | None = None
+    ) -> None:
+        """Append that a trial is over; the record holds the last `epoch` that was appended.
+
+        `value` is what a confirmation has measured.
+        """
+        with self.driver as database:
             ended = database.execute(
                 "UPDATE runs SET ended = 1 WHERE number = ? AND ended = 0 RETURNING epoch",
                 (number,),
             ).fetchall()
             for (epoch,) in ended:
                 _append(database, number, "end", {**body, "epoch": epoch}, at_ms)
+            if value is not None:
+                database.execute(
+                    "UPDATE confirmations SET value = ? WHERE run = ?", (value, number)
+                )
         self._appended += len(ended)
 
     def left_open(self) -> dict[int, int]:
         """Trials that have started and not ended: number -> last epoch that was appended, or 0."""
-        with self._driver as database:
+        with self.driver as database:
             rows = database.execute("SELECT number, epoch FROM runs WHERE ended = 0")
             return dict(rows.fetchall())
 
+    def confirmed(self) -> dict[tuple[int, int], float]:
+        """(trial number, seed) -> value of every confirmation that has one, told or not."""
+        with self.driver as database:
+            rows = database.execute(
+                "SELECT number, seed, value FROM confirmations WHERE value IS NOT NULL "
+                "ORDER BY run DESC"
+            )
+            return {(number, seed): value for number, seed, value in rows.fetchall()}
+
     def run_ids(self, sweep_run_id: str) -> dict[int, str]:
         """Trial number -> id of its MLflow run, for the trials that have one under this sweep."""
-        with self._driver as database:
+        with self.driver as database:
             rows = database.execute(
-                "SELECT number, run_id FROM runs WHERE sweep_run_id = ?", (sweep_run_id,)
+                "SELECT number, run_id FROM runs WHERE sweep_run_id = ? AND number >= 0",
+                (sweep_run_id,),
             )
             return dict(rows.fetchall())
 
-    # What the replay does ---------------------------------------------------------------------
+    # What the relay does ----------------------------------------------------------------------
 
     def next_of(self, without: Collection[int]) -> list[Record]:
         """What waits of the trial whose record is the oldest, in order; none of these trials."""
-        with self._replay as database:
+        with self._relay as database:
             marks = ", ".join("?" * len(without))
             rows = database.execute(
                 "SELECT id, number, kind, at_ms, body FROM records WHERE number = "
@@ -178,30 +225,30 @@ class Journal:
             for record, number, kind, at_ms, body in rows
         ]
 
-    def run_of(self, number: int) -> RunOfTrial:
+    def run_of(self, number: int) -> RunInMlflow:
         """What is known of a trial's run."""
-        with self._replay as database:
+        with self._relay as database:
             row = database.execute(
                 "SELECT token, tries, run_id, sweep_run_id FROM runs WHERE number = ?", (number,)
             ).fetchone()
-        return RunOfTrial(*row)
+        return RunInMlflow(*row)
 
     def about_to_create(self, number: int) -> None:
         """Note that from now on a trial's run may be there."""
-        with self._replay as database:
+        with self._relay as database:
             database.execute("UPDATE runs SET tries = tries + 1 WHERE number = ?", (number,))
 
     def created(self, number: int, run_id: str, sweep_run_id: str) -> None:
         """Note the run of a trial, and the sweep's run above it."""
-        with self._replay as database:
+        with self._relay as database:
             database.execute(
                 "UPDATE runs SET run_id = ?, sweep_run_id = ? WHERE number = ?",
                 (run_id, sweep_run_id, number),
             )
 
-    def told(self, records: Sequence[Record]) -> None:
+    def remove(self, records: Sequence[Record]) -> None:
         """Take off what MLflow has been told."""
-        with self._replay as database:
+        with self._relay as database:
             gone = database.executemany(
                 "DELETE FROM records WHERE id = ?", [(record.id,) for record in records]
             ).rowcount

@@ -1,26 +1,31 @@
-"""The way to an MLflow server or database: its URI, its client, calls that are patient."""
+"""The way to an MLflow server or database: its URI, its client, calls that are patient.
+
+Here and in the files beside, MLflow is imported where it is used: it takes seconds, and hears
+of the settings that `connect` makes only before it is imported.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
+
+from filelock import FileLock
+from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from search.paths import private_files
 from search.redaction import redacted, redacted_text
-from search.tracking.facts import PARENT, PREFIX
+from search.tracking.facts import PARENT, PREFIX, RunFacts
 from spaces.errors import ConfigError, TrackingError, nearest
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.store.entities import PagedList
     from mlflow.tracking import MlflowClient
 
 
@@ -28,6 +33,7 @@ _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databric
 
 # How long a server that is away is waited for, and the longest pause between two tries.
 PATIENCE_S = 60.0
+_LOCAL_PATIENCE_S = 30.0
 _LONGEST_PAUSE_S = 8.0
 PAGE = 1000
 
@@ -35,21 +41,6 @@ PAGE = 1000
 # of a server that is away says other things.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 Result = TypeVar("Result")
-
-
-def experiment_names(client: MlflowClient, tracking_uri: str) -> dict[str, str]:
-    """Id -> name of every active experiment."""
-    names: dict[str, str] = {}
-    token: str | None = None
-    while True:
-        page = call(
-            tracking_uri,
-            partial(client.search_experiments, max_results=1000, page_token=token),
-        )
-        names |= {each.experiment_id: each.name for each in page}
-        token = page.token
-        if not token:
-            return names
 
 
 class RefusedError(TrackingError):
@@ -145,28 +136,42 @@ def call(uri: str, work: Callable[[], Result], patience: float = PATIENCE_S) -> 
     from sqlalchemy.exc import SQLAlchemyError
 
     local = sqlite_file(uri) is not None
-    give_up = time.monotonic() + (30 if local else patience)
-    pause = 0.05 if local else 1.0
-    while True:
-        try:
-            return work()
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            text = str(error)
-            busy = "database is locked" in text or "already exists" in text
-            refused = getattr(error, "error_code", None) in _REFUSALS
-            # A write that met a lock was rolled back whole, so that it can be done again.
-            again = busy if local else not refused
-            if again and time.monotonic() + pause < give_up:
-                time.sleep(pause)
-                pause = min(2 * pause, 2.0 if local else _LONGEST_PAUSE_S)
-                continue
-            remedy = (
-                "check the file, its folder's permissions and the free space"
-                if local
-                else "check that the server runs and that --tracking names it"
-            )
-            kind = RefusedError if refused else TrackingError
-            raise kind(f"tracking: {redacted(uri)}: {_one_line(text, uri)}; {remedy}") from error
+
+    def may_pass(error: BaseException) -> bool:
+        if not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
+            return False
+        # A write that met a lock was rolled back whole, so that it can be done again.
+        busy = "database is locked" in str(error) or "already exists" in str(error)
+        return busy if local else not is_refused(error)
+
+    tries = Retrying(
+        retry=retry_if_exception(may_pass),
+        wait=wait_exponential(0.05, max=2.0) if local else wait_exponential(max=_LONGEST_PAUSE_S),
+        stop=stop_before_delay(_LOCAL_PATIENCE_S if local else patience),
+        reraise=True,
+    )
+    try:
+        return tries(work)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        remedy = (
+            "check the file, its folder's permissions and the free space"
+            if local
+            else "check that the server runs and that --tracking names it"
+        )
+        kind = RefusedError if is_refused(error) else TrackingError
+        reason = _one_line(str(error), uri)
+        raise kind(f"tracking: {redacted(uri)}: {reason}; {remedy}") from error
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether MLflow itself has answered so, and would answer another try alike."""
+    return getattr(error, "error_code", None) in _REFUSALS
+
+
+def experiment_names(client: MlflowClient, uri: str) -> dict[str, str]:
+    """Id -> name of every active experiment."""
+    found = _every_page(uri, partial(client.search_experiments, max_results=PAGE))
+    return {each.experiment_id: each.name for each in found}
 
 
 def search_runs(
@@ -175,30 +180,28 @@ def search_runs(
     experiment_ids: Sequence[str],
     tags: Mapping[str, str],
     parent: str | None = None,
-) -> list[Run]:
-    """All active runs that carry these tags (without the prefix), newest first, page by page."""
+) -> list[RunFacts]:
+    """All active runs that carry these tags (without the prefix), newest first."""
     wanted = {PREFIX + key: value for key, value in tags.items()}
     if parent is not None:
         wanted[PARENT] = parent
     # MLflow's filter language cannot hold every text; what it cannot hold is compared here.
     clauses = [f"tags.`{k}` = '{v}'" for k, v in wanted.items() if not re.search(r"['\"\\`]", v)]
-    found: list[Run] = []
+    query = partial(
+        client.search_runs, list(experiment_ids), " and ".join(clauses), max_results=PAGE
+    )
+    found = _every_page(uri, query)
+    return [RunFacts.of(run) for run in found if wanted.items() <= run.data.tags.items()]
+
+
+def _every_page(uri: str, search: Callable[..., PagedList[Any]]) -> Iterator[Any]:
     token: str | None = None
     while True:
-        page = call(
-            uri,
-            partial(
-                client.search_runs,
-                list(experiment_ids),
-                " and ".join(clauses),
-                max_results=PAGE,
-                page_token=token,
-            ),
-        )
-        found += [run for run in page if all(run.data.tags.get(k) == v for k, v in wanted.items())]
+        page = call(uri, partial(search, page_token=token))
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 @contextmanager
@@ -224,8 +227,7 @@ def _opening(file: Path) -> Iterator[None]:
         if not os.access(file.parent, os.W_OK):
             yield
             return
-        with open(file.with_name(file.name + ".lock"), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(f"{file}.lock", mode=0o600):
             yield
 
 

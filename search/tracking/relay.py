@@ -1,4 +1,6 @@
-"""MLflow is told what stands in a sweep's journal, by a thread of its own.
+"""What befalls the trials and confirmations of a sweep, on its way through the journal to MLflow.
+
+Whoever appends waits for nothing but the journal; a thread of the relay's own tells MLflow.
 
 What a call has done whose answer was lost is found or done again alike: a run is looked for by its
 token before it is created in doubt, a point of a metric carries the time of its record, and the
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +32,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PLANS_KEPT = 8
 
 
-class Replay:
+class Relay:
     """Tells MLflow what stands in a journal, in order per trial, while the search goes on.
+
+    What the journal does not take, for the disk is full, is kept in order and appended later.
 
     Args:
         journal: what is to be told.
@@ -55,9 +60,9 @@ class Replay:
         first_pause_s: float = FIRST_PAUSE_S,
         longest_pause_s: float = LONGEST_PAUSE_S,
     ) -> None:
-        self._journal, self._tracker = journal, tracker.impatient()
+        self.journal, self.tracker = journal, tracker.impatient()
         self._sweep_run_id = sweep_run_id
-        self._plan_of, self._say, self._on_run = plan_of, say, on_run
+        self._plan_of, self._say, self.on_run = plan_of, say, on_run
         self._first_pause_s, self._longest_pause_s = first_pause_s, longest_pause_s
         self._plans: dict[int, Plan] = {}
         self._refused: set[int] = set()
@@ -66,11 +71,25 @@ class Replay:
         self._changed = threading.Condition()
         self._news, self._idle, self._hurried, self._stopped = True, False, False, False
         self._told = 0
-        self._thread = threading.Thread(target=self._run, name="mlflow-replay", daemon=True)
+        self._appending = threading.Lock()
+        self._unwritten: deque[Callable[[], None]] = deque()
+        self._cannot_append: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="mlflow-relay", daemon=True)
         self._thread.start()
 
-    def wake(self) -> None:
-        """Something was appended to the journal."""
+    def append(self, write: Callable[[], None] | None = None) -> None:
+        """Append to the journal, with what it would not take before; MLflow hears of it later."""
+        with self._appending:
+            if write is not None:
+                self._unwritten.append(write)
+            try:
+                while self._unwritten:
+                    self._unwritten[0]()
+                    self._unwritten.popleft()
+            except JournalError as error:
+                if str(error) not in self._cannot_append:
+                    self._cannot_append.add(str(error))
+                    self._say(f"{error}; what is to be logged is kept in memory meanwhile")
         with self._changed:
             self._news, self._idle = True, False
             self._changed.notify_all()
@@ -83,9 +102,10 @@ class Replay:
     def close(self, patience_s: float = 30.0, hurried: Callable[[], bool] = lambda: False) -> int:
         """Wait until MLflow has been told all, `patience_s` from the last that it was told.
 
-        It waits no longer once it is `hurried`. Returns how many records are left, which stay in
-        the journal.
+        It waits no longer once it is `hurried`. Says and returns how many records are left, which
+        stay in the journal.
         """
+        self.append()
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
@@ -97,7 +117,13 @@ class Replay:
             self._stopped = True
             self._changed.notify_all()
         self._thread.join(1.0)  # it may be in a call that MLflow does not answer
-        return self._journal.waiting
+        left = self.journal.waiting + len(self._unwritten)
+        if left:
+            self._say(
+                f"MLflow has not been told {left} records of trials; they are kept in the sweep's "
+                "folder, and launch --resume writes them"
+            )
+        return left
 
     # In the thread ----------------------------------------------------------------------------
 
@@ -138,7 +164,7 @@ class Replay:
         Raises:
             TrackingError: MLflow is away.
         """
-        records = self._journal.next_of({*self._refused, *self._failed})
+        records = self.journal.next_of({*self._refused, *self._failed})
         if not records:
             return False
         number = records[0].number
@@ -146,16 +172,17 @@ class Replay:
             self._tell(number, records)
         except RefusedError as error:
             self._refused.add(number)
-            self._say(f"trial {number} is not logged: {error}")
+            self._say(f"{_named(number)} is not logged: {error}")
             return True
         except JournalError:
             raise
         except Exception as error:  # of MLflow's client, or of what it keeps artifacts with
-            self._tracker.run(self._sweep_run_id)  # else MLflow is away, for all trials
-            logger.debug("trial %d cannot be logged", number, exc_info=True)
-            self._failed[number] = f"trial {number} cannot be logged now ({_one_line(error)})"
+            self.tracker.run(self._sweep_run_id)  # else MLflow is away, for all trials
+            logger.debug("%s cannot be logged", _named(number), exc_info=True)
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            self._failed[number] = f"{_named(number)} cannot be logged now ({reason})"
             return True
-        self._journal.told(records)
+        self.journal.remove(records)
         self._plans.pop(number, None)
         with self._changed:
             self._told += len(records)
@@ -171,7 +198,7 @@ class Replay:
 
     def _tell(self, number: int, records: Sequence[Record]) -> None:
         """Write the records of one trial: its run, its files, its numbers, its end."""
-        tracker, run = self._tracker, self._journal.run_of(number)
+        tracker, run = self.tracker, self.journal.run_of(number)
         run_id = run.run_id if run.sweep_run_id == self._sweep_run_id else None
         start = next((record for record in records if record.kind == "start"), None)
         end = next((record for record in records if record.kind == "end"), None)
@@ -192,24 +219,26 @@ class Replay:
         if end is not None:
             if tries > 1:
                 tracker.delete_doubles(run_id, run.token)
-            tracker.end(run_id, end.body["state"], end.at_ms)
+            tracker.end(run_id, end.body["state"], ended_ms=end.at_ms)
 
     def _open_run(self, number: int, start: Record, token: str, in_doubt: bool) -> str:
-        self._journal.about_to_create(number)
-        run_id = self._tracker.open_trial(
+        self.journal.about_to_create(number)
+        run_id = self.tracker.open_trial(
             self._sweep_run_id,
-            number,
+            start.body.get("number", number),
             start.body["choice"],
             start.body["tags"],
+            kind=start.body.get("kind", "trial"),
             token=token,
             started_ms=start.at_ms,
             in_doubt=in_doubt,
         )
-        self._journal.created(number, run_id, self._sweep_run_id)
-        try:
-            self._on_run(number, run_id)
-        except Exception as error:  # the journal knows it, whatever befell the listener
-            logger.debug("the run of trial %d is noted in the journal alone: %s", number, error)
+        self.journal.created(number, run_id, self._sweep_run_id)
+        if number >= 0:
+            try:
+                self.on_run(number, run_id)
+            except Exception as error:  # the journal knows it, whatever befell the listener
+                logger.debug("the run of trial %d is noted in the journal alone: %s", number, error)
         return run_id
 
     def _plan(self, number: int, start: Mapping[str, Any]) -> Plan | None:
@@ -218,10 +247,10 @@ class Replay:
             try:
                 plan = self._plan_of(start["choice"])
             except RanksweepError as error:
-                logger.warning("trial %d: its plan cannot be kept in MLflow: %s", number, error)
+                logger.warning("%s: its plan cannot be kept in MLflow: %s", _named(number), error)
                 return None
         if plan.digest != start["tags"]["plan_digest"]:
-            logger.warning("trial %d: its plan is derived otherwise now and not kept", number)
+            logger.warning("%s: its plan is derived otherwise now and not kept", _named(number))
             return None
         return plan
 
@@ -235,5 +264,6 @@ def _points(record: Record) -> list[Point]:
     return [Point(key, float(value), step, record.at_ms) for key, value in metrics.items()]
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _named(number: int) -> str:
+    """A trial, or one of the confirmations, whose numbers in the journal are below zero."""
+    return f"trial {number}" if number >= 0 else "a confirmation run"

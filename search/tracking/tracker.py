@@ -31,15 +31,16 @@ from search.tracking.facts import (
     STATUS,
     TOKEN,
     Point,
+    RunFacts,
     State,
     at_step,
     choice_tag,
     flattened,
-    plan_counts,
     provenance,
     run_params,
     tag_texts,
     without_credentials,
+    without_prefix,
 )
 from search.tracking.mlflow import (
     PATIENCE_S,
@@ -50,12 +51,11 @@ from search.tracking.mlflow import (
     search_runs,
     sqlite_file,
 )
-from spaces.errors import ConfigError, nearest
+from spaces.errors import ConfigError
+from spaces.plan import Plan
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-    from spaces.plan import Plan
 
 
 class Tracker:
@@ -74,17 +74,12 @@ class Tracker:
         self.uri = absolute_uri(uri)
         """The tracking URI, absolute for a local database. It may hold credentials."""
         self.experiment = experiment
-        self._client = connect(self.uri)
+        self.client = connect(self.uri)
         self.patience = PATIENCE_S
-        self._experiment_id = self._call(self._open_experiment)
+        self.experiment_id = self._call(self._open_experiment)
+        """MLflow's id of the experiment."""
         self._lock = threading.Lock()
         self._sweeps: dict[str, dict[str, str]] = {}
-        self._epochs: dict[str, int] = {}
-
-    @property
-    def experiment_id(self) -> str:
-        """MLflow's id of the experiment."""
-        return self._experiment_id
 
     def impatient(self) -> Tracker:
         """The same tracker for one who tries again himself: its calls fail at the first error."""
@@ -109,13 +104,13 @@ class Tracker:
         run_id = self._create_run(name, "sweep", own, parent=None)
         self._sweeps[run_id] = own
         self.log(run_id, params=flattened(shown))
-        self._log_texts(run_id, {"sweep.yaml": yaml.safe_dump(shown, sort_keys=False)})
+        self._log_files(run_id, {"sweep.yaml": yaml.safe_dump(shown, sort_keys=False)})
         return run_id
 
     def find_sweep(self, name: str) -> str | None:
         """The run id of the newest sweep of this name in the experiment; None without one."""
         runs = self._search({"kind": "sweep", "sweep": name})
-        return runs[0].info.run_id if runs else None
+        return runs[0].run_id if runs else None
 
     def resume_sweep(self, sweep_run_id: str) -> list[str]:
         """Open the run of a sweep again and close the trials that its last launch left open.
@@ -123,8 +118,8 @@ class Tracker:
         Returns the run ids of those trials.
         """
         closed = self.close_interrupted(sweep_run_id)
-        self._call(lambda: self._client.update_run(sweep_run_id, status="RUNNING"))
-        self.set_tags(sweep_run_id, {"status": "running"})
+        self._call(lambda: self.client.update_run(sweep_run_id, status="RUNNING"))
+        self.log(sweep_run_id, tags={"status": "running"})
         return closed
 
     def close_interrupted(self, sweep_run_id: str) -> list[str]:
@@ -133,48 +128,36 @@ class Tracker:
         Returns their run ids. For a sweep whose launch is known to be dead.
         """
         left = [
-            run.info.run_id
+            run.run_id
             for run in self.children(sweep_run_id)
-            if run.info.status == "RUNNING" or run.data.tags.get(STATUS, "running") == "running"
+            if run.is_open or run.status in (None, "running")
         ]
         for run_id in left:
             self.end(run_id, "interrupted")
         return left
 
-    def children(self, sweep_run_id: str) -> list[Run]:
+    def children(self, sweep_run_id: str) -> list[RunFacts]:
         """All runs whose parent is this sweep, newest first."""
         return self._search({}, parent=sweep_run_id)
-
-    def finish_sweep(
-        self,
-        run_id: str,
-        state: State = "complete",
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, Any] | None = None,
-        error: str | None = None,
-    ) -> None:
-        """Close the run of a sweep."""
-        self._finish(run_id, state, metrics, tags, error)
 
     # Profiles ---------------------------------------------------------------------------------
 
     def find_profile(self, key: str) -> str | None:
         """The run id of the complete profile of this key in the experiment; None without one."""
         runs = self._search({"kind": "profile", "profile_key": key, "status": "complete"})
-        return runs[0].info.run_id if runs else None
+        return runs[0].run_id if runs else None
 
     def start_profile(
         self,
         sweep_run_id: str | None,
         key: str,
         params: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> str:
         """The run of a profile: the complete one of this key in the experiment, else a new one.
 
-        A new run stays open until `finish_profile`. Either way the sweep and its later trials point
-        to it with the tags `profile_key` and `profile_run`. Without a sweep (None) it stands alone.
+        A new run stays open until `end`. Either way the sweep and its later trials point to it with
+        the tags `profile_key` and `profile_run`. Without a sweep (None) it stands alone.
         """
         run_id = self.find_profile(key)
         if run_id is None:
@@ -182,54 +165,14 @@ class Tracker:
             own = {**self._inherited(above), **tag_texts(tags), "profile_key": key}
             own.pop("profile_run", None)
             run_id = self._create_run(f"profile {key[:12]}", "profile", own, parent=sweep_run_id)
-            self.log(
-                run_id, params=flattened(dict(params or {})), metrics=at_step(metrics or {}, 0)
-            )
+            self.log(run_id, params=flattened(params or {}))
         if sweep_run_id is not None:
             links = {"profile_key": key, "profile_run": run_id}
-            self.set_tags(sweep_run_id, links)
+            self.log(sweep_run_id, tags=links)
             self._sweep_tags(sweep_run_id).update(links)
         return run_id
 
-    def finish_profile(
-        self,
-        run_id: str,
-        state: State = "complete",
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, Any] | None = None,
-        error: str | None = None,
-    ) -> None:
-        """Close the run of a profile."""
-        self._finish(run_id, state, metrics, tags, error)
-
-    # Trials -----------------------------------------------------------------------------------
-
-    def start_trial(
-        self,
-        sweep_run_id: str,
-        number: int,
-        choice: Mapping[str, Any],
-        plan: Plan | None = None,
-        tags: Mapping[str, Any] | None = None,
-        *,
-        kind: str = "trial",
-    ) -> str:
-        """Open the run of a trial as a child of its sweep; returns its run id.
-
-        The choice becomes params (`partition.threshold` for a nested key), the tag `choice` that
-        queries read back, and `choice.yaml`; the plan becomes `plan.safetensors`, `plan.json`, the
-        tag `plan_digest` and the metrics `trainable_params` and `peak_trainable_params`. `kind`
-        other than `trial` keeps a run (a confirmation) out of the ranking.
-        """
-        own = dict(tags or {})
-        counts: dict[str, float] = {}
-        if plan is not None:
-            own["plan_digest"] = plan.digest
-            counts = plan_counts(plan)
-        run_id = self.open_trial(sweep_run_id, number, choice, own, kind=kind)
-        self.log(run_id, params=flattened(choice), metrics=at_step(counts, 0))
-        self.log_plan(run_id, choice, plan)
-        return run_id
+    # Trials, for the relay --------------------------------------------------------------------
 
     def open_trial(
         self,
@@ -245,8 +188,9 @@ class Tracker:
     ) -> str:
         """Create the run of a trial with all its tags, and nothing else; returns its run id.
 
-        `token` is a text that no other run has. With `in_doubt` a run that carries it is looked for
-        first: an earlier call may have created it and never had its answer.
+        `kind` other than `trial` keeps a run (a confirmation) out of the ranking. `token` is a text
+        that no other run has. With `in_doubt` a run that carries it is looked for first: an earlier
+        call may have created it and never had its answer.
         """
         method = str(choice.get("method", "unknown"))
         sweep = self._sweep_tags(sweep_run_id)
@@ -263,13 +207,13 @@ class Tracker:
 
     def log_plan(self, run_id: str, choice: Mapping[str, Any], plan: Plan | None) -> None:
         """Keep `choice.yaml` and, of a plan, `plan.safetensors` and `plan.json`."""
-        with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
-            files = Path(folder)
-            (files / "choice.yaml").write_text(yaml.safe_dump(dict(choice), sort_keys=False))
-            if plan is not None:
-                plan.write(files / "plan.safetensors")
-                (files / "plan.json").write_text(json.dumps(plan.summary(), indent=2))
-            self._call(lambda: self._client.log_artifacts(run_id, folder))
+        files: dict[str, str | bytes] = {
+            "choice.yaml": yaml.safe_dump(dict(choice), sort_keys=False)
+        }
+        if plan is not None:
+            files["plan.safetensors"] = plan.to_bytes()
+            files["plan.json"] = json.dumps(plan.summary(), indent=2)
+        self._log_files(run_id, files)
 
     def delete_doubles(self, run_id: str, token: str) -> None:
         """Delete every other run that carries the token of this one.
@@ -277,31 +221,10 @@ class Tracker:
         A server that hung may have created a run long after its caller had given up.
         """
         for run in self._search({"token": token}):
-            if run.info.run_id != run_id:
-                self._call(partial(self._client.delete_run, run.info.run_id))
-
-    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Log one epoch's metrics (1, 2, ...) at that step, in one batch, and `epoch` with them."""
-        with self._lock:
-            self._epochs[run_id] = epoch
-        self.log(run_id, metrics=at_step({**metrics, "epoch": float(epoch)}, epoch))
-
-    def finish_trial(
-        self,
-        run_id: str,
-        state: State,
-        metrics: Mapping[str, float] | None = None,
-        error: str | None = None,
-        tags: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Close the run of a trial: metrics first, then MLflow's own status, then `status`."""
-        self._finish(run_id, state, metrics, tags, error)
+            if run.run_id != run_id:
+                self._call(partial(self.client.delete_run, run.run_id))
 
     # Any run ----------------------------------------------------------------------------------
-
-    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        """Set tags, given without the prefix `ranksweep.`."""
-        self.log(run_id, tags=tags)
 
     def log(
         self,
@@ -330,37 +253,47 @@ class Tracker:
                 "tags": named[:room],
                 "metrics": points[:METRICS_PER_BATCH],
             }
-            self._call(partial(self._client.log_batch, run_id, **batch))
+            self._call(partial(self.client.log_batch, run_id, **batch))
             written, named = written[ENTITIES_PER_BATCH:], named[room:]
             points = points[METRICS_PER_BATCH:]
 
-    def end(self, run_id: str, state: State, ended_ms: int | None = None) -> None:
-        """Give a run MLflow's own status and then, last of all, `status`."""
-        self._call(lambda: self._client.set_terminated(run_id, MLFLOW_STATUS[state], ended_ms))
-        self._call(lambda: self._client.set_tag(run_id, STATUS, state))
+    def end(
+        self,
+        run_id: str,
+        state: State,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        error: str | None = None,
+        ended_ms: int | None = None,
+    ) -> None:
+        """Close a run: metrics and tags first, then MLflow's own status, last of all `status`."""
+        self.log(run_id, metrics=at_step(metrics or {}, 0), tags={**(tags or {}), "error": error})
+        self._call(lambda: self.client.set_terminated(run_id, MLFLOW_STATUS[state], ended_ms))
+        self._call(lambda: self.client.set_tag(run_id, STATUS, state))
 
-    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
+    def log_file(self, run_id: str, path: Path) -> None:
         """Keep a local file as an artifact of a run."""
-        self._call(lambda: self._client.log_artifact(run_id, str(path), folder))
+        self._call(lambda: self.client.log_artifact(run_id, str(path)))
 
     def run(self, run_id: str) -> Run:
         """The run as MLflow has it now."""
-        return self._call(lambda: self._client.get_run(run_id))
+        return self._call(lambda: self.client.get_run(run_id))
 
     # Inside -----------------------------------------------------------------------------------
 
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._client.get_experiment_by_name(self.experiment)
+        found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
             folder = sqlite_file(self.uri)
             location = None if folder is None else paths.artifacts_beside(folder).as_uri()
             try:
-                return str(self._client.create_experiment(self.experiment, location))
+                return str(self.client.create_experiment(self.experiment, location))
             except MlflowException as error:
                 # Another launch may have created it since.
-                found = self._client.get_experiment_by_name(self.experiment)
+                found = self.client.get_experiment_by_name(self.experiment)
                 if found is None:
                     raise error
         if found.lifecycle_stage != "active":
@@ -390,48 +323,19 @@ class Tracker:
             nonlocal in_doubt
             # An answer that was lost says nothing of the run: it may have been created.
             if in_doubt and (found := self._search({"token": token})):
-                return str(found[-1].info.run_id)
+                return found[-1].run_id
             in_doubt = True
-            run = self._client.create_run(self._experiment_id, started_ms, every, name)
+            run = self.client.create_run(self.experiment_id, started_ms, every, name)
             return str(run.info.run_id)
 
         return self._call(create)
-
-    def _finish(
-        self,
-        run_id: str,
-        state: State,
-        metrics: Mapping[str, float] | None,
-        tags: Mapping[str, Any] | None,
-        error: str | None,
-    ) -> None:
-        if state not in MLFLOW_STATUS:
-            raise ValueError(f"no run ends as {state!r}; {nearest(state, MLFLOW_STATUS)}")
-        last = dict(tags or {})
-        if error is not None:
-            last["error"] = error
-        step = self._last_epoch(run_id) if metrics else 0
-        self.log(run_id, metrics=at_step(metrics or {}, step), tags=last)
-        self.end(run_id, state)
-        with self._lock:
-            self._epochs.pop(run_id, None)
-
-    def _last_epoch(self, run_id: str) -> int:
-        # MLflow's newest value of a metric is the one of the highest step: what is logged at the
-        # end must not stand behind the last epoch.
-        with self._lock:
-            known = self._epochs.get(run_id)
-        if known is not None:
-            return known
-        return int(self.run(run_id).data.metrics.get("epoch", 0))
 
     def _sweep_tags(self, sweep_run_id: str) -> dict[str, str]:
         """The sweep's tags without their prefix, from memory where this tracker wrote them."""
         with self._lock:
             known = self._sweeps.get(sweep_run_id)
         if known is None:
-            tags = self.run(sweep_run_id).data.tags
-            known = {k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)}
+            known = without_prefix(self.run(sweep_run_id).data.tags)
             with self._lock:
                 known = self._sweeps.setdefault(sweep_run_id, known)
         return known
@@ -440,14 +344,15 @@ class Tracker:
     def _inherited(sweep: Mapping[str, str]) -> dict[str, str]:
         return {key: sweep[key] for key in INHERITED if key in sweep}
 
-    def _search(self, tags: Mapping[str, str], parent: str | None = None) -> list[Run]:
-        return search_runs(self._client, self.uri, [self._experiment_id], tags, parent)
+    def _search(self, tags: Mapping[str, str], parent: str | None = None) -> list[RunFacts]:
+        return search_runs(self.client, self.uri, [self.experiment_id], tags, parent)
 
-    def _log_texts(self, run_id: str, texts: Mapping[str, str]) -> None:
+    def _log_files(self, run_id: str, files: Mapping[str, str | bytes]) -> None:
         with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
-            for name, text in texts.items():
-                (Path(folder) / name).write_text(text)
-            self._call(lambda: self._client.log_artifacts(run_id, folder))
+            for name, content in files.items():
+                data = content.encode() if isinstance(content, str) else content
+                (Path(folder) / name).write_bytes(data)
+            self._call(lambda: self.client.log_artifacts(run_id, folder))
 
     def _call(self, work: Callable[[], Result]) -> Result:
         return call(self.uri, work, self.patience)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 from search.paths import SweepPaths, private_files
@@ -51,20 +51,18 @@ class KeptWeights:
         for held in self._held() - wanted:
             self._drop(held)
 
-    def log(self, tracker: Tracker, runs: Callable[[], dict[int, str]]) -> str | None:
-        """Give what is held to the trials' runs (`runs`: trial number -> run id).
+    def log(self, tracker: Tracker, run_ids: Mapping[int, str]) -> str | None:
+        """Give what is held to the trials' runs, whose ids are those of `run_ids` by number.
 
         Returns why some could not be given; these stay on this machine.
         """
-        if not self._held():
-            return None
-        run_of, problem = runs(), None
+        problem = None
         for number in sorted(self._held()):
-            if number not in run_of:
+            if number not in run_ids:
                 problem = f"trial {number} has no run in MLflow"
                 continue
             try:
-                tracker.log_file(run_of[number], self._paths.trial_weights(number))
+                tracker.log_file(run_ids[number], self._paths.trial_weights(number))
             except TrackingError as error:
                 problem = str(error)
                 continue

@@ -6,16 +6,22 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from pydantic import ValidationError
+
 from search.queries.trial_run import TrialRun, find_trial
 from spaces.errors import ConfigError, DataError, UsageError
+from trainables.bases.loading import Base
+from trainables.engine.workers import join
+from trainables.tasks.settings import TaskSettings
+from trainables.tasks.task import Task, build_task
+from trainables.trained import composition
+from trainables.trained.composition import Side
+from trainables.trained.restored import load_its_base
+from trainables.trained.weights import Trained, TrainedFacts
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from trainables.bases.loading import Base
-    from trainables.tasks.task import Task
-    from trainables.trained.composition import Side
-    from trainables.trained.weights import Trained, TrainedFacts
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -62,26 +68,6 @@ class Composition:
         average = {"alone": self.alone, "composed": self.composed}
         return {"split": self.split, "a": a, "b": b, "average": average}
 
-    def table(self) -> Table:
-        """The same for the terminal."""
-        from rich.table import Table
-
-        table = Table(title=f"composed, measured on {self.split}", title_justify="left")
-        for name in ("", "task", "method"):
-            table.add_column(name, overflow="fold")
-        for name in ("metric", "rows", "alone", "A + B", "difference"):
-            table.add_column(name, justify="right")
-        for letter, side in zip("AB", self.sides, strict=True):
-            cells = (letter, side.task, side.method, side.metric, f"{side.rows:,}")
-            table.add_row(*cells, *_numbers(side.alone, side.composed))
-        table.add_section()
-        table.add_row("average", "", "", "", "", *_numbers(self.alone, self.composed))
-        return table
-
-
-def _numbers(alone: float, composed: float) -> tuple[str, str, str]:
-    return f"{alone:.4f}", f"{composed:.4f}", f"{composed - alone:+.4f}"
-
 
 def compose(
     tracking_uri: str,
@@ -102,12 +88,6 @@ def compose(
     one, two = (find_trial(tracking_uri, run_id) for run_id in run_ids)
     trained = (one.trained(), two.trained())
     _check_same_base((one, two), trained)
-
-    import torch
-
-    from trainables.engine.workers import join
-    from trainables.trained import composition
-    from trainables.trained.restored import load_its_base
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bases: dict[tuple[str, int, str], Base] = {}
@@ -156,11 +136,6 @@ def _check_same_base(runs: tuple[TrialRun, TrialRun], trained: tuple[Trained, Tr
 
 def _task(run: TrialRun, trained: Trained, base_uri: str, split: str) -> tuple[Task, bool]:
     """The task of a trial, built again from its sweep, and whether its rows have changed since."""
-    from pydantic import ValidationError
-
-    from trainables.tasks.settings import TaskSettings
-    from trainables.tasks.task import build_task
-
     try:
         settings = TaskSettings.model_validate(run.sweep().get("task"))
     except ValidationError as error:
@@ -186,7 +161,7 @@ def _task(run: TrialRun, trained: Trained, base_uri: str, split: str) -> tuple[T
             f"{run.run_id}: its task has the classes {', '.join(task.labels)} now, and had "
             f"{', '.join(trained.facts.labels)} when it was trained; put its data back"
         )
-    before = run.tags.get("task_fingerprint")
+    before = run.facts.task_fingerprint
     changed = before is not None and before != task.fingerprint
     if changed:
         logger.warning(

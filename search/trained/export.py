@@ -8,17 +8,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from search.queries.trial_run import CHOICE, PLAN, TrialRun, find_trial
 from search.redaction import redacted
+from search.tracking.facts import choice_tag
 from search.tracking.mlflow import absolute_uri
 from spaces.errors import ConfigError, RanksweepError
-
-if TYPE_CHECKING:
-    from spaces.plan import Plan
-    from trainables.bases.loading import Base
-    from trainables.trained.weights import TrainedFacts
+from spaces.plan import Plan
+from trainables.bases.loading import Base
+from trainables.bases.location import from_pretrained_arguments
+from trainables.bases.parts import auto_class, load_config
+from trainables.trained.merged_checkpoint import write_merged_checkpoint
+from trainables.trained.peft_checkpoint import write_peft_checkpoint
+from trainables.trained.restored import load_its_base, restored
+from trainables.trained.weights import TrainedFacts
 
 Form = Literal["peft", "merged", "plan"]
 README = "README.md"
@@ -103,7 +107,7 @@ def _plan(run: TrialRun, folder: Path, base_uri: str | None) -> str:
     return f"""\
 # {_title(run)}: the plan
 
-What this trial trains, without what it has learned. Base: `{run.tags.get("base_uri", "?")}`.
+What this trial trains, without what it has learned. Base: `{run.facts.base_uri or "?"}`.
 
 - `plan.safetensors`: {content}
 - `plan.json`: the same without the indices, and the numbers of parameters
@@ -112,9 +116,6 @@ What this trial trains, without what it has learned. Base: `{run.tags.get("base_
 
 
 def _peft(run: TrialRun, folder: Path, base_uri: str | None) -> str:
-    from trainables.trained.peft_checkpoint import write_peft_checkpoint
-    from trainables.trained.restored import load_its_base, restored
-
     plan, trained = run.plan(), run.trained()
     base = load_its_base(trained.facts, base_uri)
     with restored(trained, plan, base) as adaptation:
@@ -166,10 +167,6 @@ def _is_partial(plan: Plan) -> bool:
 
 
 def _merged(run: TrialRun, folder: Path, base_uri: str | None) -> str:
-    from trainables.bases.parts import auto_class
-    from trainables.trained.merged_checkpoint import write_merged_checkpoint
-    from trainables.trained.restored import load_its_base, restored
-
     plan, trained = run.plan(), run.trained()
     base = load_its_base(trained.facts, base_uri)
     with restored(trained, plan, base) as adaptation:
@@ -200,9 +197,6 @@ model = {loader}.from_pretrained({folder.name!r})
 
 def _loading_code(base: Base, facts: TrainedFacts, folder: str) -> str:
     """Lines of Python that load the checkpoint in `folder`."""
-    from trainables.bases.location import from_pretrained_arguments
-    from trainables.bases.parts import auto_class, load_config
-
     name, arguments = from_pretrained_arguments(base.uri)
     given = {"num_labels": repr(len(facts.labels)), "dtype": repr(facts.dtype)}
     given |= {key: repr(value) for key, value in arguments.items()}
@@ -223,18 +217,18 @@ def _loading_code(base: Base, facts: TrainedFacts, folder: str) -> str:
 
 
 def _title(run: TrialRun) -> str:
-    return f"{run.tags.get('task', 'a task')} by {run.method}"
+    return f"{run.facts.task or 'a task'} by {run.method}"
 
 
 def _origin(run: TrialRun) -> str:
     told = {
         "run": run.run_id,
-        "tracking": redacted(absolute_uri(run.tracking_uri)),
-        "sweep": run.tags.get("sweep"),
-        "base": run.tags.get("base_uri"),
-        "base fingerprint": run.tags.get("base"),
-        "plan digest": run.tags.get("plan_digest"),
-        "choice": run.tags.get("choice"),
+        "tracking": redacted(absolute_uri(run.recorded.uri)),
+        "sweep": run.facts.sweep,
+        "base": run.facts.base_uri,
+        "base fingerprint": run.facts.base,
+        "plan digest": run.facts.plan_digest,
+        "choice": choice_tag(run.facts.choice or {}),
     }
     lines = [f"| {key} | `{value}` |" for key, value in told.items() if value]
     return "\n".join(["", "| from | |", "|---|---|", *lines, ""])

@@ -1,4 +1,8 @@
-"""Asynchronous successive halving that knows of stages."""
+"""Asynchronous successive halving that knows of stages.
+
+`_trial_info`, `_rungs`, `_metric` and `_metric_op` are Ray's own: of all that search takes of Ray
+nothing else is private, so an upgrade has to look here alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+
+from search.objective import Objective
 
 
 class StagedAsha(AsyncHyperBandScheduler):  # type: ignore[misc]
@@ -22,7 +28,7 @@ class StagedAsha(AsyncHyperBandScheduler):  # type: ignore[misc]
         epochs: epochs of a full trial.
         grace_epochs: no trial is stopped before it has done so many.
         reduction_factor: one in so many trials goes on from one rung to the next.
-        metric: the reported metric; `mode` says whether ``max`` or ``min`` is better.
+        objective: the reported metric, and what of it is better.
     """
 
     def __init__(
@@ -32,14 +38,13 @@ class StagedAsha(AsyncHyperBandScheduler):  # type: ignore[misc]
         epochs: int,
         grace_epochs: int,
         reduction_factor: float,
-        metric: str,
-        mode: str,
+        objective: Objective,
     ) -> None:
         grace = min(grace_epochs, epochs)
         super().__init__(
             time_attr="epoch",
-            metric=metric,
-            mode=mode,
+            metric=objective.metric,
+            mode=objective.mode,
             max_t=epochs,
             grace_period=grace,
             reduction_factor=reduction_factor,

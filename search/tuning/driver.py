@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import ray
 from ray import cloudpickle, tune
@@ -13,17 +13,13 @@ from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
 
 from search.interrupts import Interrupts
+from search.study.trial import EndedTrial, EndState
+from search.tuning.searcher import StudySearcher
 from search.tuning.trial import job_name, one_line
 from spaces.choice import Choice
 from spaces.plan import Plan
 
-if TYPE_CHECKING:
-    from search.study.trial import EndedTrial, EndState
-    from search.tuning.searcher import StudySearcher
-
-
 logger = logging.getLogger(__name__)
-
 
 _TUNE_KEYS = frozenset({*AUTO_RESULT_KEYS, DONE, TRIAL_ID, "experiment_tag"})
 
@@ -44,8 +40,9 @@ class Observer(Protocol):
         it is not complete."""
 
 
-class DriverCallback(tune.Callback):  # type: ignore[misc]
-    """Sees every Tune trial start, report and end: cancels its job and tells the observer.
+class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
+    """Sees every Tune trial start, report and end: cancels its job, tells the observer and
+    ends the search when there is a reason to.
 
     Tune ends trials without a word to searcher or callback when the time budget is spent or the
     user interrupts; they are found at the end of each step of its loop.
@@ -103,14 +100,16 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """A trial has returned or was stopped by the scheduler."""
-        self._over(trial)
+        """A trial has returned, was stopped by the scheduler or has failed."""
+        self._just_over.append(trial)
+        ended = self._searcher.ended_trial(trial.trial_id)
+        if ended is None:
+            return
+        if ended.state != "complete":
+            self._cancel(ended.number)
+        self._tell_end(trial.trial_id, ended)
 
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """A trial has failed."""
-        self._over(trial)
+    on_trial_error = on_trial_complete
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Find the trials that Tune has ended without a word."""
@@ -129,6 +128,14 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
             self.cut_off_all("interrupted")
         elif self.stop_reason is None:
             self.stop_reason = self._should_stop()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether Tune is to stop a single trial: never."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether Tune is to end the whole search."""
+        return self.stop_reason is not None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its arguments for `Tuner.restore`, which ranksweep does not use.
@@ -166,15 +173,6 @@ class DriverCallback(tune.Callback):  # type: ignore[misc]
     def _meet(self, trials: list[Trial]) -> None:
         # Tune appends to its list, and a step must not cost more for the trials that are over.
         self._trials.update({each.trial_id: each for each in trials[len(self._trials) :]})
-
-    def _over(self, trial: Trial) -> None:
-        self._just_over.append(trial)
-        ended = self._searcher.ended_trial(trial.trial_id)
-        if ended is None:
-            return
-        if ended.state != "complete":
-            self._cancel(ended.number)
-        self._tell_end(trial.trial_id, ended)
 
     def _tell_end(self, trial_id: str, ended: EndedTrial) -> None:
         metrics = self._metrics.pop(trial_id, {})

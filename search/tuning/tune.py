@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -26,20 +26,12 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 
 from search.interrupts import Interrupts
+from search.study.trial import EndedTrial, EndState
 from search.tuning.asha import StagedAsha
 from search.tuning.driver import DriverCallback, Observer
+from search.tuning.searcher import StudySearcher
 from search.tuning.trial import TrialContext, job_name, run_trial
 from spaces.errors import ConfigError, JobError
-from spaces.profile import Profile
-from spaces.target import BaseSize, TargetModule
-from trainables.training.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from search.study.trial import EndedTrial, EndState
-    from search.tuning.searcher import StudySearcher
-
-
-logger = logging.getLogger(__name__)
 
 #: Share of its node that a light trial asks for; Tune takes no zero.
 TRIAL_SHARE = 0.0001
@@ -70,38 +62,14 @@ class _NoProgress(TrialProgressCallback):  # type: ignore[misc]
     def on_trial_result(self, *args: Any, **info: Any) -> None:
         """Nothing."""
 
-    def on_trial_error(self, *args: Any, **info: Any) -> None:
-        """Nothing."""
-
-    def on_trial_complete(self, *args: Any, **info: Any) -> None:
-        """Nothing."""
-
-
-class _StopAll(tune.Stopper):  # type: ignore[misc]
-    """Ends the whole search once the callback has a reason to."""
-
-    def __init__(self, callback: DriverCallback) -> None:
-        self._callback = callback
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never stops a single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether to end the search."""
-        return self._callback.stop_reason is not None
+    on_trial_error = on_trial_complete = on_trial_result
 
 
 def tune_search(
     *,
     searcher: StudySearcher,
     queue: Any,
-    targets: tuple[TargetModule, ...],
-    profile: Profile | None,
-    train: TrainSettings,
     scheduler: Mapping[str, Any] | None,
-    metric: str,
-    mode: str,
     max_concurrent_trials: int,
     time_budget: float | None,
     storage_path: Path | str,
@@ -110,16 +78,14 @@ def tune_search(
     callbacks: Sequence[tune.Callback] = (),
     should_stop: Callable[[], str | None] = lambda: None,
     reuse_actors: bool = True,
-    size: BaseSize | None = None,
     keep_weights: bool = False,
     interrupts: Interrupts | None = None,
 ) -> TuneOutcome:
     """Run trials until the searcher has no more or the time budget is spent.
 
     Args:
-        searcher: hands out the choices and keeps the study.
+        searcher: hands out the choices, keeps the study and knows what each trial is.
         queue: handle of the `JobQueue` actor of the resident workers.
-        train: the section `train` of the sweep, which goes into each job.
         scheduler: ``{"name": "asha", "grace_epochs": 1, "reduction_factor": 3}``; None or the name
             ``none`` lets every trial train to its end.
         max_concurrent_trials: what the groups can hold plus one, or the sampler proposes blind.
@@ -128,7 +94,6 @@ def tune_search(
         should_stop: asked many times a second; a reason ends the search, as when the workers are
             gone for good. Trials that still run then are cancelled.
         reuse_actors: let one process serve trial after trial.
-        size: the base's, which some plans depend on.
         keep_weights: let each finished job leave its weights with the queue.
         interrupts: who hears Ctrl-C during the launch; without it Ctrl-C is Python's own.
 
@@ -141,14 +106,21 @@ def tune_search(
     """
     interrupts = interrupts or Interrupts()
     callback = DriverCallback(searcher, queue, observer, should_stop, interrupts)
-    shared = profile.to_bytes() if profile else None
-    context = TrialContext(targets, shared, train, metric, size, keep_weights)
+    planner = searcher.proposals.planner
+    context = TrialContext(
+        planner.targets,
+        planner.profile.to_bytes() if planner.profile else None,
+        searcher.proposals.train,
+        searcher.metric,
+        planner.size,
+        keep_weights,
+    )
     function = tune.with_parameters(run_trial, queue=queue, context=context)
     tuner = tune.Tuner(
         tune.with_resources(function, light_resources()),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_make_scheduler(scheduler, searcher, train.epochs, metric, mode),
+            scheduler=_make_scheduler(scheduler, searcher),
             num_samples=-1,
             max_concurrent_trials=max_concurrent_trials,
             time_budget_s=time_budget,
@@ -160,7 +132,7 @@ def tune_search(
             name=name,
             storage_path=str(Path(storage_path).absolute()),
             verbose=0,
-            stop=_StopAll(callback),
+            stop=callback,
             failure_config=tune.FailureConfig(max_failures=0),
             callbacks=[callback, _NoProgress(), *callbacks],
         ),
@@ -191,11 +163,7 @@ def tune_search(
 
 
 def _make_scheduler(
-    settings: Mapping[str, Any] | None,
-    searcher: StudySearcher,
-    epochs: int,
-    metric: str,
-    mode: str,
+    settings: Mapping[str, Any] | None, searcher: StudySearcher
 ) -> TrialScheduler | None:
     name = settings.get("name", "asha") if settings else "none"
     if settings is None or name == "none":
@@ -206,11 +174,10 @@ def _make_scheduler(
         )
     return StagedAsha(
         stages=searcher.stages,
-        epochs=epochs,
+        epochs=searcher.proposals.train.epochs,
         grace_epochs=int(settings.get("grace_epochs", 1)),
         reduction_factor=float(settings.get("reduction_factor", 3)),
-        metric=metric,
-        mode=mode,
+        objective=searcher.proposals.search.objective,
     )
 
 

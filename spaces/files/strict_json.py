@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from math import isfinite
 from typing import Any
 
@@ -44,14 +45,10 @@ def _most_values(text: str) -> int:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
-    if len(mapping) == len(pairs):
-        return mapping
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise ValueError(f"the key {shown(key)} stands twice")
-        seen.add(key)
-    raise AssertionError("a key must stand twice")
+    if len(mapping) < len(pairs):
+        key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {shown(key)} stands twice")
+    return mapping
 
 
 def _refused(constant: str) -> Any:

@@ -53,12 +53,13 @@ class TensorFile:
     metadata: Mapping[str, str]
 
 
-def parsed(data: Bytes) -> TensorFile:
+def parsed(data: bytes | Bytes) -> TensorFile:
     """The tensors that `data` holds, as views of it.
 
     The header is read only once its length is known to lie within the data. Every byte after it
     must belong to exactly one tensor. Raises ValueError with the reason, one line.
     """
+    data = in_memory(data)
     start = _header_end(data)
     header = strict_json.parsed(data[_LENGTH_SIZE:start].tobytes(), data.shape[0])
     if not isinstance(header, dict):
@@ -164,7 +165,7 @@ def mapped(path: Path) -> Bytes:
     return in_memory(path.read_bytes()) if address is None else np.asarray(_Pages(address, size))
 
 
-def in_memory(data: bytes) -> Bytes:
+def in_memory(data: bytes | Bytes) -> Bytes:
     """Bytes as an array that views them."""
     return np.frombuffer(data, dtype=np.uint8)
 

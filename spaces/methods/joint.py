@@ -16,9 +16,9 @@ from spaces.methods.pilora import (
     Partition,
     dominant_count_extremes,
     dominant_rows,
-    other_rows,
     partition_needs_profile,
     two_block_params,
+    two_blocks,
     unread_partition_keys,
 )
 from spaces.methods.ranking import largest, rounded_share
@@ -28,7 +28,7 @@ from spaces.methods.sensitivity import (
     budget_count_range,
     budget_needs_profile,
 )
-from spaces.plan import Block, Plan, all_indices
+from spaces.plan import Plan, all_indices
 from spaces.profile import Profile
 from spaces.target import TargetModule
 
@@ -105,19 +105,9 @@ def plan(choice: JointChoice, targets: Sequence[TargetModule], profile: Profile 
         cols = core_cols(choice, target, profile)
         if rank == 0 or cols.shape[0] == 0:
             continue
-        out_features, in_features = target.shape
-        scale = choice.alpha / rank
-        lr_scale = sqrt(in_features / cols.shape[0])
-        stage[target.name] = [
-            Block(rank, rows, cols, scale, lr_scale),
-            Block(
-                min(choice.supplementary_rank, rank),
-                other_rows(rows, out_features),
-                cols,
-                scale,
-                lr_scale,
-            ),
-        ]
+        both = rank, min(choice.supplementary_rank, rank)
+        lr_scale = sqrt(target.shape[1] / cols.shape[0])
+        stage[target.name] = two_blocks(both, target, rows, cols, choice.alpha / rank, lr_scale)
     return Plan.of([stage], targets)
 
 

@@ -26,18 +26,14 @@ class LoraChoice(Choice):
 def plan(choice: LoraChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
     """One stage, one block per module. Raises ChoiceError where the rank is above min(out, in)."""
     refuse_rank_above_limit("rank", choice.rank, targets)
-    stage = {
-        target.name: [
-            Block(
-                rank=choice.rank,
-                rows=all_indices(target.shape[0]),
-                cols=all_indices(target.shape[1]),
-                scale=choice.alpha / choice.rank,
-            )
-        ]
-        for target in targets
-    }
+    stage = {target.name: [whole_block(target, choice.rank, choice.alpha)] for target in targets}
     return Plan.of([stage], targets)
+
+
+def whole_block(target: TargetModule, rank: int, alpha: float) -> Block:
+    """A block over all rows and columns of a module, scaled by alpha / rank."""
+    out_features, in_features = target.shape
+    return Block(rank, all_indices(out_features), all_indices(in_features), alpha / rank)
 
 
 def count_range(

@@ -130,11 +130,21 @@ def dominant_rows(
     assert_never(rule)
 
 
-def other_rows(rows: NDArray[np.int32], out_features: int) -> NDArray[np.int32]:
-    """The rows of a module that are not among `rows`, sorted."""
-    left = np.ones(out_features, dtype=np.bool_)
-    left[rows] = False
-    return np.flatnonzero(left).astype(np.int32)
+def two_blocks(
+    ranks: tuple[int, int],
+    target: TargetModule,
+    rows: NDArray[np.int32],
+    cols: NDArray[np.int32],
+    scale: float,
+    lr_scale: float = 1.0,
+) -> list[Block]:
+    """A block of the first rank on `rows` of a module and one of the second on all others."""
+    others = np.ones(target.shape[0], dtype=np.bool_)
+    others[rows] = False
+    return [
+        Block(ranks[0], rows, cols, scale, lr_scale),
+        Block(ranks[1], np.flatnonzero(others).astype(np.int32), cols, scale, lr_scale),
+    ]
 
 
 def plan(choice: PiloraChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
@@ -149,10 +159,8 @@ def plan(choice: PiloraChoice, targets: Sequence[TargetModule], profile: Profile
     for index, target in enumerate(targets):
         rows = dominant_rows(choice.partition, target, profile, (choice.seed, index))
         cols = all_indices(target.shape[1])
-        stage[target.name] = [
-            Block(choice.rank, rows, cols, scale),
-            Block(choice.supplementary_rank, other_rows(rows, target.shape[0]), cols, scale),
-        ]
+        ranks = choice.rank, choice.supplementary_rank
+        stage[target.name] = two_blocks(ranks, target, rows, cols, scale)
     return Plan.of([stage], targets)
 
 

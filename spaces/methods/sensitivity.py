@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from spaces.choice import Choice, OptionalRank, Positive, Rank, Share
 from spaces.errors import ChoiceError, ProfileError
+from spaces.methods.lora import whole_block
 from spaces.methods.ranking import largest, shortest_prefix
-from spaces.plan import Block, Plan, all_indices
+from spaces.plan import Plan
 from spaces.profile import Profile
 from spaces.target import TargetModule, refuse_rank_above_limit
 
@@ -204,14 +205,7 @@ def plan(
     diagonal.
     """
     stage = {
-        target.name: [
-            Block(
-                rank=rank,
-                rows=all_indices(target.shape[0]),
-                cols=all_indices(target.shape[1]),
-                scale=choice.alpha / rank,
-            )
-        ]
+        target.name: [whole_block(target, rank, choice.alpha)]
         for target, rank in zip(targets, allocated_ranks(choice, targets, profile), strict=True)
         if rank
     }

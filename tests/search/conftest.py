@@ -1,4 +1,4 @@
-"""Fixtures of the tests that start launches."""
+"""Fixtures of the tests that start launches or an MLflow server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.mlflow_server import MlflowServer
 from tests.search.launches import Launch
 
 
@@ -35,3 +36,12 @@ def short_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="rs-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    """A real MLflow server that answers."""
+    running = MlflowServer(tmp_path)
+    running.start()
+    yield running
+    running.stop()

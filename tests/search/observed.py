@@ -7,15 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from search.launch.recorder import SweepObserver
+from search.launch.recorder import Recorder
 from search.tracking.journal import Journal
-from search.tracking.relay import Replay
+from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
 from spaces.choice import Choice
-from spaces.methods.registry import make_plan, parse_choice
+from spaces.methods.registry import parse_choice
 from spaces.plan import Plan
+from spaces.planner import Planner
 from tests.search.toy_search import TARGETS, toy_profile
 
 PROFILE = toy_profile()
@@ -38,11 +40,26 @@ class Silent:
     def arm_of(self, choice: Choice) -> str:
         return choice.method
 
-    def credits(self, number: int) -> dict[str, Any]:
+    def tags_of(self, number: int) -> dict[str, Any]:
         return {}
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments: None
+
+
+class Switched:
+    """MLflow's client, which can be made to answer no call."""
+
+    def __init__(self, client: Any, is_away: bool = False) -> None:
+        self._client, self.is_away = client, is_away
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **keys: Any) -> Any:
+            if self.is_away:
+                raise MlflowException("connection refused")
+            return getattr(self._client, name)(*arguments, **keys)
+
+        return call
 
 
 def choice_of(number: int) -> Choice:
@@ -52,18 +69,18 @@ def choice_of(number: int) -> Choice:
 
 
 def plan_of(choice: Mapping[str, Any]) -> Plan:
-    return make_plan(parse_choice(choice), TARGETS, PROFILE)
+    return Planner(TARGETS, PROFILE).plan(choice)
 
 
 class Watched:
-    """An observer with its journal and its replay, as a launch has them, and trials for it."""
+    """A recorder with its journal and its relay, as a launch has them, and trials for it."""
 
     def __init__(
         self, folder: Path, tracker: Tracker, sweep_run_id: str, pause_s: float = 0.05
     ) -> None:
         self.silent = Silent()
         self.journal = Journal(folder / "journal.db")
-        self.replay = Replay(
+        self.relay = Relay(
             self.journal,
             tracker,
             sweep_run_id,
@@ -79,26 +96,26 @@ class Watched:
             cluster=SimpleNamespace(groups=1),
         )
         silent: Any = self.silent
-        self.observer = SweepObserver(config, [], self.journal, self.replay, silent, silent, silent)
+        self.recorder = Recorder(config, [], self.relay, silent, silent, silent)
 
     def steps(self, number: int) -> list[Callable[[], None]]:
         """What befalls a trial: two epochs and an end, one and stopped, or a failure at once."""
-        observer, choice = self.observer, choice_of(number)
-        start = lambda: observer.trial_started(number, choice, plan_of(choice.as_dict()))  # noqa: E731
+        recorder, choice = self.recorder, choice_of(number)
+        start = lambda: recorder.trial_started(number, choice, plan_of(choice.as_dict()))  # noqa: E731
         epochs = [
-            lambda e=e: observer.trial_epoch(number, e, metrics_of(number, e)) for e in (1, 2)
+            lambda e=e: recorder.trial_epoch(number, e, metrics_of(number, e)) for e in (1, 2)
         ]
         last = metrics_of(number, 2) | {"head_params": 34}
         ends: list[Callable[[], None]] = [
-            lambda: observer.trial_ended(number, "complete", last, None),
-            lambda: observer.trial_ended(number, "pruned", metrics_of(number, 1), "stopped"),
-            lambda: observer.trial_ended(number, "failed", {}, "RuntimeError: out of memory"),
+            lambda: recorder.trial_ended(number, "complete", last, None),
+            lambda: recorder.trial_ended(number, "pruned", metrics_of(number, 1), "stopped"),
+            lambda: recorder.trial_ended(number, "failed", {}, "RuntimeError: out of memory"),
         ]
         kind = number % 3
         return [start, *epochs[: 2 - kind], ends[kind]]
 
     def close(self, patience_s: float = 30.0) -> int:
-        left = self.replay.close(patience_s)
+        left = self.relay.close(patience_s)
         self.journal.close()
         return left
 
@@ -109,12 +126,17 @@ def metrics_of(number: int, epoch: int) -> dict[str, float]:
 
 
 def held(uri: str, tracker: Tracker, sweep_run_id: str, folder: Path) -> dict[str, Any]:
-    """All that MLflow holds of a sweep's trials, but for ids and times; no number stands twice."""
+    """All that MLflow holds of a sweep's trials and, by number and seed, of their confirmations.
+
+    Ids and times are left out; nothing stands twice.
+    """
     client = MlflowClient(tracking_uri=uri)
     trials: dict[str, Any] = {}
-    for run in tracker.children(sweep_run_id):
+    for child in tracker.children(sweep_run_id):
+        run = client.get_run(child.run_id)
         run_id, data = run.info.run_id, run.data
-        number = data.tags["ranksweep.number"]
+        seed = data.tags.get("ranksweep.seed")
+        number = data.tags["ranksweep.number"] + ("" if seed is None else f" seed {seed}")
         assert number not in trials, f"trial {number} has two runs"
         files = {}
         for file in client.list_artifacts(run_id):

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import ray
+from optuna.trial import FrozenTrial
 from ray import cloudpickle
 
+from search.config.sweep import SearchSettings
+from search.objective import Objective
+from search.study.proposals import Proposals
+from search.study.standing import is_handed_out
 from search.study.study import open_study
+from search.tuning.searcher import StudySearcher
+from spaces.planner import Planner
 from spaces.profile import ModuleProfile, Profile
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
@@ -26,7 +34,9 @@ from trainables.resident.jobs import (
     TrialJob,
     TrialResult,
 )
+from trainables.training.settings import TrainSettings
 
+ACCURACY = Objective("accuracy", "max")
 TARGETS = tuple(TargetModule(f"layer{i}.dense", (24, 16)) for i in range(4))
 SPACE: dict[str, Any] = {
     "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
@@ -87,6 +97,32 @@ def toy_study(
         sampler=sampler,
         seed=0,
     )
+
+
+def handed_out(study: optuna.Study) -> list[FrozenTrial]:
+    """The study's trials that count."""
+    return [trial for trial in study.get_trials(deepcopy=False) if is_handed_out(trial)]
+
+
+def searcher_over(
+    study: optuna.Study,
+    space: SearchSpace | None = None,
+    *,
+    epochs: int = 3,
+    repeats: tuple[int, int] | None = None,
+    profile: Profile | None = None,
+    waits: Callable[[], bool] = lambda: True,
+    **settings: Any,
+) -> StudySearcher:
+    """A searcher of ten trials; `settings` are those of a sweep's search, or of `Proposals`."""
+    sections = {key: settings.pop(key) for key in SearchSettings.model_fields if key in settings}
+    if repeats is not None:
+        sections["repeats"] = {"top": repeats[0], "seeds": repeats[1]}
+    search = SearchSettings(**{"trials": 10, **sections})
+    train = TrainSettings(epochs=epochs, seed=sections.pop("seed", 0))
+    planner = Planner(TARGETS, profile or toy_profile())
+    space = space or toy_space()
+    return StudySearcher(Proposals(study, space, planner, search, train, **settings), waits)
 
 
 class PaperGroup:

@@ -10,6 +10,7 @@ from typing import Any
 from search.config.reading import parse_sweep
 from search.tracking.tracker import Tracker
 from spaces.plan import Plan
+from tests.search.tracked import start_trial
 from tests.trainables.families import Made
 from trainables.trained.weights import Trained
 
@@ -36,14 +37,14 @@ class TrialRuns:
         """Write a trial, with its weights where there are some; returns its run id."""
         tracker = Tracker(self.uri, made.settings.name)
         sweep = self._sweep(tracker, made)
-        run_id = tracker.start_trial(sweep, 7, choice, plan, kind=kind)
+        run_id = start_trial(tracker, sweep, 7, choice, plan, kind=kind)
         if trained is not None:
             file = self.folder / "weights.safetensors"
             file.write_bytes(trained.to_bytes())
             tracker.log_file(run_id, file)
             file.unlink()
         if state != "running":
-            tracker.finish_trial(run_id, state)
+            tracker.end(run_id, state)
         return run_id
 
     def sweep(self, made: Made) -> str:

@@ -18,7 +18,6 @@ from tests.trainables.families import Made
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.structure import base_size, resolve_targets
-from trainables.tasks.settings import KINDS
 from trainables.trained.weights import Trained, TrainedFacts
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -106,15 +105,17 @@ def untouched(made: Made, base: Base) -> Any:
 
     A decoder finds the last token of a row by the padding token, which its config may lack.
     """
-    padding = {"pad_token_id": base.model.config.pad_token_id} if made.kind == KINDS[0] else {}
+    padding = (
+        {"pad_token_id": base.model.config.pad_token_id} if made.kind == "classification" else {}
+    )
     folder = made.uri.removeprefix("path:")
     return auto_class(made.kind).from_pretrained(folder, num_labels=2, **padding)
 
 
 def auto_class(kind: str) -> Any:
     return {
-        KINDS[0]: transformers.AutoModelForSequenceClassification,
-        KINDS[1]: transformers.AutoModelForImageClassification,
+        "classification": transformers.AutoModelForSequenceClassification,
+        "image_classification": transformers.AutoModelForImageClassification,
     }[kind]
 
 

@@ -184,7 +184,9 @@ class Adaptation(ABC):
         return changed
 
 
-def taken(weights: Mapping[str, torch.Tensor], name: str, shape: Sequence[int]) -> torch.Tensor:
+def named_tensor(
+    weights: Mapping[str, torch.Tensor], name: str, shape: Sequence[int]
+) -> torch.Tensor:
     """The tensor of that name and shape. Raises UsageError where there is none."""
     tensor = weights.get(name)
     if tensor is None or tuple(tensor.shape) != tuple(shape):

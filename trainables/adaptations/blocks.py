@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
 from trainables.adaptations.adaptation import (
@@ -27,11 +28,10 @@ from trainables.adaptations.adaptation import (
     Factors,
     StageParameters,
     lora_draw,
+    named_tensor,
     stage_seed,
-    taken,
 )
-from trainables.layers.low_rank import add_low_rank, linear_with_updates
-from trainables.layers.small_products import LowRank
+from trainables.layers.low_rank import LowRank, add_low_rank, linear_with_updates
 from trainables.layers.stand_in import Removable, stand_in
 
 
@@ -201,14 +201,9 @@ class BlockAdaptation(Adaptation):
 
     def begin_stage(self, index: int, steps: int) -> StageParameters:
         generator = torch.Generator().manual_seed(stage_seed(self._seed, index))
-        stage, adapters = self._plan.stages[index], {}
-        for name, target in self._targets.items():
-            blocks = [
-                BlockParameters(
-                    block, target.shape, generator, dtype=self._dtype, device=self._device
-                )
-                for block in stage.get(name, ())
-            ]
+        adapters = {}
+        for name in self._targets:
+            blocks = self._blocks(index, name, generator)
             if blocks or name in self._frozen:
                 adapters[name] = ModuleAdapter(blocks, self._dropout, self._frozen.get(name, ()))
         self._attach(adapters)
@@ -235,19 +230,13 @@ class BlockAdaptation(Adaptation):
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         generator = torch.Generator()
         for index, stage in enumerate(self._plan.stages):
-            for name, blocks in stage.items():
-                place, loaded = f"stage{index}/{name}", []
+            for name in stage:
+                place, blocks = f"stage{index}/{name}", self._blocks(index, name, generator)
                 for j, block in enumerate(blocks):
-                    parameters = BlockParameters(
-                        block, self._targets[name].shape, generator,
-                        dtype=self._dtype, device=self._device,
-                    )  # fmt: skip
-                    with torch.no_grad():
-                        for factor in ("A", "B"):
-                            own = getattr(parameters, factor)
-                            own.copy_(taken(weights, f"{place}/block{j}/{factor}", own.shape))
-                    loaded.append(parameters)
-                self._freeze(name, place, loaded)
+                    for factor in ("A", "B"):
+                        own = getattr(block, factor).data
+                        own.copy_(named_tensor(weights, f"{place}/block{j}/{factor}", own.shape))
+                self._freeze(name, place, blocks)
         self._attach_frozen()
 
     def factors(self) -> dict[str, Factors]:
@@ -258,6 +247,14 @@ class BlockAdaptation(Adaptation):
             )
             for name, frozen in self._frozen.items()
         }
+
+    def _blocks(self, stage: int, name: str, generator: torch.Generator) -> list[BlockParameters]:
+        """Fresh factors of a module's blocks in a stage."""
+        shape = self._targets[name].shape
+        return [
+            BlockParameters(block, shape, generator, dtype=self._dtype, device=self._device)
+            for block in self._plan.stages[stage].get(name, ())
+        ]
 
     def _freeze(self, name: str, place: str, blocks: Sequence[BlockParameters]) -> None:
         if not blocks:
@@ -294,7 +291,5 @@ class BlockAdaptation(Adaptation):
 
 def plain_lora(targets: Sequence[TargetModule], rank: int, alpha: float) -> Plan:
     """Standard LoRA of one rank on every target: what PiLoRA's initial phase trains."""
-    from spaces.methods.registry import make_plan, parse_choice
-
     choice = parse_choice({"method": "lora", "rank": rank, "alpha": alpha})
     return make_plan(choice, targets, None)

@@ -1,8 +1,6 @@
-"""Bases: where a frozen pre-trained model lies, what names it, and how it is loaded.
+"""A frozen pre-trained model in memory, with a head for a task.
 
-A base is named by `hub:org/name@revision`, `path:dir` or `package:import_name/sub/dir`. Its weights
-are safetensors, or one GGUF file (`path:dir/file.gguf`), which is unpacked when it is loaded. No
-code of a base is ever run and no pickle is ever read.
+A GGUF file is unpacked when it is loaded. No code of a base is ever run.
 """
 
 from __future__ import annotations
@@ -21,12 +19,15 @@ from safetensors import SafetensorError
 from torch import nn
 
 from spaces.errors import BaseModelError
-from trainables.bases.location import TOKENIZER_FILES, fingerprint, locate, source_of, unloadable
+from trainables.bases.location import (
+    TOKENIZER_FILES,
+    fingerprint,
+    local_arguments,
+    locate,
+    unloadable,
+)
 from trainables.bases.parts import auto_class, load_tokenizer, quiet, task_config
-from trainables.bases.structure import fresh_modules, unfilled
-from trainables.tasks.settings import IMAGE_KINDS
-
-# --- loading -----------------------------------------------------------------------------------
+from trainables.bases.structure import find_heads, unfilled_parameters
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,17 @@ def load_base(
     Raises BaseModelError where the base cannot be loaded.
     """
     path = locate(uri)
-    folder, kwargs = source_of(path)
+    folder, kwargs = local_arguments(path)
     if path.is_file():
         # Packed layers take no adapter: their weights are bytes.
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         kwargs["use_safetensors"] = True
     config = task_config(uri, kind, num_labels)
+    model_class = auto_class(kind)
     with quiet(), seeded(0):
         try:
-            model, info = auto_class(kind).from_pretrained(
+            model, info = model_class.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -83,7 +85,7 @@ def load_base(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             # In training mode it would overwrite the base's running statistics.
             module.train = MethodType(_unmoved, module)  # type: ignore[method-assign]
-    if kind in IMAGE_KINDS:
+    if model.main_input_name == "pixel_values":
         model.register_forward_pre_hook(_in_its_precision, with_kwargs=True)
     else:
         # A decoder's classifier finds the last token of a row by the padding token, so it must be
@@ -93,7 +95,7 @@ def load_base(
         uri=uri,
         fingerprint=fingerprint(uri),
         model=model.to(device),
-        head_modules=fresh_modules(model, unfilled(model, info), uri),
+        head_modules=find_heads(model, unfilled_parameters(model, info), uri),
         model_kind=config.model_type,
     )
 

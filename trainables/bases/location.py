@@ -1,4 +1,8 @@
-"""Where a base's files are, and the fingerprint of what they hold."""
+"""Where a base's files are, and the fingerprint of what they hold.
+
+A base is named by `hub:org/name@revision`, `path:dir` or `package:import_name/sub/dir`. Its weights
+are safetensors, or one GGUF file (`path:dir/file.gguf`). No pickle is ever read.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +35,35 @@ TOKENIZER_FILES = (
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def locate(uri: str) -> Path:
+def locate(uri: str, *, weights: bool = True) -> Path:
     """The folder of a base, or its GGUF file; a hub base is downloaded, or found in the cache.
 
-    Raises BaseModelError where there is no such base or its weights are in no readable format.
+    Without `weights` only the small files of a hub base are needed. Raises BaseModelError where
+    there is no such base or its weights are in no readable format.
     """
-    return located(uri, weights=True)
+    scheme, where = _split(uri)
+    if scheme == "hub":
+        path = _hub_snapshot(uri, weights)
+    elif scheme == "path":
+        path = Path(where).expanduser()
+    else:
+        try:
+            path = package_path(f"base: {uri}", where)
+        except FileNotFoundError as error:
+            raise BaseModelError(str(error)) from error
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise BaseModelError(f"base: {uri} is a file, not a GGUF; name the folder it is in")
+        return path
+    if not path.is_dir():
+        raise BaseModelError(f"base: {uri} does not exist; check the path {path}")
+    if not (path / "config.json").is_file():
+        raise BaseModelError(
+            f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
+        )
+    if weights:
+        weight_files(path, uri)
+    return path
 
 
 def from_pretrained_arguments(uri: str) -> tuple[str, dict[str, str]]:
@@ -45,9 +72,8 @@ def from_pretrained_arguments(uri: str) -> tuple[str, dict[str, str]]:
     These are `revision` of a hub base that names one, and `gguf_file`. Raises BaseModelError as
     `locate` does.
     """
-    scheme, where = split_uri(uri)
-    if scheme == "hub":
-        repo, file, revision = hub_parts(uri, where)
+    if is_of_hub(uri):
+        repo, file, revision = hub_parts(uri)
         named = {"revision": revision, "gguf_file": file}
         return repo, {key: value for key, value in named.items() if value is not None}
     path = locate(uri).resolve()
@@ -59,10 +85,9 @@ def pin(uri: str) -> str:
 
     Raises BaseModelError where the hub and its local cache do not know the base.
     """
-    scheme, where = split_uri(uri)
-    if scheme != "hub":
+    if not is_of_hub(uri):
         return uri
-    repo, file, _ = hub_parts(uri, where)
+    repo, file, _ = hub_parts(uri)
     return f"hub:{repo}{'/' + file if file else ''}@{_hub_commit(uri)}"
 
 
@@ -88,7 +113,7 @@ def fingerprint(uri: str) -> str:
     files and copies of the weights for other frameworks do not count. A hub base is named by its
     commit hash. Raises BaseModelError as `locate` does.
     """
-    if split_uri(uri)[0] == "hub":
+    if is_of_hub(uri):
         return _hub_commit(uri)
     path = locate(uri)
     digests = (
@@ -99,7 +124,12 @@ def fingerprint(uri: str) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def split_uri(uri: str) -> tuple[str, str]:
+def is_of_hub(uri: str) -> bool:
+    """Whether a base lies on the hub. Raises BaseModelError where `uri` names no base."""
+    return _split(uri)[0] == "hub"
+
+
+def _split(uri: str) -> tuple[str, str]:
     """The scheme of a base's name and what follows it."""
     scheme, colon, where = uri.partition(":")
     if not colon or scheme not in ("hub", "path", "package") or not where:
@@ -110,36 +140,9 @@ def split_uri(uri: str) -> tuple[str, str]:
     return scheme, where
 
 
-def located(uri: str, weights: bool) -> Path:
-    """As `locate`; without `weights` only the small files of a hub base are needed."""
-    scheme, where = split_uri(uri)
-    if scheme == "hub":
-        path = _hub_snapshot(uri, where, weights)
-    elif scheme == "path":
-        path = Path(where).expanduser()
-    else:
-        try:
-            path = package_path(f"base: {uri}", where)
-        except FileNotFoundError as error:
-            raise BaseModelError(str(error)) from error
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise BaseModelError(f"base: {uri} is a file, not a GGUF; name the folder it is in")
-        return path
-    if not path.is_dir():
-        raise BaseModelError(f"base: {uri} does not exist; check the path {path}")
-    if not (path / "config.json").is_file():
-        raise BaseModelError(
-            f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
-        )
-    if weights:
-        weight_files(path, uri)
-    return path
-
-
-def hub_parts(uri: str, where: str) -> tuple[str, str | None, str | None]:
+def hub_parts(uri: str) -> tuple[str, str | None, str | None]:
     """Repository, GGUF file within it (or None) and revision (or None) of a hub base."""
-    named, _, revision = where.partition("@")
+    named, _, revision = _split(uri)[1].partition("@")
     parts = named.split("/")
     if len(parts) < 2 or not all(parts):
         raise BaseModelError(f"base: {uri!r} names no repository; use hub:org/name@revision")
@@ -151,9 +154,9 @@ def hub_parts(uri: str, where: str) -> tuple[str, str | None, str | None]:
     return "/".join(parts[:2]), file, revision or None
 
 
-def _hub_snapshot(uri: str, where: str, weights: bool) -> Path:
+def _hub_snapshot(uri: str, weights: bool) -> Path:
     """Fetch a hub base at its revision, from the local cache where the hub cannot be reached."""
-    repo, file, revision = hub_parts(uri, where)
+    repo, file, revision = hub_parts(uri)
     patterns = ["config.json", WEIGHTS_INDEX, *TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES]
     if file is not None:
         patterns = [file]
@@ -171,10 +174,9 @@ def _hub_snapshot(uri: str, where: str, weights: bool) -> Path:
 
 def _hub_commit(uri: str) -> str:
     """Commit hash of a hub base: the name that the hub's cache gives the snapshot's folder."""
-    path = located(uri, weights=False)
-    _, file, _ = hub_parts(uri, split_uri(uri)[1])
-    levels = 0 if file is None else file.count("/") + 1
-    return (path.parents[levels - 1] if levels else path).name
+    path = locate(uri, weights=False)
+    file = hub_parts(uri)[1]
+    return path.name if file is None else path.parents[file.count("/")].name
 
 
 def first_line(error: BaseException) -> str:
@@ -223,7 +225,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def source_of(path: Path) -> tuple[str, dict[str, Any]]:
+def local_arguments(path: Path) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a folder or a GGUF file: the folder, keyword arguments."""
     kwargs: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if path.is_file():
@@ -232,6 +234,7 @@ def source_of(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def unloadable(uri: str, error: Exception) -> BaseModelError:
+    """The error of a base whose checkpoint cannot be read, because of `error`."""
     return BaseModelError(
         f"base: {uri} cannot be loaded ({first_line(error)}); use a checkpoint that transformers "
         "reads"

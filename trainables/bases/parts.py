@@ -15,8 +15,19 @@ from trainables.bases.location import (
     IMAGE_PROCESSOR_FILES,
     TOKENIZER_FILES,
     first_line,
-    located,
-    source_of,
+    local_arguments,
+    locate,
+)
+
+# What transformers raises at files that it cannot make sense of.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ImportError,
+    AttributeError,
+    StrictDataclassError,
 )
 
 
@@ -25,18 +36,12 @@ def load_tokenizer(uri: str) -> Any:
 
     Raises BaseModelError where there is none, or none that transformers can read.
     """
-    path = located(uri, weights=False)
+    path = locate(uri, weights=False)
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise BaseModelError(f"base: {uri} has no tokenizer; add its tokenizer files")
-    folder, kwargs = source_of(path)
-    with quiet():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-            raise BaseModelError(
-                f"base: {uri} has no tokenizer that can be read ({first_line(error)}); add its "
-                "tokenizer files"
-            ) from error
+    folder, kwargs = local_arguments(path)
+    with _reading(f"base: {uri} has no tokenizer that can be read", "add its tokenizer files"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise BaseModelError(
@@ -52,21 +57,16 @@ def load_image_processor(uri: str) -> Any:
 
     Raises BaseModelError where there is none, or none that transformers knows without running code.
     """
-    path = located(uri, weights=False)
+    path = locate(uri, weights=False)
     if path.is_file() or not any((path / name).is_file() for name in IMAGE_PROCESSOR_FILES):
         raise BaseModelError(
             f"base: {uri} has no image processor; add its {IMAGE_PROCESSOR_FILES[0]}, or use a "
             "base that reads pictures"
         )
-    folder, kwargs = source_of(path)
-    with quiet():
-        try:
-            return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **kwargs)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-            raise BaseModelError(
-                f"base: {uri} has an image processor that cannot be read ({first_line(error)}); "
-                "use one that transformers knows without remote code"
-            ) from error
+    folder, kwargs = local_arguments(path)
+    problem = f"base: {uri} has an image processor that cannot be read"
+    with _reading(problem, "use one that transformers knows without remote code"):
+        return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **kwargs)
 
 
 def load_config(uri: str) -> Any:
@@ -74,22 +74,20 @@ def load_config(uri: str) -> Any:
 
     Raises BaseModelError where there is none, or none that transformers knows without running code.
     """
-    folder, kwargs = source_of(located(uri, weights=False))
+    folder, kwargs = local_arguments(locate(uri, weights=False))
+    problem = f"base: {uri} has a config that cannot be read"
+    with _reading(problem, "use a model that transformers knows without remote code"):
+        return transformers.AutoConfig.from_pretrained(folder, **kwargs)
+
+
+@contextmanager
+def _reading(problem: str, remedy: str) -> Iterator[None]:
+    """Raise BaseModelError where transformers cannot read what is read meanwhile."""
     with quiet():
         try:
-            return transformers.AutoConfig.from_pretrained(folder, **kwargs)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            ImportError,
-            StrictDataclassError,
-        ) as error:
-            raise BaseModelError(
-                f"base: {uri} has a config that cannot be read ({first_line(error)}); use a model "
-                "that transformers knows without remote code"
-            ) from error
+            yield
+        except _UNREADABLE as error:
+            raise BaseModelError(f"{problem} ({first_line(error)}); {remedy}") from error
 
 
 @contextmanager

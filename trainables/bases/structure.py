@@ -1,4 +1,4 @@
-"""A base's modules and their shapes, from its config and headers alone."""
+"""A base's modules and their shapes, found in a loaded base or in its config and headers alone."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from safetensors import SafetensorError, safe_open
+import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import BaseModelError, nearest
+from spaces.files import tensor_file
 from spaces.target import BaseSize, TargetModule
-from trainables.bases.location import hub_parts, located, split_uri, unloadable, weight_files
-from trainables.bases.parts import auto_class, quiet, task_config
-from trainables.profiling.settings import ALL_LINEAR
+from trainables.bases.location import hub_parts, is_of_hub, locate, unloadable, weight_files
+from trainables.bases.parts import auto_class, load_config, quiet, task_config
+from trainables.settings import ALL_LINEAR
 
 _POOLER = "pooler"
 
@@ -26,12 +27,6 @@ def base_parameters(uri: str) -> int:
 
     Raises BaseModelError where there is no such base or transformers does not know it.
     """
-    import torch
-    import transformers
-
-    from spaces.errors import BaseModelError
-    from trainables.bases.parts import load_config
-
     config = load_config(uri)
     named = next(iter(config.architectures or ()), "")
     model_class = getattr(transformers, named, None)
@@ -80,7 +75,7 @@ def meta_base(
     model = _skeleton(uri, kind, config)
     shapes = _checkpoint_shapes(uri)
     missing = _outside_backbone(model) if shapes is None else _missing(model, config, shapes, uri)
-    head_modules = fresh_modules(model, missing, uri)
+    head_modules = find_heads(model, missing, uri)
     return resolve_targets(model, head_modules, patterns), base_size(model, head_modules)
 
 
@@ -167,7 +162,7 @@ def _unknown_target(
     return f"{key} names no module of this base; {nearest(pattern, suffixes)}"
 
 
-def fresh_modules(model: Any, missing: set[str], uri: str) -> tuple[str, ...]:
+def find_heads(model: Any, missing: set[str], uri: str) -> tuple[str, ...]:
     """The topmost modules all of whose parameters are `missing` from the checkpoint.
 
     Raises BaseModelError where weights of the base itself are missing, other than its pooler's:
@@ -207,27 +202,26 @@ def _checkpoint_shapes(uri: str) -> dict[str, tuple[int, ...]] | None:
     None where there is no safetensors file at hand (GGUF, a config alone, a hub out of reach):
     then the checkpoint is taken to hold the whole base and no head.
     """
-    path = located(uri, weights=False)
+    path = locate(uri, weights=False)
     if path.is_file():
         return None
     try:
         files = [name for name in weight_files(path, uri) if name.endswith(".safetensors")]
     except BaseModelError:
-        return _remote_shapes(uri) if split_uri(uri)[0] == "hub" else None
+        return _remote_shapes(uri) if is_of_hub(uri) else None
     shapes: dict[str, tuple[int, ...]] = {}
     for name in files:
         try:
-            with safe_open(path / name, framework="pt") as tensors:
-                names = tensors.keys()
-                shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in names}
-        except (SafetensorError, OSError) as error:
+            tensors = tensor_file.parsed(tensor_file.mapped(path / name)).tensors
+        except (ValueError, OSError) as error:
             raise unloadable(uri, error) from error
+        shapes |= {key: tensor.shape for key, tensor in tensors.items()}
     return shapes
 
 
 def _remote_shapes(uri: str) -> dict[str, tuple[int, ...]] | None:
     """As `_checkpoint_shapes`, from the headers on the hub; None where it cannot be reached."""
-    repo, _, revision = hub_parts(uri, split_uri(uri)[1])
+    repo, _, revision = hub_parts(uri)
     try:
         metadata = huggingface_hub.get_safetensors_metadata(repo, revision=revision)
     except Exception:  # whatever the hub's client raises, the config alone still answers
@@ -257,10 +251,10 @@ def _missing(model: Any, config: Any, shapes: Mapping[str, tuple[int, ...]], uri
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise unloadable(uri, error) from error
-    return unfilled(model, info)
+    return unfilled_parameters(model, info)
 
 
-def unfilled(model: Any, info: Mapping[str, Any]) -> set[str]:
+def unfilled_parameters(model: Any, info: Mapping[str, Any]) -> set[str]:
     """Parameters that loading reports as missing, or as of another shape than the checkpoint's."""
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+)
 from torch import nn
 
 from trainables.engine.masters import at_least_float, rewrite
@@ -37,8 +43,6 @@ class EngineState:
 @torch.no_grad()
 def engine_state(engine: Any, schedule: Any) -> EngineState:
     """The state of an engine between two steps. A collective under ZeRO 1 and 2."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
     optimizer, tensors, steps = schedule.optimizer, {}, {}
     holders = _holders(engine, optimizer)
     for name, parameter in engine.module.named_parameters():
@@ -68,8 +72,6 @@ def engine_state(engine: Any, schedule: Any) -> EngineState:
 @torch.no_grad()
 def restore_engine(engine: Any, schedule: Any, state: EngineState) -> None:
     """Put a state into an engine that has not stepped yet. A collective under ZeRO 1 and 2."""
-    from deepspeed.utils import safe_set_full_optimizer_state
-
     optimizer = schedule.optimizer
     holders = _holders(engine, optimizer)
     parameters = {n: p for n, p in engine.module.named_parameters() if p in holders}
@@ -117,8 +119,6 @@ def _holders(engine: Any, optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
 
 def _begin_moments(engine: Any, optimizer: Any, steps: Mapping[nn.Parameter, float]) -> None:
     """Give the optimizer the state that AdamW makes at its first step, the steps counted."""
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
     holders = _holders(engine, optimizer)
     for parameter, count in steps.items():
         holder = holders[parameter]

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from trainables.layers import compiled
 from trainables.layers.stand_in import StandIn
 
 RARE = 0.25
@@ -29,8 +28,6 @@ def dropped_entries(number: int, probability: float) -> torch.Tensor:
     """
     if probability > RARE:
         return torch.nonzero(torch.rand(number) < probability).view(-1)
-    if compiled.library() is not None:
-        return compiled.dropped_entries(number, probability)
     one, rate = torch.ones(()), -math.log1p(-probability)
     found: list[torch.Tensor] = []
     last = -1

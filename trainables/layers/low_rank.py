@@ -3,22 +3,33 @@
 On a CPU layer and updates are one autograd function written by hand. What costs there beside the
 arithmetic is random numbers and passes over large activations, so the function draws the entries to
 drop by the gaps between them (trainables/layers/dropout.py), adds each update to output and
-gradient where they lie, and neither makes nor keeps a copy of the input. Its small products are
-compiled (trainables/layers/compiled.py) where they can be.
+gradient where they lie, and neither makes nor keeps a copy of the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from trainables.layers import compiled, small_products
 from trainables.layers.dropout import dropped_entries
-from trainables.layers.small_products import LowRank
+
+
+class LowRank(NamedTuple):
+    """The update scale * dropout(x) A^T B^T of x [..., in]: A [rank, in], B [out, rank].
+
+    Every entry of x is dropped with probability `dropout` on its own, and the others are scaled by
+    1 / (1 - dropout).
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scale: float = 1.0
+    dropout: float = 0.0
 
 
 def add_low_rank(y: torch.Tensor, x: torch.Tensor, update: LowRank) -> torch.Tensor:
@@ -54,7 +65,7 @@ class _LinearWithUpdates(torch.autograd.Function):
     """On x [n, in]; `how` holds (scale, dropout) of every update, `factors` its A and its B.
 
     The small products come first and the layer's own is added to them, forward and backward: that
-    saves a pass over output and gradient, for the bias is added with the small products.
+    saves a pass over output and gradient, for the bias is a small product too.
     """
 
     @staticmethod
@@ -67,29 +78,66 @@ class _LinearWithUpdates(torch.autograd.Function):
         *factors: torch.Tensor,
     ) -> torch.Tensor:
         x = x.contiguous()
-        ranks = sum(len(A) for A in factors[::2])
-        ctx.small = compiled if compiled.takes(x, ranks) else small_products
-        ctx.how = how
+        ctx.scales = [scale / (1 - dropout) for scale, dropout in how]
         ctx.dropped = [dropped_entries(x.numel(), p) if p > 0 else None for _, p in how]
-        updates = _updates(how, factors)
-        y, inner = ctx.small.forward(x, len(weight), bias, updates, ctx.dropped)
+        inner = []
+        for A, entries in zip(factors[::2], ctx.dropped, strict=True):
+            with _without(x, entries):
+                inner.append(x @ A.T)
+        outer = [B * scale for B, scale in zip(factors[1::2], ctx.scales, strict=True)]
         read = x if any(ctx.needs_input_grad[4:]) else None
-        ctx.save_for_backward(weight, read, inner, *factors)
-        return y.addmm_(x, weight.T)  # type: ignore[no-any-return]
+        ctx.save_for_backward(weight, read, *inner, *factors)
+        if bias is not None:
+            inner.append(x.new_ones(len(x), 1))
+            outer.append(bias[:, None])
+        y = torch.cat(inner, 1) @ torch.cat(outer, 1).T
+        return y.addmm_(x, weight.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, x, inner, *factors = ctx.saved_tensors
+        number = len(ctx.scales)
+        weight, x, *saved = ctx.saved_tensors
+        inner, A, B = saved[:number], saved[number::2], saved[number + 1 :: 2]
+        needs_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
         grad = grad.contiguous()  # once for all products that read it
-        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
-        updates = _updates(ctx.how, factors)
-        grad_x, grads = ctx.small.backward(grad, x, inner, updates, ctx.dropped, needed)
+        grad_x: torch.Tensor | None = None
+        grads: list[torch.Tensor | None] = []
+        for i, (scale, entries) in enumerate(zip(ctx.scales, ctx.dropped, strict=True)):
+            needs_A, needs_B = needs[2 * i : 2 * i + 2]
+            grad_A = grad_B = None
+            if needs_B:  # in this order the long sides are read as they lie
+                grad_B = (inner[i].T @ grad).T.contiguous().mul_(scale)
+            if needs_x or needs_A:
+                grad_inner = (grad @ B[i]).mul_(scale)
+            if needs_A:
+                with _without(x, entries):
+                    grad_A = grad_inner.T @ x
+            if needs_x:
+                part = grad_inner @ A[i]
+                if entries is not None:
+                    part.view(-1).index_fill_(0, entries, 0.0)
+                grad_x = part if grad_x is None else grad_x.add_(part)
+            grads += [grad_A, grad_B]
         if grad_x is not None:
             grad_x.addmm_(grad, weight)
         return grad_x, None, None, None, *grads
 
 
-def _updates(how: Sequence[tuple[float, float]], factors: Sequence[torch.Tensor]) -> list[LowRank]:
-    pairs = zip(factors[::2], factors[1::2], how, strict=True)
-    return [LowRank(A, B, scale, dropout) for A, B, (scale, dropout) in pairs]
+@contextmanager
+def _without(x: torch.Tensor, entries: torch.Tensor | None) -> Iterator[None]:
+    """Have the dropped entries of x be zero inside the context, and what they were after it.
+
+    In place, for a copy of x costs more than the product it is for. Autograd is not told: nothing
+    reads x before it is the same again.
+    """
+    if entries is None:
+        yield
+        return
+    flat = x.data.view(-1)
+    values = flat.index_select(0, entries)
+    flat.index_fill_(0, entries, 0.0)
+    try:
+        yield
+    finally:
+        flat.index_copy_(0, entries, values)

@@ -11,9 +11,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-Delta = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
-"""What is added to a layer's output y [..., out] of its input x [..., in]; None for nothing."""
-
 Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """What a layer of input x [..., in] gives in place of its output y [..., out], which may be written
 over."""
@@ -76,13 +73,3 @@ class StandIn:
 def _layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """The layers of these names, each once."""
     return list({id(layer): layer for layer in map(model.get_submodule, names)}.values())
-
-
-def adding(delta: Delta) -> Change:
-    """The change that adds `delta` to a layer's output."""
-
-    def change(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        added = delta(x, y)
-        return y if added is None else y + added.to(y.dtype)
-
-    return change

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ class Hooks:
         self._handles: list[RemovableHandle] = []
         self._weights: list[nn.Parameter] = []
 
-    def __enter__(self) -> None:
-        return
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
         for handle in self._handles:
@@ -37,15 +37,15 @@ class Hooks:
             weight.grad = None
         self._handles, self._weights = [], []
 
-    def on_gradient(self, weight: nn.Parameter, take: Callable[[torch.Tensor], None]) -> None:
-        """Have a weight's gradient computed, and `take` called with the weight that holds it."""
+    def on_gradient(self, weight: nn.Parameter, use: Callable[[torch.Tensor], None]) -> None:
+        """Have a weight's gradient computed, and `use` called with the weight that holds it."""
         weight.requires_grad_(True)
         self._weights.append(weight)
-        self._handles.append(weight.register_post_accumulate_grad_hook(take))
+        self._handles.append(weight.register_post_accumulate_grad_hook(use))
 
-    def on_input(self, layer: nn.Module, see: Callable[..., None]) -> None:
-        """Have `see` called with a layer and its inputs before it runs."""
-        self._handles.append(layer.register_forward_pre_hook(see))
+    def on_input(self, layer: nn.Module, use: Callable[..., None]) -> None:
+        """Have `use` called with a layer and its inputs before it runs."""
+        self._handles.append(layer.register_forward_pre_hook(use))
 
 
 class _Seen(NamedTuple):
@@ -118,39 +118,40 @@ class Accumulators(Hooks):
             )
             self.inputs[target.name] = _Inputs(target.shape[1], weight.device)
 
-    def __enter__(self) -> Accumulators:  # type: ignore[override]
+    def __enter__(self) -> Self:
         for target in self._targets:
-            self.on_gradient(weight_of(self._model, target), self._taking(target.name))
+            self.on_gradient(weight_of(self._model, target), self._adding(target.name))
             for alias in target.names:
-                self.on_input(self._model.get_submodule(alias), self._seeing(target.name))
+                self.on_input(self._model.get_submodule(alias), self._measuring(target.name))
         return self
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """What a module's sums are by now, on the CPU."""
-        sums = {"abs_gradient": self.abs_gradient[name], **self.inputs[name].sums}
-        return {key: tensor.cpu() for key, tensor in sums.items()}
+        return {key: tensor.cpu() for key, tensor in self._sums(name).items()}
 
     def add(self, name: str, saved: Tensors) -> None:
         """Add what `tensors` has given."""
-        sums = {"abs_gradient": self.abs_gradient[name], **self.inputs[name].sums}
-        for key, tensor in sums.items():
+        for key, tensor in self._sums(name).items():
             tensor.add_(saved[key].to(tensor.device))
 
-    def _taking(self, name: str) -> Callable[[torch.Tensor], None]:
+    def _sums(self, name: str) -> dict[str, torch.Tensor]:
+        return {"abs_gradient": self.abs_gradient[name], **self.inputs[name].sums}
+
+    def _adding(self, name: str) -> Callable[[torch.Tensor], None]:
         accumulator = self.abs_gradient[name]
 
-        def take(weight: torch.Tensor) -> None:
+        def add(weight: torch.Tensor) -> None:
             assert weight.grad is not None
             accumulator.add_(weight.grad.abs_())
             weight.grad = None
 
-        return take
+        return add
 
-    def _seeing(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def see(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def _measuring(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def measure(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             self.inputs[name].add(self._reading(inputs[0]))
 
-        return see
+        return measure
 
     def _reading(self, x: torch.Tensor) -> _Seen:
         """What a layer reads; query, key and value read the same."""
@@ -160,8 +161,10 @@ class Accumulators(Hooks):
 
 
 def weight_of(model: nn.Module, target: TargetModule) -> nn.Parameter:
+    """The weight of a target module, as the base stores it."""
     return model.get_parameter(f"{target.names[0]}.weight")
 
 
 def accumulated_in(dtype: torch.dtype) -> torch.dtype:
+    """In what the gradients of a weight of `dtype` are summed."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -272,6 +272,7 @@ def _path(digest: str) -> str:
 
 
 def digest_of(checkpoint: Mapping[str, Any]) -> str:
+    """The SHA-256 that a manifest names of what it says."""
     return hashlib.sha256(json.dumps(checkpoint, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,9 +13,8 @@ from pydantic import (
     field_validator,
 )
 
-from trainables.settings import Fraction, Names, Precision, Schedule, Settings, Size
+from trainables.settings import ALL_LINEAR, Fraction, Names, Precision, Schedule, Settings, Size
 
-ALL_LINEAR = "all-linear"
 Percent = Annotated[float, Field(gt=0.0, le=100.0)]
 
 

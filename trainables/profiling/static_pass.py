@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,10 @@ from trainables.profiling.checkpoints import (
 from trainables.profiling.mask_counts import COUNTING_BYTES, Fields, weight_counts
 from trainables.profiling.memory import give_back, held_bytes, in_words
 from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.kinds import KINDS
 from trainables.tasks.split import epoch_order
 from trainables.tasks.task import Task
 from trainables.training.batches import to_device
-from trainables.training.evaluate import summed_loss
 from trainables.training.stage import CancelledError
 
 # Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
@@ -64,7 +65,7 @@ class StaticPass:
         self._should_stop = should_stop
         self._model, self._settings, self._workers = model, settings, workers
         self._targets = {target.name: target for target in targets}
-        self._split = task.splits["train"]
+        self._split, self._kind = task.splits["train"], KINDS[task.kind]
         self._batches = micro_batches(len(self._split.labels), settings)
         self._checkpoints, self._trained, self._progress = checkpoints, trained, progress
         half = any(weight_of(model, target).dtype == torch.float16 for target in targets)
@@ -117,22 +118,23 @@ class StaticPass:
         self, sums: Accumulators, targets: Sequence[TargetModule], saved: Saved | None
     ) -> None:
         """Set the sums and, with dropout, the random numbers to where a pass begins or goes on."""
-        rng = {f"now/{name}": state for name, state in self._first_rng.items()}
+        rng = self._first_rng
         if saved is not None:
             for target in targets:
                 for part in self._checkpoints.parts_of_others(saved, target.name):
                     sums.add(target.name, part)
-            rng = self._saved_rng(saved) or rng
+            if saved_rng := self._saved_rng(saved):
+                rng = _below("now", saved_rng)
         if rng:
-            set_rng_state(_below("now", rng), self._workers.device)
+            set_rng_state(rng, self._workers.device)
 
     def _loss(self, rows: NDArray[np.int64], sums: Accumulators | None) -> torch.Tensor:
         batch = to_device(self._split.batch(rows), self._workers)
         labels = batch.pop("labels")
         if sums is not None:
             sums.mask = batch.get("attention_mask")
-        loss = summed_loss(self._model(**batch).logits, labels) / len(rows)
-        return loss * self._loss_scale
+        loss = self._kind.summed_loss(self._model(**batch).logits, labels)
+        return loss / self._kind.loss_count(labels) * self._loss_scale
 
     def _fields(self, sums: Accumulators, name: str) -> Fields:
         """A module's statistics, over all workers; its accumulators are given up."""
@@ -161,7 +163,7 @@ class StaticPass:
         if self._workers.rank == 0:
             lasting["trained"] = self._trained
             for i, group in enumerate(self._finished):
-                lasting[f"finished{i}"] = partial(_as_tensors, group)
+                lasting[f"finished{i}"] = partial(_flat, group)
         facts = {
             "group": [target.name for target in targets],
             "finished": [list(group) for group in self._finished],
@@ -174,15 +176,7 @@ class StaticPass:
         """This worker's own parts, one a module, none made before it is asked for."""
         place = f"rank{self._workers.rank}"
         if self._first_rng:
-            states = {"now": self._rng(), "first": self._first_rng}
-            yield (
-                f"{place}/rng",
-                {
-                    f"{when}/{name}": tensor
-                    for when, state in states.items()
-                    for name, tensor in state.items()
-                },
-            )
+            yield f"{place}/rng", _flat({"now": self._rng(), "first": self._first_rng})
         if sums is not None:
             for target in targets:
                 yield f"{place}/{target.name}", sums.tensors(target.name)
@@ -273,8 +267,7 @@ class StaticPass:
             highest = max(highest, held_bytes(device))
             weight.grad = None
 
-        hooks = Hooks()
-        with hooks:
+        with Hooks() as hooks:
             for target in targets:
                 hooks.on_gradient(weight_of(self._model, target), sample)
             loss = self._loss(heaviest, None)
@@ -296,11 +289,12 @@ def micro_batches(rows: int, settings: ProfileSettings) -> list[NDArray[np.int64
     return batches if wanted == "all" else batches[:wanted]
 
 
-def _as_tensors(group: Mapping[str, Fields]) -> dict[str, torch.Tensor]:
+def _flat(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Arrays or tensors under `<place>/<name>`: what `_below` takes apart again."""
     return {
-        f"{name}/{field}": torch.from_numpy(values)
-        for name, fields in group.items()
-        for field, values in fields.items()
+        f"{place}/{name}": torch.as_tensor(values)
+        for place, inner in nested.items()
+        for name, values in inner.items()
     }
 
 

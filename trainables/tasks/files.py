@@ -1,4 +1,4 @@
-"""Reading tables: Parquet, CSV, JSON lines, and data sets of the hub."""
+"""The records of a split: of a file in Parquet, CSV or JSON, or of a data set on the hub."""
 
 from __future__ import annotations
 
@@ -11,15 +11,50 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from spaces.errors import DataError
+from spaces.errors import DataError, reason_of
 from trainables.bases.location import package_path
 from trainables.tasks.settings import TaskSettings
 
 Record = Mapping[str, Any]
 
 
-def data_file(source: str, place: str) -> Path:
-    """The file of a split, in an installed package where its name says so."""
+def file_records(source: str, place: str) -> tuple[list[Record], Path]:
+    """The records of a file, and the folder that it lies in; `place` is what an error names.
+
+    `source` is a path, or `package:import_name/sub/file`. Raises DataError where there is no such
+    file, or none that can be read as what its suffix says.
+    """
+    path = _located(source, place)
+    return _READERS[path.suffix](path, place), path.parent
+
+
+def hub_records(task: TaskSettings, split: str, source: str) -> list[Record]:
+    """The records of a split of a hub data set; from the local cache where there is no network.
+
+    Raises DataError where it cannot be had.
+    """
+    import datasets  # not at the top: it takes a second to import
+
+    data = task.data
+    place = f"task.data.{split} (hub: {data.hub}{'/' + data.name if data.name else ''}, {source})"
+    try:
+        loaded = datasets.load_dataset(data.hub, data.name, split=source, revision=data.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{place}: cannot be had ({reason_of(error)}); check hub, name and split, or the "
+            "network"
+        ) from error
+    loaded = loaded.select_columns(
+        [c for c in loaded.column_names if c in (*task.inputs, task.label)] or loaded.column_names
+    )
+    if isinstance(loaded.features.get(task.image), datasets.Image):
+        loaded = loaded.cast_column(task.image, datasets.Image(decode=False))
+    records: list[Record] = loaded.to_list()
+    return records
+
+
+def _located(source: str, place: str) -> Path:
+    """The file, in an installed package where its name says so."""
     if source.startswith("package:"):
         try:
             return package_path(place, source.removeprefix("package:"))
@@ -62,7 +97,7 @@ def _json_records(path: Path, place: str) -> list[Record]:
     return list(records)
 
 
-READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
+_READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
     ".parquet": _parquet_records,
     ".csv": _csv_records,
     ".json": _json_records,
@@ -70,28 +105,7 @@ READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
 }
 
 
-def hub_records(task: TaskSettings, split: str, source: str) -> list[Record]:
-    """Rows of a split of a hub data set; found in the local cache where there is no network."""
-    import datasets
-
-    data = task.data
-    place = f"task.data.{split} (hub: {data.hub}{'/' + data.name if data.name else ''}, {source})"
-    try:
-        loaded = datasets.load_dataset(data.hub, data.name, split=source, revision=data.revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(
-            f"{place}: cannot be had ({reason}); check hub, name and split, or the network"
-        ) from error
-    loaded = loaded.select_columns(
-        [c for c in loaded.column_names if c in (*task.inputs, task.label)] or loaded.column_names
-    )
-    if isinstance(loaded.features.get(task.image), datasets.Image):
-        loaded = loaded.cast_column(task.image, datasets.Image(decode=False))
-    records: list[Record] = loaded.to_list()
-    return records
-
-
 def _unreadable(place: str, what: str, error: Exception) -> DataError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return DataError(f"{place}: is not readable as {what} ({reason}); write the file again")
+    return DataError(
+        f"{place}: is not readable as {what} ({reason_of(error)}); write the file again"
+    )

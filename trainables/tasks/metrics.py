@@ -1,4 +1,7 @@
-"""Metrics of a task, computed with scikit-learn from labels and logits."""
+"""Metrics of a task, computed with scikit-learn from labels and logits.
+
+The settings name metrics, so scikit-learn is imported where it computes.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from spaces.errors import ConfigError, nearest
-
 Labels = NDArray[np.int64]
 Logits = NDArray[np.floating[Any]]
 
@@ -20,13 +21,12 @@ class Metric:
     """A number that says how well a split is predicted.
 
     `compute(labels, logits)` takes int64 class indices [n] and logits [n, classes]; `mode` is the
-    better direction; `kinds` are the kinds of task it measures.
+    better direction.
     """
 
     name: str
     compute: Callable[[Labels, Logits], float]
     mode: Literal["max", "min"]
-    kinds: tuple[str, ...]
 
     def __call__(self, labels: Labels, logits: Logits) -> float:
         """The metric of `logits` [n, classes] against `labels` [n]."""
@@ -42,23 +42,20 @@ def _accuracy(labels: Labels, logits: Logits) -> float:
 
 def _f1(labels: Labels, logits: Logits) -> float:
     """F1 of the second class of two (1 of 0 and 1; yes of no and yes); macro F1 beyond two."""
-    from sklearn.metrics import f1_score
-
     if logits.shape[-1] > 2:
         return _macro_f1(labels, logits)
-    return float(
-        f1_score(labels, logits.argmax(axis=-1), pos_label=1, average="binary", zero_division=0.0)
-    )
+    return _f1_score(labels, logits, pos_label=1, average="binary")
 
 
 def _macro_f1(labels: Labels, logits: Logits) -> float:
     """Mean of the F1 of each class, every class of the task counted, also one not seen here."""
+    return _f1_score(labels, logits, labels=np.arange(logits.shape[-1]), average="macro")
+
+
+def _f1_score(truth: Labels, logits: Logits, **how: Any) -> float:
     from sklearn.metrics import f1_score
 
-    classes = np.arange(logits.shape[-1])
-    return float(
-        f1_score(labels, logits.argmax(axis=-1), labels=classes, average="macro", zero_division=0.0)
-    )
+    return float(f1_score(truth, logits.argmax(axis=-1), zero_division=0.0, **how))
 
 
 def _matthews(labels: Labels, logits: Logits) -> float:
@@ -68,25 +65,12 @@ def _matthews(labels: Labels, logits: Logits) -> float:
     return float(matthews_corrcoef(labels, logits.argmax(axis=-1)))
 
 
-_CLASSIFICATION = ("classification", "image_classification")
-
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", _accuracy, "max", _CLASSIFICATION),
-        Metric("f1", _f1, "max", _CLASSIFICATION),
-        Metric("macro_f1", _macro_f1, "max", _CLASSIFICATION),
-        Metric("matthews", _matthews, "max", _CLASSIFICATION),
+        Metric("accuracy", _accuracy, "max"),
+        Metric("f1", _f1, "max"),
+        Metric("macro_f1", _macro_f1, "max"),
+        Metric("matthews", _matthews, "max"),
     )
 }
-
-
-def metric_for(name: str, kind: str, key: str = "task.metric") -> Metric:
-    """The metric called `name` of a task of `kind`; `key` is the setting that named it.
-
-    Raises ConfigError, naming the nearest metric, where there is none.
-    """
-    fitting = [m for m, metric in METRICS.items() if kind in metric.kinds]
-    if name in fitting:
-        return METRICS[name]
-    raise ConfigError(f"{key}: {name!r} does not measure {kind}; {nearest(name, fitting)}")

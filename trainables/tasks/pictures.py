@@ -7,14 +7,19 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from spaces.errors import BaseModelError, DataError
+from spaces.errors import BaseModelError, DataError, reason_of
+from trainables.bases.parts import load_config, load_image_processor
+
+if TYPE_CHECKING:  # rows.py reads pictures
+    from trainables.tasks.rows import Rows
+    from trainables.tasks.split import Split
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's name of a picture with so many channels
@@ -45,10 +50,9 @@ class Picture:
             with Image.open(io.BytesIO(self.encoded), formats=FORMATS) as image:
                 turned = ImageOps.exif_transpose(image).convert(MODES[channels])
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(
-                f"task.image: {self.origin} is not a whole PNG, JPEG or WebP picture ({reason}); "
-                "correct it or drop the row"
+                f"task.image: {self.origin} is not a whole PNG, JPEG or WebP picture "
+                f"({reason_of(error)}); correct it or drop the row"
             ) from error
         return np.asarray(turned).reshape(turned.height, turned.width, channels)
 
@@ -110,6 +114,23 @@ class ImageSplit:
         }
 
 
+def pixel_splits(
+    rows: Mapping[str, Rows], labels: Sequence[str], base_uri: str
+) -> dict[str, Split]:
+    """Every split as pixels. Raises what `encode_pictures` does."""
+    processor, config = load_image_processor(base_uri), load_config(base_uri)
+    return {
+        split: encode_pictures(
+            [row[0] for row in part.inputs if isinstance(row[0], Picture)],
+            part.label_indices(labels),
+            processor,
+            config,
+            base_uri,
+        )
+        for split, part in rows.items()
+    }
+
+
 def encode_pictures(
     pictures: Sequence[Picture],
     labels: NDArray[np.int64],
@@ -146,8 +167,7 @@ def _processed(pictures: list[NDArray[np.uint8]], processor: Any, base_uri: str)
     try:
         made = processor(pictures, return_tensors="np", input_data_format="channels_last")
     except (ValueError, TypeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _uneven(base_uri, reason) from error
+        raise _uneven(base_uri, reason_of(error)) from error
     if set(made) != {"pixel_values"} or made["pixel_values"].ndim != 4:
         raise BaseModelError(
             f"base: {base_uri} has an image processor that gives {', '.join(made)}; use a base "

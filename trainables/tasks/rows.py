@@ -14,16 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spaces.errors import DataError
-from trainables.tasks.files import READERS, Record, data_file, hub_records
+from trainables.tasks.files import Record, file_records, hub_records
 from trainables.tasks.pictures import Picture, read_picture
 from trainables.tasks.settings import RowsSettings, SplitSettings, TaskSettings
 
 logger = logging.getLogger(__name__)
 
-
 SPLITS = ("train", "dev", "test")
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 Input = str | Picture
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,11 @@ class Rows:
             [self.labels[i] for i in kept],
             [self.hashes[i] for i in kept],
         )
+
+    def label_indices(self, labels: Sequence[str]) -> NDArray[np.int64]:
+        """The place of each row's label among `labels`, int64 [n]."""
+        index = {label: i for i, label in enumerate(labels)}
+        return np.array([index[label] for label in self.labels], dtype=np.int64)
 
 
 def content_hash(inputs: Sequence[Input], label: str) -> str:
@@ -122,9 +126,7 @@ def _read(task: TaskSettings, split: str, source: str) -> Rows:
     if task.data.hub is not None:
         records = hub_records(task, split, source)
     else:
-        path = data_file(source, place)
-        folder = path.parent
-        records = READERS[path.suffix](path, place)
+        records, folder = file_records(source, place)
     if not records:
         raise DataError(f"{place}: has no rows; name a split that has some")
     for name, columns in wanted.items():
@@ -234,8 +236,3 @@ def _warn_of_shared_inputs(splits: Mapping[str, Rows]) -> None:
                     what,
                     what,
                 )
-
-
-def label_indices(rows: Rows, labels: Sequence[str]) -> NDArray[np.int64]:
-    index = {label: i for i, label in enumerate(labels)}
-    return np.array([index[label] for label in rows.labels], dtype=np.int64)

@@ -15,10 +15,8 @@ from pydantic import (
 )
 
 from trainables.settings import Names, Settings
-from trainables.tasks.metrics import METRICS
+from trainables.tasks.kinds import KINDS
 
-KINDS = ("classification", "image_classification")
-IMAGE_KINDS = ("image_classification",)
 PLANNED_KINDS = ("regression", "multiple_choice", "causal", "generation")
 FILE_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 
@@ -129,7 +127,7 @@ class TaskSettings(Settings):
     @classmethod
     def _fitting_metric(cls, metric: str, info: ValidationInfo) -> str:
         kind = info.data.get("kind", "classification")
-        fitting = [name for name, known in METRICS.items() if kind in known.kinds]
+        fitting = KINDS[kind].metrics
         if metric not in fitting:
             raise ValueError(f"{metric!r} does not measure {kind}; use one of {', '.join(fitting)}")
         return metric
@@ -140,7 +138,7 @@ class TaskSettings(Settings):
         kind = info.data.get("kind")
         if kind is None:  # wrong itself, and said so
             return text
-        if kind in IMAGE_KINDS:
+        if KINDS[kind].column != "text":
             if text:
                 raise ValueError(f"does not go with {kind}; name the column of pictures in image")
             return text
@@ -154,11 +152,15 @@ class TaskSettings(Settings):
     @classmethod
     def _image_of_its_kind(cls, image: str | None, info: ValidationInfo) -> str | None:
         kind = info.data.get("kind")
-        if kind in IMAGE_KINDS and not image:
-            raise ValueError("is required; name the column of pictures")
-        if kind is not None and kind not in IMAGE_KINDS and image is not None:
+        if kind is None:  # wrong itself, and said so
+            return image
+        if KINDS[kind].column == "image":
+            if not image:
+                raise ValueError("is required; name the column of pictures")
+        elif image is not None:
+            of_pictures = next(name for name, each in KINDS.items() if each.column == "image")
             raise ValueError(
-                f"does not go with {kind}; set kind: {IMAGE_KINDS[0]}, or name text instead"
+                f"does not go with {kind}; set kind: {of_pictures}, or name text instead"
             )
         return image
 

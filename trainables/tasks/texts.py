@@ -1,4 +1,4 @@
-"""Texts as tokens."""
+"""Texts, and how they become the tokens of a base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spaces.errors import DataError
 from trainables.bases.parts import load_config, load_tokenizer
-from trainables.tasks.rows import Rows, label_indices
+from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split
 
@@ -65,7 +65,10 @@ class EncodedSplit:
 def token_splits(
     rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
 ) -> dict[str, Split]:
-    """Every split as tokens."""
+    """Every split as tokens.
+
+    Raises DataError where a text could be longer than the base takes, or has no token.
+    """
     tokenizer = load_tokenizer(base_uri)
     _check_length(settings, tokenizer, base_uri)
     return {
@@ -102,7 +105,7 @@ def _encode(
         input_ids=_flat(encoded["input_ids"], np.int32),
         offsets=np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]),
         token_type_ids=None if types is None else _flat(types, np.int8),
-        labels=label_indices(rows, labels),
+        labels=rows.label_indices(labels),
         pad_token_id=int(tokenizer.pad_token_id),
     )
 

@@ -22,7 +22,7 @@ from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.lora_config import PREFIX, lora_config
 from trainables.bases.loading import Base
 from trainables.bases.location import from_pretrained_arguments
-from trainables.tasks.settings import IMAGE_KINDS
+from trainables.tasks.kinds import KINDS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -107,11 +107,12 @@ def _saved_whole(
 ) -> tuple[list[str], str | None]:
     """The modules that PEFT saves whole, and its task type.
 
-    For a text classification PEFT takes every module of CLASSIFIERS for the task's head and wants
+    For a task type of its own PEFT takes every module of CLASSIFIERS for the task's head and wants
     its weights in the checkpoint, also where the base's own head was kept. Where such a head is
     adapted itself, the checkpoint is of no task type, and only the fresh head goes along.
     """
-    if task_kind in IMAGE_KINDS:
+    task_type = KINDS[task_kind].peft_task_type
+    if task_type is None:
         return list(base.head_modules), None
     outermost: list[str] = []
     for name, _ in base.model.named_modules():
@@ -121,4 +122,4 @@ def _saved_whole(
     adapted = {part for target in targets for name in target.names for part in name.split(".")}
     if adapted & set(CLASSIFIERS):
         return list(base.head_modules), None
-    return outermost, "SEQ_CLS"
+    return outermost, task_type

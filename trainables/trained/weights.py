@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from spaces.errors import UsageError
-from trainables.adaptations.adaptation import taken
+from spaces.files import tensor_file
+from trainables.adaptations.adaptation import named_tensor
 
 SCHEMA_VERSION = 1
 _METADATA_KEY = "ranksweep"
@@ -68,7 +69,7 @@ class Trained:
             heads[module] = copy.deepcopy(model.get_submodule(module))
             with torch.no_grad():
                 for name, tensor in heads[module].state_dict().items():
-                    tensor.copy_(taken(state, name, tensor.shape))
+                    tensor.copy_(named_tensor(state, name, tensor.shape))
         return heads
 
 
@@ -76,8 +77,7 @@ def read_trained(data: bytes, source: str = "weights") -> Trained:
     """Parse the bytes of a trial's weights; `source` names them in errors. Raises UsageError."""
     try:
         tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        facts = json.loads(header["__metadata__"][_METADATA_KEY])
+        facts = json.loads(tensor_file.parsed(data).metadata[_METADATA_KEY])
         if facts.pop("schema_version") != SCHEMA_VERSION:
             raise ValueError("another schema version")
         known = TrainedFacts(**{field.name: facts[field.name] for field in fields(TrainedFacts)})

@@ -7,18 +7,12 @@ import torch
 from torch import nn
 
 from trainables.adaptations.adaptation import Adaptation
-from trainables.engine.masters import at_least_float
 from trainables.engine.workers import Workers
-from trainables.tasks.metrics import metric_for
+from trainables.tasks.kinds import KINDS
 from trainables.tasks.task import Task
 from trainables.training.batches import in_batches, to_device
 
 EVALUATION_ROWS = 64  # rows of one forward pass when measuring
-
-
-def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over rows: logits [n, classes], labels [n]."""
-    return nn.functional.cross_entropy(at_least_float(logits), labels, reduction="sum")
 
 
 @torch.no_grad()
@@ -41,7 +35,5 @@ def evaluate(
         batch.pop("labels")
         logits[torch.as_tensor(indices, device=workers.device)] = model(**batch).logits.double()
     workers.sum_(logits)
-    labels = torch.tensor(split.labels, device=workers.device)
-    loss = summed_loss(logits, labels).item() / rows
-    metric = metric_for(task.metric, task.kind)
-    return {f"{name}_loss": loss, task.metric: metric(split.labels, logits.cpu().numpy())}
+    loss, metric = KINDS[task.kind].measure(task.metric, logits, split.labels)
+    return {f"{name}_loss": loss, task.metric: metric}

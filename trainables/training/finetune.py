@@ -22,6 +22,7 @@ from torch import nn
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
 from trainables.layers.dropout import quick_dropout
+from trainables.tasks.kinds import KINDS, Kind
 from trainables.tasks.split import Split, epoch_order
 from trainables.tasks.task import Task
 from trainables.training.batches import in_batches
@@ -66,11 +67,13 @@ def finetune(
     Raises DivergedError on a NaN or infinite loss, CancelledError when the observer says so.
     """
     observer = observer or Observer()
-    rows = len(task.splits["train"].labels)
+    split, kind = task.splits["train"], KINDS[task.kind]
+    rows = len(split.labels)
     schedule = Schedule(math.ceil(rows / settings.batch_size), settings.epochs, adaptation.stages)
     dtype = next(model.parameters()).dtype
     stages = Stages(
         adaptation,
+        kind,
         settings,
         schedule,
         learning_rate=learning_rate,
@@ -87,7 +90,7 @@ def finetune(
             model.train(base_dropout)
             batches = list(in_batches(epoch_order(rows, seed, epoch), settings.batch_size))
             left = batches[step % schedule.per_epoch :]
-            report = _train_epoch(stages, task.splits["train"], left, step, workers, observer)
+            report = _train_epoch(stages, kind, split, left, step, workers, observer)
             step += len(left)
             if evaluate_on is not None and (evaluate_every_epoch or epoch == settings.epochs):
                 started = time.perf_counter()
@@ -99,6 +102,7 @@ def finetune(
 
 def _train_epoch(
     stages: Stages,
+    kind: Kind,
     split: Split,
     batches: Sequence[NDArray[np.int64]],
     done: int,
@@ -112,7 +116,7 @@ def _train_epoch(
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
         loss_sum += stages.step(step - 1, split, batch)
-        trained += len(batch) if stages.trains else 0
+        trained += kind.loss_count(split.labels[batch]) if stages.trains else 0
         times.append(time.perf_counter() - started)
         stages.keep(step)
         observer.on_step(step)

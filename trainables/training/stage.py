@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from spaces.errors import JobError
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
+from trainables.tasks.kinds import Kind
 from trainables.tasks.split import Split
 from trainables.training.batches import of_like_length, to_device
-from trainables.training.evaluate import summed_loss
 from trainables.training.observer import Observer
 from trainables.training.settings import TrainSettings
 
@@ -86,6 +86,7 @@ class Stages(AbstractContextManager["Stages"]):
     def __init__(
         self,
         adaptation: Adaptation,
+        kind: Kind,
         settings: TrainSettings,
         schedule: Schedule,
         *,
@@ -95,7 +96,8 @@ class Stages(AbstractContextManager["Stages"]):
         base_dropout: bool,
         observer: Observer,
     ) -> None:
-        self._adaptation, self._settings, self._schedule = adaptation, settings, schedule
+        self._adaptation, self._kind = adaptation, kind
+        self._settings, self._schedule = settings, schedule
         self._learning_rate, self._config, self._workers = learning_rate, config, workers
         self._base_dropout, self._observer = base_dropout, observer
         self._stage: int | None = None
@@ -156,6 +158,7 @@ class Stages(AbstractContextManager["Stages"]):
     def _train(self, split: Split, rows: NDArray[np.int64], total: torch.Tensor) -> None:
         """Take an optimizer step; adds this worker's part of the summed loss to `total`."""
         engine, workers = self._engine, self._workers
+        count = self._kind.loss_count(split.labels[rows])
         engine.train()
         engine.module.head.train(self._base_dropout)  # a head's dropout is the base's
         accumulation = self._settings.gradient_accumulation_steps
@@ -173,8 +176,8 @@ class Stages(AbstractContextManager["Stages"]):
             if not self._is_ready:
                 self._is_ready = True
                 self._observer.on_ready()
-            loss = weight * summed_loss(engine(*batches), labels)
-            mean = loss * (workers.size / len(rows))
+            loss = weight * self._kind.summed_loss(engine(*batches), labels)
+            mean = loss * (workers.size / count)
             if (penalty := self._adaptation.penalty()) is not None:
                 mean = mean + penalty / len(micro_batches)
             engine.backward(mean, scale_wrt_gas=False)

@@ -96,8 +96,8 @@ def test_a_launch_profiles_once_and_searches_every_method(
     _, result = launched
     assert not result.profile_cached
     assert result.states == {"complete": 7}
-    assert {row["method"] for row in result.best} == set(METHODS)
-    values = [row["value"] for row in result.best]
+    assert {row.method for row in result.best} == set(METHODS)
+    values = [row.value for row in result.best]
     assert values == sorted(values, reverse=True)
     manifest = folder / "store" / "profiles" / result.profile_key / "manifest.json"
     assert json.loads(manifest.read_text())["modules"] == 6
@@ -160,7 +160,7 @@ def test_best_answers_from_mlflow_alone_with_a_choice_that_makes_the_same_plan(
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     rows = best(uri, "tiny-sentiment", top=20)
     assert len(rows) == 7
-    assert rows[0].value == result.best[0]["value"]
+    assert rows[0].value == result.best[0].value
     prepared = prepare(config)
     profile = prepared.store.get(prepared.key)
     for row in rows:
@@ -189,15 +189,15 @@ def test_confirmation_measures_the_best_of_each_method_on_test(
 ) -> None:
     _, result = launched
     assert result.confirmation is not None
-    assert {row["method"] for row in result.confirmation} == set(METHODS)
+    assert {row.method for row in result.confirmation} == set(METHODS)
     confirmed = runs_of(folder, "confirm")
     assert len(confirmed) == 10
     for row in result.confirmation:
-        own = [r for r in confirmed if r.data.tags["ranksweep.method"] == row["method"]]
+        own = [r for r in confirmed if r.data.tags["ranksweep.method"] == row.method]
         assert {r.data.tags["ranksweep.seed"] for r in own} == {"1", "2"}
         logged = sorted(r.data.metrics["test_accuracy"] for r in own)
-        assert logged == pytest.approx(sorted(row["values"]))
-        assert row["mean"] == pytest.approx(sum(row["values"]) / 2)
+        assert logged == pytest.approx(sorted(row.values))
+        assert row.mean == pytest.approx(sum(row.values) / 2)
 
 
 @pytest.mark.ray
@@ -206,7 +206,7 @@ def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
 ) -> None:
     config, result = launched
     client, prepared = client_of(folder), prepare(config)
-    best_numbers = {str(row["number"]) for row in result.best}
+    best_numbers = {str(row.number) for row in result.best}
     alone = join()
     for run_of_trial in runs_of(folder, "trial", "tiny"):
         run_id = run_of_trial.info.run_id
@@ -236,9 +236,8 @@ def test_compare_reads_back_what_the_launch_confirmed(
     launched: tuple[SweepConfig, LaunchResult], folder: Path
 ) -> None:
     _, result = launched
-    rows = [row.as_dict() for row in compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")]
-    told = json.loads(json.dumps(rows))
-    assert sorted(told, key=str) == sorted(json.loads(json.dumps(result.confirmation)), key=str)
+    told = compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
+    assert sorted(told, key=str) == sorted(result.confirmation, key=str)
 
 
 @pytest.mark.ray
@@ -369,6 +368,12 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
     assert not (tmp_path / ".ranksweep").exists()
     assert not (tmp_path / "mlflow.db").exists()
     assert mlflow.active_run() is None
+
+
+def test_ray_is_not_imported_before_it_is_said_where_it_may_listen() -> None:
+    """Ray reads at import whether to listen on loopback alone."""
+    code = "import sys, search.launch.launch; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_sweep_that_is_being_run_is_left_alone(

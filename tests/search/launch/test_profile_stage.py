@@ -19,7 +19,7 @@ from rich.console import Console
 from search.cli.view import View
 from search.config.sweep import SweepConfig
 from search.launch.launch import borrowed_from
-from search.launch.prepare import Prepared, prepare, same_result
+from search.launch.prepare import SweepInputs, prepare, same_result
 from search.launch.profile_stage import ProfileStage
 from search.paths import SweepPaths
 from search.store.keys import profile_prefix
@@ -30,6 +30,7 @@ from search.tracking.tracker import Tracker
 from spaces.errors import ConfigError, StoreError
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import ModuleProfile, Profile
+from tests.search.tracked import start_trial
 from trainables.resident.jobs import Event, ProfileJob, ProfileResult, ProfileSteps, Started
 
 
@@ -42,7 +43,7 @@ def config_of(sweep: Mapping[str, Any], folder: Path, **changes: Any) -> SweepCo
     return SweepConfig.model_validate({**sweep, **settings, **changes})
 
 
-def profile_of(prepared: Prepared, **metadata: Any) -> Profile:
+def profile_of(prepared: SweepInputs, **metadata: Any) -> Profile:
     facts = {"base": prepared.base_fingerprint, "task": prepared.task.train_fingerprint}
     return Profile(
         targets=prepared.targets,
@@ -245,7 +246,7 @@ def test_trials_say_of_what_a_borrowed_profile_is(launch: Launch) -> None:
     tracker = launch.tracker
     sweep = tracker.start_sweep("borrowing", {}, {"task": "other", **said})
     plan = make_plan(parse_choice({"method": "lora"}), launch.prepared.targets, None)
-    trial = tracker.start_trial(sweep, 0, {"method": "lora"}, plan)
+    trial = start_trial(tracker, sweep, 0, {"method": "lora"}, plan)
     tags = connect(tracker.uri).get_run(trial).data.tags
     assert tags["ranksweep.profile_of_task"] == "movie"
     assert tags["ranksweep.profile_of_base_uri"] == "hub:x"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -18,14 +18,6 @@ from tests.search.observed import TAGS, Watched, choice_of, held, plan_of
 from tests.search.toy_search import toy_study
 
 TIMEOUT_S = 6
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[MlflowServer]:
-    running = MlflowServer(tmp_path)
-    running.start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture
@@ -91,7 +83,7 @@ def test_a_launch_that_ends_while_mlflow_is_away_says_what_is_left(
     watched = Watched(tmp_path, tracker, sweep, pause_s=0.2)
     server.stop()
     observe(watched, range(2))
-    watched.observer.close(hurried=lambda: True)
+    watched.relay.close(hurried=lambda: True)
     (left,) = [text for text in watched.silent.said if "--resume" in text]
     assert left.startswith("MLflow has not been told 7 records")
     watched.journal.close()
@@ -191,11 +183,9 @@ def test_the_journal_knows_the_runs_that_came_after_the_trials_had_ended(
     def ended(number: int, run_id: str) -> None:
         raise KeyError(number)
 
-    watched.replay._on_run = ended
+    watched.relay.on_run = ended
     observe(watched, range(2))
-    assert watched.replay.close() == 0
-    runs = {
-        int(run.data.tags["ranksweep.number"]): run.info.run_id for run in tracker.children(sweep)
-    }
+    assert watched.relay.close() == 0
+    runs = {run.number: run.run_id for run in tracker.children(sweep)}
     assert watched.journal.run_ids(sweep) == runs
     assert watched.journal.run_ids("another run of the sweep") == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import logging
 import multiprocessing
@@ -21,7 +22,7 @@ import pytest
 from search.store import node_cache
 from search.store.node_cache import NodeCache
 from spaces.errors import ConfigError, ProfileError, StoreError
-from tests.spaces.example_profiles import drawn_profile
+from tests.spaces.example_profiles import SMALL, drawn_profile
 
 PROCESSES = 8
 KEYS = 20
@@ -30,8 +31,13 @@ PLENTY = 2**30
 spawn = multiprocessing.get_context("spawn")
 
 
-def content(number: int, size: int = 5_000) -> bytes:
-    return random.Random(number).randbytes(size)
+@functools.cache
+def content(number: int) -> bytes:
+    """The file of a profile; all are of one size."""
+    return drawn_profile(SMALL[:1], seed=number).to_bytes()
+
+
+SIZE = len(content(0))
 
 
 def digest_of(data: bytes) -> str:
@@ -69,8 +75,7 @@ def downloads(marks: Path, data: bytes) -> int:
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_cache, "_said", set())
-    monkeypatch.setattr(node_cache, "_outside", [])
+    monkeypatch.setattr(node_cache, "said_of", set())
 
 
 # Many processes -----------------------------------------------------------------------------------
@@ -91,8 +96,8 @@ def _fetch_all(folder: Path, marks: Path, order: int, flock: str, start: Barrier
     start.wait(60)
     for number in numbers:
         data = content(number)
-        path = cache.fetch(digest_of(data), Counted(data, marks, pause_s=0.01))
-        assert path.read_bytes() == data
+        profile = cache.open(digest_of(data), Counted(data, marks, pause_s=0.01))
+        assert profile.to_bytes() == data
 
 
 def _run(target: Callable[..., None], arguments: list[tuple[object, ...]]) -> None:
@@ -128,11 +133,10 @@ def test_without_locks_bytes_are_right_and_only_downloads_are_wasted(
 def _open_at_random(folder: Path, seed: int) -> None:
     # Room for one profile alone: almost every insertion evicts what another process is opening.
     draws = random.Random(seed)
-    files = [drawn_profile(seed=number).to_bytes() for number in range(4)]
-    cache = NodeCache(folder, len(files[0]))
+    cache = NodeCache(folder, SIZE)
     for _ in range(40):
-        data = draws.choice(files)
-        assert cache.open(digest_of(data), lambda data=data: data).to_bytes() == data
+        data = content(draws.randrange(4))
+        assert cache.open(digest_of(data), functools.partial(bytes, data)).to_bytes() == data
 
 
 def test_a_profile_is_opened_though_others_evict_it_all_the_time(tmp_path: Path) -> None:
@@ -148,7 +152,7 @@ def _hang_in_download(folder: Path, data: bytes, started: Path) -> None:
         time.sleep(600)
         return data
 
-    NodeCache(folder, PLENTY).fetch(digest_of(data), download)
+    NodeCache(folder, PLENTY).open(digest_of(data), download)
 
 
 def _hang_before_renaming(folder: Path, data: bytes, started: Path) -> None:
@@ -156,8 +160,8 @@ def _hang_before_renaming(folder: Path, data: bytes, started: Path) -> None:
         started.touch()
         time.sleep(600)
 
-    os.replace = replace
-    NodeCache(folder, PLENTY).fetch(digest_of(data), lambda: data)
+    os.replace = replace  # type: ignore[assignment]
+    NodeCache(folder, PLENTY).open(digest_of(data), lambda: data)
 
 
 @pytest.mark.parametrize("hang", [_hang_in_download, _hang_before_renaming])
@@ -172,7 +176,7 @@ def test_a_process_killed_while_it_downloads_leaves_no_entry_and_no_lock(
     process.join()
     assert entry_names(folder) == set()
     monkeypatch.setattr(node_cache, "PATIENCE_S", float("inf"))
-    assert NodeCache(folder, PLENTY).fetch(digest_of(data), lambda: data).read_bytes() == data
+    assert NodeCache(folder, PLENTY).open(digest_of(data), lambda: data).to_bytes() == data
 
 
 def test_a_stopped_downloader_is_not_waited_for_for_ever(
@@ -183,9 +187,10 @@ def test_a_stopped_downloader_is_not_waited_for_for_ever(
     process.start()
     try:
         _wait_until(started.exists)
+        assert process.pid is not None
         os.kill(process.pid, signal.SIGSTOP)
         monkeypatch.setattr(node_cache, "PATIENCE_S", 0.1)
-        assert NodeCache(folder, PLENTY).fetch(digest_of(data), lambda: data).read_bytes() == data
+        assert NodeCache(folder, PLENTY).open(digest_of(data), lambda: data).to_bytes() == data
     finally:
         process.kill()
         process.join()
@@ -206,7 +211,7 @@ def test_what_a_dead_writer_left_is_removed_after_an_hour(tmp_path: Path) -> Non
         path.write_bytes(b"half")
     for path in (old, foreign):
         os.utime(path, (0, 0))
-    cache.fetch(digest_of(content(3)), lambda: content(3))
+    cache.open(digest_of(content(3)), lambda: content(3))
     assert (fresh.exists(), old.exists(), foreign.exists()) == (True, False, True)
 
 
@@ -222,26 +227,22 @@ def test_what_a_dead_writer_left_is_removed_after_an_hour(tmp_path: Path) -> Non
 def test_a_damaged_entry_is_said_and_fetched_again(
     damage: Callable[[bytes], bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = drawn_profile().to_bytes()
+    data = content(1)
     cache = NodeCache(tmp_path, PLENTY)
-    for use in (
-        lambda: cache.fetch(digest_of(data), lambda: data).read_bytes(),
-        lambda: cache.open(digest_of(data), lambda: data).to_bytes(),
-    ):
-        path = cache.fetch(digest_of(data), lambda: data)
-        path.write_bytes(damage(data))
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "search.store.node_cache"):
-            assert use() == data
-        assert [name_of(data) in record.getMessage() for record in caplog.records] == [True]
-        assert path.read_bytes() == data
+    cache.open(digest_of(data), lambda: data)
+    path = tmp_path / name_of(data)
+    path.write_bytes(damage(data))
+    with caplog.at_level(logging.WARNING, "search.store.node_cache"):
+        assert cache.open(digest_of(data), lambda: data).to_bytes() == data
+    assert [name_of(data) in record.getMessage() for record in caplog.records] == [True]
+    assert path.read_bytes() == data
+    cache.open(digest_of(data), never)
 
 
 def test_a_download_of_other_bytes_is_refused_and_not_kept(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, PLENTY)
-    for use in (cache.fetch, cache.open):
-        with pytest.raises(StoreError, match=f"came for {digest_of(content(1))}"):
-            use(digest_of(content(1)), lambda: content(2))
+    with pytest.raises(StoreError, match=f"came for {digest_of(content(1))}"):
+        cache.open(digest_of(content(1)), lambda: content(2))
     assert entry_names(tmp_path) == set()
 
 
@@ -250,78 +251,56 @@ def test_what_a_download_raises_is_passed_on(tmp_path: Path) -> None:
         raise OSError("the network")
 
     cache = NodeCache(tmp_path, PLENTY)
-    for use in (cache.fetch, cache.open):
-        with pytest.raises(OSError, match="the network"):
-            use(digest_of(content(1)), broken)
-    assert cache.fetch(digest_of(content(1)), lambda: content(1)).read_bytes() == content(1)
+    with pytest.raises(OSError, match="the network"):
+        cache.open(digest_of(content(1)), broken)
+    assert cache.open(digest_of(content(1)), lambda: content(1)).to_bytes() == content(1)
 
 
 def test_bytes_that_are_no_profile_are_refused_as_that(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, PLENTY)
+    noise = random.Random(1).randbytes(5_000)
     for _ in range(2):
         with pytest.raises(ProfileError, match="not a whole safetensors file"):
-            cache.open(digest_of(content(1)), lambda: content(1))
+            cache.open(digest_of(noise), lambda: noise)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a" * 63, "A" * 64, "a" * 64 + "/.."])
 def test_a_name_that_is_no_sha256_never_becomes_a_path(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no SHA-256"):
-        NodeCache(tmp_path, PLENTY).fetch(name, never)
+        NodeCache(tmp_path, PLENTY).open(name, never)
 
 
 # Size ---------------------------------------------------------------------------------------------
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
-    cache = NodeCache(tmp_path, limit_bytes=15_000)
+    cache = NodeCache(tmp_path, limit_bytes=3 * SIZE)
     for number in (1, 2, 3):
-        cache.fetch(digest_of(content(number)), lambda number=number: content(number))
+        cache.open(digest_of(content(number)), functools.partial(content, number))
     for age, number in enumerate((2, 3, 1)):  # 2 was used longest ago, 1 last
         path = tmp_path / name_of(content(number))
         os.utime(path, (1_000_000 + age, 1_000_000 + age))
-    cache.fetch(digest_of(content(3)), never)
-    cache.fetch(digest_of(content(4)), lambda: content(4))
+    cache.open(digest_of(content(3)), never)
+    cache.open(digest_of(content(4)), lambda: content(4))
     assert entry_names(tmp_path) == {name_of(content(number)) for number in (1, 3, 4)}
-    cache.fetch(digest_of(content(5)), lambda: content(5))
+    cache.open(digest_of(content(5)), lambda: content(5))
     assert entry_names(tmp_path) == {name_of(content(number)) for number in (3, 4, 5)}
 
 
-def test_opening_counts_as_use(tmp_path: Path) -> None:
-    files = [drawn_profile(seed=number).to_bytes() for number in range(3)]
-    cache = NodeCache(tmp_path, limit_bytes=2 * max(map(len, files)))
-    for data in files[:2]:
-        os.utime(cache.fetch(digest_of(data), lambda data=data: data), (1_000_000, 1_000_000))
-    cache.open(digest_of(files[0]), never)
-    cache.open(digest_of(files[2]), lambda: files[2])
-    assert entry_names(tmp_path) == {name_of(files[0]), name_of(files[2])}
-
-
 def test_an_entry_larger_than_the_limit_stays_until_the_next(tmp_path: Path) -> None:
-    cache = NodeCache(tmp_path, limit_bytes=100)
+    cache = NodeCache(tmp_path, limit_bytes=SIZE // 2)
     for number in (1, 2):
         data = content(number)
-        assert cache.fetch(digest_of(data), lambda data=data: data).read_bytes() == data
+        assert cache.open(digest_of(data), functools.partial(bytes, data)).to_bytes() == data
         assert entry_names(tmp_path) == {name_of(data)}
-    cache.fetch(digest_of(content(2)), never)
-
-
-def test_entries_are_removed_though_another_process_is_stopped_while_it_removes_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(node_cache, "EVICTION_PATIENCE_S", 0.05)
-    cache = NodeCache(tmp_path, limit_bytes=1)
-    cache.fetch(digest_of(content(1)), lambda: content(1))
-    with (tmp_path / "locks" / "evict.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        cache.fetch(digest_of(content(2)), lambda: content(2))
-    assert entry_names(tmp_path) == {name_of(content(2))}
+    cache.open(digest_of(content(2)), never)
 
 
 def test_files_that_are_not_the_caches_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_bytes(b"x" * 100)
     cache = NodeCache(tmp_path, limit_bytes=1)
     for number in (1, 2):
-        cache.fetch(digest_of(content(number)), lambda number=number: content(number))
+        cache.open(digest_of(content(number)), functools.partial(content, number))
     assert (tmp_path / "thesis.tex").exists()
 
 
@@ -333,10 +312,9 @@ def test_a_folder_that_cannot_be_written_to_is_said_once_and_done_without(
 ) -> None:
     (tmp_path / "file").touch()
     cache = NodeCache(tmp_path / "file" / "cache", PLENTY)
-    data = drawn_profile().to_bytes()
+    data = content(1)
     with caplog.at_level(logging.WARNING, "search.store.node_cache"):
         for _ in range(2):
-            assert cache.fetch(digest_of(data), lambda: data).read_bytes() == data
             assert cache.open(digest_of(data), lambda: data).to_bytes() == data
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
@@ -349,12 +327,10 @@ def _open_without_space(folder: Path, data: bytes) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
     cache = NodeCache(folder, PLENTY)
     assert cache.open(digest_of(data), lambda: data).to_bytes() == data
-    with pytest.raises(StoreError, match="free space there or set RANKSWEEP_CACHE"):
-        cache.fetch(digest_of(data), lambda: data)
 
 
 def test_a_full_disk_is_done_without_and_left_clean(tmp_path: Path) -> None:
-    _run(_open_without_space, [(tmp_path / "cache", drawn_profile().to_bytes())])
+    _run(_open_without_space, [(tmp_path / "cache", content(1))])
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_file()] == []
 
 
@@ -365,7 +341,7 @@ def test_the_cache_is_its_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         cache = NodeCache(tmp_path / "a" / "cache", PLENTY)
-        cache.fetch(digest_of(content(1)), lambda: content(1))
+        cache.open(digest_of(content(1)), lambda: content(1))
     finally:
         os.umask(before)
     found = {
@@ -418,5 +394,5 @@ def test_a_process_without_a_home_does_without_a_cache(monkeypatch: pytest.Monke
     monkeypatch.delenv("RANKSWEEP_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", staticmethod(homeless))
-    data = drawn_profile().to_bytes()
+    data = content(1)
     assert NodeCache.default().open(digest_of(data), lambda: data).to_bytes() == data

@@ -20,7 +20,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from search.study.patient_storage import CALLS, PatientStorage, patiently
+from search.study.patient_storage import PatientStorage, patiently
+from search.study.private_optuna import STORAGE_CALLS as CALLS
 from spaces.errors import JobError
 
 GONE = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))

@@ -20,13 +20,20 @@ from search.config.database import study_url
 from search.config.reading import parse_sweep
 from search.launch.confirm import confirm_best
 from search.study.ranking import WorthKeeping, best_of_each_method
-from search.study.shared import SharedStudy, check_settings, closes, own_seed
-from search.study.standing import handed_out, interrupted
+from search.study.shared import SharedStudy, check_settings, ended_last_trial, own_seed
+from search.study.standing import interrupted
 from search.study.study import open_study
 from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
-from tests.search.study.test_searcher import asked, finish, row, searcher_over
-from tests.search.toy_search import TARGETS, toy_space, toy_study
+from tests.search.study.test_searcher import asked, finish, row
+from tests.search.toy_search import (
+    ACCURACY,
+    TARGETS,
+    handed_out,
+    searcher_over,
+    toy_space,
+    toy_study,
+)
 from trainables.resident.jobs import TrialJob, TrialResult
 
 GRACE = 3
@@ -66,13 +73,13 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
         (2, 7, 0), (4, 7, 0), (8, 7, 0),
         (8, 1007, 1), (8, 1008, 2), (4, 1007, 1), (4, 1008, 2),
     ]  # fmt: skip
-    (best,) = best_of_each_method(study, "max")
-    assert best["value"] == pytest.approx((0.85 + 0.83 + 0.84) / 3)
-    assert best["values"] == [0.85, 0.83, 0.84]
-    assert (best["seeds"], best["number"]) == (3, 1)
-    ranks = [row["choice"]["rank"] for row in best_of_each_method(study, "max", top=3)]
+    (best,) = best_of_each_method(study, ACCURACY)
+    assert best.value == pytest.approx((0.85 + 0.83 + 0.84) / 3)
+    assert best.values == [0.85, 0.83, 0.84]
+    assert (best.seeds, best.number) == (3, 1)
+    ranks = [row.choice["rank"] for row in best_of_each_method(study, ACCURACY, top=3)]
     assert ranks == [4, 8, 2]
-    assert WorthKeeping(study, "max")() == {1}
+    assert WorthKeeping(study, ACCURACY)() == {1}
     assert len(handed_out(study)) == 7
     assert study.trials[4].params == study.trials[2].params
 
@@ -163,7 +170,7 @@ def test_four_drivers_share_the_trials_of_one_study_and_train_none_twice(tmp_pat
     assert all(2 <= n <= 6 for n in Counter(t.user_attrs["method"] for t in counted).values())
     # One of them, and one only, goes on to what follows the search.
     drivers = {trial.user_attrs["driver"] for trial in counted}
-    assert sum(closes(study, f"driver {i}") for i in range(4)) == 1
+    assert sum(ended_last_trial(study, f"driver {i}") for i in range(4)) == 1
     assert drivers <= {f"driver {i}" for i in range(4)}
 
 
@@ -227,14 +234,14 @@ def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
     first, second = SharedStudy(one, "one", GRACE), SharedStudy(two, "two", GRACE)
     slower = searcher_over(two, toy_space("lora"), trials=1, shared=second, waits=lambda: False)
     faster = searcher_over(one, toy_space("lora"), trials=1, shared=first)
-    propose = slower._propose
+    propose = slower.proposals.propose
 
     def overtaken(*arguments: Any, **more: Any) -> Any:
         proposal = propose(*arguments, **more)
         faster.suggest("t0")  # between the other's look at the study and its trial
         return proposal
 
-    slower._propose = overtaken
+    slower.proposals.propose = overtaken
     assert slower.suggest("t0") == Searcher.FINISHED
     kept, given_back = one.trials
     assert (kept.state, given_back.state) == (TrialState.RUNNING, TrialState.FAIL)

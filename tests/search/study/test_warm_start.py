@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 
 from search.study import warm_start
-from search.study.warm_start import Earlier, earlier_choices, moved_into, noted, told
+from search.study.warm_start import (
+    Earlier,
+    announcement,
+    earlier_choices,
+    moved_into,
+    remember_earlier,
+)
 from spaces.errors import TrackingError
 from spaces.methods.registry import parse_choice
 from tests.search.queries.test_best import Records
-from tests.search.study.test_searcher import asked, finish, searcher_over
-from tests.search.toy_search import toy_space, toy_study
+from tests.search.study.test_searcher import asked, finish
+from tests.search.toy_search import searcher_over, toy_space, toy_study
 
 TASK, BASE = "t" * 64, "b" * 64
 PARENT = "mlflow.parentRunId"
@@ -130,9 +136,9 @@ def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(
     space = toy_space("lora")
     choice = parse_choice(lora(4, 4e-3))
     study = toy_study(tmp_path)
-    earlier = noted(study, lambda: [Earlier(choice, "ab12" * 8)])
+    earlier = remember_earlier(study, lambda: [Earlier(choice, "ab12" * 8)])
     # A resumed sweep, and another driver of the study, start from the same.
-    assert noted(toy_study(tmp_path), lambda: pytest.fail("asked again")) == earlier
+    assert remember_earlier(toy_study(tmp_path), lambda: pytest.fail("asked again")) == earlier
     searcher = searcher_over(
         study,
         space,
@@ -147,10 +153,10 @@ def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(
     ]
     assert "warm_start_from" not in study.trials[0].user_attrs
     assert study.trials[1].user_attrs["warm_start_from"] == "ab12" * 8
-    assert searcher.credits(second["number"]) == {"seed": 0, "warm_start_from": "ab12" * 8}
+    assert searcher.tags_of(second["number"]) == {"seed": 0, "warm_start_from": "ab12" * 8}
     finish(searcher, "t1")
     assert searcher.counts == {"lora": 2}
-    assert told(earlier) == "1 choice starts from earlier sweeps: lora from run ab12ab12"
+    assert announcement(earlier) == "1 choice starts from earlier sweeps: lora from run ab12ab12"
 
 
 def test_a_tracking_server_that_is_away_or_slow_costs_a_line_and_no_more(
@@ -159,11 +165,11 @@ def test_a_tracking_server_that_is_away_or_slow_costs_a_line_and_no_more(
     def away() -> list[Earlier]:
         raise TrackingError("tracking: http://nowhere: refused; check that the server runs")
 
-    assert noted(toy_study(tmp_path), away) == []
+    assert remember_earlier(toy_study(tmp_path), away) == []
     assert "no choice starts from earlier sweeps: tracking: http://nowhere: refused" in caplog.text
     monkeypatch.setattr(warm_start, "PATIENCE_S", 0.1)
     forever = threading.Event()
     (tmp_path / "slow").mkdir()
-    assert noted(toy_study(tmp_path / "slow"), lambda: [*str(forever.wait(60))]) == []
+    assert remember_earlier(toy_study(tmp_path / "slow"), lambda: [*str(forever.wait(60))]) == []
     assert "has not answered" in caplog.text
     forever.set()

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from search.tracking.journal import Journal, JournalError
 from search.tracking.tracker import Tracker
-from tests.search.observed import TAGS, Watched, held
+from tests.search.observed import TAGS, Switched, Watched, held
 
 ROOT = Path(__file__).parents[3]
 WRITES = ("create_run", "log_batch", "log_artifacts", "set_terminated", "set_tag", "delete_run")
@@ -62,7 +62,7 @@ def tracked(
     """Observe trials while call `at` fails; how many calls there were, and what MLflow holds."""
     tracker = Tracker(uri, experiment)
     sweep = tracker.start_sweep("sweep", {}, TAGS)
-    client = tracker._client = Unreliable(tracker._client, at, lost)  # type: ignore[assignment]
+    client = tracker.client = Unreliable(tracker.client, at, lost)
     folder = folder / experiment
     folder.mkdir()
     watched = Watched(folder, tracker, sweep, pause_s=0.01)
@@ -114,7 +114,7 @@ def test_a_trial_that_ends_while_mlflow_is_away_is_written_in_five_calls(
 ) -> None:
     tracker = Tracker(database, "brief")
     sweep = tracker.start_sweep("sweep", {}, TAGS)
-    client = tracker._client = Unreliable(tracker._client, 1, lost=False)  # type: ignore[assignment]
+    client = tracker.client = Unreliable(tracker.client, 1, lost=False)
     watched = Watched(tmp_path, tracker, sweep, pause_s=0.3)
     for step in watched.steps(0):
         step()
@@ -130,9 +130,9 @@ def test_a_run_that_a_hung_server_creates_late_is_taken_away(database: str, tmp_
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     watched = Watched(tmp_path, tracker, sweep)
     first, *rest = watched.steps(0)
-    client = tracker._client
+    client = tracker.client
     unreliable = Unreliable(client, 1, lost=False)
-    watched.replay._tracker._client = unreliable  # type: ignore[assignment]
+    watched.relay.tracker.client = unreliable
     first()
     while watched.journal.waiting:
         time.sleep(0.01)
@@ -149,7 +149,7 @@ def test_what_a_launch_leaves_is_told_by_the_next(database: str, tmp_path: Path)
     tracker = Tracker(database, "left")
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     gone = Tracker(database, "left")
-    gone._client = Away()  # type: ignore[assignment]
+    gone.client = Switched(None, is_away=True)
     watched = Watched(tmp_path, gone, sweep, pause_s=0.01)
     for number in range(3):
         for step in watched.steps(number):
@@ -165,16 +165,6 @@ def test_what_a_launch_leaves_is_told_by_the_next(database: str, tmp_path: Path)
     assert held(database, tracker, sweep, tmp_path) == expected
 
 
-class Away:
-    """MLflow's client while nobody listens."""
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **keys: Any) -> Any:
-            raise MlflowException("connection refused")
-
-        return call
-
-
 def test_a_run_that_mlflow_refuses_holds_up_no_other(database: str, tmp_path: Path) -> None:
     tracker = Tracker(database, "refused")
     sweep = tracker.start_sweep("sweep", {}, TAGS)
@@ -183,7 +173,7 @@ def test_a_run_that_mlflow_refuses_holds_up_no_other(database: str, tmp_path: Pa
     first()
     while watched.journal.waiting:
         time.sleep(0.01)
-    tracker._client.delete_run(watched.silent.run_ids[0])
+    tracker.client.delete_run(watched.silent.run_ids[0])
     for step in [*rest, *watched.steps(1)]:
         step()
     assert watched.close(patience_s=5) == 3, "what was refused is kept"
@@ -211,7 +201,7 @@ def test_a_journal_is_private_and_gives_back_what_it_took_in_order(tmp_path: Pat
         (7, "end", 13),
     ]
     assert records[2].body == {"state": "complete", "epoch": 1}
-    again.told(records)
+    again.remove(records)
     assert [(r.number, r.kind) for r in again.next_of(())] == [(8, "start")]
     assert again.next_of({8}) == []
     assert again.left_open() == {8: 0}
@@ -246,7 +236,7 @@ def test_beyond_its_bound_a_journal_gives_up_epochs_alone(tmp_path: Path) -> Non
         assert (kinds[0], kinds[-1]) == ("start", "end")
         assert records[-2].body["epoch"] == 10, "the newest epoch is the trial's value"
         told.append(kinds.count("epoch"))
-        journal.told(records)
+        journal.remove(records)
     assert len(told) == 30
     assert told[0] == 10
     assert told[3:] == [1] * 27
@@ -265,13 +255,13 @@ def test_an_append_that_fails_leaves_the_journal_as_it_was(tmp_path: Path) -> No
     journal.start(0, {}, 0)
     other = sqlite3.connect(tmp_path / "journal.db")
     pages = other.execute("PRAGMA page_count").fetchone()[0]
-    with journal._driver as database:
+    with journal.driver as database:
         database.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(JournalError, match="full"):
         journal.epoch(0, 1, {"m": "x" * 100_000}, 0)
     assert journal.waiting == 1
     assert journal.left_open() == {0: 0}
-    with journal._driver as database:
+    with journal.driver as database:
         database.execute("PRAGMA max_page_count = 100000")
     journal.epoch(0, 1, {"m": "x" * 100_000}, 0)
     assert journal.left_open() == {0: 1}

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from spaces.errors import ConfigError, TrackingError
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
 from tests.mlflow_server import MlflowServer
+from tests.search.tracked import log_epoch, start_trial
 
 ROOT = Path(__file__).parents[3]
 CHOICE = {
@@ -128,8 +128,8 @@ def test_a_config_of_any_size_is_kept(tracker: Tracker, uri: str, tmp_path: Path
 
 def test_a_profile_is_one_run_that_later_sweeps_share(tracker: Tracker, uri: str) -> None:
     first = tracker.start_sweep("first", {}, TAGS)
-    profile = tracker.start_profile(first, "k" * 64, {"rank": 8}, {"seconds": 12.5})
-    tracker.finish_profile(profile, "complete", {"scored_steps": 7})
+    profile = tracker.start_profile(first, "k" * 64, {"rank": 8})
+    tracker.end(profile, "complete", metrics={"seconds": 12.5, "scored_steps": 7})
     second = tracker.start_sweep("second", {}, TAGS)
 
     assert tracker.start_profile(second, "k" * 64) == profile
@@ -146,7 +146,7 @@ def test_a_profile_is_one_run_that_later_sweeps_share(tracker: Tracker, uri: str
 
 def test_a_profile_may_stand_alone(tracker: Tracker, uri: str) -> None:
     alone = tracker.start_profile(None, "n" * 64, tags={"task": "movie"})
-    tracker.finish_profile(alone)
+    tracker.end(alone, "complete")
 
     tags = run_of(uri, alone).data.tags
     assert "mlflow.parentRunId" not in tags
@@ -159,7 +159,7 @@ def test_a_profile_may_stand_alone(tracker: Tracker, uri: str) -> None:
 def test_a_profile_that_failed_is_not_shared(tracker: Tracker) -> None:
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     failed = tracker.start_profile(sweep, "m" * 64)
-    tracker.finish_profile(failed, "failed", error="out of memory")
+    tracker.end(failed, "failed", error="out of memory")
 
     assert tracker.find_profile("m" * 64) is None
     assert tracker.start_profile(sweep, "m" * 64) != failed
@@ -173,7 +173,7 @@ def test_a_trial_says_all_that_a_query_needs(tracker: Tracker, uri: str, tmp_pat
     profile = tracker.start_profile(sweep, "k" * 64)
     plan = small_plan()
 
-    run_id = tracker.start_trial(sweep, 4, CHOICE, plan, {"group": "0"})
+    run_id = start_trial(tracker, sweep, 4, CHOICE, plan, {"group": "0"})
 
     run = run_of(uri, run_id)
     tags = {k.removeprefix("ranksweep."): v for k, v in run.data.tags.items()}
@@ -197,31 +197,6 @@ def test_a_trial_says_all_that_a_query_needs(tracker: Tracker, uri: str, tmp_pat
     assert json.loads(artifact(uri, run_id, "plan.json", tmp_path))["trainable_params"] == 18
 
 
-def test_epochs_are_steps_and_the_end_does_not_hide_the_last(tracker: Tracker, uri: str) -> None:
-    run_id = tracker.start_trial(tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE)
-    for epoch, accuracy in enumerate([0.5, 0.75, 0.625], start=1):
-        tracker.log_epoch(run_id, epoch, {"accuracy": accuracy})
-    tracker.finish_trial(run_id, "complete", {"accuracy": 0.6875, "head_params": 770})
-
-    client = MlflowClient(tracking_uri=uri)
-    history = [(m.step, m.value) for m in client.get_metric_history(run_id, "accuracy")]
-    assert sorted(history) == [(1, 0.5), (2, 0.75), (3, 0.625), (3, 0.6875)]
-    metrics = client.get_run(run_id).data.metrics
-    assert metrics["accuracy"] == 0.6875
-    assert metrics["epoch"] == 3
-    assert metrics["head_params"] == 770
-
-
-def test_an_end_written_by_another_process_stands_at_the_last_epoch(uri: str) -> None:
-    first = Tracker(uri, "handed over")
-    run_id = first.start_trial(first.start_sweep("sweep", {}, TAGS), 0, CHOICE)
-    first.log_epoch(run_id, 2, {"accuracy": 0.5})
-
-    Tracker(uri, "handed over").finish_trial(run_id, "complete", {"accuracy": 0.25})
-
-    assert run_of(uri, run_id).data.metrics["accuracy"] == 0.25
-
-
 @pytest.mark.parametrize(
     ("state", "status"),
     [
@@ -232,9 +207,9 @@ def test_an_end_written_by_another_process_stands_at_the_last_epoch(uri: str) ->
     ],
 )
 def test_a_trial_ends_in_a_state(tracker: Tracker, uri: str, state: str, status: str) -> None:
-    run_id = tracker.start_trial(tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE)
+    run_id = start_trial(tracker, tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE)
 
-    tracker.finish_trial(run_id, state, {}, error="worker died")  # type: ignore[arg-type]
+    tracker.end(run_id, state, error="worker died")  # type: ignore[arg-type]
 
     run = run_of(uri, run_id)
     assert run.info.status == status
@@ -246,7 +221,7 @@ def test_a_trial_ends_in_a_state(tracker: Tracker, uri: str, state: str, status:
 def test_the_status_is_the_last_thing_written(
     tracker: Tracker, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = tracker.start_trial(tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE, small_plan())
+    run_id = start_trial(tracker, tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE, small_plan())
 
     def fails(*_: object, **__: object) -> None:
         raise OSError("the machine goes down")
@@ -255,11 +230,11 @@ def test_the_status_is_the_last_thing_written(
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, step, fails)
             with pytest.raises(TrackingError):
-                tracker.finish_trial(run_id, "complete", {"accuracy": 1.0})
+                tracker.end(run_id, "complete", metrics={"accuracy": 1.0})
         assert run_of(uri, run_id).data.tags["ranksweep.status"] == "running"
         assert best(uri, "movie", experiment=tracker.experiment) == []
 
-    tracker.finish_trial(run_id, "complete", {"accuracy": 1.0})
+    tracker.end(run_id, "complete", metrics={"accuracy": 1.0})
     assert len(best(uri, "movie", experiment=tracker.experiment)) == 1
 
 
@@ -267,10 +242,10 @@ def test_trials_may_be_written_from_many_threads(tracker: Tracker, uri: str) -> 
     sweep = tracker.start_sweep("sweep", {}, TAGS)
 
     def trial(number: int) -> str:
-        run_id = tracker.start_trial(sweep, number, CHOICE)
+        run_id = start_trial(tracker, sweep, number, CHOICE)
         for epoch in (1, 2, 3):
-            tracker.log_epoch(run_id, epoch, {"accuracy": number / 10 + epoch / 100})
-        tracker.finish_trial(run_id, "complete", {})
+            log_epoch(tracker, run_id, epoch, {"accuracy": number / 10 + epoch / 100})
+        tracker.end(run_id, "complete")
         return run_id
 
     with ThreadPoolExecutor(8) as pool:
@@ -283,12 +258,12 @@ def test_trials_may_be_written_from_many_threads(tracker: Tracker, uri: str) -> 
 def test_a_resumed_sweep_closes_what_its_last_launch_left_open(uri: str) -> None:
     dead = Tracker(uri, "resume")
     sweep = dead.start_sweep("sweep", {}, TAGS)
-    done = dead.start_trial(sweep, 0, CHOICE)
-    dead.finish_trial(done, "complete", {"accuracy": 0.5})
-    left = dead.start_trial(sweep, 1, CHOICE)
-    half = dead.start_trial(sweep, 2, CHOICE)
+    done = start_trial(dead, sweep, 0, CHOICE)
+    dead.end(done, "complete", metrics={"accuracy": 0.5})
+    left = start_trial(dead, sweep, 1, CHOICE)
+    half = start_trial(dead, sweep, 2, CHOICE)
     MlflowClient(tracking_uri=uri).set_terminated(half, "FINISHED")
-    stranger = dead.start_trial(dead.start_sweep("another", {}, TAGS), 0, CHOICE)
+    stranger = start_trial(dead, dead.start_sweep("another", {}, TAGS), 0, CHOICE)
 
     alive = Tracker(uri, "resume")
     assert alive.find_sweep("sweep") == sweep
@@ -301,9 +276,9 @@ def test_a_resumed_sweep_closes_what_its_last_launch_left_open(uri: str) -> None
     assert run_of(uri, done).data.tags["ranksweep.status"] == "complete"
     assert run_of(uri, stranger).data.tags["ranksweep.status"] == "running"
     assert run_of(uri, sweep).info.status == "RUNNING"
-    again = alive.start_trial(sweep, 3, CHOICE)
+    again = start_trial(alive, sweep, 3, CHOICE)
     assert run_of(uri, again).data.tags["ranksweep.task"] == "movie", "inherited from the server"
-    alive.finish_sweep(sweep, "complete", {"trials": 3})
+    alive.end(sweep, "complete", metrics={"trials": 3})
     assert run_of(uri, sweep).info.status == "FINISHED"
 
 
@@ -312,7 +287,7 @@ def test_a_sweep_of_more_trials_than_a_page_is_closed_whole(
 ) -> None:
     monkeypatch.setattr("search.tracking.mlflow.PAGE", 2)
     sweep = tracker.start_sweep("sweep", {}, TAGS)
-    trials = {tracker.start_trial(sweep, number, CHOICE) for number in range(5)}
+    trials = {start_trial(tracker, sweep, number, CHOICE) for number in range(5)}
 
     assert set(tracker.close_interrupted(sweep)) == trials
     assert tracker.close_interrupted(sweep) == []
@@ -324,7 +299,7 @@ def test_a_sweep_of_more_trials_than_a_page_is_closed_whole(
 def test_a_local_database_is_private_and_keeps_its_artifacts_beside_it(
     tracker: Tracker, uri: str, database: Path
 ) -> None:
-    run_id = tracker.start_trial(tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE)
+    run_id = start_trial(tracker, tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE)
 
     kept = database.parent / "mlartifacts" / run_id / "artifacts" / "choice.yaml"
     assert yaml.safe_load(kept.read_text()) == CHOICE
@@ -373,13 +348,13 @@ def test_launches_that_create_the_database_at_once_share_it(tmp_path: Path) -> N
 
 
 def test_a_locked_database_is_waited_for(tracker: Tracker, uri: str, database: Path) -> None:
-    run_id = tracker.start_trial(tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE)
+    run_id = start_trial(tracker, tracker.start_sweep("sweep", {}, TAGS), 0, CHOICE)
     other = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     timer = threading.Timer(1.0, other.rollback)
     timer.start()
     try:
-        tracker.log_epoch(run_id, 1, {"accuracy": 0.5})
+        log_epoch(tracker, run_id, 1, {"accuracy": 0.5})
     finally:
         timer.join()
         other.close()
@@ -407,9 +382,9 @@ def test_a_sweep_is_written_while_another_process_reads(tracker: Tracker, uri: s
     try:
         number = 0
         while reader.poll() is None:
-            run_id = tracker.start_trial(sweep, number, CHOICE)
-            tracker.log_epoch(run_id, 1, {"accuracy": 0.5})
-            tracker.finish_trial(run_id, "complete", {})
+            run_id = start_trial(tracker, sweep, number, CHOICE)
+            log_epoch(tracker, run_id, 1, {"accuracy": 0.5})
+            tracker.end(run_id, "complete")
             number += 1
         output, _ = reader.communicate(timeout=30)
     finally:
@@ -418,7 +393,7 @@ def test_a_sweep_is_written_while_another_process_reads(tracker: Tracker, uri: s
     assert reader.returncode == 0
     assert int(output) > 0
     assert number > 0
-    done = [run for run in tracker.children(sweep) if run.info.status == "FINISHED"]
+    done = [run for run in tracker.children(sweep) if run.status == "complete"]
     assert len(done) == number
 
 
@@ -470,31 +445,22 @@ def test_nested_choices_are_flattened_with_dots() -> None:
 # A real server --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """URI of a real MLflow server."""
-    running = MlflowServer(tmp_path)
-    running.start()
-    yield running.uri
-    running.stop()
-
-
 @pytest.mark.server
-def test_a_sweep_is_tracked_to_a_server(server: str, tmp_path: Path) -> None:
-    tracker = Tracker(server, "movie-sentiment")
+def test_a_sweep_is_tracked_to_a_server(server: MlflowServer, tmp_path: Path) -> None:
+    tracker = Tracker(server.uri, "movie-sentiment")
     sweep = tracker.start_sweep("movie-minilm", CONFIG, {**TAGS, "mode": "max"})
     profile = tracker.start_profile(sweep, "k" * 64, {"rank": 8})
-    tracker.finish_profile(profile)
+    tracker.end(profile, "complete")
     plan = small_plan()
     for number, accuracy in enumerate([0.5, 0.875, 0.75]):
-        run_id = tracker.start_trial(sweep, number, CHOICE, plan)
-        tracker.log_epoch(run_id, 1, {"accuracy": accuracy})
-        tracker.finish_trial(run_id, "complete" if number < 2 else "pruned", {"head_params": 3})
-    tracker.finish_sweep(sweep)
+        run_id = start_trial(tracker, sweep, number, CHOICE, plan)
+        log_epoch(tracker, run_id, 1, {"accuracy": accuracy})
+        tracker.end(run_id, "complete" if number < 2 else "pruned", metrics={"head_params": 3})
+    tracker.end(sweep, "complete")
 
-    (row,) = best(server, "movie")
+    (row,) = best(server.uri, "movie")
     assert (row.value, row.trainable_params, row.profile_key) == (0.875, 18, "k" * 64)
     assert row.choice == CHOICE
-    kept = artifact(server, row.run_id, "plan.safetensors", tmp_path)
+    kept = artifact(server.uri, row.run_id, "plan.safetensors", tmp_path)
     assert Plan.from_bytes(kept).digest == row.plan_digest == plan.digest
-    assert Tracker(server, "movie-sentiment").find_profile("k" * 64) == profile
+    assert Tracker(server.uri, "movie-sentiment").find_profile("k" * 64) == profile

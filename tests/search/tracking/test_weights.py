@@ -40,7 +40,7 @@ def test_only_those_that_are_best_in_the_end_are_given_to_their_runs(tmp_path: P
         best.clear()
         best.update(now_best)
         weights.trial_completed(number)
-    assert weights.log(runs, lambda: names(4)) is None  # type: ignore[arg-type]
+    assert weights.log(runs, names(4)) is None  # type: ignore[arg-type]
     assert runs.files == {
         "run-1": ("weights.safetensors", b"1"),
         "run-2": ("weights.safetensors", b"2"),
@@ -55,7 +55,7 @@ def test_all_or_none_are_kept_where_that_is_asked(
     weights, runs = kept(tmp_path, which, {1}), Runs()
     for number in range(3):
         weights.trial_completed(number)
-    weights.log(runs, lambda: names(3))  # type: ignore[arg-type]
+    weights.log(runs, names(3))  # type: ignore[arg-type]
     assert set(runs.files) == {f"run-{number}" for number in expected}
 
 
@@ -64,21 +64,21 @@ def test_what_mlflow_does_not_take_stays_for_the_next_launch(tmp_path: Path) -> 
     weights.trial_completed(0)
     weights.trial_completed(1)
     runs.away = True
-    problem = weights.log(runs, lambda: names(2))  # type: ignore[arg-type]
+    problem = weights.log(runs, names(2))  # type: ignore[arg-type]
     assert problem is not None
     assert "no answer" in problem
     runs.away = False
     again = kept(tmp_path, "best", {0, 1})  # another process
-    assert again.log(runs, lambda: names(1)) == "trial 1 has no run in MLflow"  # type: ignore[arg-type]
+    assert again.log(runs, names(1)) == "trial 1 has no run in MLflow"  # type: ignore[arg-type]
     assert set(runs.files) == {"run-0"}
-    assert again.log(runs, lambda: names(2)) is None  # type: ignore[arg-type]
+    assert again.log(runs, names(2)) is None  # type: ignore[arg-type]
     assert set(runs.files) == {"run-0", "run-1"}
 
 
 def test_a_job_that_left_no_weights_is_no_error(tmp_path: Path) -> None:
     weights, runs = kept(tmp_path, "best", {9}), Runs()
     weights.trial_completed(9)
-    assert weights.log(runs, lambda: names(10)) is None  # type: ignore[arg-type]
+    assert weights.log(runs, names(10)) is None  # type: ignore[arg-type]
     assert not runs.files
 
 

@@ -11,9 +11,10 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.objective import Mode, Objective
 from search.study.ranking import WorthKeeping, best_of_each_method, measured
 from search.study.sampling import NEWEST, Snapshot
-from search.study.standing import Standings, handed_out
+from search.study.standing import Standings
 from search.study.study import (
     ARM,
     CHOICE,
@@ -26,6 +27,7 @@ from search.study.study import (
     TRAINING,
     make_sampler,
 )
+from tests.search.toy_search import ACCURACY, handed_out
 
 
 def study_of(count: int, seed: int, mode: str = "max") -> optuna.Study:
@@ -66,10 +68,10 @@ def empty_study(mode: str = "max", objectives: int = 1) -> optuna.Study:
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 @pytest.mark.parametrize("seed", range(20))
-def test_the_trials_worth_keeping_are_the_best_of_each_method(seed: int, mode: str) -> None:
-    study = study_of(40, seed, mode)
-    best = {row["number"] for row in best_of_each_method(study, mode)}
-    assert WorthKeeping(study, mode)() == best
+def test_the_trials_worth_keeping_are_the_best_of_each_method(seed: int, mode: Mode) -> None:
+    study, objective = study_of(40, seed, mode), Objective("accuracy", mode)
+    best = {row.number for row in best_of_each_method(study, objective)}
+    assert WorthKeeping(study, objective)() == best
 
 
 @pytest.mark.parametrize("objectives", [1, 2])
@@ -80,7 +82,7 @@ def test_asked_after_each_trial_the_same_are_worth_keeping_as_asked_at_once(
     """Where no choice is trained twice; some trials end after later ones."""
     rng = np.random.default_rng(seed)
     study = empty_study(objectives=objectives)
-    worth, running = WorthKeeping(study, "max"), []
+    worth, running = WorthKeeping(study, ACCURACY), []
     for number in range(30):
         params, arm = int(rng.integers(1, 9)), f"arm{rng.integers(0, 3)}"
         trial = study.ask()
@@ -91,9 +93,9 @@ def test_asked_after_each_trial_the_same_are_worth_keeping_as_asked_at_once(
         if len(running) == 3:
             study.tell(*running.pop(int(rng.integers(0, 3))))
         kept = worth()
-        assert kept == WorthKeeping(study, "max")()
+        assert kept == WorthKeeping(study, ACCURACY)()
         if objectives == 2:
-            complete = measured(study.get_trials(), "max")
+            complete = measured(study.get_trials(), ACCURACY)
             front = {
                 one.first.number
                 for one in complete
@@ -111,7 +113,7 @@ def test_asked_after_each_trial_the_same_are_worth_keeping_as_asked_at_once(
 def test_weights_that_are_held_are_not_dropped_for_weights_that_are_gone() -> None:
     """The best choice turns out worse on another seed; the second best's were dropped long ago."""
     study = empty_study()
-    worth = WorthKeeping(study, "max")
+    worth = WorthKeeping(study, ACCURACY)
     for training, value, kept in (("a", 0.8, {0}), ("b", 0.9, {1}), ("b", 0.3, {1})):
         told = {ARM: "lora", METHOD: "lora", CHOICE: "{}", SEED: 0, TRAINABLE_PARAMS: 1}
         study.add_trial(create_trial(value=value, user_attrs={**told, TRAINING: training}))
@@ -187,7 +189,7 @@ def test_one_trial_of_each_kind_tells_a_sampler_the_groups_of_parameters() -> No
             )
         )
     trials = study.get_trials(deepcopy=False)
-    draft = Snapshot(trials, study.directions).draw(make_sampler("tpe", 3), {})
-    drawn = {name: draft.suggest_float(name, 0, 1) for name in ("a", "b")}
+    point = Snapshot(trials, study.directions).draw(make_sampler("tpe", 3), {})
+    drawn = {name: point.suggest_float(name, 0, 1) for name in ("a", "b")}
     trial = study.ask()
     assert drawn == {name: trial.suggest_float(name, 0, 1) for name in ("a", "b")}

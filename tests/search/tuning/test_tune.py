@@ -21,16 +21,21 @@ from ray import tune
 from ray.util import placement_group_table
 
 from search.interrupts import Interrupts
-from search.study.standing import handed_out, interrupted
+from search.study.standing import interrupted
 from search.tuning.asha import StagedAsha
 from search.tuning.searcher import StudySearcher
 from search.tuning.tune import TuneOutcome, tune_search
 from spaces.errors import ConfigError
-from tests.search.toy_search import TARGETS, PaperGroup, toy_profile, toy_space, toy_study
+from tests.search.toy_search import (
+    ACCURACY,
+    PaperGroup,
+    handed_out,
+    searcher_over,
+    toy_space,
+    toy_study,
+)
 from trainables.resident.queue import start_job_queue
-from trainables.training.settings import TrainSettings
 
-PROFILE = toy_profile()
 ASHA = {"name": "asha", "grace_epochs": 1, "reduction_factor": 3}
 EPOCHS = 3
 
@@ -76,12 +81,7 @@ def paper_group(script: dict[int, str]) -> Iterator[tuple[Any, list[tuple[str, i
 
 def search(searcher: StudySearcher, queue: Any, folder: Path, **settings: Any) -> TuneOutcome:
     defaults: dict[str, Any] = {
-        "targets": TARGETS,
-        "profile": PROFILE,
-        "train": TrainSettings(epochs=EPOCHS, seed=5),
         "scheduler": ASHA,
-        "metric": "accuracy",
-        "mode": "max",
         "max_concurrent_trials": 2,
         "time_budget": None,
         "storage_path": folder / "tune",
@@ -105,19 +105,6 @@ class Kept(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
-
-
-def searcher_over(study: Any, space: Any, **settings: Any) -> StudySearcher:
-    defaults: dict[str, Any] = {
-        "targets": TARGETS,
-        "profile": PROFILE,
-        "metric": "accuracy",
-        "objectives": ("accuracy",),
-        "mode": "max",
-        "epochs": EPOCHS,
-        "trials": 8,
-    }
-    return StudySearcher(study, space, **{**defaults, **settings})
 
 
 def wait_for(condition: Any, seconds: float = 15.0) -> None:
@@ -344,8 +331,7 @@ class _Asha(StagedAsha):
     def __init__(self, stages: dict[str, int], **settings: Any) -> None:
         super().__init__(
             stages=lambda trial_id: stages.get(trial_id, 1),
-            metric="accuracy",
-            mode="max",
+            objective=ACCURACY,
             **settings,
         )
 

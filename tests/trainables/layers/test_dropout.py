@@ -10,18 +10,7 @@ from scipy import stats
 from torch import nn
 
 from tests.trainables.conftest import tiny_bert
-from trainables.layers import compiled
 from trainables.layers.dropout import dropped_entries, quick_dropout
-
-
-@pytest.fixture(autouse=True, params=["avx512", "avx2", "torch"])
-def draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every build that this machine has made and can run, and torch's operations, in turn."""
-    name = request.param
-    if name != "torch" and (name not in compiled.builds() or compiled.build(name) is None):
-        pytest.skip("this build is not here, or not for this processor")
-    library = None if name == "torch" else compiled.build(name)
-    monkeypatch.setattr(compiled, "library", lambda: library)
 
 
 @pytest.mark.parametrize("probability", [1e-4, 0.01, 0.05, 0.1, 0.25, 0.3, 0.9])

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from trainables.layers.dropout import dropped_entries
-from trainables.layers.low_rank import linear_with_updates
-from trainables.layers.small_products import LowRank
+from trainables.layers.low_rank import LowRank, linear_with_updates
 
 SHAPE = (3, 5)  # rows and tokens
 OUT, IN, RANK = 7, 6, 2
@@ -110,6 +109,24 @@ def test_inputs_weights_and_gradients_may_lie_in_any_order() -> None:
         torch.autograd.grad((value * weights).sum(), (turned, A, B)), oracles, strict=True
     ):
         torch.testing.assert_close(each, oracle)
+
+
+def test_factors_may_lie_in_any_order_and_a_batch_may_be_empty() -> None:
+    x, W, b, A, B = drawn()
+    turned = LowRank(A.T.contiguous().T, B.T.contiguous().T, 0.5)
+    expected = nn.functional.linear(x, W, b) + 0.5 * x @ A.T @ B.T
+    torch.testing.assert_close(linear_with_updates(x, W, b, [turned]), expected)
+    y = linear_with_updates(x[:0], W, b, [LowRank(A, B, 0.5, 0.1)])
+    assert y.shape == (0, SHAPE[1], OUT)
+    (found,) = torch.autograd.grad(y.sum(), A)
+    assert torch.equal(found, torch.zeros_like(A))
+
+
+def test_a_number_that_is_not_finite_stays_what_it_is() -> None:
+    x, W, b, A, B = (tensor.detach() for tensor in drawn())
+    x[1, 2, 3] = math.nan
+    y = linear_with_updates(x, W, b, [LowRank(A, B)])
+    assert y.isnan().any(-1).nonzero().tolist() == [[1, 2]]
 
 
 def test_an_input_that_two_layers_share_is_left_as_it_is() -> None:

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from spaces.errors import ConfigError
-from trainables.tasks.metrics import METRICS, metric_for
+from trainables.tasks.kinds import metric_for
+from trainables.tasks.metrics import METRICS
 
 Ints = NDArray[np.int64]
 

@@ -40,7 +40,6 @@ from trainables.adaptations.lora_config import lora_config
 from trainables.bases.loading import load_base
 from trainables.bases.location import from_pretrained_arguments
 from trainables.bases.structure import resolve_targets
-from trainables.tasks.settings import KINDS
 from trainables.tasks.task import build_task
 from trainables.trained.merged_checkpoint import write_merged_checkpoint
 from trainables.trained.peft_checkpoint import peft_checkpoint, write_peft_checkpoint
@@ -133,7 +132,7 @@ def test_a_merged_checkpoint_reads_its_rows_as_the_base_did(family: Made, tmp_pa
     batch.pop("labels")
     assert batch.keys() == example.batch.keys()
     assert all(torch.equal(batch[key], example.batch[key]) for key in batch)
-    if family.kind == KINDS[0]:
+    if family.kind == "classification":
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
         assert tokenizer.pad_token_id == example.base.model.config.pad_token_id
 
@@ -270,8 +269,9 @@ def test_a_merged_checkpoint_keeps_the_precision_of_its_base(bert: Made, tmp_pat
 def test_a_gguf_base_leaves_as_plain_weights(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(file)
-    base = load_base(f"path:{file}", KINDS[0], 2)
-    made = Made("gguf", None, base.uri, KINDS[0], None, None, ("q_proj", "down_proj"))
+    base = load_base(f"path:{file}", "classification", 2)
+    no: Any = None  # is read of it here
+    made = Made("gguf", no, base.uri, "classification", no, no, ("q_proj", "down_proj"))
     plan = plan_of(base, made.suffixes, CHOICES["pilora"])
     batch = {"input_ids": torch.tensor([[5, 6, 39], [7, 2, 2]])}
     batch["attention_mask"] = torch.tensor([[1, 1, 1], [1, 0, 0]])

@@ -16,7 +16,7 @@ from torch import nn
 from trainables.adaptations.baselines.tuner import TunerAdaptation
 
 
-class WholeAdaptation(TunerAdaptation):
+class BaseParameterAdaptation(TunerAdaptation):
     """Clones of some parameters of the base, the task's head apart, in their own dtype.
 
     A parameter of several modules is one clone, under its first name.
@@ -65,14 +65,14 @@ class WholeAdaptation(TunerAdaptation):
         return {name.removeprefix("tuner/"): value for name, value in self._finished.items()}
 
 
-class FullAdaptation(WholeAdaptation):
+class FullAdaptation(BaseParameterAdaptation):
     """Full fine-tuning: every parameter trains."""
 
     def _trains(self, name: str) -> bool:
         return True
 
 
-class BitfitAdaptation(WholeAdaptation):
+class BitfitAdaptation(BaseParameterAdaptation):
     """BitFit: every bias trains."""
 
     def _trains(self, name: str) -> bool:

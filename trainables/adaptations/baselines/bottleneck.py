@@ -28,25 +28,21 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": gel
 class BottleneckTuner(ModuleTuner):
     """Down to `size`, through the activation, and up again."""
 
-    def __init__(
-        self, down: torch.Tensor, activation: str, dropout: float, dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:  # fmt: skip
+    def __init__(self, down: torch.Tensor, activation: str, dropout: float) -> None:
         super().__init__(dropout)
         size, out = down.shape
         self.activation = ACTIVATIONS[activation]
-        placed = {"dtype": dtype, "device": device}
-        self.down = nn.Parameter(down.to(dtype=dtype, device=device))
-        self.down_bias = nn.Parameter(torch.zeros(size, **placed))  # type: ignore[call-overload]
-        self.up = nn.Parameter(torch.zeros(out, size, **placed))  # type: ignore[call-overload]
-        self.up_bias = nn.Parameter(torch.zeros(out, **placed))  # type: ignore[call-overload]
+        self.down = nn.Parameter(down)
+        self.down_bias = nn.Parameter(down.new_zeros(size))
+        self.up = nn.Parameter(down.new_zeros(out, size))
+        self.up_bias = nn.Parameter(down.new_zeros(out))
 
     def delta(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         inner = linear(self.dropped(y).to(self.down.dtype), self.down, self.down_bias)
         return linear(self.activation(inner), self.up, self.up_bias)
 
 
-class BottleneckAdaptation(HookedAdaptation):
+class BottleneckAdaptation(HookedAdaptation[BottleneckTuner]):
     """An adapter behind every module that the plan names."""
 
     def _adapted(self) -> Iterable[TargetModule]:
@@ -55,9 +51,8 @@ class BottleneckAdaptation(HookedAdaptation):
     def _tuned(self, target: TargetModule, fresh: bool) -> BottleneckTuner:
         out, size = target.shape[0], self._settings["size"]
         down = lora_draw(size, out, out, self._generator)
-        return BottleneckTuner(
-            down, self._settings["activation"], self._dropout, self._dtype, self._device
-        )
+        placed = down.to(dtype=self._dtype, device=self._device)
+        return BottleneckTuner(placed, self._settings["activation"], self._dropout)
 
     def factors(self) -> dict[str, Factors]:
         raise UsageError(

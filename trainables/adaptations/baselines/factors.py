@@ -20,8 +20,8 @@ The gradient step is the loop's own; T, the proximal step of lambda |g|_1, follo
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -41,13 +41,11 @@ class FactorTuner(ModuleTuner):
         raise NotImplementedError
 
 
-class FactorAdaptation(HookedAdaptation):
+Factored = TypeVar("Factored", bound=FactorTuner)
+
+
+class FactorAdaptation(HookedAdaptation[Factored]):
     """A FactorTuner on every target module."""
-
-    tuners: dict[str, FactorTuner]  # type: ignore[assignment]
-
-    @abstractmethod
-    def _tuned(self, target: TargetModule, fresh: bool) -> FactorTuner: ...
 
     def factors(self) -> dict[str, Factors]:
         found = {}
@@ -88,10 +86,8 @@ class DyloraTuner(FactorTuner):
         return self.A, self.B * (self.alpha / len(self.A))
 
 
-class DyloraAdaptation(FactorAdaptation):
+class DyloraAdaptation(FactorAdaptation[DyloraTuner]):
     """DyLoRA: one rank for all modules, drawn anew for every step from the trial's seed."""
-
-    tuners: dict[str, DyloraTuner]  # type: ignore[assignment]
 
     def _tuned(self, target: TargetModule, fresh: bool) -> DyloraTuner:
         A, B = self._lora_factors(target)
@@ -131,10 +127,8 @@ class SoraTuner(FactorTuner):
         return gated, self.B[:, is_open] * self.scale
 
 
-class SoraAdaptation(FactorAdaptation):
+class SoraAdaptation(FactorAdaptation[SoraTuner]):
     """SoRA: the gates' proximal step follows every optimizer step."""
-
-    tuners: dict[str, SoraTuner]  # type: ignore[assignment]
 
     def _tuned(self, target: TargetModule, fresh: bool) -> SoraTuner:
         A, B = self._lora_factors(target)

@@ -142,13 +142,25 @@ class PeftAdaptation(TunerAdaptation):
         tensor = self.trained[place] if place in self.trained else self._constants[place]
         return tensor.detach().double().cpu()
 
-    def _own_names(self) -> dict[str, str]:
-        """Every layer that uses a target's matrix, under its own name."""
-        return {alias: alias for target in self._targets.values() for alias in target.names}
+    def _saved_parts(self, **keys: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """PEFT's config, and the trained parts that it saves, each under the key that it gives it.
 
-    def _stored_transposed(self) -> bool:
-        layers = (self._model.get_submodule(name) for name in self._targets)
-        return any(isinstance(layer, Conv1D) for layer in layers)
+        Every layer that uses a target's matrix has them under its own name.
+        """
+        aliases = {alias: name for name in self._layers for alias in self._targets[name].names}
+        config: Any = self._config({alias: alias for alias in aliases}, fresh=True)
+        config.fan_in_fan_out = any(
+            isinstance(self._model.get_submodule(name), Conv1D) for name in self._targets
+        )
+        plain = {  # as the file has it
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in config.to_dict().items()
+        }
+        return plain, {
+            f"{PREFIX}{alias}.{key}": self.trained[f"{name}/{part}"].detach()
+            for alias, name in aliases.items()
+            for part, key in keys.items()
+        }
 
 
 class RsloraAdaptation(PeftAdaptation):
@@ -192,19 +204,11 @@ class DoraAdaptation(PeftAdaptation):
 
     def peft_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The config and the tensors that PEFT saves for this adapter."""
-        config = self._config(self._own_names(), fresh=True)
-        config.fan_in_fan_out = self._stored_transposed()
-        keys = {
-            "lora_A": "lora_A.weight",
-            "lora_B": "lora_B.weight",
-            "lora_magnitude_vector": "lora_magnitude_vector",
-        }
-        return _plain(config), {
-            f"{PREFIX}{alias}.{key}": self.trained[f"{name}/{part}"].detach()
-            for name in self._layers
-            for alias in self._targets[name].names
-            for part, key in keys.items()
-        }
+        return self._saved_parts(
+            lora_A="lora_A.weight",
+            lora_B="lora_B.weight",
+            lora_magnitude_vector="lora_magnitude_vector",
+        )
 
 
 class PissaAdaptation(PeftAdaptation):
@@ -412,13 +416,7 @@ class Ia3Adaptation(PeftAdaptation):
 
     def peft_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The config and the tensors that PEFT saves for this adapter."""
-        config: Any = self._config(self._own_names(), fresh=True)
-        config.fan_in_fan_out = self._stored_transposed()
-        return _plain(config), {
-            f"{PREFIX}{alias}.ia3_l": self.trained[f"{name}/ia3_l"].detach()
-            for name in self._layers
-            for alias in self._targets[name].names
-        }
+        return self._saved_parts(ia3_l="ia3_l")
 
     def _scales_input(self, name: str) -> bool:
         return name in json.loads(self._settings["input_modules"])
@@ -471,11 +469,3 @@ def _shallow_copy(module: Any) -> Any:
     for kind in ("_parameters", "_buffers", "_modules"):
         setattr(twin, kind, dict(getattr(module, kind)))
     return twin
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """A PEFT config as its file has it: sets are sorted lists."""
-    return {
-        key: sorted(value) if isinstance(value, set) else value
-        for key, value in config.to_dict().items()
-    }

@@ -75,7 +75,7 @@ class LoraXsTuner(FactorTuner):
         return self.constants["A"], self.constants["B"].double() @ R * self.scale
 
 
-class LoraXsAdaptation(FactorAdaptation):
+class LoraXsAdaptation(FactorAdaptation[LoraXsTuner]):
     """LoRA-XS on every target module."""
 
     def _tuned(self, target: TargetModule, fresh: bool) -> LoraXsTuner:
@@ -95,10 +95,7 @@ class MiloraTuner(FactorTuner):
     def __init__(self, A: nn.Parameter, B: nn.Parameter, dropout: float) -> None:
         super().__init__(dropout)
         self.A, self.B = A, B
-        self.constants = {
-            "initial_A": A.detach().clone(),
-            "initial_B": B.detach().clone(),
-        }
+        self.constants = {"initial_A": A.detach().clone(), "initial_B": B.detach().clone()}
 
     def delta(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x = x.to(self.A.dtype)
@@ -112,7 +109,7 @@ class MiloraTuner(FactorTuner):
         )
 
 
-class MiloraAdaptation(FactorAdaptation):
+class MiloraAdaptation(FactorAdaptation[MiloraTuner]):
     """MiLoRA on every target module."""
 
     def _tuned(self, target: TargetModule, fresh: bool) -> MiloraTuner:
@@ -169,10 +166,8 @@ class LoraDashTuner(FactorTuner):
         )
 
 
-class LoraDashAdaptation(FactorAdaptation):
+class LoraDashAdaptation(FactorAdaptation[LoraDashTuner]):
     """LoRA-Dash: the launch comes after a share of the steps, but at least one."""
-
-    tuners: dict[str, LoraDashTuner]  # type: ignore[assignment]
 
     def _tuned(self, target: TargetModule, fresh: bool) -> LoraDashTuner:
         A, B = self._lora_factors(target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,10 @@ from trainables.adaptations.adaptation import (
     Adaptation,
     Factors,
     StageParameters,
+    named_tensor,
     stage_seed,
-    taken,
 )
-from trainables.layers.stand_in import adding, hook_layers
+from trainables.layers.stand_in import hook_layers
 
 
 class TunerAdaptation(Adaptation):
@@ -107,7 +107,7 @@ class TunerAdaptation(Adaptation):
         self._build(fresh=False)
         with torch.no_grad():
             for name, tensor in {**self.trained, **self._constants}.items():
-                tensor.copy_(taken(weights, f"tuner/{name}", tensor.shape))
+                tensor.copy_(named_tensor(weights, f"tuner/{name}", tensor.shape))
         self._put_in_place()
         self._freeze()
 
@@ -150,12 +150,19 @@ class ModuleTuner(nn.Module):
         """What is added to the module's output y [..., out] of its input x [..., in]."""
         raise NotImplementedError
 
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The module's output y with what is added to it."""
+        return y + self.delta(x, y).to(y.dtype)
+
     def dropped(self, x: torch.Tensor) -> torch.Tensor:
         """The input of the trainable part: x under the job's dropout while it trains."""
         return nn.functional.dropout(x, self.dropout, training=self.training)
 
 
-class HookedAdaptation(TunerAdaptation):
+Tuned = TypeVar("Tuned", bound=ModuleTuner)
+
+
+class HookedAdaptation(TunerAdaptation, Generic[Tuned]):
     """One ModuleTuner per adapted module, as a forward hook on each layer that uses its matrix.
 
     Nothing of the base is replaced, and taking the hooks away leaves it as it was.
@@ -163,12 +170,12 @@ class HookedAdaptation(TunerAdaptation):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tuners: dict[str, ModuleTuner] = {}
+        self.tuners: dict[str, Tuned] = {}
         self._hooks: list[RemovableHandle] = []
         self._generator = torch.Generator()
 
     @abstractmethod
-    def _tuned(self, target: TargetModule, fresh: bool) -> ModuleTuner:
+    def _tuned(self, target: TargetModule, fresh: bool) -> Tuned:
         """The tuner of one module, in the adaptation's dtype and on its device.
 
         Draws come from `_generator`. Where not `fresh`, any values of the right shape will do.
@@ -191,7 +198,7 @@ class HookedAdaptation(TunerAdaptation):
 
     def _put_in_place(self) -> None:
         for name, tuned in self.tuners.items():
-            self._hooks += hook_layers(self._model, self._targets[name].names, adding(tuned.delta))
+            self._hooks += hook_layers(self._model, self._targets[name].names, tuned.add)
 
     def _registered(self) -> Sequence[nn.Module]:
         return list(self.tuners.values())

@@ -1,0 +1,63 @@
+"""The runs of ranksweep that an MLflow server or database has, for those who only read them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from search.tracking.facts import RunFacts
+from search.tracking.mlflow import call, connect, experiment_names, is_refused, search_runs
+
+
+class RecordedRuns:
+    """What has been recorded at a tracking URI; a local database that is not there is none.
+
+    Raises:
+        ConfigError: a URI that MLflow cannot track to.
+        TrackingError: the server or database is not there or cannot be read.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._client = connect(uri, must_exist=True)
+
+    def experiments(self) -> dict[str, str]:
+        """Id -> name of every active experiment."""
+        return experiment_names(self._client, self.uri)
+
+    def search(
+        self, tags: Mapping[str, str], experiments: Collection[str], parent: str | None = None
+    ) -> list[RunFacts]:
+        """The active runs with these tags (without the prefix) in these experiments, newest first.
+
+        `parent` is the run id of a sweep, whose runs alone are wanted.
+        """
+        return search_runs(self._client, self.uri, list(experiments), tags, parent)
+
+    def find(self, run_id: str) -> RunFacts | None:
+        """The run of this id; None where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        def look() -> RunFacts | None:
+            try:
+                return RunFacts.of(self._client.get_run(run_id))
+            except MlflowException as error:
+                if is_refused(error):
+                    return None
+                raise
+
+        return call(self.uri, look)
+
+    def files(self, run_id: str) -> frozenset[str]:
+        """The names of a run's artifacts."""
+        found = call(self.uri, lambda: self._client.list_artifacts(run_id))
+        return frozenset(file.path for file in found)
+
+    def artifact(self, run_id: str, name: str) -> bytes:
+        """One artifact of a run."""
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
+            path = call(self.uri, lambda: self._client.download_artifacts(run_id, name, folder))
+            return Path(path).read_bytes()

@@ -1,0 +1,243 @@
+"""What a confirmation measures is used, kept and logged once, whatever becomes of MLflow."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from search.launch.confirm import confirm_best
+from search.launch.recorder import end_what_was_left_open
+from search.queries.comparison import Confirmation, compare
+from search.tracking.journal import Journal
+from search.tracking.tracker import Tracker
+from spaces.errors import JobError
+from tests.mlflow_server import MlflowServer
+from tests.search.observed import TAGS, Switched, Watched, choice_of, held, plan_of
+from tests.search.toy_search import toy_study
+
+CHOSEN = [
+    {"number": number, "arm": choice.method, "method": choice.method, "choice": choice.as_dict()}
+    | {"trainable_params": plan_of(choice.as_dict()).trainable_params}
+    for number, choice in ((0, choice_of(0)), (1, choice_of(1)))
+]
+SEEDS = (1, 2)
+
+
+class Workers:
+    """Workers that measure at once what a seed stands for; `before` hears the count of each job."""
+
+    def __init__(self, before: Callable[[int], None] = lambda count: None) -> None:
+        self.trained: list[int] = []
+        self._before = before
+        self._one_at_a_time = threading.Lock()
+
+    def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        with self._one_at_a_time:
+            self.trained.append(job["seed"])
+            self._before(len(self.trained))
+        return {"metrics": {"accuracy": job["seed"] / 8, "head_params": 34}}
+
+
+def confirm(watched: Watched, workers: Workers, tracker: Tracker, sweep: str) -> list[Confirmation]:
+    config: Any = SimpleNamespace(
+        confirm=SimpleNamespace(seeds=len(SEEDS)),
+        train=SimpleNamespace(seed=0, epochs=2, model_dump=lambda mode: {}),
+        task=SimpleNamespace(metric="accuracy"),
+        search=SimpleNamespace(mode="max"),
+        cluster=SimpleNamespace(groups=1),
+    )
+    some_workers: Any = workers
+    silent: Any = watched.silent
+    return confirm_best(
+        CHOSEN,
+        config=config,
+        plans=[plan_of(row["choice"]) for row in CHOSEN],
+        workers=some_workers,
+        relay=watched.relay,
+        tracker=tracker,
+        sweep_run_id=sweep,
+        view=silent,
+    )
+
+
+def switched(uri: str, experiment: str, is_away: bool = False) -> tuple[Tracker, Switched]:
+    tracker = Tracker(uri, experiment)
+    client = Switched(tracker.client, is_away)
+    tracker.client = client
+    return tracker, client
+
+
+@pytest.fixture
+def faultless(database: str, tmp_path: Path) -> dict[str, Any]:
+    """What MLflow holds of the confirmations where it is never away."""
+    (tmp_path / "faultless").mkdir()
+    tracker = Tracker(database, "faultless")
+    sweep = tracker.start_sweep("faultless", {}, TAGS)
+    watched = Watched(tmp_path / "faultless", tracker, sweep)
+    rows = confirm(watched, Workers(), tracker, sweep)
+    assert watched.close() == 0
+    assert compare(database, "faultless") == rows
+    return without_names(held(database, tracker, sweep, tmp_path))
+
+
+def without_names(runs: dict[str, Any]) -> dict[str, Any]:
+    for run in runs.values():
+        run["tags"].pop("ranksweep.sweep")
+    return runs
+
+
+def test_a_confirmation_says_what_it_is_and_what_it_measured(faultless: dict[str, Any]) -> None:
+    assert set(faultless) == {f"{n} seed {seed}" for n in (0, 1) for seed in SEEDS}
+    run = faultless["1 seed 2"]
+    tags = run["tags"]
+    assert (tags["ranksweep.kind"], tags["ranksweep.status"]) == ("confirm", "complete")
+    assert tags["ranksweep.arm"] == tags["ranksweep.method"] == "taso"
+    assert tags["ranksweep.plan_digest"] == plan_of(CHOSEN[1]["choice"]).digest
+    assert run["metrics"]["test_accuracy"] == [(2, "0.25")]
+    assert run["metrics"]["epoch"] == [(2, "2.0")]
+    assert "accuracy" not in run["metrics"], "the dev metric of a trial"
+    assert set(run["files"]) == {"choice.yaml", "plan.json", "plan.safetensors"}
+
+
+def test_a_server_that_is_away_all_the_while_costs_no_value(
+    database: str, tmp_path: Path, faultless: dict[str, Any]
+) -> None:
+    tracker = Tracker(database, "away")
+    sweep = tracker.start_sweep("away", {}, TAGS)
+    gone, _ = switched(database, "away", is_away=True)
+    watched = Watched(tmp_path, gone, sweep, pause_s=0.01)
+    rows = confirm(watched, Workers(), gone, sweep)
+    assert [row.values for row in rows] == [(0.125, 0.25)] * 2
+    assert watched.close(patience_s=0.2) == 4 * 3
+    assert held(database, tracker, sweep, tmp_path) == {}
+
+    resumed, nobody = Watched(tmp_path, tracker, sweep), Workers()
+    assert confirm(resumed, nobody, tracker, sweep) == rows
+    assert nobody.trained == [], "the journal has them"
+    assert resumed.close() == 0
+    assert without_names(held(database, tracker, sweep, tmp_path)) == faultless
+    assert compare(database, "away") == rows
+
+
+def test_a_server_that_goes_away_in_the_middle_is_told_all_when_it_answers(
+    database: str, tmp_path: Path, faultless: dict[str, Any]
+) -> None:
+    tracker, client = switched(database, "middle")
+    sweep = tracker.start_sweep("middle", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep, pause_s=0.01)
+
+    def go_away(count: int) -> None:
+        client.is_away = count > 1
+
+    rows = confirm(watched, Workers(go_away), tracker, sweep)
+    assert [row.values for row in rows] == [(0.125, 0.25)] * 2
+    client.is_away = False
+    assert watched.close() == 0
+    assert without_names(held(database, tracker, sweep, tmp_path)) == faultless
+
+
+def test_what_mlflow_alone_has_is_not_trained_again(database: str, tmp_path: Path) -> None:
+    tracker = Tracker(database, "known")
+    sweep = tracker.start_sweep("known", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+    rows = confirm(watched, Workers(), tracker, sweep)
+    assert watched.close() == 0
+
+    (tmp_path / "elsewhere").mkdir()
+    resumed, nobody = Watched(tmp_path / "elsewhere", tracker, sweep), Workers()
+    assert confirm(resumed, nobody, tracker, sweep) == rows
+    assert nobody.trained == []
+    assert resumed.close() == 0
+
+
+def test_one_that_failed_or_was_cut_short_is_done_again_as_a_run_of_its_own(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "again")
+    sweep = tracker.start_sweep("again", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+
+    def fail(count: int) -> None:
+        if count <= 3:
+            raise JobError("worker died")
+
+    rows = confirm(watched, Workers(fail), tracker, sweep)
+    assert [len(row.values) for row in rows] == [1]
+    cut_short = watched.journal.new_confirmation()
+    body = {"kind": "confirm", "number": 0, "choice": CHOSEN[0]["choice"], "metrics": {}}
+    tags = {"seed": 1, "arm": "lora", "plan_digest": "unknown"}
+    watched.journal.start(cut_short, body | {"tags": tags}, 1000, (0, 1))
+    assert watched.close() == 0
+
+    journal = Journal(tmp_path / "journal.db")
+    end_what_was_left_open(journal, toy_study(tmp_path), "accuracy")
+    journal.close()
+    resumed, workers = Watched(tmp_path, tracker, sweep), Workers()
+    rows = confirm(resumed, workers, tracker, sweep)
+    assert [row.values for row in rows] == [(0.125, 0.25)] * 2
+    assert len(workers.trained) == 3
+    assert resumed.close() == 0
+    states = sorted(str(run.status) for run in tracker.children(sweep))
+    assert states == ["complete"] * 4 + ["failed"] * 3 + ["interrupted"]
+
+
+OLD_JOURNAL = """
+CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, number INTEGER NOT NULL,
+    kind TEXT NOT NULL, at_ms INTEGER NOT NULL, body TEXT NOT NULL);
+CREATE INDEX records_of_trial ON records (number, kind);
+CREATE TABLE runs (number INTEGER PRIMARY KEY, token TEXT NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0, ended INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0, run_id TEXT, sweep_run_id TEXT);
+INSERT INTO runs (number, token, epoch, ended) VALUES (0, 'abc', 1, 1);
+INSERT INTO records (number, kind, at_ms, body) VALUES
+    (0, 'start', 1000, '{"choice": {"method": "lora", "learning_rate": 0.0001},
+        "tags": {"arm": "lora", "plan_digest": "unknown"}, "metrics": {}}'),
+    (0, 'end', 1001, '{"state": "complete", "error": null, "metrics": {}, "epoch": 1}');
+"""
+
+
+def test_a_journal_of_before_confirmations_goes_on(database: str, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "journal.db") as old:
+        old.executescript(OLD_JOURNAL)
+    tracker = Tracker(database, "old")
+    sweep = tracker.start_sweep("old", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+    assert watched.journal.confirmed() == {}
+    rows = confirm(watched, Workers(), tracker, sweep)
+    assert watched.close() == 0
+    kept = held(database, tracker, sweep, tmp_path)
+    assert set(kept) == {"0", *(f"{n} seed {seed}" for n in (0, 1) for seed in SEEDS)}
+    journal = Journal(tmp_path / "journal.db")
+    assert list(journal.run_ids(sweep)) == [0], "of trials alone"
+    assert journal.confirmed() == {
+        (row.number, seed): value
+        for row in rows
+        for seed, value in zip(SEEDS, row.values, strict=True)
+    }
+
+
+@pytest.mark.server
+def test_a_real_server_that_is_killed_in_the_middle_is_told_all(
+    server: MlflowServer, tmp_path: Path, faultless: dict[str, Any]
+) -> None:
+    tracker = Tracker(server.uri, "movie")
+    sweep = tracker.start_sweep("movie", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep, pause_s=0.2)
+
+    def kill(count: int) -> None:
+        if count == 2:
+            server.stop()
+
+    rows = confirm(watched, Workers(kill), tracker, sweep)
+    assert [row.values for row in rows] == [(0.125, 0.25)] * 2
+    assert watched.journal.waiting > 0
+    server.start()
+    assert watched.close() == 0
+    assert without_names(held(server.uri, tracker, sweep, tmp_path)) == faultless
+    assert compare(server.uri, "movie") == rows
