@@ -237,6 +237,7 @@ def test_compare_reads_back_what_the_launch_confirmed(
 ) -> None:
     _, result = launched
     told = compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
+    assert result.confirmation is not None
     assert sorted(told, key=str) == sorted(result.confirmation, key=str)
 
 

@@ -51,6 +51,7 @@ def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_star
     assert row.value == pytest.approx(mean)
     # The repeated choice stands in the result where its mean is its method's best.
     for each in first.best:
+        assert each.run_id is not None
         assert ranked[each.run_id].value == pytest.approx(each.value)
         assert ranked[each.run_id].seeds == each.seeds
     sweep_file = yaml.safe_load((tmp_path / ".ranksweep/sweeps/first/sweep.yaml").read_text())

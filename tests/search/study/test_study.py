@@ -54,7 +54,7 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
         (2, 7): 0.50,
     }  # fmt: skip
     enqueued = [lora(rank) for rank in (2, 4, 8)]
-    settings = {"trials": 7, "seed": 7, "repeats": (2, 2), "enqueue": enqueued}
+    settings: dict[str, Any] = {"trials": 7, "seed": 7, "repeats": (2, 2), "enqueue": enqueued}
     trained: list[tuple[int, int, int | None]] = []
     for stop_after in (4, 7):  # the driver dies in the middle of the repetitions, and is resumed
         study = toy_study(tmp_path)
@@ -228,7 +228,7 @@ def test_a_trial_that_others_have_taken_over_is_not_told_twice(
 
 
 def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = (shared_study(str(tmp_path), name) for name in ("one", "two"))
     first, second = SharedStudy(one, "one", GRACE), SharedStudy(two, "two", GRACE)
@@ -241,7 +241,7 @@ def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
         faster.suggest("t0")  # between the other's look at the study and its trial
         return proposal
 
-    slower.proposals.propose = overtaken
+    monkeypatch.setattr(slower.proposals, "propose", overtaken)
     assert slower.suggest("t0") == Searcher.FINISHED
     kept, given_back = one.trials
     assert (kept.state, given_back.state) == (TrialState.RUNNING, TrialState.FAIL)
@@ -304,6 +304,7 @@ def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path: P
         config=config,
         plans=[plan] * 3,
         workers=Workers(),  # type: ignore[arg-type]
+        relay=MagicMock(journal=MagicMock(confirmed=dict)),
         tracker=MagicMock(children=lambda run_id: []),
         sweep_run_id="sweep",
         view=MagicMock(),
