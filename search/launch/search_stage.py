@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 
-import optuna
-
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.confirm import confirm_best
 from search.launch.prepare import SweepInputs, fewer_trials
-from search.launch.recorder import Recorder, end_what_was_left_open
+from search.launch.recorder import Recorder
 from search.launch.result import LaunchResult
 from search.launch.resume import SEARCH_MAY_CHANGE
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.study.first_choices import first_choices
+from search.study.left_open import end_what_was_left_open
 from search.study.proposals import Proposals
 from search.study.ranking import WorthKeeping, best_of_each_method
 from search.study.shared import SharedStudy, check_settings, driver_of, ended_last_trial, own_seed
@@ -27,6 +26,7 @@ from search.study.standing import interrupted, settle
 from search.study.study import (
     BEAT_SECONDS,
     GRACE_SECONDS,
+    Study,
     choice_text,
     open_study,
     run_ids,
@@ -59,7 +59,7 @@ class SearchStage:
     interrupts: Interrupts
 
     @cached_property
-    def study(self) -> optuna.Study:
+    def study(self) -> Study:
         """The sweep's study: in its folder, or where it is shared with other launches."""
         search = self.config.search
         shared = search.study is not None

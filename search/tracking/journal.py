@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from search.paths import private_files
+from search.redaction import redacted_text
 from spaces.errors import RanksweepError
 
 Kind = Literal["start", "epoch", "end"]
@@ -318,3 +319,12 @@ def _append(
         "INSERT INTO records (number, kind, at_ms, body) VALUES (?, ?, ?, ?)",
         (number, kind, at_ms, json.dumps(body)),
     )
+
+
+def end_of_trial(state: str, error: str | None, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What the journal says of a trial that is over."""
+    return {
+        "state": state,
+        "error": None if error is None else redacted_text(error),
+        "metrics": dict(metrics),
+    }

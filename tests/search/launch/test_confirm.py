@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from search.launch.confirm import confirm_best
-from search.launch.recorder import end_what_was_left_open
 from search.queries.comparison import Confirmation, compare
+from search.study.left_open import end_what_was_left_open
 from search.tracking.journal import Journal
 from search.tracking.tracker import Tracker
 from spaces.errors import JobError

@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from search.launch.recorder import end_what_was_left_open
+from search.study.left_open import end_what_was_left_open
 from search.study.study import INTERRUPTED
 from search.tracking.journal import Journal, JournalError
 from search.tracking.tracker import Tracker
