@@ -270,8 +270,8 @@ def test_a_gguf_base_leaves_as_plain_weights(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(file)
     base = load_base(f"path:{file}", "classification", 2)
-    no: Any = None  # is read of it here
-    made = Made("gguf", no, base.uri, "classification", no, no, ("q_proj", "down_proj"))
+    unread: Any = None  # no test data are made for it
+    made = Made("gguf", unread, base.uri, "classification", unread, unread, ("q_proj", "down_proj"))
     plan = plan_of(base, made.suffixes, CHOICES["pilora"])
     batch = {"input_ids": torch.tensor([[5, 6, 39], [7, 2, 2]])}
     batch["attention_mask"] = torch.tensor([[1, 1, 1], [1, 0, 0]])
