@@ -21,6 +21,7 @@ from tests.mlflow_server import MlflowServer
 from tests.search.observed import TAGS, Switched, Watched, choice_of, held, plan_of
 from tests.search.toy_search import toy_study
 from trainables.resident.jobs import TrialJob, TrialResult
+from trainables.training.settings import TrainSettings
 
 CHOSEN: list[dict[str, Any]] = [
     {"number": number, "arm": choice.method, "method": choice.method, "choice": choice.as_dict()}
@@ -42,14 +43,14 @@ class Workers:
         with self._one_at_a_time:
             self.trained.append(job.seed)
             self._before(len(self.trained))
-        metrics = {"accuracy": job.seed / 8}
+        metrics = {"accuracy": job.seed / 8, "head_params": 34}
         return TrialResult(metrics, head_params=34, ready_at=0.0, first_step_at=0.0)
 
 
 def confirm(watched: Watched, workers: Workers, tracker: Tracker, sweep: str) -> list[Confirmation]:
     config: Any = SimpleNamespace(
         confirm=SimpleNamespace(seeds=len(SEEDS)),
-        train=SimpleNamespace(seed=0, epochs=2, model_dump=lambda mode: {}),
+        train=TrainSettings(epochs=2),
         task=SimpleNamespace(metric="accuracy"),
         search=SimpleNamespace(mode="max"),
         cluster=SimpleNamespace(groups=1),
