@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from humanize import naturalsize
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from search.launch.ray_environment import ray_environment
 from search.paths import SweepPaths
 from search.redaction import redacted
 from search.store.profiles import ProfileStore
@@ -26,7 +28,7 @@ from search.tracking.mlflow import absolute_uri, connect, experiment_names, sqli
 from spaces.errors import RanksweepError
 
 _DISTRIBUTION = "ranksweep"
-_SMALLEST_DISK = 2 * 2**30
+SMALLEST_DISK = 2 * 2**30
 
 # Run in a process of its own: a Ray that hangs must not hang the doctor, and this process must not
 # be left connected to a cluster.
@@ -102,12 +104,7 @@ def check_python() -> Check:
     """Whether this Python is one that ranksweep is made for."""
     wanted = _requires_python()
     running = platform.python_version()
-    return Check(
-        "python",
-        running in wanted,
-        f"{running} ({wanted})",
-        "" if running in wanted else f"use a Python {wanted}",
-    )
+    return _tried("python", running in wanted, f"{running} ({wanted})", f"use a Python {wanted}")
 
 
 def check_packages() -> list[Check]:
@@ -123,7 +120,7 @@ def check_packages() -> list[Check]:
             checks.append(Check(name, False, f"not installed ({bounds})", remedy))
             continue
         fits = requirement.specifier.contains(installed, prereleases=True)
-        checks.append(Check(name, fits, f"{installed} ({bounds})", "" if fits else remedy))
+        checks.append(_tried(name, fits, f"{installed} ({bounds})", remedy))
     return checks
 
 
@@ -131,15 +128,16 @@ def check_devices() -> list[Check]:
     """The processors that torch can train on, with their memory."""
     memory = psutil.virtual_memory().total
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    checks = [Check("cpu", True, f"{cores} cores, {_gib(memory)} of memory")]
+    checks = [Check("cpu", True, f"{cores} cores, {_size(memory)} of memory")]
     try:
         import torch  # here, for its absence is a finding
     except (ImportError, OSError) as error:
-        return [*checks, Check("torch", False, _first_line(error), "install torch again")]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return [*checks, Check("torch", False, reason, "install torch again")]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            detail = f"{properties.name}, {_gib(properties.total_memory)}"
+            detail = f"{properties.name}, {_size(properties.total_memory)}"
             checks.append(Check(f"cuda:{index}", True, detail))
     elif Path("/dev/nvidia0").exists():
         checks.append(
@@ -159,13 +157,8 @@ def check_disk(root: Path) -> Check:
     """Whether there is room for a sweep's files where they are written."""
     place = _nearest_folder(root)
     free = shutil.disk_usage(place).free
-    enough = free >= _SMALLEST_DISK
-    return Check(
-        "disk",
-        enough,
-        f"{_gib(free)} free in {place}",
-        "" if enough else f"free at least {_gib(_SMALLEST_DISK)}",
-    )
+    enough, needed = free >= SMALLEST_DISK, _size(SMALLEST_DISK)
+    return _tried("disk", enough, f"{_size(free)} free in {place}", f"free at least {needed}")
 
 
 # What a sweep talks to ------------------------------------------------------------------------
@@ -174,16 +167,12 @@ def check_disk(root: Path) -> Check:
 def check_ray(address: str = "local", timeout: float = 90.0) -> Check:
     """Whether a Ray starts here (`local`) or answers at `address`, within `timeout` seconds."""
     name = f"ray {redacted(address)}"
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    if address == "local":
-        # Despite its name it is read on Linux too: without clusters Ray listens on loopback alone.
-        environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", _RAY_SCRIPT, address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | ray_environment(address),
         start_new_session=True,
     )
     try:
@@ -211,8 +200,8 @@ def check_store(uri: str) -> list[Check]:
     checks = []
     for step in store.objects.probe():
         detail = f"{store.name}{': ' + step.detail if step.detail else ''}"
-        remedy = "" if step.ok else "choose another with --store or RANKSWEEP_STORE"
-        checks.append(Check(f"store: {step.name}", step.ok, detail, remedy))
+        remedy = "choose another with --store or RANKSWEEP_STORE"
+        checks.append(_tried(f"store: {step.name}", step.ok, detail, remedy))
     return checks
 
 
@@ -224,12 +213,10 @@ def check_tracking(uri: str) -> Check:
         if file is not None and not file.exists():
             folder = _nearest_folder(file.parent)
             writable = os.access(folder, os.W_OK)
-            return Check(
-                "tracking",
-                writable,
-                f"{shown} is not there yet{'' if writable else f', and {folder} is read-only'}",
-                "" if writable else "name another database with --tracking",
-            )
+            detail = f"{shown} is not there yet"
+            if not writable:
+                detail += f", and {folder} is read-only"
+            return _tried("tracking", writable, detail, "name another database with --tracking")
         found = experiment_names(connect(uri), uri)
     except RanksweepError as error:
         return Check("tracking", False, *_split(error))
@@ -237,6 +224,11 @@ def check_tracking(uri: str) -> Check:
 
 
 # Inside ---------------------------------------------------------------------------------------
+
+
+def _tried(name: str, ok: bool, detail: str, remedy: str) -> Check:
+    """A check whose remedy is told only where it is needed."""
+    return Check(name, ok, detail, "" if ok else remedy)
 
 
 def _requires_python() -> SpecifierSet:
@@ -266,14 +258,6 @@ def _project() -> dict[str, Any]:
         return {}
     project: dict[str, Any] = tomllib.loads(file.read_text()).get("project", {})
     return project
-
-
-def _has_cuda() -> bool:
-    try:
-        import torch
-    except (ImportError, OSError):
-        return False
-    return torch.cuda.is_available()
 
 
 def _ray_remedy(address: str) -> str:
@@ -314,9 +298,5 @@ def _split(error: Exception) -> tuple[str, str]:
     return (detail, remedy) if detail else (remedy, "")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def _size(count: float) -> str:
+    return naturalsize(count, binary=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from humanize import naturalsize
+
 
 def knobs(choice: Mapping[str, Any]) -> str:
     """A choice on one line, without its method, learning rate and seed: "rank=8 alpha=16"."""
@@ -65,9 +67,7 @@ def printable(value: Any) -> str:
 
 
 def byte_size(size: Any) -> str:
-    if not _is_number(size):
-        return "-"
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    return naturalsize(size) if _is_number(size) else "-"
 
 
 def seconds_text(spent: Any) -> str:

@@ -23,8 +23,8 @@ class Seaweed:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        names = ("s3", "s3.port.grpc", "master", "master.port.grpc", "volume", "volume.port.grpc")
-        names += ("filer", "filer.port.grpc", "admin", "admin.port.grpc")
+        names = ["s3", "s3.port.grpc", "master", "master.port.grpc", "volume", "volume.port.grpc"]
+        names += ["filer", "filer.port.grpc", "admin", "admin.port.grpc"]
         free = _free_ports(len(names))
         flags = [name if ".port" in name else f"{name}.port" for name in names]
         self._ports = [f"-{flag}={port}" for flag, port in zip(flags, free, strict=True)]

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 app = typer.Typer(
     name="ranksweep",
     help="Finds how to spend low-rank adaptation capacity: one profile, many cheap trials.",

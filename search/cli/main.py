@@ -18,8 +18,11 @@ import typer
 from search.cli import sweeps, profiles, plans, results, doctor  # noqa: F401
 
 # isort: on
-from search.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, app
+from search.cli.app import EXIT_FAILED, app
+from search.interrupts import EXIT_INTERRUPTED
 from spaces.errors import RanksweepError
+
+__all__ = ["app", "main"]
 
 
 def _complain(message: str) -> None:

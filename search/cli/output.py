@@ -6,27 +6,64 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from spaces.errors import ConfigError
+import typer
+from rich.text import Text
+
+from spaces.errors import ConfigError, RanksweepError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
 
 PIPE_WIDTH = 160
+P = ParamSpec("P")
 
 
-def write_out(out: Path, data: bytes) -> None:
-    try:
-        out.write_bytes(data)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"--out: {out} cannot be written ({reason}); name another") from None
+@dataclass(frozen=True)
+class Result:
+    """What a command prints on stdout and how it ends.
+
+    With --json `document` is printed, a dataclass as its fields; else each of `drawn`, a string as
+    it stands and the rest as Rich draws it. `error` is told afterwards, on stderr.
+    """
+
+    document: Any
+    drawn: Iterable[RenderableType] = ()
+    error: str = ""
+    exit_code: int = 0
+
+
+def prints_result(command: Callable[P, Result]) -> Callable[P, None]:
+    """Print what `command` returns, as JSON where its `json_output` is set.
+
+    While it works, whatever libraries and child processes write to stdout goes to stderr.
+    """
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with _logs_on_stderr():
+            result = command(*args, **kwargs)
+        if kwargs["json_output"]:
+            print(json.dumps(_jsonable(result.document), indent=2, allow_nan=False))
+        else:
+            _draw(result.drawn)
+        if result.error:
+            raise RanksweepError(result.error)
+        if result.exit_code:
+            raise typer.Exit(result.exit_code)
+
+    return run
 
 
 @contextmanager
-def logs_on_stderr() -> Iterator[None]:
-    """While open, whatever libraries and child processes write to stdout goes to stderr."""
+def _logs_on_stderr() -> Iterator[None]:
     sys.stdout.flush()
     try:
         kept = os.dup(1)
@@ -42,24 +79,26 @@ def logs_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def print_result(result: Any, json_output: bool = False) -> None:
-    """Print one result on stdout: a JSON document, or what Rich can draw."""
-    if json_output:
-        print(json.dumps(_jsonable(result), indent=2, allow_nan=False))
-        return
+def _draw(drawn: Iterable[RenderableType]) -> None:
     from rich.console import Console
-    from rich.text import Text
 
     # A pipe has no width of its own: what reads it wants whole values.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    # A line stays a line, for a path or a sentence may be copied; tables know their width.
-    Console(width=width).print(result, highlight=False, soft_wrap=isinstance(result, Text))
+    console = Console(width=width, highlight=False)
+    for each in drawn:
+        if isinstance(each, str):
+            # A line stays a line, for a path or a sentence may be copied; tables know their width.
+            console.print(Text(each), soft_wrap=True)
+        else:
+            console.print(each)
 
 
 def _jsonable(value: Any) -> Any:
-    """`value` with what JSON has no word for, NaN and infinity, as null."""
+    """Dataclasses as mappings; NaN and infinity, for which JSON has no word, as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if is_dataclass(value):
+        return {field.name: _jsonable(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -67,11 +106,10 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def cell(value: Any) -> str:
-    """A cell of a table; what a manifest says is not to be read as Rich's markup."""
-    from rich.markup import escape
-
-    return "-" if value is None else escape(str(value))
+def add_row(table: Table, *cells: object) -> None:
+    """Add a row, None as "-"; what a run or a manifest says is not to be read as Rich's markup."""
+    shown = ("-" if cell is None else cell for cell in cells)
+    table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in shown))
 
 
 def count_range_text(least: int, most: int) -> str:
@@ -80,3 +118,11 @@ def count_range_text(least: int, most: int) -> str:
 
 def share_text(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def write_out(out: Path, data: bytes) -> None:
+    try:
+        out.write_bytes(data)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"--out: {out} cannot be written ({reason}); name another") from None

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.table import Table
 
 from search.cli.app import ChoiceFile, JsonOption, StoreOption, app
-from search.cli.output import count_range_text, logs_on_stderr, print_result, share_text, write_out
+from search.cli.output import Result, count_range_text, prints_result, share_text, write_out
 from search.cli.profiles import profile_of
 from spaces.errors import BaseModelError, ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from spaces.plan import Plan
     from spaces.target import BaseSize, TargetModule
 
 
 @app.command()
+@prints_result
 def plan(
     *,
     choice_file: ChoiceFile,
@@ -51,7 +51,7 @@ def plan(
     ] = None,
     store: StoreOption = None,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """Derive the plan that a choice means for a profiled base."""
     from search.config.yaml_file import read_mapping
     from spaces.methods.registry import parse_choice
@@ -77,50 +77,38 @@ def plan(
         planner = Planner(found, size=size)
     made = planner.plan(choice)
     if form == "peft":
-        _give_lora_config(made, out, json_output)
-        return
+        return _lora_config(made, out)
     if out is not None:
         write_out(out, made.to_bytes())
-    if json_output:
-        print_result(made.summary(), json_output)
-    else:
-        print_result(_plan_table(made))
+    return Result(made.summary(), [_plan_table(made), f"digest {made.digest}"])
 
 
-def _give_lora_config(made: Plan, out: Path | None, json_output: bool) -> None:
-    """Write or print the LoraConfig of a plan; printed, it is JSON in any case."""
-    from rich.text import Text
-
+def _lora_config(made: Plan, out: Path | None) -> Result:
+    """The LoraConfig of a plan, written or printed; printed, it is JSON in any case."""
     from trainables.adaptations.lora_config import lora_config_of
 
     config = lora_config_of(made)
-    if out is not None:
-        write_out(out, (json.dumps(config, indent=2) + "\n").encode())
-    if out is None or json_output:
-        print_result(config, json_output=True)
-    else:
-        print_result(Text(f"wrote {out}"))
+    text = json.dumps(config, indent=2)
+    if out is None:
+        return Result(config, [text])
+    write_out(out, f"{text}\n".encode())
+    return Result(config, [f"wrote {out}"])
 
 
 def _targets_of(base: str, kind: str, targets: str) -> tuple[tuple[TargetModule, ...], BaseSize]:
     """The modules of a base that suffixes name, and its size, from its config alone."""
+    from trainables.bases.structure import meta_base
+
     patterns = tuple(part.strip() for part in targets.split(",") if part.strip())
     if not patterns:
         raise ConfigError("--targets: names no module; list suffixes such as query,value")
-    with logs_on_stderr():
-        from trainables.bases.structure import meta_base
-
-        try:
-            return meta_base(base, kind, 2, patterns)
-        except BaseModelError as error:
-            raise ConfigError(str(error).replace("profile.target_modules", "--targets")) from None
+    try:
+        return meta_base(base, kind, 2, patterns)
+    except BaseModelError as error:
+        raise ConfigError(str(error).replace("profile.target_modules", "--targets")) from None
 
 
-def _plan_table(made: Plan) -> RenderableType:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
+def _plan_table(made: Plan) -> Table:
     shapes = {target.name: target.shape for target in made.targets}
     table = Table(
         title=f"{made.trainable_params:,} parameters, {made.peak_trainable_params:,} at one time",
@@ -140,10 +128,11 @@ def _plan_table(made: Plan) -> RenderableType:
             share_text(sum(len(b.cols) for b in first.values()), sum(shapes[n][1] for n in first)),
             f"{sum(block.params for block in blocks):,}",
         )
-    return Group(table, Text(f"digest {made.digest}"))
+    return table
 
 
 @app.command()
+@prints_result
 def count(
     *,
     base: Annotated[
@@ -171,11 +160,12 @@ def count(
     ] = None,
     store: StoreOption = None,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """Count the trainable parameters of a choice from the base's config; no weights are read."""
     from search.config.yaml_file import read_mapping
     from spaces.methods.registry import parse_choice
     from spaces.planner import Planner
+    from trainables.bases.structure import base_parameters
 
     choice = parse_choice(read_mapping(choice_file))
     if dominant_fraction is not None and profile_ref is not None:
@@ -184,39 +174,20 @@ def count(
         raise ConfigError(f"--dominant-fraction: {dominant_fraction} is no share; use 0 to 1")
     loaded = profile_of(profile_ref, store) if profile_ref is not None else None
     found, size = _targets_of(base, kind, targets)
-    with logs_on_stderr():
-        from trainables.bases.structure import base_parameters
-
-        whole = base_parameters(base)
-    span = Planner(found, loaded, size).params_range(choice, dominant_fraction)
-    _print_count(base, choice.method, len(found), span, whole, json_output)
-
-
-def _print_count(
-    base: str, method: str, modules: int, span: tuple[int, int], whole: int, json_output: bool
-) -> None:
-    from rich.table import Table
-
-    least, most = span
+    whole = base_parameters(base)
+    least, most = Planner(found, loaded, size).params_range(choice, dominant_fraction)
+    exact = least == most
     percents = [100 * least / whole, 100 * most / whole]
-    if json_output:
-        document = {
-            "method": method,
-            "base": base,
-            "base_params": whole,
-            "modules": modules,
-            "exact": least == most,
-            "trainable_params": least if least == most else [least, most],
-            "percent": percents[0] if least == most else percents,
-        }
-        print_result(document, json_output)
-        return
     table = Table("method", "modules", "params", "% of the base")
-    shares = [f"{percent:.3f}" for percent in percents]
-    table.add_row(
-        method,
-        str(modules),
-        count_range_text(least, most),
-        shares[0] if least == most else f"{shares[0]} to {shares[1]}",
-    )
-    print_result(table)
+    shares = " to ".join(f"{percent:.3f}" for percent in percents[: 1 if exact else 2])
+    table.add_row(choice.method, str(len(found)), count_range_text(least, most), shares)
+    document = {
+        "method": choice.method,
+        "base": base,
+        "base_params": whole,
+        "modules": len(found),
+        "exact": exact,
+        "trainable_params": least if exact else [least, most],
+        "percent": percents[0] if exact else percents,
+    }
+    return Result(document, [table])

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column, Table
 
 from search.cli.app import JsonOption, TrackingOption, app
-from search.cli.output import logs_on_stderr, print_result
-from spaces.errors import RanksweepError
+from search.cli.output import Result, add_row, prints_result
 
 if TYPE_CHECKING:
     from search.queries.best import BestRow
+    from search.queries.comparison import Confirmation
+    from search.trained.compose import Composition
 
 
 @app.command()
+@prints_result
 def best(
     *,
     task: Annotated[str, typer.Option("--task", metavar="T", help="Name of the task.")],
@@ -44,38 +45,25 @@ def best(
     ] = False,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """Show the best complete trials of a task, from MLflow alone."""
     from search.config.reading import resolve_tracking
+    from search.queries import best
 
     uri = resolve_tracking(tracking)
-    with logs_on_stderr():
-        from search.queries import best
-
-        rows = best.best(
-            uri,
-            task,
-            base=base,
-            method=method,
-            metric=metric,
-            max_params=max_params,
-            top=top,
-            pareto=pareto,
-        )
-        why_none = ""
-        if not rows:
-            why_none = best.why_none(
-                uri, task, base=base, method=method, metric=metric, max_params=max_params
-            )
-    if json_output:
-        print_result(best.best_json(rows), json_output)
-    elif rows:
-        print_result(best_table(rows))
-    if why_none:
-        raise RanksweepError(why_none)
+    asked: dict[str, Any] = {
+        "base": base,
+        "method": method,
+        "metric": metric,
+        "max_params": max_params,
+    }
+    rows = best.best(uri, task, **asked, top=top, pareto=pareto)
+    error = "" if rows else best.why_none(uri, task, **asked)
+    return Result(rows, [best_table(rows)] if rows else [], error)
 
 
 @app.command()
+@prints_result
 def compare(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name or run id.")],
     against: Annotated[
@@ -83,27 +71,20 @@ def compare(
     ] = "lora",
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """Set a sweep's methods side by side on test, as confirmed, from MLflow alone."""
-    from rich.text import Text
-
     from search.config.reading import resolve_tracking
+    from search.queries import comparison
 
-    with logs_on_stderr():
-        from search.queries import comparison
-
-        rows = [
-            row.as_dict() for row in comparison.compare(resolve_tracking(tracking), sweep, against)
-        ]
-    if json_output:
-        document = {"choices": rows, "verdict": comparison.verdict(rows, against)}
-        print_result(document, json_output)
-    else:
-        print_result(confirmation_table(rows, against))
-        print_result(Text(comparison.verdict(rows, against)))
+    rows = comparison.compare(resolve_tracking(tracking), sweep, against)
+    verdict = comparison.verdict(rows, against)
+    return Result(
+        {"choices": rows, "verdict": verdict}, [confirmation_table(rows, against), verdict]
+    )
 
 
 @app.command("export")
+@prints_result
 def export_trial(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A trial, as `best` shows it.")],
     form: Annotated[
@@ -119,24 +100,17 @@ def export_trial(
     ] = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """Write a trained trial as a checkpoint that others load, or its plan."""
-    from rich.text import Text
-
     from search.config.reading import resolve_tracking
+    from search.trained.export import export
 
-    with logs_on_stderr():
-        from search.trained.export import export
-
-        written = export(resolve_tracking(tracking), run_id, form, out, base)
-    if json_output:
-        print_result(written, json_output)
-    else:
-        files = "".join(f"\n  {name}" for name in written["files"])
-        print_result(Text(f"wrote {written['out']}{files}"))
+    written = export(resolve_tracking(tracking), run_id, form, out, base)
+    return Result(written, ["\n  ".join([f"wrote {written['out']}", *written["files"]])])
 
 
 @app.command("compose")
+@prints_result
 def compose_trials(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A trial, as `best` shows it.")],
     run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Another, of the same base.")],
@@ -152,79 +126,93 @@ def compose_trials(
     ] = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """Add the updates of two trials to one base and measure both tasks."""
     from search.config.reading import resolve_tracking
+    from search.trained.compose import compose
 
-    with logs_on_stderr():
-        from search.trained.compose import compose
+    composition = compose(resolve_tracking(tracking), (run_a, run_b), split, rows, base)
+    return Result(composition.as_dict(), [composition_table(composition)])
 
-        uri = resolve_tracking(tracking)
-        composition = compose(uri, (run_a, run_b), split, rows, base)
-    print_result(composition.as_dict() if json_output else composition.table(), json_output)
+
+# -- drawing ---------------------------------------------------------------------------------------
 
 
 def best_table(rows: Sequence[BestRow]) -> Table:
     """The rows as a table for the terminal."""
-    name = rows[0].metric if rows else "value"
-    table = Table()
-    table.add_column("run", overflow="fold", min_width=16)
-    for column in ("sweep", "method"):
-        table.add_column(column, overflow="fold")
-    for column in (name, "seeds", "params", "head", "epochs"):
-        table.add_column(column, justify="right")
+    metric = rows[0].metric if rows else "value"
+    table = Table(Column("run", overflow="fold", min_width=16))
+    for name in ("sweep", "method"):
+        table.add_column(name, overflow="fold")
+    for name in (metric, "seeds", "params", "head", "epochs"):
+        table.add_column(name, justify="right")
     table.add_column("choice", overflow="fold")
     for row in rows:
-        shown = {key: value for key, value in row.choice.items() if key != "method"}
-        cells = (
+        add_row(
+            table,
             row.run_id,
             row.sweep,
             row.method,
             f"{row.value:.4f}",
-            str(row.seeds),
+            row.seeds,
             f"{row.trainable_params:,}",
             f"{row.head_params:,}",
-            str(row.epochs),
-            _choice_text(shown),
+            row.epochs,
+            _choice_text(row.choice),
         )
-        # Text, for a name from a run is not to be read as Rich's markup.
-        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 
-def _choice_text(choice: dict[str, Any]) -> str:
+def _choice_text(choice: Mapping[str, Any]) -> str:
     from search.tracking.facts import flattened
 
     return " ".join(
         f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in flattened(choice).items()
+        if key != "method"
     )
 
 
-def confirmation_table(rows: Sequence[Mapping[str, Any]], reference: str = "lora") -> Table:
+def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") -> Table:
     """The confirmations as a table: mean, deviation, parameters, difference from the reference."""
-    from rich.table import Table
-
-    metric = rows[0]["metric"] if rows else "metric"
-    table = Table(title=f"confirmed on test ({metric})", title_justify="left")
     from search.queries.comparison import called
 
-    beside = called(reference)
-    for name in ("method", "mean", "deviation", "seeds", "params", f"minus {beside} (95%)"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    metric = rows[0].metric if rows else "metric"
+    table = Table("method", title=f"confirmed on test ({metric})", title_justify="left")
+    for name in ("mean", "deviation", "seeds", "params", f"minus {called(reference)} (95%)"):
+        table.add_column(name, justify="right")
     for row in rows:
-        if row["difference"] is None:
-            shown = "-"
-        else:
-            low, high = row["difference"]
-            noise = ", within the noise" if row["within_noise"] else ""
-            shown = f"{low:+.4f} to {high:+.4f}{noise}"
-        table.add_row(
-            row["arm"],
-            f"{row['mean']:.4f}",
-            "-" if row["deviation"] is None else f"{row['deviation']:.4f}",
-            str(len(row["values"])),
-            f"{row['trainable_params']:,}",
-            shown,
+        difference = None
+        if row.difference is not None:
+            low, high = row.difference
+            noise = ", within the noise" if row.within_noise else ""
+            difference = f"{low:+.4f} to {high:+.4f}{noise}"
+        add_row(
+            table,
+            row.arm,
+            f"{row.mean:.4f}",
+            None if row.deviation is None else f"{row.deviation:.4f}",
+            len(row.values),
+            f"{row.trainable_params:,}",
+            difference,
         )
     return table
+
+
+def composition_table(composition: Composition) -> Table:
+    """Both sides of a composition, and their average."""
+    table = Table(title=f"composed, measured on {composition.split}", title_justify="left")
+    for name in ("", "task", "method"):
+        table.add_column(name, overflow="fold")
+    for name in ("metric", "rows", "alone", "A + B", "difference"):
+        table.add_column(name, justify="right")
+    for letter, side in zip("AB", composition.sides, strict=True):
+        told = (letter, side.task, side.method, side.metric, f"{side.rows:,}")
+        add_row(table, *told, *_change(side.alone, side.composed))
+    table.add_section()
+    add_row(table, "average", *[""] * 4, *_change(composition.alone, composition.composed))
+    return table
+
+
+def _change(alone: float, composed: float) -> tuple[str, str, str]:
+    return f"{alone:.4f}", f"{composed:.4f}", f"{composed - alone:+.4f}"

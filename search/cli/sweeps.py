@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column, Table
 
 from search.cli.app import JsonOption, Overrides, StoreOption, SweepFile, TrackingOption, app
-from search.cli.output import logs_on_stderr, print_result
-from search.wording import figure, knobs
-from spaces.errors import RanksweepError
+from search.cli.output import Result, add_row, prints_result
+from search.cli.results import confirmation_table
+from search.redaction import redacted
+from search.wording import duration, figure, knobs
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from search.config.sweep import SweepConfig
     from search.launch.result import LaunchResult
+    from search.study.ranking import BestChoice
 
 
 @app.command()
+@prints_result
 def launch(
     sweep: SweepFile,
     overrides: Overrides = None,
@@ -37,159 +41,141 @@ def launch(
     store: StoreOption = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """Profile if not cached, search, log, and confirm the best."""
     from search.config.reading import load_sweep
 
-    overrides = list(overrides or ())
-    if profile_key is not None:
-        overrides.append(f"profile.use='{profile_key}'")
-    config = load_sweep(sweep, overrides, store=store, tracking=tracking)
-    if dry_run:
-        _show_dry_run(config, json_output, resume)
-    else:
-        _launch(config, json_output, resume=resume)
+    use = [] if profile_key is None else [f"profile.use='{profile_key}'"]
+    config = load_sweep(sweep, [*(overrides or ()), *use], store=store, tracking=tracking)
+    return _dry_run(config, resume) if dry_run else _launch(config, resume=resume)
 
 
 @app.command()
+@prints_result
 def stop(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's name.")],
     now: Annotated[
         bool, typer.Option("--now", help="Do not wait for running steps, as a second Ctrl-C.")
     ] = False,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """End a sweep that another terminal runs, as Ctrl-C would; --resume goes on with it."""
-    from rich.text import Text
-
     from search.launch import sweep_lock
     from search.paths import SweepPaths, check_sweep_name
 
     paths = SweepPaths(name=check_sweep_name(sweep)).absolute()
     runner = sweep_lock.stop(paths, at_once=now)
-    if json_output:
-        print_result({"name": sweep, "pid": runner.pid, "host": runner.host}, json_output)
-    else:
-        print_result(Text(f"{sweep}: stopped; launch it with --resume to go on"))
+    return Result(
+        {"name": sweep, "pid": runner.pid, "host": runner.host},
+        [f"{sweep}: stopped; launch it with --resume to go on"],
+    )
 
 
 @app.command()
+@prints_result
 def profile(
     sweep: SweepFile,
     overrides: Overrides = None,
     store: StoreOption = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
-) -> None:
+) -> Result:
     """Compute the profile of a sweep, if it is not cached, and stop there."""
     from search.config.reading import load_sweep
 
     config = load_sweep(sweep, overrides or (), store=store, tracking=tracking)
-    _launch(config, json_output, profile_only=True)
+    return _launch(config, profile_only=True)
 
 
-def _show_dry_run(config: SweepConfig, json_output: bool, resume: bool) -> None:
-    with logs_on_stderr():
-        from search.launch.dry_run import dry_run
+def _dry_run(config: SweepConfig, resume: bool) -> Result:
+    from search.cli.dry_run_view import drawn_dry_run
+    from search.launch.dry_run import dry_run
 
-        result = dry_run(config, resume=resume)
-    print_result(result.as_dict() if json_output else result.render(), json_output)
+    result = dry_run(config, resume=resume)
+    return Result(result, [drawn_dry_run(result)])
 
 
-def _launch(
-    config: SweepConfig, json_output: bool, *, resume: bool = False, profile_only: bool = False
-) -> None:
+def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = False) -> Result:
     from search.cli.view import View
+    from search.launch.ray_environment import set_ray_environment
 
-    with (
-        logs_on_stderr(),
-        View(config.name, config.search.trials, metric=config.search.metric) as view,
-    ):
+    set_ray_environment(config.cluster.address)
+    with View(config.name, config.search.trials, metric=config.search.metric) as view:
         from search.launch.launch import launch as launch_sweep
 
         result = launch_sweep(config, resume=resume, profile_only=profile_only, view=view)
-    if json_output:
-        print_result(result.as_dict(), json_output)
-    else:
-        _print_launch(config, result, profile_only)
-    if not profile_only and not result.best:
-        raise RanksweepError(
-            f"{config.name}: no trial ran to its end"
-            + (f" ({result.reason})" if result.reason else "; see their errors above and in MLflow")
+    if profile_only:
+        return Result(result, _drawn_profile(config, result))
+    error = ""
+    if not result.best:
+        reason = (
+            f" ({result.reason})" if result.reason else "; see their errors above and in MLflow"
         )
+        error = f"{config.name}: no trial ran to its end{reason}"
+    return Result(result, _drawn_launch(config, result), error)
 
 
-def _print_launch(config: SweepConfig, result: LaunchResult, profile_only: bool) -> None:
-    from rich.text import Text
+# -- drawing ---------------------------------------------------------------------------------------
 
-    from search.cli.results import confirmation_table
+
+def _drawn_profile(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
+    where = "taken from the store" if result.profile_cached else "computed"
+    yield f"profile {result.profile_key} ({where})"
+    if result.profile_kept_in is None:
+        at = f" --store {redacted(config.store)}"
+        yield f"  ranksweep profiles show {result.profile_key[:12]}{at}"
+
+
+def _drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
     from search.queries.comparison import verdict
-    from search.redaction import redacted
-    from search.wording import duration
 
     where = "taken from the store" if result.profile_cached else "computed"
-    print_result(Text(f"profile {result.profile_key} ({where})"))
-    if profile_only:
-        if result.profile_kept_in is None:
-            at = f" --store {redacted(config.store)}"
-            print_result(Text(f"  ranksweep profiles show {result.profile_key[:12]}{at}"))
-        return
+    yield f"profile {result.profile_key} ({where})"
     states = ", ".join(f"{count} {state}" for state, count in sorted(result.states.items()))
     took = duration(sum(result.seconds.values()))
-    print_result(Text(f"trials: {states or 'none'}; this launch took {took}"))
+    yield f"trials: {states or 'none'}; this launch took {took}"
     if not result.best:
         return
     title = f"best of each method on dev ({config.search.metric})"
-    print_result(results_table(result.best, config.search.metric, title))
+    yield results_table(result.best, config.search.metric, title)
     if result.unranked:
-        print_result(Text(f"no trial ran to its end: {', '.join(result.unranked)}"))
+        yield f"no trial ran to its end: {', '.join(result.unranked)}"
     if result.confirmation:
-        print_result(confirmation_table(result.confirmation))
-        print_result(Text(verdict(result.confirmation)))
+        yield confirmation_table(result.confirmation)
+        yield verdict(result.confirmation)
     uri = redacted(result.tracking_uri)
-    print_result(
-        Text(
-            "look further:\n"
-            f"  ranksweep best --task {config.task.name} --tracking {uri} --top 10\n"
-            f"  mlflow ui --backend-store-uri {uri}"
-        )
+    yield (
+        "look further:\n"
+        f"  ranksweep best --task {config.task.name} --tracking {uri} --top 10\n"
+        f"  mlflow ui --backend-store-uri {uri}"
     )
 
 
 def results_table(
-    rows: Sequence[Mapping[str, Any]],
-    metric: str = "value",
-    title: str | None = None,
+    rows: Sequence[BestChoice], metric: str = "value", title: str | None = None
 ) -> Table:
-    """A table of the best trials: one row each, `rows` best first.
-
-    A row has `method` (or `arm`), `value`, `trainable_params` and `choice` (a mapping with
-    learning_rate and the method's own keys); `number` or `run_id` names the trial. What is absent
-    shows as "-". Where a choice was trained with several seeds, `seeds` says with how many.
-    """
-    repeated = any(row.get("seeds", 1) > 1 for row in rows)
-    table = Table(title=title, title_justify="left")
-    table.add_column("method", style="cyan")
-    table.add_column(metric, justify="right")
-    if repeated:
-        table.add_column("seeds", justify="right")
-    table.add_column("params", justify="right")
-    table.add_column("learning rate", justify="right")
-    table.add_column("choice", overflow="fold")
-    table.add_column("trial", overflow="fold")
+    """A table of the best trials, best first; with how many seeds, where one was repeated."""
+    repeated = any(row.seeds > 1 for row in rows)
+    table = Table(
+        Column("method", style="cyan"),
+        Column(metric, justify="right"),
+        *([Column("seeds", justify="right")] if repeated else []),
+        Column("params", justify="right"),
+        Column("learning rate", justify="right"),
+        Column("choice", overflow="fold"),
+        Column("trial", overflow="fold"),
+        title=title,
+        title_justify="left",
+    )
     for row in rows:
-        choice = dict(row.get("choice") or {})
-        params = row.get("trainable_params")
-        trial = row.get("number", row.get("run_id"))
-        cells = (
-            str(row.get("arm", row.get("method", choice.get("method", "-")))),
-            figure(row.get("value")),
-            *([str(row.get("seeds", 1))] if repeated else []),
-            f"{int(params):,}" if params is not None else "-",
-            figure(choice.get("learning_rate", row.get("learning_rate"))),
-            knobs(choice),
-            "-" if trial is None else str(trial),
+        add_row(
+            table,
+            row.arm,
+            figure(row.value),
+            *([row.seeds] if repeated else []),
+            f"{row.trainable_params:,}",
+            figure(row.choice.get("learning_rate")),
+            knobs(row.choice),
+            row.number,
         )
-        # Text, for what a run says of itself is not to be read as Rich's markup.
-        table.add_row(*(Text(cell) for cell in cells))
     return table

@@ -6,9 +6,8 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.progress import Progress
 from search.wording import duration, figure
 
 STEP_LINE_SECONDS = 5.0
@@ -34,16 +34,8 @@ class _Running:
     value: float | None = None
 
 
-@dataclass(frozen=True)
-class _Best:
-    number: int
-    method: str
-    value: float
-    params: int | None
-
-
-class View:
-    """Progress of one sweep of `trials` trials; its methods may be called from any thread.
+class View(Progress, AbstractContextManager["View"]):
+    """Progress of one sweep of `trials` trials.
 
     On a terminal it keeps one panel up to date, which starts with the first call; elsewhere it
     writes a line per event, those of single profile steps at most every few seconds. `console` is
@@ -59,8 +51,7 @@ class View:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.listener: Callable[[str], object] | None = None
-        """Hears every message as well; a launch keeps them in its log."""
+        self.listener = None
         self._name = name
         self._trials = trials
         self._metric = metric
@@ -77,24 +68,15 @@ class View:
         self._states: Counter[str] = Counter()
         self._durations: list[float] = []
         self._widest = 0
-        self._best: _Best | None = None
+        self._best = ""
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._live: Live | None = None
         self._closed = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def stage(self, name: str, detail: str = "") -> None:
-        """The sweep has come to a stage: "profile", "search", "confirm"."""
         with self._lock:
             if (name, detail) == (self._stage, self._detail):
                 return
@@ -104,7 +86,6 @@ class View:
             self._say(f"{name}: {detail}" if detail else name, keep=False)
 
     def profile_step(self, done: int, total: int) -> None:
-        """`done` of the profile's `total` steps are over."""
         with self._lock:
             self._profile = (done, total)
             now = self._clock()
@@ -116,7 +97,6 @@ class View:
             self._say(f"profile: step {done} of {total}", keep=False)
 
     def trial_started(self, number: int, method: str, params: int | None = None) -> None:
-        """A trial of `method` has started; its plan trains `params` parameters."""
         with self._lock:
             self._running[number] = _Running(method, params, self._clock())
             self._widest = max(self._widest, len(self._running))
@@ -124,7 +104,6 @@ class View:
             self._say(f"trial {number}: {method}{size}", keep=False)
 
     def trial_epoch(self, number: int, epoch: int, epochs: int, value: float | None) -> None:
-        """A trial has finished `epoch` of its `epochs` with this dev value."""
         with self._lock:
             running = self._running.get(number)
             if running is not None:
@@ -135,7 +114,6 @@ class View:
             )
 
     def trial_finished(self, number: int, state: str, value: float | None = None) -> None:
-        """A trial is over: complete, pruned, failed or cancelled."""
         with self._lock:
             running = self._running.pop(number, None)
             self._states[state] += 1
@@ -149,15 +127,14 @@ class View:
             self._say(f"trial {number}:{method} {state}{what}{took}")
 
     def best(self, number: int, method: str, value: float, params: int | None = None) -> None:
-        """The best trial that has run to its end so far."""
+        size = f" with {params:,} parameters" if params is not None else ""
+        best = f"{self._metric} {figure(value)}, trial {number} ({method}){size}"
         with self._lock:
-            best = _Best(number, method, value, params)
             if best != self._best:
                 self._best = best
-                self._say(f"best so far: {self._best_text()}", keep=False)
+                self._say(f"best so far: {best}", keep=False)
 
     def message(self, text: str) -> None:
-        """Anything else that a user should see, on one line."""
         line = " ".join(text.split())
         if self.listener is not None:
             self.listener(line)
@@ -216,8 +193,8 @@ class View:
                 parts.append(self._counts())
             for number, running in sorted(self._running.items()):
                 parts.append(_running_line(number, running, self._metric))
-            if self._best is not None:
-                parts.append(Text.assemble(("best  ", "bold"), self._best_text()))
+            if self._best:
+                parts.append(Text.assemble(("best  ", "bold"), self._best))
             parts.extend(Text(line, style="dim", overflow="ellipsis") for line in self._lines)
             return Panel(Group(*parts), title=f"ranksweep {self._name}".strip(), title_align="left")
 
@@ -236,14 +213,6 @@ class View:
         for state, count in sorted(self._states.items()):
             text.append(f", {count} {state}", style=STATE_STYLES.get(state, ""))
         return text
-
-    def _best_text(self) -> str:
-        best = self._best
-        if best is None:
-            return ""
-        size = f" with {best.params:,} parameters" if best.params is not None else ""
-        value = figure(best.value)
-        return f"{self._metric} {value}, trial {best.number} ({best.method}){size}"
 
 
 def _bar(label: str, done: int, total: int) -> Table:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import optuna
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -38,8 +37,11 @@ def check_database(url: str) -> None:
 
 
 @contextmanager
-def reached(url: str) -> Iterator[None]:
-    """Raise what fails meanwhile as ConfigError, without the credentials of `url`."""
+def reached(url: str, *failures: type[Exception]) -> Iterator[None]:
+    """Raise what fails meanwhile as ConfigError, without the credentials of `url`.
+
+    `failures` are what a database's failure is raised as beside SQLAlchemy's own errors.
+    """
     try:
         yield
     except ImportError as error:
@@ -52,7 +54,9 @@ def reached(url: str) -> Iterator[None]:
             "search.study: is no SQLAlchemy URL of a database; write "
             "postgresql+psycopg://user@host/database or sqlite:////directory/file.db"
         ) from None
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except Exception as error:
+        if not isinstance(error, (SQLAlchemyError, *failures)):
+            raise
         reason = " ".join(redacted_text(str(error.__cause__ or error)).split())[:300]
         raise ConfigError(
             f"search.study: {redacted(url)} cannot be opened ({reason}); check that the database "

@@ -14,11 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search.config.sweep import SweepConfig
-from search.launch.recorder import end_of_trial
 from search.objective import Objective
 from search.progress import Progress
 from search.queries.comparison import Confirmation, summarize
 from search.tracking.facts import now_ms, plan_counts
+from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
 from spaces.errors import JobError, TrackingError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated_seconds, profile_steps, steps_an_epoch
@@ -19,9 +19,6 @@ from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_targets
 from trainables.settings import ALL_LINEAR
 from trainables.tasks.task import Task
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -52,14 +49,6 @@ class DryRun:
     confirm: dict[str, Any] | None
     seconds: dict[str, float]
     notes: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain data, ready for JSON."""
-        return asdict(self)
-
-    def render(self) -> RenderableType:
-        """The same for the terminal."""
-        return _render(self)
 
 
 def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
@@ -180,59 +169,3 @@ def _notes(
     if config.cluster.address != "local":
         notes.append(f"the workers run on the cluster {config.cluster.address}, not here")
     return tuple(notes)
-
-
-# -- drawing ---------------------------------------------------------------------------------------
-
-
-def _render(result: DryRun) -> RenderableType:
-    from rich.console import Group
-    from rich.syntax import Syntax
-    from rich.table import Table
-    from rich.text import Text
-    from yaml import safe_dump
-
-    from search.wording import duration, figure, knobs
-
-    facts = Table.grid(padding=(0, 2))
-    profile, search, rows = result.profile, result.search, result.task["rows"]
-    cached = "cached" if profile["cached"] else "not cached"
-    facts.add_row("base", f"{result.base['uri']}, {result.base['params']:,} parameters")
-    facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
-    facts.add_row("profile", f"{profile['key']} ({cached} in {profile['store']})")
-    facts.add_row(
-        "",
-        f"{profile['modules']} modules, {profile['optimizer_steps']} steps of which "
-        f"{profile['scored_steps']} scored, {profile['calibration_batches']} micro-batches",
-    )
-    facts.add_row(
-        "search",
-        f"{search['trials']} trials of {search['epochs']} epochs "
-        f"({search['steps_per_trial']} steps), {search['at_once']} at once",
-    )
-    if result.confirm is not None:
-        facts.add_row("confirm", f"{result.confirm['trials']} trials, measured on test")
-
-    counts = Table("method", "params", "% of the base")
-    counts.add_column("default choice", overflow="fold")
-    for each in result.methods:
-        low, high = each.trainable_params
-        percents = [f"{100 * value / result.base['params']:.3f}" for value in (low, high)]
-        counts.add_row(
-            each.method,
-            f"{low:,}" if each.exact else f"{low:,} to {high:,}",
-            percents[0] if each.exact else " to ".join(percents),
-            f"learning_rate={figure(each.choice['learning_rate'])} {knobs(each.choice)}",
-        )
-    times = Table("stage", "about")
-    for name in ("start", "profile", "search", "confirm", "total"):
-        times.add_row(name, duration(result.seconds[name]))
-    config = safe_dump(result.config, sort_keys=False, default_flow_style=None, width=76)
-    return Group(
-        Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
-        Text(),
-        facts,
-        counts,
-        times,
-        *(Text(f"note: {note}", style="dim") for note in result.notes),
-    )

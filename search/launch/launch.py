@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
 
 import yaml
 
+from search.config.database import check_database
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.prepare import SweepInputs, dtype_name, prepare
@@ -21,13 +21,11 @@ from search.launch.sweep_lock import alone
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.redaction import redacted
+from search.tracking.facts import State
 from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
 from spaces.errors import RanksweepError, TrackingError
-
-if TYPE_CHECKING:
-    from trainables.resident.groups import ResidentWorkers
-
+from trainables.resident.groups import GroupSettings, ResidentWorkers
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +42,18 @@ def launch(
     if not profile_only:
         check_name(config, paths, resume)
         if config.search.study is not None:
-            from search.config.database import check_database
-
             check_database(config.search.study)
     started = time.monotonic()
     prepared = prepare(config)
+    tracker = Tracker(config.tracking.uri, config.tracking.experiment)
+    stage = ProfileStage(config, prepared, paths, view)
     result = LaunchResult(
         name=config.name,
         profile_key=prepared.key,
-        profile_cached=False,
+        profile_cached=profile_only and stage.is_cached(),
         tracking_uri=redacted(absolute_uri(config.tracking.uri)),
     )
-    tracker = Tracker(config.tracking.uri, config.tracking.experiment)
-    stage = ProfileStage(config, prepared, paths, view)
-    if profile_only and stage.is_cached():
-        result.profile_cached = True
+    if result.profile_cached:
         return result
     with alone(paths), _log_file(paths, view), Interrupts() as interrupts, stage:
         result.profile_cached = stage.profile is not None
@@ -71,28 +66,18 @@ def launch(
             if not profile_only:
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
             result.seconds["prepare"] = time.monotonic() - started
-            end: tuple[str, str | None] = ("failed", None)
-            job = SearchStage(config, prepared, paths, tracker, view, result, interrupts)
-            try:
-                with _resident_workers(config, prepared, paths, view, interrupts) as workers:
-                    profile = stage.obtained(workers, tracker, result.sweep_run_id)
-                    if stage.seconds is not None:
-                        result.seconds["profile"] = stage.seconds
-                        result.profile_kept_in = stage.kept_in
-                    if not profile_only:
-                        job.search(profile, workers)
-                        job.confirm(profile, workers)
-                end = ("complete", None)
-            except KeyboardInterrupt:
-                end = ("interrupted", "Ctrl-C")
-                view.message("interrupted; launch with --resume goes on with this sweep")
-                raise
-            except RanksweepError as error:
-                end = ("failed", str(error))
-                raise
-            finally:
-                with interrupts.deferred():
-                    _close_sweep(tracker, result, *end)
+            with (
+                _told_how_it_ends(tracker, result, view, interrupts),
+                _resident_workers(config, prepared, paths, view, interrupts) as workers,
+            ):
+                profile = stage.obtained(workers, tracker, result.sweep_run_id)
+                if stage.seconds is not None:
+                    result.seconds["profile"] = stage.seconds
+                    result.profile_kept_in = stage.kept_in
+                if not profile_only:
+                    search = SearchStage(config, prepared, paths, tracker, view, result, interrupts)
+                    search.search(profile, workers)
+                    search.confirm(profile, workers)
     return result
 
 
@@ -132,7 +117,29 @@ def borrowed_from(prepared: SweepInputs) -> dict[str, str]:
     return {f"profile_of_{name}": value for name, value in prepared.profile_of.items()}
 
 
-def _close_sweep(tracker: Tracker, result: LaunchResult, state: Any, error: str | None) -> None:
+@contextmanager
+def _told_how_it_ends(
+    tracker: Tracker, result: LaunchResult, view: Progress, interrupts: Interrupts
+) -> Iterator[None]:
+    """Close the sweep's run with the state in which what is done meanwhile has ended."""
+    state: State = "failed"
+    reason = None
+    try:
+        yield
+        state = "complete"
+    except KeyboardInterrupt:
+        state, reason = "interrupted", "Ctrl-C"
+        view.message("interrupted; launch with --resume goes on with this sweep")
+        raise
+    except RanksweepError as error:
+        reason = str(error)
+        raise
+    finally:
+        with interrupts.deferred():
+            _close_sweep(tracker, result, state, reason)
+
+
+def _close_sweep(tracker: Tracker, result: LaunchResult, state: State, error: str | None) -> None:
     if result.sweep_run_id is None:
         return
     try:
@@ -148,22 +155,22 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: Any, error: str 
         logger.warning("the sweep's run could not be closed: %s", gone)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _log_file(paths: SweepPaths, view: Progress) -> Iterator[None]:
     """Keep what is logged and said during the launch in the sweep's folder."""
     with private_files():
         handler = logging.FileHandler(paths.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
     view.listener = lambda text: handler.handle(
         logging.LogRecord("ranksweep", logging.INFO, __file__, 0, text, None, None)
     )
+    root = logging.getLogger()
+    root.addHandler(handler)
     try:
         yield
     finally:
-        view.listener = None
         root.removeHandler(handler)
+        view.listener = None
         handler.close()
 
 
@@ -174,8 +181,6 @@ def _resident_workers(
     view: Progress,
     interrupts: Interrupts,
 ) -> ResidentWorkers:
-    from trainables.resident.groups import GroupSettings, ResidentWorkers
-
     return ResidentWorkers(
         base_uri=prepared.base_uri,
         base_fingerprint=prepared.base_fingerprint,

@@ -40,7 +40,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
     ) -> None:
         self._config, self._prepared, self._view = config, prepared, view
         self._kept = sweep_paths.unpublished_profile(prepared.key)
-        self._lease: Lease | None = None
+        self.lease: Lease | None = None
         self._held = ExitStack()
         self._shown: str | None = None
         self.profile: Profile | None = None
@@ -121,9 +121,9 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
 
         place = store.objects.under(keys.profile_prefix(key))
         leases = Leases(place, self._config.cluster.lease_seconds)
-        self._lease = leases.take(is_needed, self._say_whom_we_wait_for)
-        if self._lease is not None:
-            self._held.enter_context(self._lease)
+        self.lease = leases.take(is_needed, self._say_whom_we_wait_for)
+        if self.lease is not None:
+            self._held.enter_context(self.lease)
             if self._shown is not None:
                 self._view.message(f"this launch takes over from {self._shown}")
         elif self._shown is not None:
@@ -219,7 +219,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
         return made.profile, made.seconds
 
     def _check_lease(self) -> None:
-        if self._lease is not None and self._lease.lost.is_set():
+        if self.lease is not None and self.lease.lost.is_set():
             raise _LeaseLostError
 
     def _check_inputs_unchanged(self) -> None:
@@ -251,7 +251,7 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             "by": this_process(),
         }
         try:
-            if self._lease is not None and not self._lease.is_held():
+            if self.lease is not None and not self.lease.is_held():
                 raise _LeaseLostError
             first = prepared.store.put(prepared.key, data, manifest)
         except StoreError as error:

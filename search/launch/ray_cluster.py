@@ -9,6 +9,8 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import ray
+
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from spaces.errors import ConfigError
@@ -16,13 +18,11 @@ from spaces.errors import ConfigError
 
 @contextlib.contextmanager
 def ray_cluster(config: SweepConfig, interrupts: Interrupts) -> Iterator[None]:
-    """A Ray cluster for the launch: one of its own on this machine, or the one that is named."""
-    if config.cluster.address == "local":
-        # Despite its name it is read on Linux too, at import: Ray then listens on loopback alone.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    """While open, this process is connected to the cluster, unless it was before.
 
+    One of its own listens on loopback alone where `set_ray_environment` was called before anything
+    imported ray.
+    """
     if ray.is_initialized():
         yield
         return

@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.trial import FrozenTrial
-
 from search.config.sweep import SweepConfig
 from search.objective import Objective
 from search.progress import Progress
-from search.redaction import redacted_text
-from search.study.study import CURVE, ENDED_AS, INTERRUPTED, REASON
 from search.study.trial import EndState
 from search.tracking.facts import now_ms, plan_counts
-from search.tracking.journal import Journal
+from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
 from search.tracking.weights import KeptWeights
 from spaces.choice import Choice
@@ -24,6 +19,7 @@ from spaces.errors import JobError
 from spaces.plan import Plan
 
 if TYPE_CHECKING:
+    from search.study.ranking import BestChoice
     from search.tuning.searcher import StudySearcher
 
 
@@ -33,7 +29,7 @@ class Recorder:
     def __init__(
         self,
         config: SweepConfig,
-        best: Sequence[Mapping[str, Any]],
+        best: Sequence[BestChoice],
         relay: Relay,
         view: Progress,
         searcher: StudySearcher,
@@ -47,7 +43,7 @@ class Recorder:
         self._repeats: set[int] = set()
         self._said_that_epochs_go = False
         self._objective = Objective(config.search.metric, config.search.mode)
-        gains = [self._objective.gain(row["value"]) for row in best]
+        gains = [self._objective.gain(row.value) for row in best]
         self._best_gain = max(gains, default=float("-inf"))
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
@@ -122,45 +118,6 @@ class Recorder:
             del self._queued[number]
             self._shown.add(number)
             self._view.trial_started(number, *self._methods[number])
-
-
-def end_of_trial(state: str, error: str | None, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """What the journal says of a trial that is over."""
-    return {
-        "state": state,
-        "error": None if error is None else redacted_text(error),
-        "metrics": dict(metrics),
-    }
-
-
-def end_what_was_left_open(journal: Journal, study: optuna.Study, objective: str) -> None:
-    """End in the journal what a dead driver has left open: trials as the study says of them.
-
-    A driver may die after it has told the study and before it has told the journal, which then is
-    given the last epoch too. `objective` is what the study's intermediate values are of.
-    """
-    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
-    for number, epoch in journal.left_open().items():
-        state, at_ms, reason = "interrupted", now_ms(), None
-        trial = trials.get(number)
-        if trial is not None:
-            if INTERRUPTED not in trial.user_attrs:
-                state = ENDED_AS.get(trial.state.name, "interrupted")
-            if trial.datetime_complete is not None:
-                at_ms = int(trial.datetime_complete.timestamp() * 1000)
-            reason = trial.user_attrs.get(REASON)
-            curve = _curve(trial, objective)
-            newest = max(curve, default=0)
-            if newest > epoch:
-                journal.epoch(number, newest, {"metrics": curve[newest]}, at_ms)
-        journal.end(number, end_of_trial(state, reason, {}), at_ms)
-
-
-def _curve(trial: FrozenTrial, objective: str) -> dict[int, dict[str, float]]:
-    """What the study has of a trial's epochs."""
-    if CURVE in trial.user_attrs:
-        return {int(epoch): values for epoch, values in trial.user_attrs[CURVE].items()}
-    return {epoch: {objective: value} for epoch, value in trial.intermediate_values.items()}
 
 
 def _epoch_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

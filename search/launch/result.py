@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+
+from search.queries.comparison import Confirmation
+from search.study.ranking import BestChoice
 
 
 @dataclass
@@ -18,15 +20,11 @@ class LaunchResult:
     """File of a profile that the store did not take."""
     sweep_run_id: str | None = None
     states: dict[str, int] = field(default_factory=dict)
-    best: list[dict[str, Any]] = field(default_factory=list)
+    best: list[BestChoice] = field(default_factory=list)
     unranked: list[str] = field(default_factory=list)
     """Methods and arms of which no trial ran to its end."""
-    confirmation: list[dict[str, Any]] | None = None
+    confirmation: list[Confirmation] | None = None
     ended_by: str | None = None
     reason: str | None = None
     """Why the search ended before all trials were out."""
     seconds: dict[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain data, ready for JSON."""
-        return asdict(self)

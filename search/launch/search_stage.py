@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-
-import optuna
 
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.confirm import confirm_best
 from search.launch.prepare import SweepInputs, fewer_trials
-from search.launch.recorder import Recorder, end_what_was_left_open
+from search.launch.recorder import Recorder
 from search.launch.result import LaunchResult
 from search.launch.resume import SEARCH_MAY_CHANGE
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.study.first_choices import first_choices
+from search.study.left_open import end_what_was_left_open
 from search.study.proposals import Proposals
 from search.study.ranking import WorthKeeping, best_of_each_method
 from search.study.shared import SharedStudy, check_settings, driver_of, ended_last_trial, own_seed
@@ -27,6 +26,7 @@ from search.study.standing import interrupted, settle
 from search.study.study import (
     BEAT_SECONDS,
     GRACE_SECONDS,
+    Study,
     choice_text,
     open_study,
     run_ids,
@@ -59,7 +59,7 @@ class SearchStage:
     interrupts: Interrupts
 
     @cached_property
-    def study(self) -> optuna.Study:
+    def study(self) -> Study:
         """The sweep's study: in its folder, or where it is shared with other launches."""
         search = self.config.search
         shared = search.study is not None
@@ -227,11 +227,12 @@ class SearchStage:
                     f"{problem}; weights are left in {self.paths.weights}, for --resume"
                 )
             self._take_stock()
-            ranked = {row["arm"] for row in self.result.best}
+            ranked = {row.arm for row in self.result.best}
             arms = self.inputs.space.arms(config.search.arms)
             self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
-            for row in self.result.best:
-                row["run_id"] = row["run_id"] or runs.get(row["number"])
+            self.result.best = [
+                replace(row, run_id=row.run_id or runs.get(row.number)) for row in self.result.best
+            ]
 
     def _relay(
         self, planner: Planner, on_run: Callable[[int, str], object] = lambda number, run_id: None
@@ -269,7 +270,8 @@ class SearchStage:
         if config.search.study is not None and not ended_last_trial(self.study, self._driver):
             self.view.message("confirm: left to the launch that has ended the last trial")
             return
-        chosen = best_of_each_method(self.study, config.objective, config.confirm.top)
+        best = best_of_each_method(self.study, config.objective, config.confirm.top)
+        chosen = [asdict(row) for row in best]
         planner = self.inputs.planner(profile)
         assert result.sweep_run_id is not None
         relay = self._relay(planner)
@@ -286,5 +288,5 @@ class SearchStage:
             )
         finally:
             self._closed(relay)
-        result.confirmation = [each.as_dict() for each in confirmed]
+        result.confirmation = confirmed
         result.seconds["confirm"] = time.monotonic() - started

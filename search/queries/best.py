@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from search.objective import Mode, Objective
@@ -154,11 +154,6 @@ def why_none(
             f"{least:,}"
         )
     return f"--task: none of the {len(runs):,} {of} has all that is ranked by"
-
-
-def best_json(rows: Sequence[BestRow]) -> list[dict[str, Any]]:
-    """The rows as JSON can hold them, the choice as a nested mapping."""
-    return [asdict(row) for row in rows]
 
 
 def recorded(

@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,10 +107,6 @@ class Confirmation:
     difference: tuple[float, float] | None
     within_noise: bool | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain data, ready for JSON."""
-        return asdict(self)
-
 
 def summarize(
     found: Sequence[tuple[Mapping[str, Any], tuple[float, ...]]],
@@ -172,14 +168,14 @@ def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
     return float(interval.low), float(interval.high)
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], reference: str = "lora") -> str:
+def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:
     """One sentence on what the confirmations show of the methods beside the reference."""
     beside = called(reference)
-    compared = [row for row in rows if row["difference"] is not None]
+    compared = [(row.arm, row.difference) for row in rows if row.difference is not None]
     if not compared:
         return f"no difference can be told: that takes {beside} and two seeds of each choice"
-    above = [row["arm"] for row in compared if row["difference"][0] > 0]
-    below = [row["arm"] for row in compared if row["difference"][1] < 0]
+    above = [arm for arm, (low, _) in compared if low > 0]
+    below = [arm for arm, (_, high) in compared if high < 0]
     if not above and not below:
         return f"no difference from {beside} is beyond the noise ({len(compared)} compared)"
     told = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from search.tracking.runs import RecordedRuns
 
@@ -34,10 +34,6 @@ class ProfileUse:
         users = [runs] * (self.runs > 0) + [sweeps] * (self.running_sweeps > 0)
         one = self.runs + self.running_sweeps == 1
         return f"{' and '.join(users)} {'uses' if one else 'use'}"
-
-    def as_dict(self) -> dict[str, int]:
-        """The counts by name."""
-        return asdict(self)
 
 
 def profile_uses(tracking_uri: str, key: str | None = None) -> dict[str, ProfileUse]:

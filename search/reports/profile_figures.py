@@ -1,15 +1,15 @@
-"""What `ranksweep profiles` shows: who made a profile, what uses it, and three figures of it.
+"""What `ranksweep profiles show` tells of a profile: what it is of, and the numbers of its figures.
 
-The figures are drawn with characters, as wide as the terminal is, and need no colour:
-`search.profile_pictures` draws the same numbers as PNG.
+`search.cli.profile_view` draws them on a terminal, `search.reports.profile_pictures` as PNG.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,18 @@ class ProfileReport:
             found.setdefault((module.layer, module.kind), []).append(module)
         return found
 
+    @property
+    def total_rank(self) -> int:
+        """Of all modules together."""
+        return sum(self.layer_ranks().values())
+
+    def layer_ranks(self) -> dict[str, int]:
+        """Layer -> the ranks of its modules together."""
+        sums = dict.fromkeys(self.layers, 0)
+        for module in self.modules:
+            sums[module.layer] += module.rank or 0
+        return sums
+
     def ranks(self) -> dict[tuple[str, str], float]:
         """(layer, kind) -> rank, the mean where there are several modules."""
         return {
@@ -115,7 +127,7 @@ class ProfileReport:
     def _rank_budget_json(self) -> dict[str, Any]:
         return {
             "choice": SensitivityChoice().model_dump(mode="json"),
-            "total": sum(module.rank or 0 for module in self.modules),
+            "total": self.total_rank,
             "modules": [
                 {**_place(module), "rank": module.rank}
                 for module in self.modules
@@ -312,14 +324,15 @@ def _stack_labels(stacks: set[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """The components of each stack that not all of them begin or end with; nothing for only one."""
     if len(stacks) < 2:
         return dict.fromkeys(stacks, "")
-    shortest = min(len(stack) for stack in stacks)
-    begin = 0
-    while begin < shortest and len({stack[begin] for stack in stacks}) == 1:
-        begin += 1
-    end = 0
-    while end < shortest - begin and len({stack[-1 - end] for stack in stacks}) == 1:
-        end += 1
+    begin = _common_length(stacks)
+    end = _common_length([stack[begin:][::-1] for stack in stacks])
     return {stack: ".".join(stack[begin : len(stack) - end] or stack[-1:]) for stack in stacks}
+
+
+def _common_length(stacks: Iterable[tuple[str, ...]]) -> int:
+    """With how many components all of them begin alike."""
+    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*stacks, strict=False))
+    return sum(1 for _ in alike)
 
 
 def _kind_labels(kinds: set[tuple[str, ...]]) -> dict[tuple[str, ...], str]:

@@ -84,12 +84,11 @@ def _rank_budget(report: ProfileReport) -> Figure:
     figure, axes = _axes(
         2.5 + 0.28 * len(layers),
         1.2 + 0.65 * (len(kinds) + 1),
-        f"Rank per module: {sum(m.rank or 0 for m in report.modules)} ranks over "
+        f"Rank per module: {report.total_rank} ranks over "
         f"{len(report.modules)} modules (sensitivity, mean_rank {SensitivityChoice().mean_rank})",
     )
-    sums = [sum(m.rank or 0 for m in report.modules if m.layer == layer) for layer in layers]
     numbered = len(layers) <= _NUMBERED_BARS
-    _strip(axes, 0, [float(each) for each in sums], "0.5", numbered)
+    _strip(axes, 0, [float(each) for each in report.layer_ranks().values()], "0.5", numbered)
     largest = max(*ranks.values(), 1.0)
     for place, kind in enumerate(kinds, 1):
         values = [ranks.get((layer, kind)) for layer in layers]

@@ -37,7 +37,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"\.profile-[0-9a-f]{64}\..*\.part")
 
 _log = logging.getLogger(__name__)
-_said: set[Path] = set()
+said_of: set[Path] = set()
 
 
 class NodeCache:
@@ -121,8 +121,8 @@ class NodeCache:
             lock.release()
 
     def _say_once(self, error: OSError) -> None:
-        if self.folder not in _said:
-            _said.add(self.folder)
+        if self.folder not in said_of:
+            said_of.add(self.folder)
             _log.warning(
                 "cache: cannot write to %s (%s); profiles are fetched each time, set %s to a "
                 "folder with space",

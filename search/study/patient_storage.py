@@ -81,7 +81,9 @@ def _reason(error: BaseException | None) -> str | None:
     return redacted_text(" ".join(text.split()))[:200]
 
 
-def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+def patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an RDBStorage as one that waits for the database."""
+
     @functools.wraps(method)
     def patient(self: PatientStorage, *arguments: Any, **named: Any) -> Any:
         return self._patiently(functools.partial(method, self, *arguments, **named))
@@ -90,4 +92,4 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name in STORAGE_CALLS:
-    setattr(PatientStorage, _name, _patient(getattr(RDBStorage, _name)))
+    setattr(PatientStorage, _name, patiently(getattr(RDBStorage, _name)))

@@ -54,6 +54,25 @@ class Measured:
         return int(self.first.user_attrs[TRAINABLE_PARAMS])
 
 
+@dataclass(frozen=True)
+class BestChoice:
+    """A method's or an arm's best choice.
+
+    `value` is the mean over `seeds` trials of the choice, `values` are theirs. A choice that was
+    answered from another arm's trial has the number and the run of that trial.
+    """
+
+    method: str
+    arm: str
+    value: float
+    values: list[float]
+    seeds: int
+    trainable_params: int
+    number: int
+    run_id: str | None
+    choice: dict[str, Any]
+
+
 def measured(trials: Iterable[FrozenTrial], objective: Objective) -> list[Measured]:
     """The trainings that are complete, best first; of equal ones the smaller, then the earlier."""
     named: dict[str, list[FrozenTrial]] = {}
@@ -72,19 +91,15 @@ def measured(trials: Iterable[FrozenTrial], objective: Objective) -> list[Measur
 
 def best_of_each_method(
     study: optuna.Study, objective: Objective, top: int = 1
-) -> list[dict[str, Any]]:
-    """The best `top` choices of each arm, best first: method, arm, value, choice, size.
-
-    `value` is the mean over `seeds` trials of the choice, `values` are theirs. A choice that was
-    answered from another arm's trial has the number and the run of that trial.
-    """
+) -> list[BestChoice]:
+    """The best `top` choices of each arm, best first."""
     return _best_of_arms(study.get_trials(deepcopy=False), objective, top)
 
 
 def _best_of_arms(
     trials: Iterable[FrozenTrial], objective: Objective, top: int = 1
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+) -> list[BestChoice]:
+    rows: list[BestChoice] = []
     taken: Counter[str] = Counter()
     for each in measured(trials, objective):
         by_arm: dict[str, FrozenTrial] = {}
@@ -94,17 +109,17 @@ def _best_of_arms(
             taken[arm] += 1
             if taken[arm] <= top:
                 rows.append(
-                    {
-                        "method": trial.user_attrs[METHOD],
-                        "arm": arm,
-                        "value": each.value,
-                        "values": [float(t.values[0]) for t in each.trials],
-                        "seeds": len(each.trials),
-                        "trainable_params": each.params,
-                        "number": each.first.number,
-                        "run_id": each.first.user_attrs.get(RUN_ID),
-                        "choice": json.loads(trial.user_attrs[CHOICE]),
-                    }
+                    BestChoice(
+                        method=trial.user_attrs[METHOD],
+                        arm=arm,
+                        value=each.value,
+                        values=[float(t.values[0]) for t in each.trials],
+                        seeds=len(each.trials),
+                        trainable_params=each.params,
+                        number=each.first.number,
+                        run_id=each.first.user_attrs.get(RUN_ID),
+                        choice=json.loads(trial.user_attrs[CHOICE]),
+                    )
                 )
     return rows
 
@@ -129,7 +144,7 @@ class WorthKeeping:
         self._read = ended_before(every, self._read)
         trainings = {trial.user_attrs.get(TRAINING) for trial in candidates}
         trials = [trial for trial in every if trial.user_attrs.get(TRAINING) in trainings]
-        self._kept = {row["number"] for row in _best_of_arms(trials, self._objective)}
+        self._kept = {row.number for row in _best_of_arms(trials, self._objective)}
         if len(self._study.directions) > 1:
             fewest = float("inf")
             for each in measured(trials, self._objective):  # best first

@@ -41,7 +41,7 @@ class Snapshot:
     ) -> None:
         self._refused = [] if refused is None else refused
         kept = _Kept(_remembered(trials, directions), self._refused)
-        self._study = optuna.create_study(storage=kept, directions=directions)
+        self.study = optuna.create_study(storage=kept, directions=directions)
         # The sampler compares all of a trial's distributions with those of all trials before it:
         # one trial of each kind tells it as much.
         kinds = {(trial.state, frozenset(trial.distributions)): trial for trial in trials}
@@ -55,7 +55,7 @@ class Snapshot:
 
         Where the parameter ``method`` is, the sampler is not asked for those of other methods.
         """
-        return Point(self._study, self._kinds, self._trial, sampler, fixed)
+        return Point(self.study, self._kinds, self._trial, sampler, fixed)
 
     def refuse(self, point: Point, constraint: str, excess: float) -> None:
         """Let the sampler know that a point is beyond a constraint, and by how much."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial
 
 from search.config.database import reached
@@ -21,6 +21,8 @@ from search.study.patient_storage import PatientStorage
 from spaces.choice import Choice
 from spaces.errors import ConfigError
 from spaces.methods.registry import parse_choice
+
+Study = optuna.Study
 
 CHOICE = "choice"
 METHOD = "method"
@@ -106,7 +108,7 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wanted = directions(objectives, mode)
-    with reached(storage):
+    with reached(storage, StorageInternalError):
         study = optuna.create_study(
             storage=_storage(storage, beat_seconds, grace_seconds, impatient),
             study_name=name,

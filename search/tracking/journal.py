@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from search.paths import private_files
+from search.redaction import redacted_text
 from spaces.errors import RanksweepError
 
 Kind = Literal["start", "epoch", "end"]
@@ -98,8 +99,8 @@ class Journal:
     def __init__(self, path: Path, most_records: int = MOST_RECORDS) -> None:
         self._most = most_records
         # Each of the two has a connection, so that neither waits for more than the other's commit.
-        self._driver, self._relay = _Connection(path), _Connection(path)
-        with self._driver as database:
+        self.driver, self._relay = _Connection(path), _Connection(path)
+        with self.driver as database:
             # To move what was appended into the main file is work for the relay.
             database.execute("PRAGMA wal_autocheckpoint = 0")
             self._appended = int(database.execute("SELECT COUNT(*) FROM records").fetchone()[0])
@@ -116,7 +117,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; what waits stays in it."""
-        self._driver.close()
+        self.driver.close()
         self._relay.close()
 
     # What the driver does ---------------------------------------------------------------------
@@ -133,7 +134,7 @@ class Journal:
         confirms: tuple[int, int] | None = None,
     ) -> None:
         """Append that a trial has started; a confirmation `confirms` a trial with a seed."""
-        with self._driver as database:
+        with self.driver as database:
             new = database.execute(
                 "INSERT OR IGNORE INTO runs (number, token) VALUES (?, ?)",
                 (number, uuid.uuid4().hex),
@@ -150,7 +151,7 @@ class Journal:
     def epoch(self, number: int, epoch: int, body: Mapping[str, Any], at_ms: int) -> None:
         """Append that a trial has ended an epoch (from 1)."""
         dropped = 0
-        with self._driver as database:
+        with self.driver as database:
             if self.waiting >= self._most:
                 dropped = database.execute(
                     "DELETE FROM records WHERE number = ? AND kind = 'epoch'", (number,)
@@ -171,7 +172,7 @@ class Journal:
 
         `value` is what a confirmation has measured.
         """
-        with self._driver as database:
+        with self.driver as database:
             ended = database.execute(
                 "UPDATE runs SET ended = 1 WHERE number = ? AND ended = 0 RETURNING epoch",
                 (number,),
@@ -186,13 +187,13 @@ class Journal:
 
     def left_open(self) -> dict[int, int]:
         """Trials that have started and not ended: number -> last epoch that was appended, or 0."""
-        with self._driver as database:
+        with self.driver as database:
             rows = database.execute("SELECT number, epoch FROM runs WHERE ended = 0")
             return dict(rows.fetchall())
 
     def confirmed(self) -> dict[tuple[int, int], float]:
         """(trial number, seed) -> value of every confirmation that has one, told or not."""
-        with self._driver as database:
+        with self.driver as database:
             rows = database.execute(
                 "SELECT number, seed, value FROM confirmations WHERE value IS NOT NULL "
                 "ORDER BY run DESC"
@@ -201,7 +202,7 @@ class Journal:
 
     def run_ids(self, sweep_run_id: str) -> dict[int, str]:
         """Trial number -> id of its MLflow run, for the trials that have one under this sweep."""
-        with self._driver as database:
+        with self.driver as database:
             rows = database.execute(
                 "SELECT number, run_id FROM runs WHERE sweep_run_id = ? AND number >= 0",
                 (sweep_run_id,),
@@ -318,3 +319,12 @@ def _append(
         "INSERT INTO records (number, kind, at_ms, body) VALUES (?, ?, ?, ?)",
         (number, kind, at_ms, json.dumps(body)),
     )
+
+
+def end_of_trial(state: str, error: str | None, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What the journal says of a trial that is over."""
+    return {
+        "state": state,
+        "error": None if error is None else redacted_text(error),
+        "metrics": dict(metrics),
+    }

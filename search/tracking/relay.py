@@ -60,9 +60,9 @@ class Relay:
         first_pause_s: float = FIRST_PAUSE_S,
         longest_pause_s: float = LONGEST_PAUSE_S,
     ) -> None:
-        self.journal, self._tracker = journal, tracker.impatient()
+        self.journal, self.tracker = journal, tracker.impatient()
         self._sweep_run_id = sweep_run_id
-        self._plan_of, self._say, self._on_run = plan_of, say, on_run
+        self._plan_of, self._say, self.on_run = plan_of, say, on_run
         self._first_pause_s, self._longest_pause_s = first_pause_s, longest_pause_s
         self._plans: dict[int, Plan] = {}
         self._refused: set[int] = set()
@@ -177,7 +177,7 @@ class Relay:
         except JournalError:
             raise
         except Exception as error:  # of MLflow's client, or of what it keeps artifacts with
-            self._tracker.run(self._sweep_run_id)  # else MLflow is away, for all trials
+            self.tracker.run(self._sweep_run_id)  # else MLflow is away, for all trials
             logger.debug("%s cannot be logged", _named(number), exc_info=True)
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             self._failed[number] = f"{_named(number)} cannot be logged now ({reason})"
@@ -198,7 +198,7 @@ class Relay:
 
     def _tell(self, number: int, records: Sequence[Record]) -> None:
         """Write the records of one trial: its run, its files, its numbers, its end."""
-        tracker, run = self._tracker, self.journal.run_of(number)
+        tracker, run = self.tracker, self.journal.run_of(number)
         run_id = run.run_id if run.sweep_run_id == self._sweep_run_id else None
         start = next((record for record in records if record.kind == "start"), None)
         end = next((record for record in records if record.kind == "end"), None)
@@ -223,7 +223,7 @@ class Relay:
 
     def _open_run(self, number: int, start: Record, token: str, in_doubt: bool) -> str:
         self.journal.about_to_create(number)
-        run_id = self._tracker.open_trial(
+        run_id = self.tracker.open_trial(
             self._sweep_run_id,
             start.body.get("number", number),
             start.body["choice"],
@@ -236,7 +236,7 @@ class Relay:
         self.journal.created(number, run_id, self._sweep_run_id)
         if number >= 0:
             try:
-                self._on_run(number, run_id)
+                self.on_run(number, run_id)
             except Exception as error:  # the journal knows it, whatever befell the listener
                 logger.debug("the run of trial %d is noted in the journal alone: %s", number, error)
         return run_id

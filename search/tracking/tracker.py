@@ -74,7 +74,7 @@ class Tracker:
         self.uri = absolute_uri(uri)
         """The tracking URI, absolute for a local database. It may hold credentials."""
         self.experiment = experiment
-        self._client = connect(self.uri)
+        self.client = connect(self.uri)
         self.patience = PATIENCE_S
         self.experiment_id = self._call(self._open_experiment)
         """MLflow's id of the experiment."""
@@ -118,7 +118,7 @@ class Tracker:
         Returns the run ids of those trials.
         """
         closed = self.close_interrupted(sweep_run_id)
-        self._call(lambda: self._client.update_run(sweep_run_id, status="RUNNING"))
+        self._call(lambda: self.client.update_run(sweep_run_id, status="RUNNING"))
         self.log(sweep_run_id, tags={"status": "running"})
         return closed
 
@@ -222,7 +222,7 @@ class Tracker:
         """
         for run in self._search({"token": token}):
             if run.run_id != run_id:
-                self._call(partial(self._client.delete_run, run.run_id))
+                self._call(partial(self.client.delete_run, run.run_id))
 
     # Any run ----------------------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class Tracker:
                 "tags": named[:room],
                 "metrics": points[:METRICS_PER_BATCH],
             }
-            self._call(partial(self._client.log_batch, run_id, **batch))
+            self._call(partial(self.client.log_batch, run_id, **batch))
             written, named = written[ENTITIES_PER_BATCH:], named[room:]
             points = points[METRICS_PER_BATCH:]
 
@@ -269,31 +269,31 @@ class Tracker:
     ) -> None:
         """Close a run: metrics and tags first, then MLflow's own status, last of all `status`."""
         self.log(run_id, metrics=at_step(metrics or {}, 0), tags={**(tags or {}), "error": error})
-        self._call(lambda: self._client.set_terminated(run_id, MLFLOW_STATUS[state], ended_ms))
-        self._call(lambda: self._client.set_tag(run_id, STATUS, state))
+        self._call(lambda: self.client.set_terminated(run_id, MLFLOW_STATUS[state], ended_ms))
+        self._call(lambda: self.client.set_tag(run_id, STATUS, state))
 
     def log_file(self, run_id: str, path: Path) -> None:
         """Keep a local file as an artifact of a run."""
-        self._call(lambda: self._client.log_artifact(run_id, str(path)))
+        self._call(lambda: self.client.log_artifact(run_id, str(path)))
 
     def run(self, run_id: str) -> Run:
         """The run as MLflow has it now."""
-        return self._call(lambda: self._client.get_run(run_id))
+        return self._call(lambda: self.client.get_run(run_id))
 
     # Inside -----------------------------------------------------------------------------------
 
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._client.get_experiment_by_name(self.experiment)
+        found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
             folder = sqlite_file(self.uri)
             location = None if folder is None else paths.artifacts_beside(folder).as_uri()
             try:
-                return str(self._client.create_experiment(self.experiment, location))
+                return str(self.client.create_experiment(self.experiment, location))
             except MlflowException as error:
                 # Another launch may have created it since.
-                found = self._client.get_experiment_by_name(self.experiment)
+                found = self.client.get_experiment_by_name(self.experiment)
                 if found is None:
                     raise error
         if found.lifecycle_stage != "active":
@@ -325,7 +325,7 @@ class Tracker:
             if in_doubt and (found := self._search({"token": token})):
                 return found[-1].run_id
             in_doubt = True
-            run = self._client.create_run(self.experiment_id, started_ms, every, name)
+            run = self.client.create_run(self.experiment_id, started_ms, every, name)
             return str(run.info.run_id)
 
         return self._call(create)
@@ -345,14 +345,14 @@ class Tracker:
         return {key: sweep[key] for key in INHERITED if key in sweep}
 
     def _search(self, tags: Mapping[str, str], parent: str | None = None) -> list[RunFacts]:
-        return search_runs(self._client, self.uri, [self.experiment_id], tags, parent)
+        return search_runs(self.client, self.uri, [self.experiment_id], tags, parent)
 
     def _log_files(self, run_id: str, files: Mapping[str, str | bytes]) -> None:
         with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
             for name, content in files.items():
                 data = content.encode() if isinstance(content, str) else content
                 (Path(folder) / name).write_bytes(data)
-            self._call(lambda: self._client.log_artifacts(run_id, folder))
+            self._call(lambda: self.client.log_artifacts(run_id, folder))
 
     def _call(self, work: Callable[[], Result]) -> Result:
         return call(self.uri, work, self.patience)

@@ -21,7 +21,7 @@ from trainables.trained.restored import load_its_base
 from trainables.trained.weights import Trained, TrainedFacts
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -67,26 +67,6 @@ class Composition:
         a, b = (asdict(side) for side in self.sides)
         average = {"alone": self.alone, "composed": self.composed}
         return {"split": self.split, "a": a, "b": b, "average": average}
-
-    def table(self) -> Table:
-        """The same for the terminal."""
-        from rich.table import Table
-
-        table = Table(title=f"composed, measured on {self.split}", title_justify="left")
-        for name in ("", "task", "method"):
-            table.add_column(name, overflow="fold")
-        for name in ("metric", "rows", "alone", "A + B", "difference"):
-            table.add_column(name, justify="right")
-        for letter, side in zip("AB", self.sides, strict=True):
-            cells = (letter, side.task, side.method, side.metric, f"{side.rows:,}")
-            table.add_row(*cells, *_numbers(side.alone, side.composed))
-        table.add_section()
-        table.add_row("average", "", "", "", "", *_numbers(self.alone, self.composed))
-        return table
-
-
-def _numbers(alone: float, composed: float) -> tuple[str, str, str]:
-    return f"{alone:.4f}", f"{composed:.4f}", f"{composed - alone:+.4f}"
 
 
 def compose(

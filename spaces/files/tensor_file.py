@@ -159,7 +159,7 @@ def mapped(path: Path) -> Bytes:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         size = os.fstat(descriptor).st_size
-        address = _map(descriptor, size)
+        address = address_of(descriptor, size)
     finally:
         os.close(descriptor)
     return in_memory(path.read_bytes()) if address is None else np.asarray(_Pages(address, size))
@@ -170,7 +170,7 @@ def in_memory(data: bytes | Bytes) -> Bytes:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def _map(descriptor: int, size: int) -> int | None:
+def address_of(descriptor: int, size: int) -> int | None:
     """Address of a file's pages; None where they cannot be had."""
     if size == 0 or os.name != "posix":
         return None

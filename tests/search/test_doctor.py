@@ -81,8 +81,9 @@ def test_this_machine_is_as_the_interpreter_says() -> None:
 
     cpu, *rest = doctor.check_devices()
     assert cpu.ok is True
-    memory = float(cpu.detail.split(", ")[1].split()[0])
-    assert memory == pytest.approx(psutil.virtual_memory().total / 2**30, abs=0.1)
+    memory, unit = cpu.detail.split(", ")[1].split()[:2]
+    size = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
+    assert float(memory) == pytest.approx(psutil.virtual_memory().total / size, abs=0.1)
     assert rest, "GPUs are named, or said to be missing"
 
 
@@ -161,7 +162,7 @@ def test_disk_space_is_that_of_the_folder_above(
     assert "not/yet" not in check.detail
     assert check.ok is True
 
-    monkeypatch.setattr(doctor, "_SMALLEST_DISK", 2**60)
+    monkeypatch.setattr(doctor, "SMALLEST_DISK", 2**60)
     assert doctor.check_disk(tmp_path).ok is False
 
 

@@ -38,7 +38,7 @@ from trainables.training.settings import TrainSettings
 
 ACCURACY = Objective("accuracy", "max")
 TARGETS = tuple(TargetModule(f"layer{i}.dense", (24, 16)) for i in range(4))
-SPACE = {
+SPACE: dict[str, Any] = {
     "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
     "methods": {
         "lora": {"rank": [1, 2, 4, 8]},

@@ -44,9 +44,9 @@ def drawn_profile(
         out, inner = target.shape
         rows, cols = (len(GRID), out), (len(GRID), inner)
         modules[target.name] = ModuleProfile(
-            hits=rng.integers(0, levels + 1, out) * steps // levels
+            hits=(rng.integers(0, levels + 1, out) * steps // levels).astype(np.int32)
             if levels
-            else counts(steps, (out,)),
+            else counts(steps, (out,)).astype(np.int32),
             row_importance=importances(out),
             sensitivity_row_count=counts(inner, rows),
             sensitivity_col_count=counts(out, cols),

@@ -108,7 +108,7 @@ def test_numbers_that_yaml_reads_otherwise_are_meant(written: str, key: str, val
 def test_a_choice_cannot_be_changed() -> None:
     choice = parse_choice({"method": "pilora"})
     with pytest.raises(ValueError, match="frozen"):
-        choice.seed = 3
+        choice.seed = 3  # type: ignore[misc]
     assert choice == parse_choice({"method": "pilora", "partition": {}})
     assert hash(choice) == hash(parse_choice({"method": "pilora", "alpha": 16}))
 

@@ -124,11 +124,11 @@ def test_plans_of_a_7b_base_are_quick() -> None:
     rng = np.random.default_rng(0)
     modules = {
         target.name: ModuleProfile(
-            hits=rng.integers(0, 9, target.shape[0]),
-            row_importance=rng.random(target.shape[0]),
+            hits=rng.integers(0, 9, target.shape[0]).astype(np.int32),
+            row_importance=rng.random(target.shape[0]).astype(np.float32),
             sensitivity_row_count=rng.integers(0, 900, (1, target.shape[0])),
             sensitivity_col_count=rng.integers(0, 900, (1, target.shape[1])),
-            hessian_diag=rng.random(target.shape[1]),
+            hessian_diag=rng.random(target.shape[1]).astype(np.float32),
         )
         for target in targets
     }

@@ -357,9 +357,8 @@ def test_a_budget_below_the_least_of_every_module_is_refused(
     allocation: str, mean_rank: int
 ) -> None:
     targets = tuple(TargetModule(f"m{i}", (9, 9)) for i in range(4))
-    profile = Profile(
-        targets, 0, (), {t.name: ModuleProfile(hessian_diag=np.ones(9)) for t in targets}, {}
-    )
+    alike = {t.name: ModuleProfile(hessian_diag=np.ones(9, np.float32)) for t in targets}
+    profile = Profile(targets, 0, (), alike, {})
     keys = {"mean_rank": mean_rank, "min_rank": 3, "allocation": allocation}
     choice = parse_choice({"method": "sensitivity", **keys})
     line = refused(lambda: make_plan(choice, targets, profile))

@@ -13,6 +13,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from tests.trainables.families import FAMILIES, Made, make
+from trainables.adaptations.adaptation import StageParameters
 from trainables.engine.workers import Workers, join
 from trainables.tasks.task import Task
 from trainables.tasks.texts import EncodedSplit
@@ -65,7 +66,9 @@ def hearing(**hooks: Callable[..., Any]) -> Observer:
     return observer
 
 
-def tiny_bert(dtype: torch.dtype = torch.float64, dropout: float = 0.0, seed: int = 0):
+def tiny_bert(
+    dtype: torch.dtype = torch.float64, dropout: float = 0.0, seed: int = 0
+) -> BertForSequenceClassification:
     """A two-layer BERT classifier with random weights, frozen and in evaluation mode."""
     torch.manual_seed(seed)
     config = BertConfig(
@@ -76,6 +79,11 @@ def tiny_bert(dtype: torch.dtype = torch.float64, dropout: float = 0.0, seed: in
     )  # fmt: skip
     model = BertForSequenceClassification(config).to(dtype)
     return model.requires_grad_(False).eval()
+
+
+def adapters_of(stage: StageParameters) -> list[Any]:
+    """What a stage trains of each module; their factors are known by the names of its method."""
+    return list(stage.adapters)
 
 
 def split_of(rows: int, seed: int) -> EncodedSplit:
@@ -99,7 +107,7 @@ def tiny_task(train: int = 21, dev: int = 10) -> Task:
     )  # fmt: skip
 
 
-def head_of(model, seed: int = 0):
+def head_of(model: Any, seed: int = 0) -> dict[str, Any]:
     """A fresh, trainable head for a tiny model."""
     import copy
 
@@ -114,7 +122,7 @@ def head_of(model, seed: int = 0):
 
 
 @pytest.fixture
-def model():
+def model() -> BertForSequenceClassification:
     return tiny_bert()
 
 

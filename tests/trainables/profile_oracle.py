@@ -6,7 +6,7 @@ One unpadded row at a time, every weight matrix whole, LoRA written out as W + (
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,13 @@ import torch
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
+from spaces.profile import Profile
 from spaces.target import TargetModule
+from tests.trainables.conftest import adapters_of
 from trainables.adaptations.blocks import BlockAdaptation, plain_lora
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import epoch_order
+from trainables.tasks.task import Task
 
 
 def row_of(split: Any, i: int) -> dict[str, torch.Tensor]:
@@ -28,7 +31,9 @@ def row_of(split: Any, i: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(tokens, dtype=torch.long)[None]}
 
 
-def mean_loss(model, weights: Mapping[str, torch.Tensor], split, rows) -> torch.Tensor:
+def mean_loss(
+    model: Any, weights: Mapping[str, torch.Tensor], split: Any, rows: Iterable[int]
+) -> torch.Tensor:
     """Mean cross-entropy of some rows, some of the weights replaced."""
     losses = []
     for i in rows:
@@ -38,16 +43,16 @@ def mean_loss(model, weights: Mapping[str, torch.Tensor], split, rows) -> torch.
     return torch.stack(losses).mean()
 
 
-def stored(model, name: str, matrix: torch.Tensor) -> torch.Tensor:
+def stored(model: Any, name: str, matrix: torch.Tensor) -> torch.Tensor:
     """A matrix [out, in] laid out as the layer's own weight."""
     return matrix.T if isinstance(model.get_submodule(name), Conv1D) else matrix
 
 
 def initial_phase(
-    model,
+    model: Any,
     head: Mapping[str, Any],
     targets: Sequence[TargetModule],
-    task,
+    task: Task,
     settings: ProfileSettings,
     refused: Sequence[int] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int, dict[str, torch.Tensor]]:
@@ -60,7 +65,7 @@ def initial_phase(
     scale = settings.resolved_alpha / rank
     lora = plain_lora(targets, rank, settings.resolved_alpha)
     with BlockAdaptation(model, lora, seed=settings.seed) as drawn:
-        start = [a.blocks[0].A.detach().clone() for a in drawn.begin_stage(0, 1).adapters]
+        start = [a.blocks[0].A.detach().clone() for a in adapters_of(drawn.begin_stage(0, 1))]
     A = [a.requires_grad_() for a in start]
     B = [torch.zeros(t.shape[0], rank, dtype=a.dtype, requires_grad=True)
          for t, a in zip(targets, A, strict=True)]  # fmt: skip
@@ -114,9 +119,9 @@ def initial_phase(
 
 
 def static_pass(
-    model,
+    model: Any,
     targets: Sequence[TargetModule],
-    task,
+    task: Task,
     settings: ProfileSettings,
     trained_head: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -142,14 +147,16 @@ def static_pass(
     return gradients, _hessian_diagonals(model, targets, split, np.concatenate(batches))
 
 
-def _hessian_diagonals(model, targets, split, rows) -> dict[str, np.ndarray]:
+def _hessian_diagonals(
+    model: Any, targets: Sequence[TargetModule], split: Any, rows: Iterable[int]
+) -> dict[str, np.ndarray]:
     outer = {t.name: np.zeros((t.shape[1], t.shape[1])) for t in targets}
     tokens = dict.fromkeys(outer, 0)
     in_row = 0
     hooks = []
 
-    def seeing(name: str):
-        def hook(_layer, inputs, _output) -> None:
+    def seeing(name: str) -> Callable[..., None]:
+        def hook(_layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _output: Any) -> None:
             x = inputs[0].detach().numpy()
             if x.ndim == 3 and in_row and x.shape[1] != in_row:
                 return  # positions, not tokens
@@ -184,7 +191,14 @@ def mask_counts(score: np.ndarray, percent: float) -> tuple[np.ndarray, np.ndarr
     return mask.sum(1), mask.sum(0)
 
 
-def assert_profile_is(profile, model, head, targets, task, settings: ProfileSettings) -> None:
+def assert_profile_is(
+    profile: Profile,
+    model: Any,
+    head: Mapping[str, Any],
+    targets: Sequence[TargetModule],
+    task: Task,
+    settings: ProfileSettings,
+) -> None:
     """Every statistic of a profile is what brute force finds; `head` is a fresh copy."""
     hits, importance, scored, trained = initial_phase(model, head, targets, task, settings)
     gradients, hessian = static_pass(model, targets, task, settings, trained)
@@ -193,6 +207,8 @@ def assert_profile_is(profile, model, head, targets, task, settings: ProfileSett
     for target in targets:
         name, found = target.name, profile.modules[target.name]
         np.testing.assert_array_equal(found.hits, hits[name])
+        assert found.row_importance is not None
+        assert found.hessian_diag is not None
         np.testing.assert_allclose(found.row_importance, importance[name], rtol=1e-5)
         np.testing.assert_allclose(found.hessian_diag, hessian[name], rtol=1e-5)
         weight = stored(model, name, model.get_parameter(f"{name}.weight").detach()).numpy()

@@ -52,7 +52,7 @@ class Workers:
 
 
 def _store_of_one() -> Any:
-    return dist.HashStore()  # type: ignore[attr-defined]  # left out of torch's own exports
+    return dist.HashStore()
 
 
 def join(device: torch.device | None = None) -> Workers:

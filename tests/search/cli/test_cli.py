@@ -213,9 +213,13 @@ LAUNCHED = {
     "best": [
         {
             "method": "taso",
+            "arm": "taso",
             "value": 0.75,
+            "values": [0.75],
+            "seeds": 1,
             "trainable_params": 45624,
             "number": 3,
+            "run_id": None,
             "choice": {"method": "taso", "learning_rate": 0.001, "retention": 0.1},
         }
     ],
@@ -227,6 +231,10 @@ import os, sys
 import search.launch.launch
 from search.cli.main import main
 from search.launch.result import LaunchResult
+from search.study.ranking import BestChoice
+
+def launched(best, **rest):
+    return LaunchResult(best=[BestChoice(**each) for each in best], **rest)
 
 def launch(config, *, view, resume=False, profile_only=False):
     print("noise from a library")
@@ -245,8 +253,26 @@ def replaced(folder: Path, body: str, *arguments: str) -> Done:
     return python(folder, "-c", REPLACED.format(body=nan), *arguments)
 
 
+def test_ray_is_told_to_listen_on_loopback_alone_before_it_is_imported(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from search.cli.main import main
+
+class Watch:
+    def find_spec(name, path=None, target=None):
+        if name == "ray":
+            print("ray is told", os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"))
+
+sys.meta_path.insert(0, Watch)
+main(sys.argv[1:])
+"""
+    done = python(tmp_path, "-c", code, "launch", sweep_file(tmp_path))
+    assert done.code == 2  # its rows are not there
+    assert "ray is told 0" in done.err.splitlines()
+
+
 def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> None:
-    body = f"return LaunchResult(**{LAUNCHED!r})".replace("nan", "1.0")
+    body = f"return launched(**{LAUNCHED!r})".replace("nan", "1.0")
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--resume")
     assert done.code == 0
     for words in (KEY, "2 complete, 1 pruned", "taso", "0.75", "45,624", "retention=0.1"):
@@ -258,7 +284,7 @@ def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> No
 
 
 def test_json_is_the_one_document_on_stdout_whatever_libraries_print(tmp_path: Path) -> None:
-    body = f"return LaunchResult(**{LAUNCHED!r})"
+    body = f"return launched(**{LAUNCHED!r})"
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--json")
     assert done.code == 0
     assert done.document["best"] == LAUNCHED["best"]
@@ -269,7 +295,7 @@ def test_json_is_the_one_document_on_stdout_whatever_libraries_print(tmp_path: P
 
 
 def test_profile_stops_after_the_profile(tmp_path: Path) -> None:
-    body = f"return LaunchResult(**{LAUNCHED | {'best': [], 'states': {}}!r})"
+    body = f"return launched(**{LAUNCHED | {'best': [], 'states': {}}!r})"
     done = replaced(tmp_path, body, "profile", sweep_file(tmp_path))
     assert done.code == 0
     assert KEY in done.out
@@ -277,7 +303,7 @@ def test_profile_stops_after_the_profile(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_a_complete_trial_fails(tmp_path: Path) -> None:
-    body = f"return LaunchResult(**{LAUNCHED | {'best': [], 'states': {'failed': 3}}!r})"
+    body = f"return launched(**{LAUNCHED | {'best': [], 'states': {'failed': 3}}!r})"
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--json")
     assert done.code == 1
     assert done.document["states"] == {"failed": 3}

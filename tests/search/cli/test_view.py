@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from search.cli.sweeps import results_table
 from search.cli.view import STEP_LINE_SECONDS, View
+from search.study.ranking import BestChoice
 from search.wording import duration, figure, knobs
 
 
@@ -180,28 +181,29 @@ def test_many_threads_may_report_at_once(terminal: Console) -> None:
 
 
 def test_results_have_a_row_per_trial_with_its_knobs() -> None:
-    rows: list[dict[str, Any]] = [
-        {
-            "method": "pilora",
-            "value": 0.84321,
-            "trainable_params": 123_456,
-            "number": 7,
-            "choice": {
-                "method": "pilora",
-                "seed": 0,
-                "learning_rate": 3.16e-4,
-                "rank": 8,
-                "partition": {"rule": "hits", "threshold": 0.5},
-            },
-        },
-        {"method": "lora", "value": None, "run_id": "[bold]abc"},
-    ]
+    choice = {
+        "method": "pilora",
+        "seed": 0,
+        "learning_rate": 3.16e-4,
+        "rank": 8,
+        "partition": {"rule": "hits", "threshold": 0.5},
+    }
+    pilora = BestChoice("pilora", "pilora", 0.84321, [0.84321], 1, 123_456, 7, None, choice)
+    other = replace(pilora, arm="lora [bold]rank=8", number=31)
     console = Console(file=io.StringIO(), width=140)
-    console.print(results_table(rows, "accuracy"))
+    console.print(results_table([pilora, other], "accuracy"))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for words in ("accuracy", "pilora", "0.8432", "123,456", "0.000316", "[bold]abc"):
+    for words in ("accuracy", "pilora", "0.8432", "123,456", "0.000316", "lora [bold]rank=8", "31"):
         assert words in shown
     assert "rank=8 rule=hits threshold=0.5" in shown
+
+
+def test_seeds_have_a_column_where_a_choice_was_repeated() -> None:
+    once = BestChoice("lora", "lora", 0.5, [0.5], 1, 10, 0, None, {"learning_rate": 1e-3})
+    for seeds in (1, 3):
+        console = Console(file=io.StringIO(), width=140)
+        console.print(results_table([once, replace(once, seeds=seeds)]))
+        assert ("seeds" in console.file.getvalue()) == (seeds > 1)  # type: ignore[attr-defined]
 
 
 def test_knobs_leave_out_what_has_its_own_column() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 
 from search.launch.confirm import confirm_best
-from search.launch.recorder import end_what_was_left_open
 from search.queries.comparison import Confirmation, compare
+from search.study.left_open import end_what_was_left_open
 from search.tracking.journal import Journal
 from search.tracking.tracker import Tracker
 from spaces.errors import JobError
 from tests.mlflow_server import MlflowServer
 from tests.search.observed import TAGS, Switched, Watched, choice_of, held, plan_of
 from tests.search.toy_search import toy_study
+from trainables.resident.jobs import TrialJob, TrialResult
+from trainables.training.settings import TrainSettings
 
-CHOSEN = [
+CHOSEN: list[dict[str, Any]] = [
     {"number": number, "arm": choice.method, "method": choice.method, "choice": choice.as_dict()}
     | {"trainable_params": plan_of(choice.as_dict()).trainable_params}
     for number, choice in ((0, choice_of(0)), (1, choice_of(1)))
@@ -37,17 +39,18 @@ class Workers:
         self._before = before
         self._one_at_a_time = threading.Lock()
 
-    def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, job: TrialJob) -> TrialResult:
         with self._one_at_a_time:
-            self.trained.append(job["seed"])
+            self.trained.append(job.seed)
             self._before(len(self.trained))
-        return {"metrics": {"accuracy": job["seed"] / 8, "head_params": 34}}
+        metrics = {"accuracy": job.seed / 8, "head_params": 34}
+        return TrialResult(metrics, head_params=34, ready_at=0.0, first_step_at=0.0)
 
 
 def confirm(watched: Watched, workers: Workers, tracker: Tracker, sweep: str) -> list[Confirmation]:
     config: Any = SimpleNamespace(
         confirm=SimpleNamespace(seeds=len(SEEDS)),
-        train=SimpleNamespace(seed=0, epochs=2, model_dump=lambda mode: {}),
+        train=TrainSettings(epochs=2),
         task=SimpleNamespace(metric="accuracy"),
         search=SimpleNamespace(mode="max"),
         cluster=SimpleNamespace(groups=1),
@@ -68,8 +71,8 @@ def confirm(watched: Watched, workers: Workers, tracker: Tracker, sweep: str) ->
 
 def switched(uri: str, experiment: str, is_away: bool = False) -> tuple[Tracker, Switched]:
     tracker = Tracker(uri, experiment)
-    client = Switched(tracker._client, is_away)
-    tracker._client = client  # type: ignore[assignment]
+    client = Switched(tracker.client, is_away)
+    tracker.client = client
     return tracker, client
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from search.cli.dry_run_view import drawn_dry_run
 from search.config.reading import parse_sweep
 from search.config.sweep import SweepConfig
-from search.launch import dry_run as module
-from search.launch.cost import BESIDE_THE_LAYERS, START_SECONDS
+from search.launch.cost import BESIDE_THE_LAYERS, START_SECONDS, Cost
 from search.launch.dry_run import DryRun, dry_run
 from search.store.profiles import ProfileStore
 from spaces.errors import BaseModelError, ChoiceError, ConfigError, DataError
@@ -80,8 +81,8 @@ def sweep(**sections: Any) -> SweepConfig:
 @pytest.fixture
 def known_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that take a known time per token, and no attention."""
-    cost = module.Cost(step=1e-3, forward=4e-4, flops=1e12, attention=0.0, device="cpu")
-    monkeypatch.setattr(module.Cost, "measured", lambda *_: cost)
+    cost = Cost(step=1e-3, forward=4e-4, flops=1e12, attention=0.0, device="cpu")
+    monkeypatch.setattr(Cost, "measured", lambda *_: cost)
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +230,11 @@ def test_no_confirmation_takes_no_time(folder: Path, known_cost: None) -> None:
 
 
 def test_it_can_be_read_as_json_and_on_a_terminal(result: DryRun) -> None:
-    document = json.loads(json.dumps(result.as_dict()))
+    document = json.loads(json.dumps(asdict(result)))
     assert document["config"]["train"]["epochs"] == 3
     assert [each["method"] for each in document["methods"]] == ["lora", "pilora"]
     console = Console(file=io.StringIO(), width=160)
-    console.print(result.render())
+    console.print(drawn_dry_run(result))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for words in (result.profile["key"], "not cached", "pilora", "36,864", "22,713,216", "total"):
         assert words in shown

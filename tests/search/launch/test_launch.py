@@ -90,19 +90,23 @@ def study_of(folder: Path, name: str) -> optuna.Study:
 
 
 @pytest.mark.ray
-def test_a_launch_profiles_once_and_searches_every_method(launched, folder) -> None:
+def test_a_launch_profiles_once_and_searches_every_method(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     _, result = launched
     assert not result.profile_cached
     assert result.states == {"complete": 7}
-    assert {row["method"] for row in result.best} == set(METHODS)
-    values = [row["value"] for row in result.best]
+    assert {row.method for row in result.best} == set(METHODS)
+    values = [row.value for row in result.best]
     assert values == sorted(values, reverse=True)
     manifest = folder / "store" / "profiles" / result.profile_key / "manifest.json"
     assert json.loads(manifest.read_text())["modules"] == 6
 
 
 @pytest.mark.ray
-def test_each_papers_default_and_a_lora_of_their_size_come_first(launched, folder) -> None:
+def test_each_papers_default_and_a_lora_of_their_size_come_first(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     config, _ = launched
     trials = study_of(folder, "tiny").get_trials()
     assert [t.user_attrs["method"] for t in trials[:5]] == list(METHODS)
@@ -118,7 +122,9 @@ def test_each_papers_default_and_a_lora_of_their_size_come_first(launched, folde
 
 
 @pytest.mark.ray
-def test_mlflow_holds_the_sweep_the_profile_and_every_trial(launched, folder) -> None:
+def test_mlflow_holds_the_sweep_the_profile_and_every_trial(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     _, result = launched
     client = client_of(folder)
     (sweep,) = runs_of(folder, "sweep", "tiny")
@@ -148,13 +154,13 @@ def test_mlflow_holds_the_sweep_the_profile_and_every_trial(launched, folder) ->
 
 @pytest.mark.ray
 def test_best_answers_from_mlflow_alone_with_a_choice_that_makes_the_same_plan(
-    launched, folder
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
 ) -> None:
     config, result = launched
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     rows = best(uri, "tiny-sentiment", top=20)
     assert len(rows) == 7
-    assert rows[0].value == result.best[0]["value"]
+    assert rows[0].value == result.best[0].value
     prepared = prepare(config)
     profile = prepared.store.get(prepared.key)
     for row in rows:
@@ -164,7 +170,9 @@ def test_best_answers_from_mlflow_alone_with_a_choice_that_makes_the_same_plan(
 
 
 @pytest.mark.ray
-def test_the_study_says_of_every_trial_what_mlflow_says(launched, folder) -> None:
+def test_the_study_says_of_every_trial_what_mlflow_says(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     trials = study_of(folder, "tiny").get_trials()
     assert Counter(t.state.name for t in trials) == {"COMPLETE": 7}
     client = client_of(folder)
@@ -176,27 +184,29 @@ def test_the_study_says_of_every_trial_what_mlflow_says(launched, folder) -> Non
 
 
 @pytest.mark.ray
-def test_confirmation_measures_the_best_of_each_method_on_test(launched, folder) -> None:
+def test_confirmation_measures_the_best_of_each_method_on_test(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     _, result = launched
     assert result.confirmation is not None
-    assert {row["method"] for row in result.confirmation} == set(METHODS)
+    assert {row.method for row in result.confirmation} == set(METHODS)
     confirmed = runs_of(folder, "confirm")
     assert len(confirmed) == 10
     for row in result.confirmation:
-        own = [r for r in confirmed if r.data.tags["ranksweep.method"] == row["method"]]
+        own = [r for r in confirmed if r.data.tags["ranksweep.method"] == row.method]
         assert {r.data.tags["ranksweep.seed"] for r in own} == {"1", "2"}
         logged = sorted(r.data.metrics["test_accuracy"] for r in own)
-        assert logged == pytest.approx(sorted(row["values"]))
-        assert row["mean"] == pytest.approx(sum(row["values"]) / 2)
+        assert logged == pytest.approx(sorted(row.values))
+        assert row.mean == pytest.approx(sum(row.values) / 2)
 
 
 @pytest.mark.ray
 def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
-    launched, folder
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
 ) -> None:
     config, result = launched
     client, prepared = client_of(folder), prepare(config)
-    best_numbers = {str(row["number"]) for row in result.best}
+    best_numbers = {str(row.number) for row in result.best}
     alone = join()
     for run_of_trial in runs_of(folder, "trial", "tiny"):
         run_id = run_of_trial.info.run_id
@@ -222,15 +232,19 @@ def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
 
 
 @pytest.mark.ray
-def test_compare_reads_back_what_the_launch_confirmed(launched, folder) -> None:
+def test_compare_reads_back_what_the_launch_confirmed(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
     _, result = launched
-    rows = [row.as_dict() for row in compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")]
-    told = json.loads(json.dumps(rows))
-    assert sorted(told, key=str) == sorted(json.loads(json.dumps(result.confirmation)), key=str)
+    told = compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
+    assert result.confirmation is not None
+    assert sorted(told, key=str) == sorted(result.confirmation, key=str)
 
 
 @pytest.mark.ray
-def test_a_second_sweep_takes_the_profile_from_the_store(launched, tiny_sweep, folder) -> None:
+def test_a_second_sweep_takes_the_profile_from_the_store(
+    launched: tuple[SweepConfig, LaunchResult], tiny_sweep: dict[str, Any], folder: Path
+) -> None:
     _, first = launched
     config = config_of(
         tiny_sweep, folder,
@@ -254,7 +268,9 @@ def test_a_second_sweep_takes_the_profile_from_the_store(launched, tiny_sweep, f
 
 
 @pytest.mark.ray
-def test_a_resumed_sweep_goes_on_where_it_stopped(launched, tiny_sweep, folder) -> None:
+def test_a_resumed_sweep_goes_on_where_it_stopped(
+    launched: tuple[SweepConfig, LaunchResult], tiny_sweep: dict[str, Any], folder: Path
+) -> None:
     config = config_of(tiny_sweep, folder, **{"name": "again", "search.trials": 4,
         "search.objectives": ["accuracy", "trainable_params"]})  # fmt: skip
     before = [t.number for t in study_of(folder, "again").get_trials()]
@@ -267,7 +283,9 @@ def test_a_resumed_sweep_goes_on_where_it_stopped(launched, tiny_sweep, folder) 
 
 
 @pytest.mark.ray
-def test_a_name_is_used_once_and_resumed_as_it_was(launched, tiny_sweep, folder) -> None:
+def test_a_name_is_used_once_and_resumed_as_it_was(
+    launched: tuple[SweepConfig, LaunchResult], tiny_sweep: dict[str, Any], folder: Path
+) -> None:
     config, _ = launched
     with pytest.raises(ConfigError, match=r"name: .*--resume"):
         run(config, folder)
@@ -298,7 +316,7 @@ def test_a_name_is_used_once_and_resumed_as_it_was(launched, tiny_sweep, folder)
     ],
 )
 def test_another_base_task_or_setting_is_another_key(
-    key: str, value: Any, tiny_sweep, tmp_path
+    key: str, value: Any, tiny_sweep: dict[str, Any], tmp_path: Path
 ) -> None:
     space = {"space": {"methods": ["pilora"]}}
     was = prepare(config_of(tiny_sweep, tmp_path, **space)).key
@@ -318,7 +336,7 @@ def test_another_base_task_or_setting_is_another_key(
     ],
 )
 def test_what_does_not_touch_the_profile_leaves_its_key(
-    key: str, value: Any, tiny_sweep, tmp_path
+    key: str, value: Any, tiny_sweep: dict[str, Any], tmp_path: Path
 ) -> None:
     was = prepare(config_of(tiny_sweep, tmp_path)).key
     now = prepare(config_of(tiny_sweep, tmp_path, **{key: value})).key
@@ -340,7 +358,7 @@ def test_what_does_not_touch_the_profile_leaves_its_key(
     ],
 )  # fmt: skip
 def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
-    key: str, value: Any, said: str, tiny_sweep, tmp_path
+    key: str, value: Any, said: str, tiny_sweep: dict[str, Any], tmp_path: Path
 ) -> None:
     changes = {"confirm": {"seeds": 1}} if said == "confirm" else {}
     config = config_of(tiny_sweep, tmp_path, **{**changes, key: value})
@@ -359,7 +377,9 @@ def test_ray_is_not_imported_before_it_is_said_where_it_may_listen() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_sweep_that_is_being_run_is_left_alone(tiny_sweep, tmp_path, monkeypatch) -> None:
+def test_a_sweep_that_is_being_run_is_left_alone(
+    tiny_sweep: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = config_of(tiny_sweep, tmp_path)
     paths = SweepPaths(name=config.name).absolute()

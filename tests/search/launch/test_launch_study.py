@@ -16,7 +16,10 @@ from tests.search.launch.test_launch import config_of, run, runs_of
 
 @pytest.mark.ray
 def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_starts_from(
-    ray_cluster: None, tiny_sweep: dict[str, Any], tmp_path: Path, capsys
+    ray_cluster: None,
+    tiny_sweep: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     changes = {
         "space": {"methods": ["pilora"]},
@@ -48,8 +51,9 @@ def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_star
     assert row.value == pytest.approx(mean)
     # The repeated choice stands in the result where its mean is its method's best.
     for each in first.best:
-        assert ranked[each["run_id"]].value == pytest.approx(each["value"])
-        assert ranked[each["run_id"]].seeds == each["seeds"]
+        assert each.run_id is not None
+        assert ranked[each.run_id].value == pytest.approx(each.value)
+        assert ranked[each.run_id].seeds == each.seeds
     sweep_file = yaml.safe_load((tmp_path / ".ranksweep/sweeps/first/sweep.yaml").read_text())
     assert sweep_file["search"]["study"] == f"sqlite:///{tmp_path}/shared.db?***"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import threading
 import time
@@ -91,10 +92,9 @@ class Launch:
         with self.stage:
             return self.stage.obtained(workers, self.tracker, None)  # type: ignore[arg-type]
 
-    @property
-    def leases(self) -> Leases:
+    def leases(self, clock: Callable[[], float] = time.monotonic) -> Leases:
         prefix = profile_prefix(self.prepared.key)
-        return Leases(self.prepared.store.objects.under(prefix), seconds=1.0)
+        return Leases(self.prepared.store.objects.under(prefix), seconds=1.0, clock=clock)
 
 
 @pytest.fixture
@@ -126,7 +126,9 @@ def test_progress_is_saved_in_the_store_and_cleared_after(launch: Launch) -> Non
 
     workers = Workers(profile_of(launch.prepared), save)
     launch.run(workers)
-    assert workers.jobs[0].checkpoints.list("parts") == ()
+    checkpoints = workers.jobs[0].checkpoints
+    assert checkpoints is not None
+    assert checkpoints.list("parts") == ()
     assert not [name for name in launch.prepared.store.objects.list("profiles") if "parts" in name]
 
 
@@ -155,13 +157,12 @@ def test_a_launch_that_lost_its_lease_takes_what_the_other_has_published(launch:
     other = profile_of(launch.prepared, of="the other launch")
 
     def take_over_and_publish() -> None:
-        assert launch.stage._lease is not None
-        number = launch.stage._lease.number
-        leases = launch.leases
-        taken = leases._create(number + 1)
+        ahead = itertools.count(0.0, 1e6)  # a clock by which the owner is silent for too long
+        taken = launch.leases(ahead.__next__).take(lambda: True)
         assert taken is not None
         launch.prepared.store.put(launch.prepared.key, other.to_bytes(), {})
-        assert not launch.stage._lease.is_held()
+        assert launch.stage.lease is not None
+        assert not launch.stage.lease.is_held()
         taken.release()
 
     workers = Workers(profile_of(launch.prepared), take_over_and_publish)
@@ -178,7 +179,7 @@ def test_a_launch_that_fails_lets_the_next_compute_at_once(
 
     with pytest.raises(KeyboardInterrupt):
         launch.run(Workers(profile_of(launch.prepared), fail))
-    seen = launch.leases.look()
+    seen = launch.leases().look()
     assert seen is not None
     assert seen.released
     second = Launch(config_of(tiny_sweep, tmp_path), tmp_path)
@@ -212,7 +213,7 @@ def test_where_conditions_are_ignored_no_lease_is_shared(
     monkeypatch.setattr(ObjectStorage, "creates_once", lambda _self: False)
     launch.run(Workers(profile_of(launch.prepared)))
     assert "ignores conditional writes, so launches cannot share leases there" in launch.said
-    assert launch.leases.look() is None
+    assert launch.leases().look() is None
 
 
 def test_a_store_that_goes_away_costs_nobody_the_profile(
@@ -275,7 +276,7 @@ def test_a_named_profile_of_another_task_is_used_and_said(
 def test_the_settings_that_a_profile_says_count_but_not_how_they_are_written(
     launch: Launch, tiny_sweep: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = launch.stage._config.profile
+    settings = config_of(tiny_sweep, tmp_path).profile
     said = settings.model_dump(mode="json", exclude=set(settings.NOT_OF_THE_RESULT))
     assert same_result(said, settings)
     assert same_result({**said, "alpha": settings.resolved_alpha, "precision": "fp32"}, settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from search.launch.recorder import end_what_was_left_open
+from search.study.left_open import end_what_was_left_open
 from search.study.study import INTERRUPTED
 from search.tracking.journal import Journal, JournalError
 from search.tracking.tracker import Tracker
@@ -183,7 +183,7 @@ def test_the_journal_knows_the_runs_that_came_after_the_trials_had_ended(
     def ended(number: int, run_id: str) -> None:
         raise KeyError(number)
 
-    watched.relay._on_run = ended
+    watched.relay.on_run = ended
     observe(watched, range(2))
     assert watched.relay.close() == 0
     runs = {run.number: run.run_id for run in tracker.children(sweep)}

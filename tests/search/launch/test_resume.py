@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -12,23 +14,17 @@ from search.launch.sweep_lock import alone
 from search.paths import SweepPaths
 from spaces.errors import ConfigError
 
-
-class Config:
-    """A sweep of that name whose resolved mapping is given."""
-
-    def __init__(self, name: str, resolved: dict) -> None:
-        self.name, self._resolved = name, resolved
-
-    def resolved(self) -> dict:
-        return self._resolved
-
-
-SWEEP = {
+SWEEP: dict[str, Any] = {
     "train": {"epochs": 2, "learning_rate": {"log": [1e-4, 1e-3]}},
     "search": {"trials": 4, "seed": 0},
     "cluster": {"groups": 1},
     "profile": None,
 }
+
+
+def films(resolved: dict[str, Any]) -> Any:
+    """A sweep whose resolved mapping is given."""
+    return SimpleNamespace(name="films", resolved=lambda: resolved)
 
 
 def launched(root: Path) -> SweepPaths:
@@ -42,7 +38,7 @@ def launched(root: Path) -> SweepPaths:
 def test_a_sweep_that_runs_is_said_to_run(tmp_path: Path, resume: bool) -> None:
     paths = launched(tmp_path)
     with alone(paths), pytest.raises(ConfigError, match="is being run by process") as caught:
-        check_name(Config("films", SWEEP), paths, resume)
+        check_name(films(SWEEP), paths, resume)
     assert "--resume" not in str(caught.value)
 
 
@@ -61,16 +57,16 @@ def test_what_differs_from_the_sweep_is_named_to_its_key(
 ) -> None:
     paths = launched(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        check_name(Config("films", SWEEP | {section: value}), paths, resume=True)
+        check_name(films(SWEEP | {section: value}), paths, resume=True)
     assert str(caught.value).startswith(f"{key}: differs from the sweep 'films'")
 
 
 def test_all_that_differs_is_named(tmp_path: Path) -> None:
     changed = {"train": SWEEP["train"] | {"epochs": 3}, "search": {"trials": 4, "seed": 1}}
     with pytest.raises(ConfigError, match=r"^train\.epochs, search\.seed: differ from"):
-        check_name(Config("films", SWEEP | changed), launched(tmp_path), resume=True)
+        check_name(films(SWEEP | changed), launched(tmp_path), resume=True)
 
 
 def test_more_trials_on_another_cluster_may_go_on(tmp_path: Path) -> None:
     changed = {"search": {"trials": 9, "seed": 0}, "cluster": {"groups": 2}}
-    check_name(Config("films", SWEEP | changed), launched(tmp_path), resume=True)
+    check_name(films(SWEEP | changed), launched(tmp_path), resume=True)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from search.cli.results import best_table
-from search.queries.best import BestRow, best, best_json, why_none
+from search.queries.best import BestRow, best, why_none
 from search.queries.profile_uses import ProfileUse, profile_uses
 from spaces.errors import ConfigError, TrackingError, UsageError
 
@@ -110,7 +111,7 @@ def test_the_best_trial_carries_all_that_a_user_needs(records: Records) -> None:
 
 
 def test_a_choice_repeated_with_other_seeds_is_one_row_of_its_mean(records: Records) -> None:
-    def of_sweep(sweep: str, value: float, rank: int, **tags: str) -> str:
+    def of_sweep(sweep: str, value: float, rank: int, **tags: Any) -> str:
         choice = json.dumps({"method": "lora", "rank": rank}, sort_keys=True)
         run_id = records.trial(value, 100, choice=choice, **tags)
         records.client.set_tag(run_id, "mlflow.parentRunId", sweep)
@@ -329,7 +330,7 @@ def test_rows_are_shown_and_written_as_json(records: Records) -> None:
     records.trial(0.875, 1234567, sweep="[red]not markup[/red]", metrics={"head_params": 770})
     rows = best(records.uri, "movie")
 
-    (document,) = json.loads(json.dumps(best_json(rows)))
+    (document,) = json.loads(json.dumps([asdict(row) for row in rows]))
     assert document["choice"] == CHOICE
     assert document["value"] == 0.875
     assert document["trainable_params"] == 1234567
@@ -343,7 +344,6 @@ def test_rows_are_shown_and_written_as_json(records: Records) -> None:
 
 
 def test_an_empty_result_can_be_shown() -> None:
-    assert best_json([]) == []
     assert best_table([]).row_count == 0
 
 

@@ -107,15 +107,15 @@ def test_another_arm_can_be_what_the_others_are_set_beside(sweeps: Sweeps) -> No
 
 
 def test_the_verdict_says_who_differs_and_how_many_would_by_chance(sweeps: Sweeps) -> None:
-    rows = [row.as_dict() for row in compare(sweeps.uri, "movie")]
+    rows = compare(sweeps.uri, "movie")
     said = verdict(rows)
     assert said.startswith(
         "higher than tuned LoRA beyond the noise: lora, pilora partition.rule=hits"
     )
     assert "of 3 compared; by chance alone about 0.2" in said
-    within = [row for row in rows if row["within_noise"] is not False]
+    within = [row for row in rows if row.within_noise is not False]
     assert verdict(within) == "no difference from tuned LoRA is beyond the noise (1 compared)"
-    assert "no difference can be told" in verdict([row for row in rows if row["arm"] == "taso"])
+    assert "no difference can be told" in verdict([row for row in rows if row.arm == "taso"])
 
 
 def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from search.cli.profile_view import ProfileView
 from search.cli.profiles import profiles_json, profiles_table
 from search.queries.profile_uses import ProfileUse
 from search.reports.profile_figures import (
@@ -27,7 +28,6 @@ from search.reports.profile_figures import (
     profile_report,
     profile_summary,
 )
-from search.reports.profile_terminal import TerminalFigures
 from search.wording import age
 from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
@@ -77,7 +77,7 @@ def lines(report: ProfileReport, width: int = 80, encoding: str = "utf-8") -> li
     """What a terminal of this width and encoding shows, without colour."""
     held = io.BytesIO()
     terminal = io.TextIOWrapper(held, encoding=encoding)
-    Console(file=terminal, width=width, no_color=True).print(TerminalFigures(report))
+    Console(file=terminal, width=width, no_color=True).print(ProfileView(report))
     terminal.flush()
     return held.getvalue().decode(encoding).splitlines()
 
@@ -432,12 +432,12 @@ def test_an_age_has_one_unit(published: Any, shown: str) -> None:
 def rows_of(manifest: dict[str, Any], uses: Any, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(profiles_table([manifest], uses, NOW))
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_list_tells_base_task_size_age_who_cost_and_use() -> None:
     shown = rows_of(MANIFEST, {MANIFEST["key"]: ProfileUse(runs=12, running=2)})
-    told = ("abababababab", MANIFEST["base"], "movie-sentiment", "0.9 MB", "3 h", "ada@node-17")
+    told = ("abababababab", MANIFEST["base"], "movie-sentiment", "946.4 kB", "3 h", "ada@node-17")
     for words in (*told, "3,612 s", "12 (2 running)"):
         assert str(words) in shown
 
@@ -467,7 +467,7 @@ def test_a_manifest_cannot_spoil_the_list() -> None:
 def test_the_list_fits_80_columns() -> None:
     shown = rows_of(MANIFEST, {MANIFEST["key"]: ProfileUse(runs=1234)}, width=80)
     assert max(map(len, shown.splitlines())) <= 80
-    for words in ("abababababab", "0.9 MB", "3 h", "3,612 s", "1,234"):
+    for words in ("abababababab", "946.4 kB", "3 h", "3,612 s", "1,234"):
         assert words in shown
 
 

@@ -29,7 +29,7 @@ class Clock:
 
     def __init__(self, start: float = 0.0) -> None:
         self.now = start
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def __call__(self) -> float:
         return self.now
@@ -37,6 +37,9 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.meanwhile()
+
+    def before(self, end: float) -> Callable[[], bool]:
+        return lambda: self.now < end
 
 
 def leases_of(objects: ObjectStorage, seconds: float = 60.0, clock: Clock | None = None) -> Leases:
@@ -216,7 +219,7 @@ def test_at_any_time_at_most_one_of_random_launches_holds(
             clock = Clock(draw.uniform(-1e6, 1e6))
             clock.meanwhile = lambda: [each.beat() for each in alive[:1] if draw.random() < 0.2]
             ends = clock.now + draw.choice([0.0, 10.0, 200.0])
-            lease = leases_of(objects, 20.0, clock).take(lambda c=clock, e=ends: c.now < e)
+            lease = leases_of(objects, 20.0, clock).take(clock.before(ends))
             if lease is not None:
                 all_leases.append(lease)
                 alive.append(lease)

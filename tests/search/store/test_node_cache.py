@@ -75,7 +75,7 @@ def downloads(marks: Path, data: bytes) -> int:
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_cache, "_said", set())
+    monkeypatch.setattr(node_cache, "said_of", set())
 
 
 # Many processes -----------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def _open_at_random(folder: Path, seed: int) -> None:
     cache = NodeCache(folder, SIZE)
     for _ in range(40):
         data = content(draws.randrange(4))
-        assert cache.open(digest_of(data), lambda data=data: data).to_bytes() == data
+        assert cache.open(digest_of(data), functools.partial(bytes, data)).to_bytes() == data
 
 
 def test_a_profile_is_opened_though_others_evict_it_all_the_time(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def _hang_before_renaming(folder: Path, data: bytes, started: Path) -> None:
         started.touch()
         time.sleep(600)
 
-    os.replace = replace
+    os.replace = replace  # type: ignore[assignment]
     NodeCache(folder, PLENTY).open(digest_of(data), lambda: data)
 
 
@@ -187,6 +187,7 @@ def test_a_stopped_downloader_is_not_waited_for_for_ever(
     process.start()
     try:
         _wait_until(started.exists)
+        assert process.pid is not None
         os.kill(process.pid, signal.SIGSTOP)
         monkeypatch.setattr(node_cache, "PATIENCE_S", 0.1)
         assert NodeCache(folder, PLENTY).open(digest_of(data), lambda: data).to_bytes() == data
@@ -275,7 +276,7 @@ def test_a_name_that_is_no_sha256_never_becomes_a_path(name: str, tmp_path: Path
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, limit_bytes=3 * SIZE)
     for number in (1, 2, 3):
-        cache.open(digest_of(content(number)), lambda number=number: content(number))
+        cache.open(digest_of(content(number)), functools.partial(content, number))
     for age, number in enumerate((2, 3, 1)):  # 2 was used longest ago, 1 last
         path = tmp_path / name_of(content(number))
         os.utime(path, (1_000_000 + age, 1_000_000 + age))
@@ -290,7 +291,7 @@ def test_an_entry_larger_than_the_limit_stays_until_the_next(tmp_path: Path) -> 
     cache = NodeCache(tmp_path, limit_bytes=SIZE // 2)
     for number in (1, 2):
         data = content(number)
-        assert cache.open(digest_of(data), lambda data=data: data).to_bytes() == data
+        assert cache.open(digest_of(data), functools.partial(bytes, data)).to_bytes() == data
         assert entry_names(tmp_path) == {name_of(data)}
     cache.open(digest_of(content(2)), never)
 
@@ -299,7 +300,7 @@ def test_files_that_are_not_the_caches_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_bytes(b"x" * 100)
     cache = NodeCache(tmp_path, limit_bytes=1)
     for number in (1, 2):
-        cache.open(digest_of(content(number)), lambda number=number: content(number))
+        cache.open(digest_of(content(number)), functools.partial(content, number))
     assert (tmp_path / "thesis.tex").exists()
 
 

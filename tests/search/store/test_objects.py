@@ -7,7 +7,6 @@ import os
 import re
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,7 +152,7 @@ def test_a_server_that_stops_in_the_middle_of_writes_loses_nothing_acknowledged(
         storage.put("before", b"1")
         large = os.urandom(30_000_000)
         written = threading.Thread(target=storage.put, args=("large", large))
-        restarted = threading.Thread(target=lambda: (time.sleep(0.05), server.stop()))
+        restarted = threading.Timer(0.05, server.stop)
         written.start()
         restarted.start()
         restarted.join()
@@ -244,9 +243,7 @@ def test_encryption_and_its_key_are_asked_for(
 
 
 @pytest.fixture
-def profile_file(
-    seaweed: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def profile_file(seaweed: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     known = seaweed.environment
     for name in known:
         monkeypatch.delenv(name, raising=False)

@@ -14,24 +14,26 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import RDBStorage
-from optuna.storages import _cached_storage as cached_storage
+from optuna.storages import RDBStorage, get_storage
 from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from search.study import patient_storage
-from search.study.patient_storage import PatientStorage
+from search.study.patient_storage import PatientStorage, patiently
 from search.study.private_optuna import STORAGE_CALLS as CALLS
 from spaces.errors import JobError
 
 GONE = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
 
 
-def study_on(folder: Path, timeout: float = 5.0) -> optuna.Study:
+def storage_on(folder: Path, timeout: float = 5.0) -> PatientStorage:
     engine = {"connect_args": {"timeout": timeout}}
-    storage = PatientStorage(f"sqlite:///{folder}/study.db", engine_kwargs=engine)
+    return PatientStorage(f"sqlite:///{folder}/study.db", engine_kwargs=engine)
+
+
+def study_on(folder: Path, timeout: float = 5.0) -> optuna.Study:
+    storage = storage_on(folder, timeout)
     return optuna.create_study(storage=storage, study_name="one", load_if_exists=True)
 
 
@@ -55,8 +57,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
-def test_every_call_of_optunas_cache_that_reads_or_writes_waits() -> None:
-    tree = ast.parse(inspect.getsource(cached_storage))
+def test_every_call_of_optunas_cache_that_reads_or_writes_waits(tmp_path: Path) -> None:
+    tree = ast.parse(inspect.getsource(type(get_storage(storage_on(tmp_path)))))
     asked = {
         node.attr
         for node in ast.walk(tree)
@@ -122,7 +124,7 @@ def test_a_call_that_fails_three_times_is_done_once(
         failures.append(0)
         return original(self, *arguments, **named)
 
-    monkeypatch.setattr(PatientStorage, call, patient_storage._patient(failing))
+    monkeypatch.setattr(PatientStorage, call, patiently(failing))
     study = study_on(tmp_path)
     assert three_trials(study) == whole
     assert len(failures) >= 4, "the call was never made"
@@ -178,15 +180,14 @@ def test_patience_ends_in_one_line_and_later_calls_fail_at_once(
 ) -> None:
     study = study_on(tmp_path)
     trial = study.ask()
-    storage = study._storage._backend
     calls: list[int] = []
 
     def gone(self: RDBStorage, *arguments: Any, **named: Any) -> None:
         calls.append(1)
         raise GONE
 
-    monkeypatch.setattr(PatientStorage, "set_trial_user_attr", patient_storage._patient(gone))
-    storage.impatient = lambda: len(calls) == 3
+    monkeypatch.setattr(PatientStorage, "set_trial_user_attr", patiently(gone))
+    monkeypatch.setattr(PatientStorage, "impatient", lambda _: len(calls) == 3)
     with pytest.raises(JobError, match=r"server closed .*--resume") as told:
         trial.set_user_attr("a", 1)
     assert "\n" not in str(told.value)
@@ -199,7 +200,7 @@ def test_patience_ends_in_one_line_and_later_calls_fail_at_once(
 def test_what_the_database_refuses_is_not_asked_again(tmp_path: Path) -> None:
     study = study_on(tmp_path)
     with pytest.raises(KeyError):
-        study._storage.get_trial(99)
+        storage_on(tmp_path).get_trial(99)
     trial = study.ask()
     study.tell(trial, 1.0)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):

@@ -45,9 +45,16 @@ def finish(searcher: StudySearcher, trial_id: str, accuracy: float = 0.8) -> Non
     searcher.on_trial_complete(trial_id, row(3, accuracy))
 
 
+def asked(searcher: StudySearcher, trial_id: str) -> dict[str, Any]:
+    """What the searcher gives a trial to train."""
+    given = searcher.suggest(trial_id)
+    assert isinstance(given, dict)
+    return given
+
+
 def run_all(searcher: StudySearcher, accuracy: float = 0.8) -> list[dict[str, Any]]:
     """Hand every trial out and finish it; returns the suggestions."""
-    given = []
+    given: list[Any] = []
     for number in range(1000):
         suggested = searcher.suggest(f"t{number}")
         if suggested == Searcher.FINISHED:
@@ -57,14 +64,16 @@ def run_all(searcher: StudySearcher, accuracy: float = 0.8) -> list[dict[str, An
     raise AssertionError("the searcher never finished")
 
 
-def test_equal_allocation_gives_every_method_the_same_number_in_the_order_of_the_space(tmp_path):
+def test_equal_allocation_gives_every_method_the_same_number_in_the_order_of_the_space(
+    tmp_path: Path,
+) -> None:
     given = run_all(searcher_over(toy_study(tmp_path), trials=12))
     methods = [suggested["choice"]["method"] for suggested in given]
     assert methods[:5] == list(METHODS)
     assert Counter(methods) == {"lora": 3, "pilora": 3, "taso": 2, "sensitivity": 2, "joint": 2}
 
 
-def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path):
+def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path: Path) -> None:
     given = run_all(searcher_over(toy_study(tmp_path), trials=20, allocation="free"))
     methods = [suggested["choice"]["method"] for suggested in given]
     assert len(methods) == 20
@@ -72,7 +81,7 @@ def test_free_allocation_leaves_the_method_to_the_sampler(tmp_path):
     assert len(set(methods)) > 2
 
 
-def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path):
+def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path: Path) -> None:
     space = toy_space("taso", taso={"importance": ["sensitivity", "random"], "rounds": [1, 2]})
     study = toy_study(tmp_path)
     searcher = searcher_over(study, space, trials=15, arms=("importance", "rounds"))
@@ -94,7 +103,7 @@ def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path):
     assert again.counts == searcher.counts
 
 
-def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path):
+def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path: Path) -> None:
     space = toy_space()
     first = [space.default_choice("taso"), space.default_choice("lora")]
     searcher = searcher_over(toy_study(tmp_path), space, trials=7, enqueue=[*first, first[0]])
@@ -103,7 +112,7 @@ def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path):
     assert searcher.counts == {"taso": 1, "lora": 2, "pilora": 2, "sensitivity": 1, "joint": 1}
 
 
-def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path):
+def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     given = run_all(searcher_over(study, trials=5))
     for suggested in given:
@@ -118,7 +127,9 @@ def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path):
 
 @pytest.mark.parametrize("allocation", ["equal", "free"])
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_no_trial_of_any_method_is_ever_beyond_max_params(tmp_path, sampler, allocation):
+def test_no_trial_of_any_method_is_ever_beyond_max_params(
+    tmp_path: Path, sampler: str, allocation: str
+) -> None:
     # Half of the space and more is beyond it, the default of every method but lora included.
     study = toy_study(tmp_path, sampler=sampler)
     searcher = searcher_over(study, trials=50, max_params=330, allocation=allocation)
@@ -136,11 +147,18 @@ def test_no_trial_of_any_method_is_ever_beyond_max_params(tmp_path, sampler, all
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
-def test_tpe_learns_from_what_is_refused_where_the_bound_lies(tmp_path, monkeypatch):
+def test_tpe_learns_from_what_is_refused_where_the_bound_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Four ranks of sixteen fit; even draws need four tries for a choice.
-    drawn = []
+    drawn: list[tuple[Any, ...]] = []
     draw = Snapshot.draw
-    monkeypatch.setattr(Snapshot, "draw", lambda *a: drawn.append(None) or draw(*a))
+
+    def counted(*arguments: Any) -> Any:
+        drawn.append(arguments)
+        return draw(*arguments)
+
+    monkeypatch.setattr(Snapshot, "draw", counted)
     searcher = searcher_over(
         toy_study(tmp_path),
         toy_space("lora", lora={"rank": {"low": 1, "high": 16}}),
@@ -150,7 +168,7 @@ def test_tpe_learns_from_what_is_refused_where_the_bound_lies(tmp_path, monkeypa
     tries = []
     for number in range(40):
         before = len(drawn)
-        suggested = searcher.suggest(f"t{number}")
+        suggested = asked(searcher, f"t{number}")
         tries.append(len(drawn) - before)
         assert suggested["choice"]["rank"] <= 4
         finish(searcher, f"t{number}", 0.5)  # no rank is better than another
@@ -158,7 +176,7 @@ def test_tpe_learns_from_what_is_refused_where_the_bound_lies(tmp_path, monkeypa
     assert sum(tries[20:]) / 20 < 2
 
 
-def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_path):
+def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_path: Path) -> None:
     # One rank of sixteen fits, and a random sampler does not learn it.
     space = toy_space("lora", lora={"rank": list(range(1, 17))})
     study = toy_study(tmp_path, sampler="random")
@@ -168,39 +186,41 @@ def test_a_space_that_is_mostly_too_large_falls_back_to_the_smallest_plan(tmp_pa
     assert len(study.trials) == 4
 
 
-def test_a_method_that_cannot_fit_is_closed_and_the_others_take_its_trials(tmp_path, caplog):
+def test_a_method_that_cannot_fit_is_closed_and_the_others_take_its_trials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     # Four modules of rank 1 have 4 x (24 + 16) = 160 parameters, of rank 2 twice that.
     space = toy_space("lora", "sensitivity", sensitivity={"mean_rank": [2, 4]})
     searcher = searcher_over(toy_study(tmp_path), space, trials=6, max_params=160)
     given = run_all(searcher)
     assert [suggested["choice"]["method"] for suggested in given] == ["lora"] * 6
     assert "space.methods.sensitivity: takes no further part" in caplog.text
-    assert "320 parameters, max_params is 160" in searcher.shortfall
+    assert "320 parameters, max_params is 160" in str(searcher.shortfall)
 
 
-def test_a_search_that_nothing_fits_ends_and_says_why(tmp_path):
+def test_a_search_that_nothing_fits_ends_and_says_why(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, max_params=3)
     assert searcher.suggest("t0") == Searcher.FINISHED
     assert searcher.handed == 0
     for method in METHODS:
-        assert f"space.methods.{method}: takes no further part" in searcher.shortfall
+        assert f"space.methods.{method}: takes no further part" in str(searcher.shortfall)
     assert study.trials == []
 
 
-def test_a_method_that_has_no_plan_is_closed_with_the_reason(tmp_path):
+def test_a_method_that_has_no_plan_is_closed_with_the_reason(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     # The profile's masks are of 5 and 10 percent, and this space is not fitted to them.
     space = SearchSpace.parse({"methods": {"lora": {"rank": [2, 4]}, "taso": {"top_percent": 7}}})
     searcher = searcher_over(study, space, trials=4)
     given = run_all(searcher)
     assert [suggested["choice"]["method"] for suggested in given] == ["lora"] * 4
-    assert "space.methods.taso: takes no further part" in searcher.shortfall
-    assert "top_percent: 7 is not in the profile's grid" in searcher.shortfall
+    assert "space.methods.taso: takes no further part" in str(searcher.shortfall)
+    assert "top_percent: 7 is not in the profile's grid" in str(searcher.shortfall)
     assert len(study.trials) == 4
 
 
-def test_a_full_trial_is_complete_with_its_last_value_and_its_curve(tmp_path):
+def test_a_full_trial_is_complete_with_its_last_value_and_its_curve(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, trials=1)
     run_all(searcher, accuracy=0.75)
@@ -212,7 +232,7 @@ def test_a_full_trial_is_complete_with_its_last_value_and_its_curve(tmp_path):
     assert searcher.ended[0].values == (0.75,)
 
 
-def test_the_result_that_a_scheduler_stops_at_is_kept(tmp_path):
+def test_the_result_that_a_scheduler_stops_at_is_kept(tmp_path: Path) -> None:
     # Tune does not call on_trial_result for the result at which the scheduler says STOP.
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
@@ -225,7 +245,7 @@ def test_the_result_that_a_scheduler_stops_at_is_kept(tmp_path):
     assert trial.user_attrs["reason"] == "stopped after epoch 2 of 3"
 
 
-def test_full_length_that_a_scheduler_calls_stopped_is_complete(tmp_path):
+def test_full_length_that_a_scheduler_calls_stopped_is_complete(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     searcher.suggest("t0")
@@ -236,7 +256,7 @@ def test_full_length_that_a_scheduler_calls_stopped_is_complete(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_last_value_that_is_not_finite_fails(tmp_path, value):
+def test_a_last_value_that_is_not_finite_fails(tmp_path: Path, value: float) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     searcher.suggest("t0")
@@ -246,7 +266,7 @@ def test_a_last_value_that_is_not_finite_fails(tmp_path, value):
     assert trial.user_attrs["reason"] == f"accuracy is {value} after epoch 3"
 
 
-def test_nan_on_the_way_does_not_fail_a_trial_that_recovers(tmp_path):
+def test_nan_on_the_way_does_not_fail_a_trial_that_recovers(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     searcher.suggest("t0")
@@ -256,7 +276,7 @@ def test_nan_on_the_way_does_not_fail_a_trial_that_recovers(tmp_path):
     assert study.trials[0].value == 0.6
 
 
-def test_an_error_fails_with_the_text_that_the_driver_reads(tmp_path):
+def test_an_error_fails_with_the_text_that_the_driver_reads(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     searcher.read_error = lambda trial_id: f"{trial_id}: out of memory"
@@ -269,7 +289,7 @@ def test_an_error_fails_with_the_text_that_the_driver_reads(tmp_path):
     assert trial.intermediate_values == {1: 0.3}
 
 
-def test_two_objectives_keep_the_curve_in_attributes_and_tell_both_values(tmp_path):
+def test_two_objectives_keep_the_curve_in_attributes_and_tell_both_values(tmp_path: Path) -> None:
     objectives = ("accuracy", "trainable_params")
     study = toy_study(tmp_path, objectives)
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -292,12 +312,13 @@ def test_two_objectives_keep_the_curve_in_attributes_and_tell_both_values(tmp_pa
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 @pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "trainable_params")])
-def test_samplers_go_past_their_start_up_with_every_kind_of_end(tmp_path, sampler, objectives):
+def test_samplers_go_past_their_start_up_with_every_kind_of_end(
+    tmp_path: Path, sampler: str, objectives: tuple[str, ...]
+) -> None:
     study = toy_study(tmp_path, objectives, sampler)
     searcher = searcher_over(study, objectives=objectives, trials=24, max_params=1000)
     for number in range(24):
-        suggested = searcher.suggest(f"t{number}")
-        assert suggested != Searcher.FINISHED
+        suggested = asked(searcher, f"t{number}")
         if number % 4 == 1:
             searcher.on_trial_complete(f"t{number}", row(1, 0.2))
         elif number % 4 == 2:
@@ -308,13 +329,13 @@ def test_samplers_go_past_their_start_up_with_every_kind_of_end(tmp_path, sample
     assert counted == {TrialState.COMPLETE: 12, TrialState.PRUNED: 6, TrialState.FAIL: 6}
 
 
-def test_tpe_learns_the_learning_rate(tmp_path):
+def test_tpe_learns_the_learning_rate(tmp_path: Path) -> None:
     # The best value is at 3e-3; after the start-up TPE proposes nearer to it than chance does.
     study = toy_study(tmp_path)
     searcher = searcher_over(study, toy_space("lora"), trials=40)
     distances = []
     for number in range(40):
-        suggested = searcher.suggest(f"t{number}")
+        suggested = asked(searcher, f"t{number}")
         distance = abs(math.log10(suggested["choice"]["learning_rate"] / 3e-3))
         distances.append(distance)
         finish(searcher, f"t{number}", 1 - distance)
@@ -344,8 +365,8 @@ SAME_AS_LORA = {
 
 @pytest.mark.parametrize("method", SAME_AS_LORA)
 def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_trial(
-    tmp_path, method
-):
+    tmp_path: Path, method: str
+) -> None:
     keys = SAME_AS_LORA[method]
     space = toy_space(
         "lora",
@@ -361,12 +382,13 @@ def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_
     other = parse_choice({"method": method, **keys, "learning_rate": 1e-3})
     slower = parse_choice({"method": method, **keys, "learning_rate": 9e-4})
     assert make_plan(lora, TARGETS, PROFILE).digest == make_plan(other, TARGETS, PROFILE).digest
-    study, said = toy_study(tmp_path), []
+    study = toy_study(tmp_path)
+    said: list[str] = []
     searcher = searcher_over(study, space, trials=3, enqueue=[lora, other, slower], say=said.append)
-    assert searcher.suggest("t0")["choice"] == lora.as_dict()
+    assert asked(searcher, "t0")["choice"] == lora.as_dict()
     finish(searcher, "t0", 0.73)
     # `other` is told and passed over: the next that is trained differs in its learning rate.
-    assert searcher.suggest("t1")["choice"] == slower.as_dict()
+    assert asked(searcher, "t1")["choice"] == slower.as_dict()
     original, answered = study.trials[:2]
     assert answered.state == TrialState.COMPLETE
     assert answered.values == [0.73]
@@ -381,26 +403,30 @@ def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_
     ]
     assert states_of(study) == {"complete": 1, "duplicate": 1}
     # Both methods have it as their best; the record of it is the first trial's.
-    rows = {row["arm"]: row for row in best_of_each_method(study, ACCURACY)}
-    assert {arm: (row["value"], row["number"], row["seeds"]) for arm, row in rows.items()} == {
+    rows = {row.arm: row for row in best_of_each_method(study, ACCURACY)}
+    assert {arm: (row.value, row.number, row.seeds) for arm, row in rows.items()} == {
         "lora": (0.73, 0, 1),
         method: (0.73, 0, 1),
     }
-    assert rows[method]["choice"] == other.as_dict()
+    assert rows[method].choice == other.as_dict()
 
 
-def test_a_choice_that_is_the_same_as_one_that_runs_is_not_trained_beside_it(tmp_path):
+def test_a_choice_that_is_the_same_as_one_that_runs_is_not_trained_beside_it(
+    tmp_path: Path,
+) -> None:
     space = toy_space("lora", "pilora", pilora={**SAME_AS_LORA["pilora"], "rank": [2, 4]})
     lora = parse_choice(LORA)
     same = parse_choice({"method": "pilora", **SAME_AS_LORA["pilora"], "learning_rate": 1e-3})
     searcher = searcher_over(toy_study(tmp_path), space, trials=3, enqueue=[lora, same])
-    assert searcher.suggest("t0")["choice"] == lora.as_dict()
-    second = searcher.suggest("t1")["choice"]
+    assert asked(searcher, "t0")["choice"] == lora.as_dict()
+    second = asked(searcher, "t1")["choice"]
     assert second["method"] == "pilora"
     assert second["learning_rate"] != 1e-3
 
 
-def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_says_why(tmp_path):
+def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_says_why(
+    tmp_path: Path,
+) -> None:
     rates = [1e-3, 2e-3, 4e-3]
     space = SearchSpace.parse(
         {
@@ -425,13 +451,15 @@ def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_sa
     }
     assert len(trainings) == len(given) == 12
     assert searcher.handed == 12
-    assert "space.methods.lora: takes no further part" in searcher.shortfall
-    assert "space.methods.pilora: takes no further part" in searcher.shortfall
-    assert "trained already" in searcher.shortfall
+    assert "space.methods.lora: takes no further part" in str(searcher.shortfall)
+    assert "space.methods.pilora: takes no further part" in str(searcher.shortfall)
+    assert "trained already" in str(searcher.shortfall)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
-def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(tmp_path):
+def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(
+    tmp_path: Path,
+) -> None:
     objectives = ("accuracy", "trainable_params")
     for trials in (25, 50):
         study = toy_study(tmp_path, objectives)
@@ -440,6 +468,7 @@ def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(tmp
             suggested = searcher.suggest(f"t{number}")
             if suggested == Searcher.FINISHED:
                 break
+            assert isinstance(suggested, dict)
             finish(
                 searcher,
                 f"t{number}",
@@ -454,10 +483,10 @@ def test_no_parameter_of_one_method_is_ever_asked_for_another_resumed_or_not(tmp
         assert "learning_rate" in keys
 
 
-def test_a_dead_driver_s_trials_are_settled_and_asked_again(tmp_path):
+def test_a_dead_driver_s_trials_are_settled_and_asked_again(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, trials=8)
-    given = [searcher.suggest(f"t{number}") for number in range(4)]
+    given = [asked(searcher, f"t{number}") for number in range(4)]
     finish(searcher, "t0")
     searcher.on_trial_complete("t1", row(1, 0.2))
     del searcher, study
@@ -479,10 +508,10 @@ def test_a_dead_driver_s_trials_are_settled_and_asked_again(tmp_path):
     assert interrupted(study) == []
 
 
-def test_a_trial_that_the_driver_cut_off_is_asked_again_once(tmp_path):
+def test_a_trial_that_the_driver_cut_off_is_asked_again_once(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, trials=2)
-    given = searcher.suggest("t0")
+    given = asked(searcher, "t0")
     searcher.on_trial_result("t0", row(1, 0.3))
     ended = searcher.cancel("t0", "interrupted")
     assert ended is not None
@@ -495,7 +524,7 @@ def test_a_trial_that_the_driver_cut_off_is_asked_again_once(tmp_path):
     assert interrupted(study) == []
 
 
-def test_a_resumed_search_leaves_out_enqueued_choices_that_are_trained(tmp_path):
+def test_a_resumed_search_leaves_out_enqueued_choices_that_are_trained(tmp_path: Path) -> None:
     space = toy_space()
     defaults = [space.default_choice(method) for method in METHODS]
     study = toy_study(tmp_path)
@@ -506,7 +535,9 @@ def test_a_resumed_search_leaves_out_enqueued_choices_that_are_trained(tmp_path)
     assert all(parse_choice(suggested["choice"]) not in defaults for suggested in given)
 
 
-def test_an_enqueued_choice_outside_the_space_is_left_out_aloud(tmp_path, caplog):
+def test_an_enqueued_choice_outside_the_space_is_left_out_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     space = toy_space("lora")
     outside = parse_choice({"method": "lora", "rank": 5, "learning_rate": 1e-3})
     given = run_all(searcher_over(toy_study(tmp_path), space, trials=2, enqueue=[outside]))
@@ -514,14 +545,14 @@ def test_an_enqueued_choice_outside_the_space_is_left_out_aloud(tmp_path, caplog
     assert "an enqueued choice is left out: lora.rank: 5 is not in the space" in caplog.text
 
 
-def test_a_resumed_sampler_does_not_draw_its_first_points_again(tmp_path):
+def test_a_resumed_sampler_does_not_draw_its_first_points_again(tmp_path: Path) -> None:
     first = run_all(searcher_over(toy_study(tmp_path, sampler="random"), trials=5))
     second = run_all(searcher_over(toy_study(tmp_path, sampler="random"), trials=10))
     rates = {suggested["choice"]["learning_rate"] for suggested in first + second}
     assert len(rates) == 10
 
 
-def test_a_study_of_another_space_is_refused_in_one_line(tmp_path):
+def test_a_study_of_another_space_is_refused_in_one_line(tmp_path: Path) -> None:
     run_all(searcher_over(toy_study(tmp_path), toy_space("lora"), trials=1))
     searcher = searcher_over(toy_study(tmp_path), toy_space("lora", "taso"), trials=2)
     with pytest.raises(ConfigError, match=r"^space: does not fit the study"):
@@ -529,26 +560,26 @@ def test_a_study_of_another_space_is_refused_in_one_line(tmp_path):
     assert TrialState.RUNNING not in {trial.state for trial in toy_study(tmp_path).trials}
 
 
-def test_a_study_of_other_objectives_is_refused(tmp_path):
+def test_a_study_of_other_objectives_is_refused(tmp_path: Path) -> None:
     toy_study(tmp_path)
     with pytest.raises(ConfigError, match=r"^search\.objectives: the study 'toy' was made with"):
         toy_study(tmp_path, ("accuracy", "trainable_params"))
 
 
-def test_saved_state_is_json_and_names_the_open_trials(tmp_path):
+def test_saved_state_is_json_and_names_the_open_trials(tmp_path: Path) -> None:
     searcher = searcher_over(toy_study(tmp_path))
     searcher.suggest("t0")
     finish(searcher, "t0")
-    open_one = searcher.suggest("t1")
+    open_one = asked(searcher, "t1")
     path = tmp_path / "state"
     searcher.save(str(path))
     assert json.loads(path.read_text()) == {"t1": open_one["number"]}
 
 
-def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path):
+def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
-    number = searcher.suggest("t0")["number"]
+    number = asked(searcher, "t0")["number"]
     searcher.set_run_id(number, "abc123")
     assert study.trials[number].user_attrs["mlflow_run_id"] == "abc123"
     finish(searcher, "t0")
@@ -556,18 +587,18 @@ def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path):
         searcher.set_run_id(number, "later")
 
 
-def test_directions_of_losses_and_counts_are_down():
+def test_directions_of_losses_and_counts_are_down() -> None:
     assert directions(("accuracy", "trainable_params"), "max") == ["maximize", "minimize"]
     assert directions(("dev_loss",), "min") == ["minimize"]
     assert directions(("perplexity",), "min") == ["minimize"]
 
 
-def test_an_unknown_sampler_is_refused():
+def test_an_unknown_sampler_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^search\.sampler: 'grid' is not a sampler"):
         make_sampler("grid", 0)
 
 
-def test_a_search_shorter_than_what_is_enqueued_takes_the_first_of_it(tmp_path: Path):
+def test_a_search_shorter_than_what_is_enqueued_takes_the_first_of_it(tmp_path: Path) -> None:
     space = toy_space()
     defaults = [space.default_choice(method) for method in METHODS]
     study = open_study(

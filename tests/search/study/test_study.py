@@ -25,7 +25,7 @@ from search.study.standing import interrupted
 from search.study.study import open_study
 from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
-from tests.search.study.test_searcher import finish, row
+from tests.search.study.test_searcher import asked, finish, row
 from tests.search.toy_search import (
     ACCURACY,
     TARGETS,
@@ -43,7 +43,9 @@ def lora(rank: int) -> Any:
     return parse_choice({"method": "lora", "rank": rank, "learning_rate": 1e-3})
 
 
-def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_ranks(tmp_path):
+def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_ranks(
+    tmp_path: Path,
+) -> None:
     space = toy_space("lora")
     # What each rank scores with the sweep's seed, 7, and with the seeds of repetitions.
     scores = {
@@ -52,14 +54,14 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
         (2, 7): 0.50,
     }  # fmt: skip
     enqueued = [lora(rank) for rank in (2, 4, 8)]
-    settings = {"trials": 7, "seed": 7, "repeats": (2, 2), "enqueue": enqueued}
-    trained = []
+    settings: dict[str, Any] = {"trials": 7, "seed": 7, "repeats": (2, 2), "enqueue": enqueued}
+    trained: list[tuple[int, int, int | None]] = []
     for stop_after in (4, 7):  # the driver dies in the middle of the repetitions, and is resumed
         study = toy_study(tmp_path)
         interrupted(study)
         searcher = searcher_over(study, space, **settings)
         for number in range(len(trained), stop_after):
-            given = searcher.suggest(f"t{number}")
+            given = asked(searcher, f"t{number}")
             key = given["choice"]["rank"], given["seed"]
             trained.append((*key, given["repeat"]))
             assert given["choice"]["learning_rate"] == 1e-3
@@ -72,24 +74,24 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
         (8, 1007, 1), (8, 1008, 2), (4, 1007, 1), (4, 1008, 2),
     ]  # fmt: skip
     (best,) = best_of_each_method(study, ACCURACY)
-    assert best["value"] == pytest.approx((0.85 + 0.83 + 0.84) / 3)
-    assert best["values"] == [0.85, 0.83, 0.84]
-    assert (best["seeds"], best["number"]) == (3, 1)
-    ranks = [row["choice"]["rank"] for row in best_of_each_method(study, ACCURACY, top=3)]
+    assert best.value == pytest.approx((0.85 + 0.83 + 0.84) / 3)
+    assert best.values == [0.85, 0.83, 0.84]
+    assert (best.seeds, best.number) == (3, 1)
+    ranks = [row.choice["rank"] for row in best_of_each_method(study, ACCURACY, top=3)]
     assert ranks == [4, 8, 2]
     assert WorthKeeping(study, ACCURACY)() == {1}
     assert len(handed_out(study)) == 7
     assert study.trials[4].params == study.trials[2].params
 
 
-def test_a_repetition_that_fails_is_not_tried_for_ever(tmp_path):
+def test_a_repetition_that_fails_is_not_tried_for_ever(tmp_path: Path) -> None:
     searcher = searcher_over(
         toy_study(tmp_path), toy_space("lora"), trials=3, repeats=(1, 1), enqueue=[lora(2), lora(4)]
     )
     for number in range(2):
         searcher.suggest(f"t{number}")
         finish(searcher, f"t{number}")
-    assert searcher.suggest("t2")["repeat"] == 1
+    assert asked(searcher, "t2")["repeat"] == 1
     searcher.on_trial_complete("t2", error=True)
     assert searcher.suggest("t3") == Searcher.FINISHED
 
@@ -130,6 +132,7 @@ def drive(folder: str, driver: str, trials: int, hangs: bool = False) -> None:
         if hangs:
             (Path(folder) / "holds").write_text(json.dumps(given))
             time.sleep(600)
+        assert isinstance(given, dict)
         finish(searcher, f"t{number}", 0.5 + given["choice"]["learning_rate"])
         number += 1
     shared.close()
@@ -149,7 +152,7 @@ def joined(processes: list[Any]) -> None:
 
 
 @pytest.mark.group
-def test_four_drivers_share_the_trials_of_one_study_and_train_none_twice(tmp_path):
+def test_four_drivers_share_the_trials_of_one_study_and_train_none_twice(tmp_path: Path) -> None:
     shared_study(str(tmp_path), "first")
     joined([started(tmp_path, f"driver {i}", 20) for i in range(4)])
     study = shared_study(str(tmp_path), "last")
@@ -172,7 +175,7 @@ def test_four_drivers_share_the_trials_of_one_study_and_train_none_twice(tmp_pat
 
 
 @pytest.mark.group
-def test_the_trial_of_a_driver_that_was_killed_is_trained_by_another(tmp_path):
+def test_the_trial_of_a_driver_that_was_killed_is_trained_by_another(tmp_path: Path) -> None:
     shared_study(str(tmp_path), "first")
     killed = started(tmp_path, "killed", 6, hangs=True)
     holds = tmp_path / "holds"
@@ -193,7 +196,7 @@ def test_the_trial_of_a_driver_that_was_killed_is_trained_by_another(tmp_path):
     assert [trial.user_attrs["driver"] for trial in again] == ["other"]
 
 
-def test_a_driver_leaves_alone_what_another_that_lives_trains(tmp_path):
+def test_a_driver_leaves_alone_what_another_that_lives_trains(tmp_path: Path) -> None:
     one, two = (shared_study(str(tmp_path), name) for name in ("one", "two"))
     first, second = SharedStudy(one, "one", GRACE), SharedStudy(two, "two", GRACE)
     searcher = searcher_over(one, trials=2, shared=first)
@@ -206,7 +209,9 @@ def test_a_driver_leaves_alone_what_another_that_lives_trains(tmp_path):
         each.close()
 
 
-def test_a_trial_that_others_have_taken_over_is_not_told_twice(tmp_path, caplog):
+def test_a_trial_that_others_have_taken_over_is_not_told_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     study = shared_study(str(tmp_path), "slow")
     shared = SharedStudy(study, "slow", GRACE)
     searcher = searcher_over(study, trials=2, shared=shared)
@@ -215,13 +220,16 @@ def test_a_trial_that_others_have_taken_over_is_not_told_twice(tmp_path, caplog)
     searcher.on_trial_result("t0", row(1, 0.5))
     finish(searcher, "t0")
     ended = searcher.ended_trial("t0")
+    assert ended is not None
     assert (ended.state, ended.values) == ("cancelled", None)
     assert study.trials[0].state == TrialState.FAIL
     assert "another driver took it for left behind" in caplog.text
     shared.close()
 
 
-def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(tmp_path):
+def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = (shared_study(str(tmp_path), name) for name in ("one", "two"))
     first, second = SharedStudy(one, "one", GRACE), SharedStudy(two, "two", GRACE)
     slower = searcher_over(two, toy_space("lora"), trials=1, shared=second, waits=lambda: False)
@@ -233,7 +241,7 @@ def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
         faster.suggest("t0")  # between the other's look at the study and its trial
         return proposal
 
-    slower.proposals.propose = overtaken
+    monkeypatch.setattr(slower.proposals, "propose", overtaken)
     assert slower.suggest("t0") == Searcher.FINISHED
     kept, given_back = one.trials
     assert (kept.state, given_back.state) == (TrialState.RUNNING, TrialState.FAIL)
@@ -243,7 +251,7 @@ def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
         each.close()
 
 
-def test_drivers_of_other_settings_are_refused_in_one_line(tmp_path):
+def test_drivers_of_other_settings_are_refused_in_one_line(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     check_settings(study, {"train": {"epochs": 3}})
     check_settings(toy_study(tmp_path), {"train": {"epochs": 3}})
@@ -258,7 +266,9 @@ def test_drivers_of_other_settings_are_refused_in_one_line(tmp_path):
         ("sqlite:////no/such/folder/study.db?s3cret", "cannot be opened"),
     ],
 )
-def test_a_storage_that_cannot_be_opened_is_an_error_of_one_line_without_its_password(url, reason):
+def test_a_storage_that_cannot_be_opened_is_an_error_of_one_line_without_its_password(
+    url: str, reason: str
+) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
         open_study(url, "x", objectives=("accuracy",), mode="max", sampler="tpe", seed=0)
     assert "s3cret" not in str(caught.value)
@@ -267,12 +277,12 @@ def test_a_storage_that_cannot_be_opened_is_an_error_of_one_line_without_its_pas
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
-def test_a_study_that_no_other_launch_could_open_is_refused(url):
+def test_a_study_that_no_other_launch_could_open_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^search\.study: names no file"):
         study_url(url)
 
 
-def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path):
+def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path: Path) -> None:
     trained = []
 
     class Workers:
@@ -293,7 +303,8 @@ def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path):
         rows,
         config=config,
         plans=[plan] * 3,
-        workers=Workers(),
+        workers=Workers(),  # type: ignore[arg-type]
+        relay=MagicMock(journal=MagicMock(confirmed=dict)),
         tracker=MagicMock(children=lambda run_id: []),
         sweep_run_id="sweep",
         view=MagicMock(),

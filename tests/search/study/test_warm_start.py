@@ -20,7 +20,7 @@ from search.study.warm_start import (
 from spaces.errors import TrackingError
 from spaces.methods.registry import parse_choice
 from tests.search.queries.test_best import Records
-from tests.search.study.test_searcher import finish
+from tests.search.study.test_searcher import asked, finish
 from tests.search.toy_search import searcher_over, toy_space, toy_study
 
 TASK, BASE = "t" * 64, "b" * 64
@@ -32,7 +32,7 @@ class Past(Records):
 
     def of(
         self, sweep: str, value: float, choice: dict[str, Any], *, task: str = TASK,
-        base: str = BASE, **tags: str | None,
+        base: str = BASE, **tags: Any,
     ) -> str:  # fmt: skip
         run_id = self.trial(
             value,
@@ -99,7 +99,9 @@ def test_every_method_gives_its_best_choice_of_each_group_nearest_first(past: Pa
     "tags",
     [{"status": "failed"}, {"status": "pruned"}, {"status": "running"}, {"kind": "confirm"}],
 )
-def test_only_complete_trials_and_no_test_scores_are_looked_at(past: Past, tags) -> None:
+def test_only_complete_trials_and_no_test_scores_are_looked_at(
+    past: Past, tags: dict[str, str]
+) -> None:
     wanted = past.of("s1", 0.7, lora(1))
     past.of("s1", 0.9, lora(2), **tags)
     assert [each.run_id for each in past.found()] == [wanted]
@@ -120,7 +122,7 @@ def test_a_choice_that_was_repeated_is_as_good_as_its_mean(past: Past) -> None:
 
 def test_a_choice_is_moved_to_the_nearest_values_and_keeps_its_learning_rate() -> None:
     space = toy_space()
-    moved = moved_into(space, parse_choice(lora(64, 3.25e-3)))
+    moved: Any = moved_into(space, parse_choice(lora(64, 3.25e-3)))
     assert moved.as_dict() == parse_choice(lora(8, 3.25e-3)).as_dict()
     moved = moved_into(space, parse_choice({**pilora(0.99), "rank": 16}))
     assert (moved.rank, moved.partition.threshold, moved.learning_rate) == (8, 0.9, 2e-3)
@@ -128,7 +130,9 @@ def test_a_choice_is_moved_to_the_nearest_values_and_keeps_its_learning_rate() -
     space.params_of(moved)  # the space holds it
 
 
-def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(tmp_path) -> None:
+def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(
+    tmp_path: Path,
+) -> None:
     space = toy_space("lora")
     choice = parse_choice(lora(4, 4e-3))
     study = toy_study(tmp_path)
@@ -142,7 +146,7 @@ def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(tmp
         enqueue=[space.default_choice("lora"), choice],
         origins={json.dumps(choice.as_dict(), sort_keys=True): "ab12" * 8},
     )
-    first, second = searcher.suggest("t0"), searcher.suggest("t1")
+    first, second = asked(searcher, "t0"), asked(searcher, "t1")
     assert [s["choice"] for s in (first, second)] == [
         space.default_choice("lora").as_dict(),
         choice.as_dict(),
@@ -156,7 +160,7 @@ def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(tmp
 
 
 def test_a_tracking_server_that_is_away_or_slow_costs_a_line_and_no_more(
-    tmp_path: Path, caplog, monkeypatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away() -> list[Earlier]:
         raise TrackingError("tracking: http://nowhere: refused; check that the server runs")

@@ -62,7 +62,7 @@ def tracked(
     """Observe trials while call `at` fails; how many calls there were, and what MLflow holds."""
     tracker = Tracker(uri, experiment)
     sweep = tracker.start_sweep("sweep", {}, TAGS)
-    client = tracker._client = Unreliable(tracker._client, at, lost)  # type: ignore[assignment]
+    client = tracker.client = Unreliable(tracker.client, at, lost)
     folder = folder / experiment
     folder.mkdir()
     watched = Watched(folder, tracker, sweep, pause_s=0.01)
@@ -114,7 +114,7 @@ def test_a_trial_that_ends_while_mlflow_is_away_is_written_in_five_calls(
 ) -> None:
     tracker = Tracker(database, "brief")
     sweep = tracker.start_sweep("sweep", {}, TAGS)
-    client = tracker._client = Unreliable(tracker._client, 1, lost=False)  # type: ignore[assignment]
+    client = tracker.client = Unreliable(tracker.client, 1, lost=False)
     watched = Watched(tmp_path, tracker, sweep, pause_s=0.3)
     for step in watched.steps(0):
         step()
@@ -130,9 +130,9 @@ def test_a_run_that_a_hung_server_creates_late_is_taken_away(database: str, tmp_
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     watched = Watched(tmp_path, tracker, sweep)
     first, *rest = watched.steps(0)
-    client = tracker._client
+    client = tracker.client
     unreliable = Unreliable(client, 1, lost=False)
-    watched.relay._tracker._client = unreliable  # type: ignore[assignment]
+    watched.relay.tracker.client = unreliable
     first()
     while watched.journal.waiting:
         time.sleep(0.01)
@@ -149,7 +149,7 @@ def test_what_a_launch_leaves_is_told_by_the_next(database: str, tmp_path: Path)
     tracker = Tracker(database, "left")
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     gone = Tracker(database, "left")
-    gone._client = Switched(None, is_away=True)  # type: ignore[assignment]
+    gone.client = Switched(None, is_away=True)
     watched = Watched(tmp_path, gone, sweep, pause_s=0.01)
     for number in range(3):
         for step in watched.steps(number):
@@ -173,7 +173,7 @@ def test_a_run_that_mlflow_refuses_holds_up_no_other(database: str, tmp_path: Pa
     first()
     while watched.journal.waiting:
         time.sleep(0.01)
-    tracker._client.delete_run(watched.silent.run_ids[0])
+    tracker.client.delete_run(watched.silent.run_ids[0])
     for step in [*rest, *watched.steps(1)]:
         step()
     assert watched.close(patience_s=5) == 3, "what was refused is kept"
@@ -255,13 +255,13 @@ def test_an_append_that_fails_leaves_the_journal_as_it_was(tmp_path: Path) -> No
     journal.start(0, {}, 0)
     other = sqlite3.connect(tmp_path / "journal.db")
     pages = other.execute("PRAGMA page_count").fetchone()[0]
-    with journal._driver as database:
+    with journal.driver as database:
         database.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(JournalError, match="full"):
         journal.epoch(0, 1, {"m": "x" * 100_000}, 0)
     assert journal.waiting == 1
     assert journal.left_open() == {0: 0}
-    with journal._driver as database:
+    with journal.driver as database:
         database.execute("PRAGMA max_page_count = 100000")
     journal.epoch(0, 1, {"m": "x" * 100_000}, 0)
     assert journal.left_open() == {0: 1}

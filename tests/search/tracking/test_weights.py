@@ -49,7 +49,9 @@ def test_only_those_that_are_best_in_the_end_are_given_to_their_runs(tmp_path: P
 
 
 @pytest.mark.parametrize(("which", "expected"), [("all", {0, 1, 2}), ("none", set())])
-def test_all_or_none_are_kept_where_that_is_asked(tmp_path, which, expected) -> None:
+def test_all_or_none_are_kept_where_that_is_asked(
+    tmp_path: Path, which: str, expected: set[int]
+) -> None:
     weights, runs = kept(tmp_path, which, {1}), Runs()
     for number in range(3):
         weights.trial_completed(number)

@@ -98,11 +98,11 @@ def test_both_tasks_are_measured_alone_and_composed(
 ) -> None:
     code, out, err = compose_runs(pair[0].run_id, pair[1].run_id, "--split", split, "--json")
     assert code == 0, err
-    sides = tuple(
+    one, other = (
         Side(each.example.trained, each.example.plan, each.made.task, each.example.base)
         for each in pair
     )
-    wanted = compose(sides, split, join())
+    wanted = compose((one, other), split, join())
     found = json.loads(out)
     for letter, method, each, (own, both) in zip(
         "ab", ("pilora", "taso"), pair, wanted, strict=True

@@ -345,11 +345,10 @@ def test_peft_gives_each_module_the_rank_and_scale_of_the_plan(
     config = json.loads(out)
     assert {key: config[key] for key in switches} == switches
     model = load_base(bert.made.uri, bert.made.kind, 2).model
+    peer: Any = peft.get_peft_model(model, peft.LoraConfig(**config))
     found = {
         name: (layer.r["default"], layer.scaling["default"])
-        for name, layer in peft.get_peft_model(
-            model, peft.LoraConfig(**config)
-        ).base_model.model.named_modules()
+        for name, layer in peer.base_model.model.named_modules()
         if isinstance(layer, peft.tuners.lora.Linear)
     }
     assert found == wanted_of(bert, choice)
@@ -373,7 +372,7 @@ def test_the_config_is_written_as_peft_reads_it(plan: Command, tmp_path: Path) -
     file = tmp_path / "adapter_config.json"
     assert plan(choice, "--out", file)[1] == f"wrote {file}\n"
     assert json.loads(file.read_text()) == json.loads(plan(choice)[1])
-    read = peft.PeftConfig.from_pretrained(tmp_path)
+    read = peft.PeftConfig.from_pretrained(str(tmp_path))
     assert isinstance(read, peft.LoraConfig)
     assert read.rank_pattern == json.loads(file.read_text())["rank_pattern"]
 

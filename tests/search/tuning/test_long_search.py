@@ -70,7 +70,7 @@ def empty_study(mode: str = "max", objectives: int = 1) -> optuna.Study:
 @pytest.mark.parametrize("seed", range(20))
 def test_the_trials_worth_keeping_are_the_best_of_each_method(seed: int, mode: Mode) -> None:
     study, objective = study_of(40, seed, mode), Objective("accuracy", mode)
-    best = {row["number"] for row in best_of_each_method(study, objective)}
+    best = {row.number for row in best_of_each_method(study, objective)}
     assert WorthKeeping(study, objective)() == best
 
 
@@ -158,7 +158,7 @@ def test_of_a_long_study_a_sampler_hears_of_the_newest_and_takes_the_same_for_go
 ) -> None:
     study = study_of(NEWEST + 300, 0, mode)
     trials = study.get_trials(deepcopy=False)
-    heard = Snapshot(trials, study.directions)._study.get_trials(deepcopy=False)
+    heard = Snapshot(trials, study.directions).study.get_trials(deepcopy=False)
 
     assert [t.number for t in heard] == sorted(t.number for t in heard)
     assert heard[-NEWEST:] == trials[-NEWEST:]
@@ -171,7 +171,7 @@ def test_of_a_long_study_a_sampler_hears_of_the_newest_and_takes_the_same_for_go
 def test_a_short_study_a_sampler_hears_of_whole() -> None:
     study = study_of(60, 1)
     trials = study.get_trials(deepcopy=False)
-    assert Snapshot(trials, study.directions)._study.get_trials(deepcopy=False) == trials
+    assert Snapshot(trials, study.directions).study.get_trials(deepcopy=False) == trials
 
 
 def test_one_trial_of_each_kind_tells_a_sampler_the_groups_of_parameters() -> None:

@@ -119,7 +119,9 @@ def live_placement_groups() -> list[Any]:
 
 
 @pytest.mark.ray
-def test_a_search_ends_with_a_study_that_is_true_to_the_trial(ray_cluster, tmp_path, capfd):
+def test_a_search_ends_with_a_study_that_is_true_to_the_trial(
+    ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     # Even trials are LoRA, odd ones TASO with its two stages.
     script = {2: "bad", 3: "bad", 4: "fail", 5: "nan", 6: "die", 7: "bad", 8: "dip", 9: "inf"}
     space = toy_space("lora", "taso")
@@ -191,8 +193,8 @@ def test_a_search_ends_with_a_study_that_is_true_to_the_trial(ray_cluster, tmp_p
 
 @pytest.mark.ray
 def test_a_stopped_trial_gives_its_placement_group_back_while_the_search_goes_on(
-    ray_cluster, tmp_path
-):
+    ray_cluster: None, tmp_path: Path
+) -> None:
     # Without reuse every trial has a placement group of its own: seven, were they not given back.
     searcher = searcher_over(toy_study(tmp_path), toy_space("lora"), trials=7)
     notebook = Notebook()
@@ -205,7 +207,9 @@ def test_a_stopped_trial_gives_its_placement_group_back_while_the_search_goes_on
 
 
 @pytest.mark.ray
-def test_two_objectives_search_with_and_without_a_scheduler(ray_cluster, tmp_path):
+def test_two_objectives_search_with_and_without_a_scheduler(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     objectives = ("accuracy", "trainable_params")
     space = toy_space("lora")
     study = toy_study(tmp_path, objectives)
@@ -229,8 +233,8 @@ def test_two_objectives_search_with_and_without_a_scheduler(ray_cluster, tmp_pat
 
 @pytest.mark.ray
 def test_a_spent_time_budget_cancels_the_jobs_and_a_resumed_sweep_redoes_them(
-    ray_cluster, tmp_path
-):
+    ray_cluster: None, tmp_path: Path
+) -> None:
     study = toy_study(tmp_path)
     space = toy_space("lora")
     notebook = Notebook()
@@ -267,7 +271,7 @@ def test_a_spent_time_budget_cancels_the_jobs_and_a_resumed_sweep_redoes_them(
 
 
 @pytest.mark.ray
-def test_a_reason_to_stop_ends_the_search(ray_cluster, tmp_path):
+def test_a_reason_to_stop_ends_the_search(ray_cluster: None, tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, toy_space("lora"), trials=4)
     notebook = Notebook()
@@ -286,7 +290,9 @@ def test_a_reason_to_stop_ends_the_search(ray_cluster, tmp_path):
 
 
 @pytest.mark.ray
-def test_ctrl_c_ends_the_search_with_nothing_left_running(ray_cluster, tmp_path):
+def test_ctrl_c_ends_the_search_with_nothing_left_running(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study, toy_space("lora"), trials=4)
     before = signal.getsignal(signal.SIGINT)
@@ -345,7 +351,9 @@ class _Asha(StagedAsha):
 @pytest.mark.parametrize("stages", [2, 4, 8])
 @pytest.mark.parametrize("epochs", [2, 3, 5, 8, 9])
 @pytest.mark.parametrize("steps_per_epoch", [1, 7])
-def test_a_plan_of_stages_is_not_stopped_before_its_last(stages, epochs, steps_per_epoch):
+def test_a_plan_of_stages_is_not_stopped_before_its_last(
+    stages: int, epochs: int, steps_per_epoch: int
+) -> None:
     asha = _Asha({"staged": stages}, epochs=epochs, grace_epochs=1, reduction_factor=2)
     for number in range(3):
         asha.given(f"good{number}", 0.9, epochs)
@@ -362,7 +370,7 @@ def test_a_plan_of_stages_is_not_stopped_before_its_last(stages, epochs, steps_p
         assert decisions == ["CONTINUE"] * epochs
 
 
-def test_a_held_back_plan_does_not_raise_the_bar_of_an_earlier_rung():
+def test_a_held_back_plan_does_not_raise_the_bar_of_an_earlier_rung() -> None:
     # Rungs are at epochs 1, 2 and 4; the second of two stages trains from epoch 5 on.
     asha = _Asha({"staged": 2}, epochs=8, grace_epochs=1, reduction_factor=2)
     asha.given("first", 0.5, 8)
@@ -372,7 +380,7 @@ def test_a_held_back_plan_does_not_raise_the_bar_of_an_earlier_rung():
     assert asha.given("third", 0.4, 8) == ["STOP"]
 
 
-def test_a_repetition_is_never_stopped_and_raises_no_bar():
+def test_a_repetition_is_never_stopped_and_raises_no_bar() -> None:
     asha = _Asha({}, epochs=4, grace_epochs=1, reduction_factor=2)
     asha.given("first", 0.5, 4)
     assert asha.given("lucky", 0.9, 4, repeat=1) == ["CONTINUE"] * 4
@@ -381,26 +389,26 @@ def test_a_repetition_is_never_stopped_and_raises_no_bar():
     assert asha.given("second", 0.5, 4) == ["CONTINUE"] * 4
 
 
-def test_a_trial_at_its_last_epoch_is_never_stopped():
+def test_a_trial_at_its_last_epoch_is_never_stopped() -> None:
     asha = _Asha({}, epochs=4, grace_epochs=4, reduction_factor=2)
     asha.given("good", 0.9, 4)
     assert asha.given("bad", 0.1, 4) == ["CONTINUE"] * 4
 
 
-def test_a_grace_longer_than_the_trial_stops_nothing():
+def test_a_grace_longer_than_the_trial_stops_nothing() -> None:
     asha = _Asha({}, epochs=2, grace_epochs=9, reduction_factor=3)
     asha.given("good", 0.9, 2)
     assert asha.given("bad", 0.1, 2) == ["CONTINUE"] * 2
 
 
-def test_an_unknown_scheduler_is_refused_before_anything_starts(tmp_path):
+def test_an_unknown_scheduler_is_refused_before_anything_starts(tmp_path: Path) -> None:
     searcher = searcher_over(toy_study(tmp_path), toy_space("lora"))
     with pytest.raises(ConfigError, match=r"^search\.scheduler\.name: 'pbt' is not a scheduler"):
         search(searcher, None, tmp_path, scheduler={"name": "pbt"})
     assert searcher.handed == 0
 
 
-def test_a_trial_s_process_needs_none_of_the_heavy_packages():
+def test_a_trial_s_process_needs_none_of_the_heavy_packages() -> None:
     heavy = ("torch", "transformers", "deepspeed", "mlflow", "optuna")
     code = f"import sys, search.tuning; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(

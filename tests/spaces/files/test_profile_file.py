@@ -35,7 +35,7 @@ Parts = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 def parts() -> Parts:
     """Tensors and metadata of a small good profile file of one module [3, 2]."""
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "m/hits": np.array([0, 2, 4], dtype=np.int32),
         "m/row_importance": np.array([0, 1, 2], dtype=np.float32),
         "m/sensitivity_row_count": np.array([[0, 1, 2], [1, 2, 2]], dtype=np.uint16),
@@ -44,7 +44,7 @@ def parts() -> Parts:
         "m/gradient_col_count": np.array([[0, 3], [2, 3]], dtype=np.uint16),
         "m/hessian_diag": np.array([0.5, 3], dtype=np.float32),
     }
-    metadata = {
+    metadata: dict[str, Any] = {
         "schema_version": 1,
         "scored_steps": 4,
         "top_percent_grid": [1, 5],
@@ -539,7 +539,7 @@ def test_a_cut_or_changed_file_that_is_mapped_is_refused_by_its_hash(named: Path
 def test_where_a_file_cannot_be_mapped_it_is_read(
     named: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensor_file, "_map", lambda *_: None)
+    monkeypatch.setattr(tensor_file, "address_of", lambda *_: None)
     assert Profile.read(named).to_bytes() == named.read_bytes()
 
 

@@ -100,12 +100,12 @@ def choice(request: pytest.FixtureRequest) -> Choice:
     return parse_choice(request.param)
 
 
-@pytest.fixture(params=PROFILES.values(), ids=PROFILES.keys())
+@pytest.fixture(params=list(PROFILES.values()), ids=list(PROFILES))
 def plan(request: pytest.FixtureRequest, choice: Choice) -> Plan:
     return planned(choice, request.param)
 
 
-@pytest.fixture(params=PROFILES.values(), ids=PROFILES.keys())
+@pytest.fixture(params=list(PROFILES.values()), ids=list(PROFILES))
 def block_plan(request: pytest.FixtureRequest, block_choice: Choice) -> Plan:
     return planned(block_choice, request.param)
 

@@ -188,7 +188,7 @@ def test_count_range_of_cumulative_is_reached() -> None:
         make_plan(choice, (target,), replace(one, targets=(target,))).trainable_params
         for one in (
             Profile((target,), 1, (), {"m": ModuleProfile(row_importance=importance)}, {})
-            for importance in (np.ones(10), np.zeros(10), np.eye(10)[0])
+            for importance in np.array([np.ones(10), np.zeros(10), np.eye(10)[0]], np.float32)
         )
     }
     assert (min(counts), max(counts)) == count_range(choice, (target,))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from tests.trainables.tuner_examples import (
 from trainables.adaptations.baselines import singular
 from trainables.adaptations.registry import TUNERS, adaptation_for
 from trainables.bases.structure import base_size, resolve_targets
+from trainables.engine.workers import Workers
 from trainables.training.finetune import finetune, untimed
 from trainables.training.settings import TrainSettings
 
@@ -60,6 +63,7 @@ def test_a_tuner_that_nothing_trains_is_refused() -> None:
 def test_as_many_numbers_train_as_the_plan_counts(method: str, kind: str) -> None:
     model = tiny_base(kind)
     plan, head = plan_of(model, kind, method), fresh_heads(model, kind)
+    assert plan.tuner is not None
     with adaptation_for(plan, model, seed=0, head=head) as adaptation:
         stage = adaptation.begin_stage(0, 10)
         trained = [p for p in stage.adapters.parameters() if p.requires_grad]
@@ -80,6 +84,7 @@ def test_as_many_numbers_train_as_the_plan_counts(method: str, kind: str) -> Non
 def test_a_plan_that_counts_otherwise_is_refused_with_both_numbers(method: str) -> None:
     model = tiny_base("bert")
     plan = plan_of(model, "bert", method)
+    assert plan.tuner is not None
     wrong = Plan.of_tuner(replace(plan.tuner, params=plan.tuner.params + 1), plan.targets)
     head, right = fresh_heads(model, "bert"), plan.tuner.params
     with (
@@ -281,7 +286,14 @@ def test_dropout_is_on_while_training_and_off_while_measuring(method: str) -> No
 # -- trained by the loop ---------------------------------------------------------------------------
 
 
-def trained(method: str, workers, dtype=torch.float64, settings=SETTINGS, model=None, **more):
+def trained(
+    method: str,
+    workers: Workers,
+    dtype: torch.dtype = torch.float64,
+    settings: TrainSettings = SETTINGS,
+    model: Any = None,
+    **more: Any,
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The kept weights and the last report of one job."""
     model = tiny_bert(dtype) if model is None else model
     plan = plan_of(model, "bert", method)
@@ -293,14 +305,16 @@ def trained(method: str, workers, dtype=torch.float64, settings=SETTINGS, model=
     return adaptation.weights(), untimed(report)
 
 
-def assert_alike(one, other, tolerance: float) -> None:
+def assert_alike(
+    one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], tolerance: float
+) -> None:
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(other[name], one[name], rtol=tolerance, atol=tolerance)
 
 
 @METHOD
-def test_every_zero_stage_trains_the_same(method: str, alone) -> None:
+def test_every_zero_stage_trains_the_same(method: str, alone: Workers) -> None:
     weights, report = trained(method, alone)
     for stage in (1, 2):
         zero = {"zero_optimization": {"stage": stage}}
@@ -310,7 +324,7 @@ def test_every_zero_stage_trains_the_same(method: str, alone) -> None:
 
 
 @METHOD
-def test_a_base_in_bf16_trains(method: str, alone) -> None:
+def test_a_base_in_bf16_trains(method: str, alone: Workers) -> None:
     precise = trained(method, alone, torch.float32)[1]
     model = tiny_bert(torch.bfloat16)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -322,7 +336,7 @@ def test_a_base_in_bf16_trains(method: str, alone) -> None:
     assert all(torch.equal(state[name], now) for name, now in model.state_dict().items())
 
 
-def test_full_fine_tuning_takes_parameters_that_nothing_reads(alone) -> None:
+def test_full_fine_tuning_takes_parameters_that_nothing_reads(alone: Workers) -> None:
     model = tiny_bert()
     model.unread = nn.Linear(3, 5).double().requires_grad_(False)
     for stage in (0, 1, 2):
@@ -356,7 +370,7 @@ def _train_in_a_group(rank: int, size: int, folder: str) -> None:
 
 
 @pytest.mark.group
-def test_two_workers_train_what_one_does(alone, tmp_path: Path) -> None:
+def test_two_workers_train_what_one_does(alone: Workers, tmp_path: Path) -> None:
     mp.spawn(_train_in_a_group, (2, str(tmp_path)), nprocs=2)
     for method in SHARED_OUT:
         one, _ = trained(method, alone, settings=ONE_EPOCH)
@@ -377,10 +391,11 @@ class Tied(nn.Module):
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         torch.manual_seed(2)
-        self.one = nn.ModuleDict({"o_proj": nn.Linear(8, 8)})
-        self.two = nn.ModuleDict({"o_proj": nn.Linear(8, 8)})
-        self.again = self.two
-        self.two.o_proj.weight = self.one.o_proj.weight
+        first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+        second.weight = first.weight
+        self.one: Any = nn.ModuleDict({"o_proj": first})
+        self.two: Any = nn.ModuleDict({"o_proj": second})
+        self.again: Any = self.two
         self.to(dtype).requires_grad_(False).eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
+from tests.trainables.conftest import adapters_of
 from trainables.adaptations.blocks import BlockAdaptation
 
 OUT, IN = 7, 5
@@ -59,12 +62,12 @@ class Layered(nn.Module):
 TARGETS = (TargetModule("first", (OUT, IN)), TargetModule("second", (IN, OUT)))
 
 
-def randomised(adaptation: BlockAdaptation, stage: int):
+def randomised(adaptation: BlockAdaptation, stage: int) -> Any:
     """Begin a stage and give its B factors values, so that the update is not zero."""
     parameters = adaptation.begin_stage(stage, 1)
     generator = torch.Generator().manual_seed(stage)
     with torch.no_grad():
-        for adapter in parameters.adapters:
+        for adapter in adapters_of(parameters):
             for block in adapter.blocks:
                 block.B.copy_(
                     torch.rand(block.B.shape, generator=generator, dtype=torch.float64) - 0.5
@@ -72,7 +75,7 @@ def randomised(adaptation: BlockAdaptation, stage: int):
     return parameters
 
 
-def dense_update(blocks, adapter, shape: tuple[int, int]) -> torch.Tensor:
+def dense_update(blocks: Sequence[Block], adapter: Any, shape: tuple[int, int]) -> torch.Tensor:
     """scale * B A written entry by entry into a zero matrix: the definition of a block."""
     total = torch.zeros(shape, dtype=torch.float64)
     for block, parameters in zip(blocks, adapter.blocks, strict=True):
@@ -84,7 +87,9 @@ def dense_update(blocks, adapter, shape: tuple[int, int]) -> torch.Tensor:
     return total
 
 
-def dense_forward(model: Layered, x: torch.Tensor, update: torch.Tensor, transposed: bool):
+def dense_forward(
+    model: Layered, x: torch.Tensor, update: torch.Tensor, transposed: bool
+) -> torch.Tensor:
     weight = model.first.weight.T if transposed else model.first.weight
     hidden = x @ (weight + update).T + model.first.bias
     return model.second(torch.tanh(hidden))
@@ -254,7 +259,7 @@ def test_blocks_start_at_zero_with_the_kaiming_draw_of_the_full_matrix() -> None
     block = Block(40, indices(1, 2), np.arange(20, dtype=np.int32), 1.0)  # 20 columns of 50
     plan = Plan.of([{"0": [block]}], (TargetModule("0", (60, 50)),))
     with BlockAdaptation(model, plan, seed=3) as adaptation:
-        (adapter,) = adaptation.begin_stage(0, 1).adapters
+        (adapter,) = adapters_of(adaptation.begin_stage(0, 1))
         A, B = adapter.blocks[0].A, adapter.blocks[0].B
     assert B.shape == (2, 40)
     assert not B.any()
@@ -274,7 +279,7 @@ def test_the_draw_depends_on_seed_and_stage_alone() -> None:
             for stage in range(2):
                 torch.rand(17)  # other uses of the global generator do not matter
                 parameters = adaptation.begin_stage(stage, 1)
-                found.append(parameters.adapters[0].blocks[0].A.detach().clone())
+                found.append(adapters_of(parameters)[0].blocks[0].A.detach().clone())
                 adaptation.end_stage()
         return found
 
@@ -293,7 +298,7 @@ def test_trainable_blocks_share_one_dropout_mask_and_frozen_ones_read_the_whole_
     x = torch.ones(64, IN, dtype=torch.float64)
     with BlockAdaptation(model, plan, seed=0, dropout=0.5) as adaptation:
         with torch.no_grad():
-            for block in adaptation.begin_stage(0, 1).adapters[0].blocks:
+            for block in adapters_of(adaptation.begin_stage(0, 1))[0].blocks:
                 block.A.fill_(1.0)
                 block.B.fill_(1.0)
         base = nn.functional.linear(x, model.first.weight, model.first.bias)

@@ -11,25 +11,34 @@ import pytest
 import torch
 from torch.nn.functional import gelu, relu
 
-from tests.trainables.conftest import head_of, hearing, tiny_bert, tiny_task
+from tests.trainables.conftest import adapters_of, head_of, hearing, tiny_bert, tiny_task
 from tests.trainables.tuner_examples import Layered, plan_of, plan_of_first
+from trainables.adaptations.adaptation import Adaptation, StageParameters
+from trainables.adaptations.baselines.tuner import HookedAdaptation
 from trainables.adaptations.registry import adaptation_for
+from trainables.engine.workers import Workers
 from trainables.training.finetune import finetune
 from trainables.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(epochs=3, batch_size=6, dropout=0.0, warmup_ratio=0.0)
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 STORED = pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
 
 
-def filled(stage: Any) -> list[torch.nn.Parameter]:
+def filled(stage: StageParameters) -> list[torch.Tensor]:
     """The parameters of a stage, each moved away from where it started."""
-    parameters = list(stage.adapters.parameters())
+    parameters: list[torch.Tensor] = list(stage.adapters.parameters())
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return parameters
+
+
+def tuners_of(adaptation: Adaptation) -> list[Any]:
+    """What the method adds to each adapted module."""
+    assert isinstance(adaptation, HookedAdaptation)
+    return list(adaptation.tuners.values())
 
 
 def decomposition(model: Layered) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -79,13 +88,13 @@ def test_forward_and_gradients_equal_the_dense_reference(method: str, transposed
         stage = adaptation.begin_stage(0, 5)
         trained = filled(stage)
         if method == "dylora":
-            stage.adapters[0].active = 2
+            adapters_of(stage)[0].active = 2
         stage.train()
         y = model(x)
         got = torch.autograd.grad(y.square().sum(), [x, *trained])
         if method == "lora_xs":
             # which way a singular vector points is the library's own choice
-            signs = signs_of(stage.adapters[0].constants, model)
+            signs = signs_of(adapters_of(stage)[0].constants, model)
             trained = [trained[0] * signs * signs[:, None]]
             got = (got[0], got[1] * signs * signs[:, None])
     weight = DENSE[method](model, *trained)
@@ -124,7 +133,7 @@ def test_factors_start_as_those_of_lora(method: str) -> None:
     model = Layered(False, out=60, in_=50)
     plan = plan_of_first(model, method, rank=40)
     with adaptation_for(plan, model, seed=1) as adaptation:
-        tuned = adaptation.begin_stage(0, 5).adapters[0]
+        (tuned,) = adapters_of(adaptation.begin_stage(0, 5))
         A, B = tuned.A.detach(), tuned.B.detach()
     assert not B.any()
     bound = 1 / math.sqrt(50)
@@ -176,7 +185,7 @@ def test_lora_dash_launches_the_directions_that_changed_most(transposed: bool) -
     plan = plan_of_first(model, "lora_dash", launch_share=0.3)
     with adaptation_for(plan, model, seed=1) as adaptation:
         stage = adaptation.begin_stage(0, 10)
-        tuned = stage.adapters[0]
+        (tuned,) = adapters_of(stage)
         A, B, c = tuned.A, tuned.B, tuned.coefficients
         with torch.no_grad():
             filled(stage)
@@ -223,7 +232,7 @@ def test_lora_dash_launches_the_directions_that_changed_most(transposed: bool) -
     ("steps", "share", "launch"), [(12, 0.25, 3), (2, 0.1, 1), (12, 0.0, 1), (3, 0.5, 2)]
 )
 def test_coefficients_stay_zero_until_the_launch_and_train_from_then_on(
-    steps: int, share: float, launch: int, alone
+    steps: int, share: float, launch: int, alone: Workers
 ) -> None:
     model = tiny_bert()
     plan = plan_of(model, "bert", "lora_dash", launch_share=share)
@@ -231,7 +240,7 @@ def test_coefficients_stay_zero_until_the_launch_and_train_from_then_on(
     with adaptation_for(plan, model, seed=3, head=head_of(model, 3)) as adaptation:
 
         def look(_step: int) -> None:
-            coefficients = [tuned.coefficients for tuned in adaptation._modules.values()]
+            coefficients = [tuned.coefficients for tuned in tuners_of(adaptation)]
             moved.append(all(bool(c.any()) for c in coefficients))
             assert moved[-1] or not any(bool(c.any()) for c in coefficients)
 
@@ -250,7 +259,7 @@ def drawn_ranks(seed: int, steps: int = 400, rank: int = 4) -> list[int]:
     found = []
     plan = plan_of_first(model, "dylora", rank=rank)
     with adaptation_for(plan, model, seed=seed) as adaptation:
-        tuned = adaptation.begin_stage(0, steps).adapters[0]
+        (tuned,) = adapters_of(adaptation.begin_stage(0, steps))
         for _ in range(steps):
             found.append(tuned.active)
             adaptation.after_step(False, 1e-3)
@@ -274,7 +283,7 @@ def test_dylora_trains_the_first_ranks_only_and_is_measured_at_the_largest() -> 
     with adaptation_for(plan_of_first(model, "dylora"), model, seed=1) as adaptation:
         stage = adaptation.begin_stage(0, 5)
         filled(stage)
-        tuned = stage.adapters[0]
+        (tuned,) = adapters_of(stage)
         for rank in (1, 3, 4):
             tuned.active = rank
             stage.train()
@@ -290,7 +299,7 @@ def test_dylora_trains_the_first_ranks_only_and_is_measured_at_the_largest() -> 
         torch.testing.assert_close(model(x), expected, **EXACT)
 
 
-def test_dylora_draws_one_rank_for_all_modules_and_all_parts_of_a_step(alone) -> None:
+def test_dylora_draws_one_rank_for_all_modules_and_all_parts_of_a_step(alone: Workers) -> None:
     model = tiny_bert()
     settings = SETTINGS.model_copy(update={"gradient_accumulation_steps": 3})
 
@@ -300,7 +309,7 @@ def test_dylora_draws_one_rank_for_all_modules_and_all_parts_of_a_step(alone) ->
         with adaptation_for(plan, model, seed=3, head=head_of(model, 3)) as adaptation:
 
             def look(_step: int) -> None:
-                (rank,) = {tuned.active for tuned in adaptation._modules.values()}
+                (rank,) = {tuned.active for tuned in tuners_of(adaptation)}
                 found.append(rank)
 
             finetune(model, adaptation, tiny_task(), settings, learning_rate=1e-2, seed=3,
@@ -327,7 +336,7 @@ def test_sora_s_gates_take_the_proximal_step_at_the_step_s_own_rate() -> None:
     model = Layered(False)
     plan = plan_of_first(model, "sora", sparsity=20.0)
     with adaptation_for(plan, model, seed=1) as adaptation:
-        tuned = adaptation.begin_stage(0, 5).adapters[0]
+        (tuned,) = adapters_of(adaptation.begin_stage(0, 5))
         with torch.no_grad():
             tuned.gate.copy_(torch.tensor([0.5, -0.5, 0.15, -0.05]))
         for rate in (1e-2, 5e-3, 0.0):
@@ -360,7 +369,7 @@ def test_sora_without_an_open_gate_has_no_update_left() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_gates_close_for_good_in_the_engine_s_masters_too(
-    dtype: torch.dtype, stage: int, alone
+    dtype: torch.dtype, stage: int, alone: Workers
 ) -> None:
     model = tiny_bert(dtype)
 
@@ -370,7 +379,7 @@ def test_gates_close_for_good_in_the_engine_s_masters_too(
         with adaptation_for(plan, model, seed=3, head=head_of(model, 3)) as adaptation:
 
             def look(_step: int) -> None:
-                gates = [tuned.gate.detach() for tuned in adaptation._modules.values()]
+                gates = [tuned.gate.detach() for tuned in tuners_of(adaptation)]
                 found.append(torch.cat(gates).float().clone())
 
             finetune(

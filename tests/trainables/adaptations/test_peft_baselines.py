@@ -23,7 +23,10 @@ from tests.trainables.tuner_examples import (
     plan_of,
     tiny_base,
 )
+from trainables.adaptations.baselines.peft import DoraAdaptation, Ia3Adaptation
+from trainables.adaptations.baselines.tuner import TunerAdaptation
 from trainables.adaptations.registry import adaptation_for
+from trainables.engine.workers import Workers
 from trainables.tasks.split import epoch_order
 from trainables.training.finetune import finetune
 from trainables.training.settings import TrainSettings
@@ -36,7 +39,7 @@ ADALORA = {"initial_share": 0.2, "final_share": 0.35, "orthogonal_weight": 0.3}
 def peer_config(method: str, plan: Plan) -> Any:
     """What a user of PEFT would write for the choice in the examples."""
     modules = [target.name for target in plan.targets]
-    lora = {"target_modules": modules, "r": 3, "lora_dropout": 0.0}
+    lora: dict[str, Any] = {"target_modules": modules, "r": 3, "lora_dropout": 0.0}
     return {
         "rslora": lambda: peft.LoraConfig(**lora, lora_alpha=16, use_rslora=True),
         "dora": lambda: peft.LoraConfig(**lora, lora_alpha=16, use_dora=True),
@@ -67,7 +70,8 @@ def plain_loop(peer: Any, method: str, orders: list[np.ndarray]) -> float:
     """Train with AdamW, clipping and a linear schedule with warm-up; the last epoch's mean loss."""
     trained = [p for n, p in peer.named_parameters() if p.requires_grad and "ranknum" not in n]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-    split, step, warmup, losses = tiny_task().splits["train"], 0, math.ceil(0.2 * STEPS), []
+    split, step, warmup = tiny_task().splits["train"], 0, math.ceil(0.2 * STEPS)
+    losses: list[float] = []
     for order in orders:
         losses = []
         for start in range(0, len(order), 6):
@@ -93,7 +97,7 @@ def plain_loop(peer: Any, method: str, orders: list[np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("method", OF_PEFT)
-def test_a_trial_is_what_peft_in_a_plain_loop_gives(method: str, alone) -> None:
+def test_a_trial_is_what_peft_in_a_plain_loop_gives(method: str, alone: Workers) -> None:
     dtype = torch.float32 if method == "pissa" else torch.float64  # PEFT's PiSSA takes no float64
     tolerance = 1e-5 if method == "pissa" else 1e-7
     model, task = tiny_bert(dtype), tiny_task()
@@ -175,7 +179,7 @@ def open_ranks(weights: dict[str, torch.Tensor]) -> int:
     ],
 )
 def test_adalora_meets_its_budget_by_the_last_step_however_few(
-    steps: int, shares: tuple[float, float], interval: int, warmup: float, alone
+    steps: int, shares: tuple[float, float], interval: int, warmup: float, alone: Workers
 ) -> None:
     model = tiny_bert()
     plan = plan_of(
@@ -191,7 +195,7 @@ def test_adalora_meets_its_budget_by_the_last_step_however_few(
     assert all(ranks.values())  # a module that has lost every rank is left out
 
 
-def test_adalora_masks_nothing_where_the_ranks_are_to_stay(alone) -> None:
+def test_adalora_masks_nothing_where_the_ranks_are_to_stay(alone: Workers) -> None:
     model = tiny_bert()
     plan = plan_of(model, "bert", "adalora", rank=4)
     with adaptation_for(plan, model, seed=3, head=head_of(model, 3)) as adaptation:
@@ -203,7 +207,7 @@ def test_adalora_masks_nothing_where_the_ranks_are_to_stay(alone) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_adalora_masks_ever_more_and_the_engine_s_masters_too(
-    dtype: torch.dtype, stage: int, alone
+    dtype: torch.dtype, stage: int, alone: Workers
 ) -> None:
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -214,7 +218,8 @@ def test_adalora_masks_ever_more_and_the_engine_s_masters_too(
     with adaptation_for(plan, model, seed=3, head=head_of(model, 3)) as adaptation:
 
         def look(_step: int) -> None:
-            entries = [p for name, p in adaptation._trained.items() if name.endswith("lora_E")]
+            assert isinstance(adaptation, TunerAdaptation)
+            entries = [p for name, p in adaptation.trained.items() if name.endswith("lora_E")]
             found.append(sum(int((p != 0).sum()) for p in entries))
             masters = [safe_get_full_fp32_param(p) for p in entries]
             for entry, master in zip(entries, masters, strict=True):
@@ -240,6 +245,7 @@ def test_adalora_s_penalty_is_the_distance_from_orthogonal_factors(dtype: torch.
         stage = adaptation.begin_stage(0, 5)
         parameters = list(stage.adapters.parameters())
         penalty = adaptation.penalty()
+        assert penalty is not None
         found = torch.autograd.grad(penalty, parameters, allow_unused=True)
         adaptation.end_stage()
         weights = adaptation.weights()
@@ -252,9 +258,9 @@ def test_adalora_s_penalty_is_the_distance_from_orthogonal_factors(dtype: torch.
     for name, P in leaves.items():
         gram = P @ P.T if name.endswith("lora_A") else P.T @ P
         distances.append((gram - torch.eye(4, dtype=torch.float64)).square().sum().sqrt())
-    expected = 0.3 * sum(distances) / len(distances)
+    expected = 0.3 * torch.stack(distances).sum() / len(distances)
     wanted = dict(zip(leaves, torch.autograd.grad(expected, list(leaves.values())), strict=True))
-    close = (
+    close: dict[str, Any] = (
         {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-2, "atol": 1e-3}
     )
     torch.testing.assert_close(penalty.detach().double(), expected.detach(), **close)
@@ -284,6 +290,7 @@ def test_peft_loads_the_state_as_its_own(method: str, kind: str) -> None:
     with adapted(model, kind, method) as adaptation:
         moved_at_random(adaptation)
         trained = logits_of(model)
+        assert isinstance(adaptation, (DoraAdaptation, Ia3Adaptation))
         plain_config, state = adaptation.peft_state()
         state = {key: tensor.clone() for key, tensor in state.items()}
     config = json.loads(json.dumps(plain_config))
@@ -295,7 +302,7 @@ def test_peft_loads_the_state_as_its_own(method: str, kind: str) -> None:
         plain, config_class.from_peft_type(**config), autocast_adapter_dtype=False
     )
     assert peft.get_peft_model_state_dict(peer).keys() == state.keys()
-    told = peft.set_peft_model_state_dict(peer, state)
+    told: Any = peft.set_peft_model_state_dict(peer, state)
     assert not told.unexpected_keys
     assert not [key for key in told.missing_keys if ".default" in key]
     torch.testing.assert_close(logits_of(peer), trained, rtol=1e-10, atol=1e-10)

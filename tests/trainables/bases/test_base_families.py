@@ -21,6 +21,7 @@ from trainables.adaptations.blocks import BlockAdaptation
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.location import fingerprint
 from trainables.bases.structure import meta_targets, resolve_targets
+from trainables.engine.workers import Workers
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
 from trainables.training.finetune import finetune, untimed
@@ -46,7 +47,7 @@ def base(family: Made) -> Base:
 
 
 @pytest.fixture(scope="module")
-def profile(family: Made, base: Base, alone) -> Profile:
+def profile(family: Made, base: Base, alone: Workers) -> Profile:
     """The profile of the family's usual target modules on its task."""
     targets = resolve_targets(base.model, base.head_modules, family.suffixes)
     return compute_profile(
@@ -119,7 +120,7 @@ def test_every_statistic_of_the_profile_equals_brute_force(
 
 @pytest.mark.parametrize("method", CHOICES)
 def test_a_plan_trains_and_leaves_the_base_as_it_was(
-    family: Made, base: Base, profile: Profile, method: str, alone
+    family: Made, base: Base, profile: Profile, method: str, alone: Workers
 ) -> None:
     plan = make_plan(parse_choice(CHOICES[method]), profile.targets, profile)
     assert len(plan.stages) == (2 if method == "taso" else 1)

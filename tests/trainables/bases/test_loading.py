@@ -365,7 +365,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 def test_a_fresh_head_is_the_models_own_draw_from_the_seed(roberta: Base) -> None:
     state = torch.get_rng_state()
-    head = fresh_head(roberta, seed=5)["classifier"]
+    head: Any = fresh_head(roberta, seed=5)["classifier"]
     assert torch.equal(torch.get_rng_state(), state)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -379,7 +379,8 @@ def test_a_fresh_head_is_the_models_own_draw_from_the_seed(roberta: Base) -> Non
 
 def test_a_fresh_head_depends_on_the_seed_alone(roberta: Base) -> None:
     resident = {k: v.clone() for k, v in roberta.model.state_dict().items()}
-    first, second, other = (fresh_head(roberta, seed)["classifier"] for seed in (1, 1, 2))
+    heads: list[Any] = [fresh_head(roberta, seed)["classifier"] for seed in (1, 1, 2)]
+    first, second, other = heads
     assert torch.equal(first.dense.weight, second.dense.weight)
     assert not torch.equal(first.dense.weight, other.dense.weight)
     assert all(parameter.requires_grad for parameter in first.parameters())
@@ -392,7 +393,7 @@ def test_a_fresh_head_depends_on_the_seed_alone(roberta: Base) -> None:
 
 def test_every_module_of_a_head_is_drawn(tmp_path: Path) -> None:
     base = load_base(save(tmp_path, "deberta-v2"), "classification", 2)
-    heads = fresh_head(base, 3)
+    heads: dict[str, Any] = {**fresh_head(base, 3)}
     assert tuple(heads) == ("pooler", "classifier")
     assert not torch.equal(heads["pooler"].dense.weight, base.model.pooler.dense.weight)
     assert not torch.equal(heads["classifier"].weight, base.model.classifier.weight)

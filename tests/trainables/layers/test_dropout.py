@@ -85,7 +85,8 @@ def test_layers_drop_only_in_training_and_are_as_they_were_afterwards() -> None:
     x = torch.ones(50, 50)
     with quick_dropout(model):
         assert "forward" in vars(model[0])
-        assert not any("forward" in vars(layer) for layer in model[1:])  # not faster, not ours
+        others = list(model)[1:]  # not faster, not ours
+        assert not any("forward" in vars(layer) for layer in others)
         assert torch.equal(model.eval()(x), x)
     assert not any("forward" in vars(layer) for layer in model)
 
@@ -97,7 +98,9 @@ def test_a_bases_dropout_layers_drop_as_often_as_they_say() -> None:
         layer.p = 0.1
     kept, seen = 0, 0
 
-    def count(_layer, inputs, output):
+    def count(
+        _layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
         nonlocal kept, seen
         kept, seen = kept + int((output != 0).sum()), seen + int((inputs[0] != 0).sum())
 

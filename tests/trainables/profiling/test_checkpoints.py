@@ -25,11 +25,12 @@ from trainables.bases.location import fingerprint
 from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import Workers
 from trainables.profiling import static_pass
+from trainables.profiling.accumulators import Accumulators
 from trainables.profiling.checkpoints import MANIFEST, remove_checkpoints
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
 from trainables.resident.groups import GroupSettings, ResidentWorkers
-from trainables.resident.jobs import Done, Event, ProfileJob, ProfileSteps, Requeued
+from trainables.resident.jobs import Done, Event, ProfileJob, ProfileResult, ProfileSteps, Requeued
 from trainables.resident.queue import events_of
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.task import build_task
@@ -71,11 +72,12 @@ def profile_of(
     dtype: torch.dtype = torch.float32,
     stage: int = 0,
     factor: float = 1.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None,
 ) -> tuple[Profile, list[str]]:
     """A profile of the tiny base, and what its job said."""
     model = tiny_bert(dtype, dropout=0.2 if settings.base_dropout else 0.0)
-    head, said = head_of(model), []
+    head = head_of(model)
+    said: list[str] = []
     with torch.no_grad():
         head["classifier"].weight.mul_(factor)
     profile = compute_profile(
@@ -94,7 +96,9 @@ def stopping_at(phase: str, step: int) -> Callable[[str, int, int], None]:
     return progress
 
 
-def interrupt(workers: Workers, storage: Any, phase: str, step: int, *args: Any, **kwargs: Any):
+def interrupt(
+    workers: Workers, storage: Any, phase: str, step: int, *args: Any, **kwargs: Any
+) -> None:
     with pytest.raises(Interrupted):
         profile_of(workers, storage, *args, progress=stopping_at(phase, step), **kwargs)
 
@@ -137,7 +141,12 @@ def undisturbed(alone: Workers) -> dict[bool, Profile]:
     ],
 )
 def test_a_profile_interrupted_at_any_step_goes_on_and_is_the_same_bit_for_bit(
-    drops: bool, phase: str, step: int, goes_on: str | None, alone, undisturbed
+    drops: bool,
+    phase: str,
+    step: int,
+    goes_on: str | None,
+    alone: Workers,
+    undisturbed: dict[bool, Profile],
 ) -> None:
     storage, settings = Objects(), DROPPING if drops else SETTINGS
     interrupt(alone, storage, phase, step, settings)
@@ -147,14 +156,17 @@ def test_a_profile_interrupted_at_any_step_goes_on_and_is_the_same_bit_for_bit(
     assert_same(profile, undisturbed[drops])
 
 
-def test_a_job_that_dies_after_every_checkpoint_still_ends_the_same(alone, undisturbed) -> None:
+def test_a_job_that_dies_after_every_checkpoint_still_ends_the_same(
+    alone: Workers, undisturbed: dict[bool, Profile]
+) -> None:
     class Dying(Objects):
         def put(self, name: str, content: bytes) -> None:
             super().put(name, content)
             if name == MANIFEST:
                 raise Interrupted
 
-    storage, deaths = Dying(), []
+    storage = Dying()
+    deaths: list[tuple[str, int]] = []
     settings = DROPPING.model_copy(update={"checkpoint_every": 1})
     while len(deaths) < 100:
         try:
@@ -171,13 +183,17 @@ def test_a_job_that_dies_after_every_checkpoint_still_ends_the_same(alone, undis
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_masters_moments_and_loss_scale_go_on_under_every_zero_stage(
-    dtype: torch.dtype, stage: int, alone, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, stage: int, alone: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     # so large a head makes the loss scaler of float16 refuse the first steps
-    of = {"dtype": dtype, "stage": stage, "factor": 40.0 if dtype == torch.float16 else 1.0}
+    of: dict[str, Any] = {
+        "dtype": dtype,
+        "stage": stage,
+        "factor": 40.0 if dtype == torch.float16 else 1.0,
+    }
     settings = SETTINGS.model_copy(update={"calibration_batches": 1, "max_grad_norm": None})
     wanted, _ = profile_of(alone, None, settings, **of)
     assert (wanted.scored_steps < 4) == (dtype == torch.float16)
@@ -191,7 +207,9 @@ def test_masters_moments_and_loss_scale_go_on_under_every_zero_stage(
         assert_same(profile, wanted)
 
 
-def test_a_run_under_another_zero_stage_goes_on_from_the_same_state(alone, undisturbed) -> None:
+def test_a_run_under_another_zero_stage_goes_on_from_the_same_state(
+    alone: Workers, undisturbed: dict[bool, Profile]
+) -> None:
     for saved_under, goes_on_under in ((0, 2), (1, 0)):
         storage = Objects()
         interrupt(alone, storage, "initial phase", 7, stage=saved_under)
@@ -233,7 +251,7 @@ def _interrupted_in_a_group(rank: int, size: int, folder: str) -> None:
 
 @pytest.mark.group
 def test_two_workers_go_on_under_every_zero_stage_and_one_may_go_on_for_them(
-    alone, undisturbed, tmp_path: Path
+    alone: Workers, undisturbed: dict[bool, Profile], tmp_path: Path
 ) -> None:
     mp.spawn(_interrupted_in_a_group, (2, str(tmp_path)), nprocs=2)
     for stage in (0, 1, 2):
@@ -249,7 +267,7 @@ def test_two_workers_go_on_under_every_zero_stage_and_one_may_go_on_for_them(
         assert_same(profile, undisturbed[False], rtol=1e-4)
 
 
-def test_a_static_pass_is_saved_in_one_part_a_module_and_worker(alone) -> None:
+def test_a_static_pass_is_saved_in_one_part_a_module_and_worker(alone: Workers) -> None:
     storage = Objects()
     interrupt(alone, storage, "static pass", 4)
     manifest = json.loads(storage[MANIFEST])
@@ -273,7 +291,10 @@ def flipped(data: bytes) -> bytes:
     ids=["a bit flipped", "truncated", "empty", "gone"],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_a_line(
-    phase: str, damage: Callable[[bytes], bytes | None], alone, undisturbed
+    phase: str,
+    damage: Callable[[bytes], bytes | None],
+    alone: Workers,
+    undisturbed: dict[bool, Profile],
 ) -> None:
     whole = Objects()
     interrupt(alone, whole, phase, 5, SETTINGS)
@@ -300,7 +321,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(
     [{"seed": 5}, {"learning_rate": 1e-3}, {"top_percent": (5.0,)}, {"target_modules": ("query",)}],
     ids=lambda change: next(iter(change)),
 )
-def test_a_checkpoint_of_another_computation_is_passed_over(change, alone) -> None:
+def test_a_checkpoint_of_another_computation_is_passed_over(
+    change: dict[str, Any], alone: Workers
+) -> None:
     storage, settings = Objects(), SETTINGS.model_copy(update=change)
     interrupt(alone, storage, "initial phase", 5)
     profile, said = profile_of(alone, storage, settings)
@@ -310,7 +333,7 @@ def test_a_checkpoint_of_another_computation_is_passed_over(change, alone) -> No
     assert_same(profile, profile_of(alone, None, settings)[0])
 
 
-def test_a_manifest_that_names_things_outside_its_parts_is_passed_over(alone) -> None:
+def test_a_manifest_that_names_things_outside_its_parts_is_passed_over(alone: Workers) -> None:
     from trainables.profiling.checkpoints import digest_of
 
     storage = Objects()
@@ -323,7 +346,9 @@ def test_a_manifest_that_names_things_outside_its_parts_is_passed_over(alone) ->
     assert said == ["the checkpoint is not used: manifest.json is damaged; the profile begins anew"]
 
 
-def test_a_checkpoint_counts_only_once_its_manifest_is_written(alone, undisturbed) -> None:
+def test_a_checkpoint_counts_only_once_its_manifest_is_written(
+    alone: Workers, undisturbed: dict[bool, Profile]
+) -> None:
     class DyingBeforeTheThird(Objects):
         manifests = 0
 
@@ -341,9 +366,11 @@ def test_a_checkpoint_counts_only_once_its_manifest_is_written(alone, undisturbe
     assert_same(profile, undisturbed[False])
 
 
-def test_a_store_that_is_away_costs_one_line_and_nothing_else(alone, undisturbed) -> None:
+def test_a_store_that_is_away_costs_one_line_and_nothing_else(
+    alone: Workers, undisturbed: dict[bool, Profile]
+) -> None:
     class Away(Objects):
-        def get(self, name: str) -> bytes | None:
+        def get(self, *_: Any) -> Any:
             raise StoreError("store: cannot read; start it")
 
         def put(self, name: str, content: bytes) -> None:
@@ -357,7 +384,9 @@ def test_a_store_that_is_away_costs_one_line_and_nothing_else(alone, undisturbed
     assert_same(profile, undisturbed[False])
 
 
-def test_a_store_that_comes_back_is_used_again(alone, undisturbed) -> None:
+def test_a_store_that_comes_back_is_used_again(
+    alone: Workers, undisturbed: dict[bool, Profile]
+) -> None:
     class AwayForAWhile(Objects):
         puts = 0
 
@@ -378,7 +407,7 @@ def test_a_store_that_comes_back_is_used_again(alone, undisturbed) -> None:
 # -- what lies in the store ------------------------------------------------------------------------
 
 
-def test_only_the_last_checkpoint_is_kept_and_removing_leaves_nothing(alone) -> None:
+def test_only_the_last_checkpoint_is_kept_and_removing_leaves_nothing(alone: Workers) -> None:
     storage = Objects()
     for phase, step in (("initial phase", 7), ("static pass", 5)):
         interrupt(alone, storage, phase, step)
@@ -388,7 +417,7 @@ def test_only_the_last_checkpoint_is_kept_and_removing_leaves_nothing(alone) -> 
     assert not storage
 
 
-def test_the_initial_phase_is_one_object_of_tensors_in_float32(alone) -> None:
+def test_the_initial_phase_is_one_object_of_tensors_in_float32(alone: Workers) -> None:
     storage = Objects()
     interrupt(alone, storage, "initial phase", 7, dtype=torch.bfloat16)
     (part,) = storage.list("parts")
@@ -399,7 +428,9 @@ def test_the_initial_phase_is_one_object_of_tensors_in_float32(alone) -> None:
     assert {tensor.dtype for tensor in trained} == {torch.float32}
 
 
-def test_without_checkpoint_every_nothing_is_written_nor_read(alone, undisturbed) -> None:
+def test_without_checkpoint_every_nothing_is_written_nor_read(
+    alone: Workers, undisturbed: dict[bool, Profile]
+) -> None:
     storage = Objects({MANIFEST: b"whatever"})
     never = SETTINGS.model_copy(update={"checkpoint_every": None})
     profile, said = profile_of(alone, storage, never)
@@ -431,7 +462,12 @@ SIZES = [1024, 1024, 1536] * 2
 @pytest.mark.parametrize("drops", [False, True], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize(("room", "passes"), [(1536, 6), (2560, 3), (3600, 2), (8000, 1)], ids=str)
 def test_a_profile_within_a_memory_limit_is_the_same_bit_for_bit(
-    room: int, passes: int, drops: bool, alone, holding, undisturbed
+    room: int,
+    passes: int,
+    drops: bool,
+    alone: Workers,
+    holding: Callable[[int], None],
+    undisturbed: dict[bool, Profile],
 ) -> None:
     holding(1_000_000 - 1536)
     settings = (DROPPING if drops else SETTINGS).model_copy(
@@ -448,12 +484,12 @@ def test_a_profile_within_a_memory_limit_is_the_same_bit_for_bit(
 
 
 def test_accumulators_of_a_group_are_given_up_before_the_next(
-    alone, holding, monkeypatch: pytest.MonkeyPatch
+    alone: Workers, holding: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding(1_000_000 - 1536)
     held: list[int] = []
 
-    class Watched(static_pass.Accumulators):
+    class Watched(Accumulators):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             held.append(sum(t.numel() * t.itemsize for t in self.abs_gradient.values()))
@@ -464,7 +500,9 @@ def test_accumulators_of_a_group_are_given_up_before_the_next(
     assert sum(held) == sum(SIZES)
 
 
-def test_a_limit_that_holds_no_module_is_one_line_that_says_what_is_needed(alone, holding) -> None:
+def test_a_limit_that_holds_no_module_is_one_line_that_says_what_is_needed(
+    alone: Workers, holding: Callable[[int], None]
+) -> None:
     holding(3 * 2**20)
     settings = SETTINGS.model_copy(update={"memory_limit": 2 * 2**20})
     with pytest.raises(JobError, match=r"profile.memory_limit: 2.0 MiB .* set 3.0 MiB or more"):
@@ -474,7 +512,11 @@ def test_a_limit_that_holds_no_module_is_one_line_that_says_what_is_needed(alone
 @pytest.mark.parametrize("drops", [False, True], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("step", [3, 6, 8, 15])
 def test_a_pass_over_groups_of_modules_goes_on_in_the_group_it_stopped_in(
-    step: int, drops: bool, alone, holding, undisturbed
+    step: int,
+    drops: bool,
+    alone: Workers,
+    holding: Callable[[int], None],
+    undisturbed: dict[bool, Profile],
 ) -> None:
     holding(1_000_000 - 1536)
     settings = (DROPPING if drops else SETTINGS).model_copy(update={"memory_limit": 1_002_560})
@@ -505,7 +547,7 @@ def wait_for(storage: ObjectStorage, phase: str, step: int) -> dict[str, Any]:
 
 @pytest.mark.ray
 def test_a_resident_worker_killed_at_three_points_goes_on_from_the_store_each_time(
-    ray_cluster, tiny_sweep: dict[str, Any], tmp_path: Path
+    ray_cluster: None, tiny_sweep: dict[str, Any], tmp_path: Path
 ) -> None:
     task = build_task(TaskSettings.model_validate(tiny_sweep["task"]), tiny_sweep["base"])
     settings = ProfileSettings.model_validate(
@@ -543,6 +585,7 @@ def test_a_resident_worker_killed_at_three_points_goes_on_from_the_store_each_ti
                     pid = ray.get(workers.queue.groups.remote())[0].pid
                     os.kill(pid, signal.SIGKILL)
         assert isinstance(event, Done), event
+        assert isinstance(event.result, ProfileResult)
         found = Profile.from_bytes(event.result.profile, "interrupted")
     assert went_on[0] == ("initial phase", 1)
     assert [phase for phase, _ in went_on[1:]] == [phase for phase, _ in points]

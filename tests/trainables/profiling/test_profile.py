@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from spaces.errors import JobError
 from spaces.profile import Profile
+from spaces.target import TargetModule
 from tests.trainables.conftest import (
     VOCABULARY,
     head_of,
@@ -33,10 +34,12 @@ from tests.trainables.profile_oracle import (
 from trainables.adaptations.blocks import plain_lora
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.structure import resolve_targets
+from trainables.engine.workers import Workers
 from trainables.profiling.initial_phase import ScoredLoRA
 from trainables.profiling.mask_counts import COUNTING_BYTES, top_percent_counts, weight_counts
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.task import Task
 from trainables.training.finetune import finetune, untimed
 from trainables.training.settings import TrainSettings
 
@@ -51,11 +54,11 @@ FIELDS = (
 )  # fmt: skip
 
 
-def targets_of(model):
+def targets_of(model: Any) -> tuple[TargetModule, ...]:
     return resolve_targets(model, ("classifier",), SETTINGS.target_modules)
 
 
-def test_every_statistic_equals_brute_force(alone) -> None:
+def test_every_statistic_equals_brute_force(alone: Workers) -> None:
     model, task = tiny_bert(), tiny_task()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     targets = targets_of(model)
@@ -69,7 +72,7 @@ def test_every_statistic_equals_brute_force(alone) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_one_matrix_of_two_layers_is_profiled_once_over_both_uses(alone) -> None:
+def test_one_matrix_of_two_layers_is_profiled_once_over_both_uses(alone: Workers) -> None:
     model, task = tiny_bert(), tiny_task()
     first, second = (layer.attention.self for layer in model.bert.encoder.layer)
     second.query.weight = first.query.weight
@@ -81,7 +84,9 @@ def test_one_matrix_of_two_layers_is_profiled_once_over_both_uses(alone) -> None
     assert_profile_is(profile, model, head_of(model), targets, task, SETTINGS)
 
 
-def test_a_layer_that_reads_positions_beside_tokens_is_measured_on_its_tokens(alone) -> None:
+def test_a_layer_that_reads_positions_beside_tokens_is_measured_on_its_tokens(
+    alone: Workers,
+) -> None:
     # DeBERTa sends its relative positions, 16 of them here, through projections: those of its
     # tokens, or projections of their own
     def diagonals(shared: bool, batch_size: int) -> tuple[Any, dict[str, np.ndarray]]:
@@ -124,7 +129,7 @@ def test_a_layer_that_reads_positions_beside_tokens_is_measured_on_its_tokens(al
     np.testing.assert_allclose(found["pos_key_proj"], 2 * np.mean(positions**2, 0), rtol=1e-6)
 
 
-def test_a_layer_that_no_gradient_reaches_is_never_hit_nor_counted(alone) -> None:
+def test_a_layer_that_no_gradient_reaches_is_never_hit_nor_counted(alone: Workers) -> None:
     model, task = tiny_bert(), tiny_task()
     with torch.no_grad():  # what comes before this norm is forgotten
         norm = model.bert.encoder.layer[1].attention.output.LayerNorm
@@ -136,11 +141,13 @@ def test_a_layer_that_no_gradient_reaches_is_never_hit_nor_counted(alone) -> Non
         found = profile.modules[target.name]
         for field in FIELDS:
             assert getattr(found, field).any() == (field == "hessian_diag"), (target.name, field)
-    assert profile.modules[targets[-1].name].row_importance.any()
+    importance = profile.modules[targets[-1].name].row_importance
+    assert importance is not None
+    assert importance.any()
     assert_profile_is(profile, model, head_of(model), targets, task, SETTINGS)
 
 
-def test_a_heads_own_dropout_is_off_while_profiling(alone) -> None:
+def test_a_heads_own_dropout_is_off_while_profiling(alone: Workers) -> None:
     model, task = tiny_bert(), tiny_task()
     targets, head = targets_of(model), head_of(model)["classifier"]
 
@@ -166,7 +173,7 @@ def test_a_heads_own_dropout_is_off_while_profiling(alone) -> None:
     assert (noisy.require(name, "row_importance") != plain.require(name, "row_importance")).any()
 
 
-def test_gradients_accumulated_over_forward_passes_are_scored_once_a_step(alone) -> None:
+def test_gradients_accumulated_over_forward_passes_are_scored_once_a_step(alone: Workers) -> None:
     model, task = tiny_bert(), tiny_task()
     targets = targets_of(model)
     scores = []
@@ -200,7 +207,7 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
 
 
-def large_head(model, factor: float) -> dict[str, Any]:
+def large_head(model: Any, factor: float) -> dict[str, Any]:
     """A head whose gradients are that many times larger."""
     head = head_of(model)
     with torch.no_grad():
@@ -211,12 +218,12 @@ def large_head(model, factor: float) -> dict[str, Any]:
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("factor", [1.0, 40.0], ids=["no step refused", "steps refused"])
 def test_float16_scores_are_unscaled_and_refused_steps_do_not_count(
-    stage: int, factor: float, alone, halves, monkeypatch: pytest.MonkeyPatch
+    stage: int, factor: float, alone: Workers, halves: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[bool] = []
     counted = ScoredLoRA.after_step
 
-    def after_step(self, skipped: bool, learning_rate: float) -> None:
+    def after_step(self: ScoredLoRA, skipped: bool, learning_rate: float) -> None:
         refused.append(skipped)
         counted(self, skipped, learning_rate)
 
@@ -244,7 +251,7 @@ def test_float16_scores_are_unscaled_and_refused_steps_do_not_count(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_bfloat16_profile_is_the_exact_one_to_its_precision(stage: int, alone) -> None:
+def test_a_bfloat16_profile_is_the_exact_one_to_its_precision(stage: int, alone: Workers) -> None:
     model, task = tiny_bert(torch.bfloat16), tiny_task()
     targets = targets_of(model)
     found = compute_profile(
@@ -264,7 +271,9 @@ def test_a_bfloat16_profile_is_the_exact_one_to_its_precision(stage: int, alone)
         np.testing.assert_allclose(found.require(name, "hessian_diag"), hessian[name], rtol=0.05)
 
 
-def test_float16_gradients_too_small_for_it_are_counted_all_the_same(alone, halves) -> None:
+def test_float16_gradients_too_small_for_it_are_counted_all_the_same(
+    alone: Workers, halves: None
+) -> None:
     settings = SETTINGS.model_copy(update={"learning_rate": 1e-9})  # the head stays as it is
     model, task = tiny_bert(torch.float16), tiny_task()
     targets = targets_of(model)
@@ -281,7 +290,7 @@ def test_float16_gradients_too_small_for_it_are_counted_all_the_same(alone, halv
         assert differing.sum() < 0.1 * counts.sum()
 
 
-def test_a_gradient_too_large_for_its_precision_is_said_aloud(alone, halves) -> None:
+def test_a_gradient_too_large_for_its_precision_is_said_aloud(alone: Workers, halves: None) -> None:
     model, task = tiny_bert(torch.float16), tiny_task()
     settings = SETTINGS.model_copy(update={"learning_rate": 1e-9})
     with pytest.raises(JobError, match=r"is not finite; use profile.precision: fp32"):
@@ -290,7 +299,7 @@ def test_a_gradient_too_large_for_its_precision_is_said_aloud(alone, halves) -> 
         )
 
 
-def test_a_profile_reads_back_as_it_was_written(alone, tmp_path: Path) -> None:
+def test_a_profile_reads_back_as_it_was_written(alone: Workers, tmp_path: Path) -> None:
     model, task = tiny_bert(), tiny_task()
     targets = targets_of(model)
     profile = compute_profile(
@@ -335,10 +344,10 @@ def test_masks_are_the_same_however_few_entries_exist_at_once(
     monkeypatch.setattr("trainables.profiling.mask_counts.ENTRIES_AT_ONCE", entries)
     rng = np.random.default_rng(2)
     weight, gradient = rng.integers(-2, 3, (9, 6)).astype(float), rng.integers(0, 3, (9, 6)) / 2
-    laid_out = [torch.tensor(m.T.copy() if transposed else m) for m in (weight, gradient)]
+    one, other = (torch.tensor(m.T.copy() if transposed else m) for m in (weight, gradient))
     grid = (5.0, 25.0, 60.0)
-    counts = weight_counts(*laid_out, grid, transposed)
-    np.testing.assert_array_equal(laid_out[0].numpy(), weight.T if transposed else weight)
+    counts = weight_counts(one, other, grid, transposed)
+    np.testing.assert_array_equal(one.numpy(), weight.T if transposed else weight)
     for signal, score in (("gradient", gradient), ("sensitivity", np.abs(weight) * gradient)):
         for line, percent in enumerate(grid):
             rows, cols = mask_counts(score, percent)
@@ -370,7 +379,9 @@ def test_a_memory_limit_that_is_no_size_is_refused(written: str | int) -> None:
         ProfileSettings(memory_limit=written)
 
 
-def test_how_often_it_is_saved_and_in_how_much_memory_is_no_part_of_a_profile(alone) -> None:
+def test_how_often_it_is_saved_and_in_how_much_memory_is_no_part_of_a_profile(
+    alone: Workers,
+) -> None:
     model, task = tiny_bert(), tiny_task()
     profiles = [
         compute_profile(
@@ -385,7 +396,9 @@ def test_how_often_it_is_saved_and_in_how_much_memory_is_no_part_of_a_profile(al
 # -- several workers -------------------------------------------------------------------------------
 
 
-def trial_of(model, task, workers, deepspeed: dict[str, Any]) -> list[dict[str, float]]:
+def trial_of(
+    model: Any, task: Task, workers: Workers, deepspeed: dict[str, Any]
+) -> list[dict[str, float]]:
     """Every epoch's report of a LoRA trial with accumulated gradients, but for its times."""
     settings = TrainSettings(
         epochs=2, batch_size=6, gradient_accumulation_steps=2, dropout=0.0, weight_decay=0.01
@@ -419,7 +432,7 @@ def _serve_in_a_group(rank: int, size: int, folder: str) -> None:
 @pytest.mark.group
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_workers_give_what_one_gives_under_every_zero_stage(
-    size: int, alone, tmp_path: Path
+    size: int, alone: Workers, tmp_path: Path
 ) -> None:
     # 21 rows in batches of 5: the last batch holds one row, so that some workers have none.
     model, task = tiny_bert(), tiny_task()
@@ -443,7 +456,7 @@ def test_several_workers_give_what_one_gives_under_every_zero_stage(
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_one_worker_gives_the_same_under_every_zero_stage(stage: int, alone) -> None:
+def test_one_worker_gives_the_same_under_every_zero_stage(stage: int, alone: Workers) -> None:
     model, task = tiny_bert(), tiny_task()
     zero = {"zero_optimization": {"stage": stage}}
     targets = targets_of(model)

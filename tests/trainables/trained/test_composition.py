@@ -116,9 +116,9 @@ def accuracy(model: Any, example: Example, task: Task, split: str) -> float:
 def test_each_task_is_measured_with_its_own_head(
     made: Made, base: Base, pair: tuple[Example, Example], split: str, alone: Any
 ) -> None:
-    sides = tuple(Side(each.trained, each.plan, made.task, base) for each in pair)
+    one, other = (Side(each.trained, each.plan, made.task, base) for each in pair)
     before = state_of(base.model)
-    for example, (own, both) in zip(pair, compose(sides, split, alone), strict=True):
+    for example, (own, both) in zip(pair, compose((one, other), split, alone), strict=True):
         assert own == pytest.approx(accuracy(dense_model(base, example), example, made.task, split))
         assert both == pytest.approx(accuracy(dense_model(base, *pair), example, made.task, split))
     after = state_of(base.model)

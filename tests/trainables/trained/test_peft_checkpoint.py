@@ -60,7 +60,7 @@ def loaded_by_peft(model: Any, folder: Path) -> Any:
         # PEFT says this of every GPT-2, whatever the checkpoint's fan_in_fan_out.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         adapted = peft.PeftModel.from_pretrained(model, folder)
-    again = peft.set_peft_model_state_dict(adapted, peft.utils.load_peft_weights(str(folder)))
+    again: Any = peft.set_peft_model_state_dict(adapted, peft.utils.load_peft_weights(str(folder)))
     assert not again.unexpected_keys
     assert not [key for key in again.missing_keys if ".default" in key]
     return adapted
@@ -207,7 +207,7 @@ def test_the_checkpoint_says_what_it_belongs_to(bert: Made, tmp_path: Path) -> N
     assert config["base_model_name_or_path"] == bert.uri.removeprefix("path:")
     assert (config["task_type"], config["inference_mode"]) == ("SEQ_CLS", True)
     assert config["modules_to_save"] == ["classifier"]
-    assert peft.LoraConfig.from_pretrained(tmp_path).peft_type == peft.PeftType.LORA
+    assert peft.LoraConfig.from_pretrained(str(tmp_path)).peft_type == peft.PeftType.LORA
 
 
 def test_a_classifier_of_pictures_has_no_task_type_and_is_found_by_its_class(
@@ -270,7 +270,8 @@ def test_a_gguf_base_leaves_as_plain_weights(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(file)
     base = load_base(f"path:{file}", "classification", 2)
-    made = Made("gguf", None, base.uri, "classification", None, None, ("q_proj", "down_proj"))
+    unread: Any = None  # no test data are made for it
+    made = Made("gguf", unread, base.uri, "classification", unread, unread, ("q_proj", "down_proj"))
     plan = plan_of(base, made.suffixes, CHOICES["pilora"])
     batch = {"input_ids": torch.tensor([[5, 6, 39], [7, 2, 2]])}
     batch["attention_mask"] = torch.tensor([[1, 1, 1], [1, 0, 0]])

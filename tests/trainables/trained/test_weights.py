@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from spaces.plan import Plan
 from tests.trainables.conftest import head_of, tiny_bert, tiny_task
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.structure import resolve_targets
+from trainables.engine.workers import Workers
 from trainables.trained.weights import Trained, TrainedFacts, read_trained
 from trainables.training.finetune import finetune
 from trainables.training.settings import TrainSettings
@@ -26,7 +29,7 @@ FACTS = TrainedFacts(
 )  # fmt: skip
 
 
-def two_stages(model) -> Plan:
+def two_stages(model: Any) -> Plan:
     """Half the rows of every query and key, then half the columns, two rounds."""
     from spaces.plan import Block, all_indices
 
@@ -42,7 +45,9 @@ def two_stages(model) -> Plan:
     return Plan.of([rows, cols, {}, cols], targets)
 
 
-def trained(alone, plan_of) -> tuple[Plan, Trained, torch.Tensor, dict[str, torch.Tensor]]:
+def trained(
+    alone: Workers, plan_of: Callable[[Any], Plan]
+) -> tuple[Plan, Trained, torch.Tensor, dict[str, torch.Tensor]]:
     """A plan, its weights after training, and what the trained model gives for a batch."""
     model, task = tiny_bert(), tiny_task()
     plan, head = plan_of(model), head_of(model, seed=3)
@@ -72,7 +77,9 @@ def trained(alone, plan_of) -> tuple[Plan, Trained, torch.Tensor, dict[str, torc
     ],
     ids=["stages", "two blocks"],
 )
-def test_the_file_rebuilds_the_trained_function_on_an_untouched_base(alone, plan_of) -> None:
+def test_the_file_rebuilds_the_trained_function_on_an_untouched_base(
+    alone: Workers, plan_of: Callable[[Any], Plan]
+) -> None:
     plan, left, logits, batch = trained(alone, plan_of)
     read = read_trained(left.to_bytes())
     assert read.facts == FACTS
@@ -97,7 +104,7 @@ def test_the_file_rebuilds_the_trained_function_on_an_untouched_base(alone, plan
     assert not torch.allclose(base, logits, atol=1e-3)
 
 
-def test_weights_of_another_plan_are_refused_by_name(alone) -> None:
+def test_weights_of_another_plan_are_refused_by_name(alone: Workers) -> None:
     _, left, _, _ = trained(alone, two_stages)
     model = tiny_bert()
     targets = resolve_targets(model, ("classifier",), ("query", "key"))
@@ -109,7 +116,7 @@ def test_weights_of_another_plan_are_refused_by_name(alone) -> None:
         adaptation.load(left.weights)
 
 
-def test_a_head_of_another_size_is_refused(alone) -> None:
+def test_a_head_of_another_size_is_refused(alone: Workers) -> None:
     _, left, _, _ = trained(alone, two_stages)
     model = tiny_bert()
     model.classifier = torch.nn.Linear(16, 5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from peft import LoraConfig, get_peft_model
 
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Block, Plan
-from tests.trainables.conftest import head_of, hearing, tiny_bert, tiny_task
+from spaces.target import TargetModule
+from tests.trainables.conftest import adapters_of, head_of, hearing, tiny_bert, tiny_task
 from trainables.adaptations.blocks import BlockAdaptation
 from trainables.bases.structure import resolve_targets
+from trainables.engine.workers import Workers
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import epoch_order
+from trainables.tasks.task import Task
 from trainables.training import batches
 from trainables.training.batches import PASS_TOKENS, of_like_length
 from trainables.training.evaluate import evaluate
@@ -28,16 +33,26 @@ PATTERNS = ("query", "output.dense")
 SETTINGS = TrainSettings(epochs=3, batch_size=6, dropout=0.0, warmup_ratio=0.2)
 
 
-def targets_of(model):
+def targets_of(model: Any) -> tuple[TargetModule, ...]:
     return resolve_targets(model, ("classifier",), PATTERNS)
 
 
-def lora(model, rank: int = 2) -> Plan:
+def lora(model: Any, rank: int = 2) -> Plan:
     choice = parse_choice({"method": "lora", "rank": rank, "alpha": 6})
     return make_plan(choice, targets_of(model), None)
 
 
-def reports_of(model, plan, workers, settings=SETTINGS, *, rate=1e-2, seed=3, task=None, **hooks):
+def reports_of(
+    model: Any,
+    plan: Plan,
+    workers: Workers,
+    settings: TrainSettings = SETTINGS,
+    *,
+    rate: float = 1e-2,
+    seed: int = 3,
+    task: Task | None = None,
+    **hooks: Any,
+) -> list[dict[str, float]]:
     """The report of every epoch of one job, which `hooks` hear of."""
     found = []
     observer = hearing(on_epoch=lambda _epoch, report: found.append(report), **hooks)
@@ -52,7 +67,9 @@ def reports_of(model, plan, workers, settings=SETTINGS, *, rate=1e-2, seed=3, ta
 
 
 @pytest.mark.parametrize("pass_tokens", [0, batches.PASS_TOKENS, 10**6])
-def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone, pass_tokens, monkeypatch) -> None:
+def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(
+    alone: Workers, pass_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However the rows of a batch are grouped by their length."""
     monkeypatch.setattr(batches, "PASS_TOKENS", pass_tokens)
     model, task = tiny_bert(), tiny_task()
@@ -60,13 +77,13 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(alone, pass_tokens, mon
     with BlockAdaptation(model, plan, seed=3) as drawn:
         draws = {
             name: adapter.blocks[0].A.detach().clone()
-            for name, adapter in zip(names, drawn.begin_stage(0, 1).adapters, strict=True)
+            for name, adapter in zip(names, adapters_of(drawn.begin_stage(0, 1)), strict=True)
         }
     ours = reports_of(model, plan, alone)
 
     peer_base = tiny_bert()
     peer_base.classifier = head_of(peer_base, 3)["classifier"]
-    peer = get_peft_model(
+    peer: Any = get_peft_model(
         peer_base, LoraConfig(r=2, lora_alpha=6, target_modules=list(names), lora_dropout=0.0)
     )
     peer.base_model.model.classifier.requires_grad_(True)
@@ -114,10 +131,10 @@ def test_rows_of_like_length_are_grouped_at_the_least_cost(seed: int) -> None:
     rows = int(rng.integers(1, 8))
     lengths = rng.integers(1, 200, rows)
 
-    def cost(groups) -> int:
+    def cost(groups: Sequence[Sequence[int]]) -> int:
         return sum(len(group) * max(lengths[i] for i in group) + PASS_TOKENS for group in groups)
 
-    def partitions(of):
+    def partitions(of: list[int]) -> Iterator[list[list[int]]]:
         if not of:
             yield []
             return
@@ -136,7 +153,7 @@ def test_rows_of_one_length_stay_together_in_their_order() -> None:
     assert group.tolist() == list(range(50))
 
 
-def test_accumulating_gradients_changes_nothing_but_memory(alone) -> None:
+def test_accumulating_gradients_changes_nothing_but_memory(alone: Workers) -> None:
     model = tiny_bert()
     whole = reports_of(model, lora(model), alone)
     settings = SETTINGS.model_copy(update={"gradient_accumulation_steps": 3})
@@ -145,7 +162,7 @@ def test_accumulating_gradients_changes_nothing_but_memory(alone) -> None:
         assert one == pytest.approx(other, rel=1e-9)
 
 
-def test_the_same_trial_first_and_tenth_gives_the_same_losses_bit_for_bit(alone) -> None:
+def test_the_same_trial_first_and_tenth_gives_the_same_losses_bit_for_bit(alone: Workers) -> None:
     model = tiny_bert(torch.float32, dropout=0.1)
     task, targets = tiny_task(), targets_of(model)
     settings = SETTINGS.model_copy(update={"dropout": 0.1})
@@ -162,7 +179,7 @@ def test_the_same_trial_first_and_tenth_gives_the_same_losses_bit_for_bit(alone)
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
 
-def test_every_stage_of_a_plan_is_trained_and_the_schedule_starts_anew(alone) -> None:
+def test_every_stage_of_a_plan_is_trained_and_the_schedule_starts_anew(alone: Workers) -> None:
     model = tiny_bert()
     targets = targets_of(model)
     half = [
@@ -206,7 +223,7 @@ def test_stages_divide_the_steps_as_the_formula_says(
         assert all(schedule.stage_of(step) == stage for step in trained)
 
 
-def test_a_loss_that_is_not_finite_ends_the_job_and_says_so(alone) -> None:
+def test_a_loss_that_is_not_finite_ends_the_job_and_says_so(alone: Workers) -> None:
     model = tiny_bert(torch.float32)
     with pytest.raises(DivergedError, match=r"not finite at step .*lower learning_rate"):
         reports_of(model, lora(model), alone, rate=1e30)
@@ -214,8 +231,9 @@ def test_a_loss_that_is_not_finite_ends_the_job_and_says_so(alone) -> None:
     assert not any(layer._forward_hooks or "forward" in vars(layer) for layer in model.modules())
 
 
-def test_a_cancelled_job_stops_at_its_next_step(alone) -> None:
-    model, steps = tiny_bert(), []
+def test_a_cancelled_job_stops_at_its_next_step(alone: Workers) -> None:
+    model = tiny_bert()
+    steps: list[int] = []
     with pytest.raises(CancelledError):
         reports_of(
             model, lora(model), alone, on_step=steps.append, should_stop=lambda: len(steps) == 5
@@ -224,7 +242,9 @@ def test_a_cancelled_job_stops_at_its_next_step(alone) -> None:
     assert not any(layer._forward_hooks or "forward" in vars(layer) for layer in model.modules())
 
 
-def test_a_job_says_once_that_it_is_ready_right_before_its_first_forward_pass(alone) -> None:
+def test_a_job_says_once_that_it_is_ready_right_before_its_first_forward_pass(
+    alone: Workers,
+) -> None:
     model, order = tiny_bert(), []
     handle = model.register_forward_pre_hook(lambda *_: order.append("forward"))
     reports_of(model, lora(model), alone, on_ready=lambda: order.append("ready"))
@@ -233,7 +253,7 @@ def test_a_job_says_once_that_it_is_ready_right_before_its_first_forward_pass(al
     assert order.count("ready") == 1
 
 
-def test_measuring_in_batches_equals_measuring_row_by_row(alone) -> None:
+def test_measuring_in_batches_equals_measuring_row_by_row(alone: Workers) -> None:
     model, task = tiny_bert(dropout=0.3), tiny_task(dev=70)
     with BlockAdaptation(
         model, lora(model), seed=0, dropout=0.5, head=head_of(model)
@@ -252,7 +272,9 @@ def test_measuring_in_batches_equals_measuring_row_by_row(alone) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_first_step_is_adams_first_step_in_every_precision(alone, stage: int, dtype) -> None:
+def test_the_first_step_is_adams_first_step_in_every_precision(
+    alone: Workers, stage: int, dtype: torch.dtype
+) -> None:
     # Adam's first step moves every number by the learning rate, against its gradient's sign.
     model, task = tiny_bert(dtype), tiny_task()
     once = TrainSettings(

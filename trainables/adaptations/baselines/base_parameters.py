@@ -32,12 +32,12 @@ class BaseParameterAdaptation(TunerAdaptation):
         """Whether the parameter of that name trains."""
 
     def _build(self, fresh: bool) -> None:
-        self._trained, self._clones = {}, {}
+        self.trained, self._clones = {}, {}
         for name, _, _, parameter in self._places():
             if id(parameter) not in self._clones and self._trains(name):
                 clone = parameter.detach().clone(memory_format=torch.contiguous_format)
-                self._trained[name] = nn.Parameter(clone)
-                self._clones[id(parameter)] = self._trained[name]
+                self.trained[name] = nn.Parameter(clone)
+                self._clones[id(parameter)] = self.trained[name]
 
     def _put_in_place(self) -> None:
         for _, module, attribute, parameter in list(self._places()):

@@ -49,7 +49,7 @@ class FactorAdaptation(HookedAdaptation[Factored]):
 
     def factors(self) -> dict[str, Factors]:
         found = {}
-        for name, tuned in self._modules.items():
+        for name, tuned in self.tuners.items():
             A, B = tuned.factors()
             if len(A):
                 found[name] = (A.detach().double().cpu(), B.detach().double().cpu())
@@ -103,7 +103,7 @@ class DyloraAdaptation(FactorAdaptation[DyloraTuner]):
     def _draw_rank(self) -> None:
         # The generator is the adaptation's own, so that all workers draw the same.
         rank = int(torch.randint(1, self._settings["rank"] + 1, (), generator=self._generator))
-        for tuned in self._modules.values():
+        for tuned in self.tuners.values():
             tuned.active = rank
 
 
@@ -141,5 +141,5 @@ class SoraAdaptation(FactorAdaptation[SoraTuner]):
         threshold = self._settings["sparsity"] * learning_rate
         if skipped or threshold == 0:
             return
-        for tuned in self._modules.values():
+        for tuned in self.tuners.values():
             rewrite(self._engine, tuned.gate, partial(softshrink, lambd=threshold))

@@ -74,7 +74,7 @@ class PeftAdaptation(TunerAdaptation):
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             self._tuner_class(self._skeleton, config, ADAPTER)
         self._layers = {name: self._skeleton[key] for name, key in names.items()}
-        self._trained, self._constants = {}, {}
+        self.trained, self._constants = {}, {}
         for name, layer in self._layers.items():
             for path, parameter in layer.named_parameters():
                 part = path.partition(".")[0]
@@ -82,7 +82,7 @@ class PeftAdaptation(TunerAdaptation):
                 parameter.requires_grad_(part in layer.adapter_layer_names)
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(self._dtype).contiguous()
-                    self._trained[f"{name}/{part}"] = parameter
+                    self.trained[f"{name}/{part}"] = parameter
         self._dropouts = [
             module for module in self._skeleton.modules() if isinstance(module, nn.Dropout)
         ]
@@ -139,7 +139,7 @@ class PeftAdaptation(TunerAdaptation):
     def _part(self, name: str, part: str) -> torch.Tensor:
         """A trained tensor or a constant of a module, float64 on the CPU."""
         place = f"{name}/{part}"
-        tensor = self._trained[place] if place in self._trained else self._constants[place]
+        tensor = self.trained[place] if place in self.trained else self._constants[place]
         return tensor.detach().double().cpu()
 
     def _saved_parts(self, **keys: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -157,7 +157,7 @@ class PeftAdaptation(TunerAdaptation):
             for key, value in config.to_dict().items()
         }
         return plain, {
-            f"{PREFIX}{alias}.{key}": self._trained[f"{name}/{part}"].detach()
+            f"{PREFIX}{alias}.{key}": self.trained[f"{name}/{part}"].detach()
             for alias, name in aliases.items()
             for part, key in keys.items()
         }
@@ -232,7 +232,7 @@ class PissaAdaptation(PeftAdaptation):
         super()._build(fresh)
         for name in self._layers:
             for factor in ("A", "B"):
-                start = self._trained[f"{name}/lora_{factor}"].detach().clone()
+                start = self.trained[f"{name}/lora_{factor}"].detach().clone()
                 self._constants[f"{name}/initial_{factor}"] = start
 
     def _put_in_place(self) -> None:

@@ -183,6 +183,6 @@ class LoraDashAdaptation(FactorAdaptation[LoraDashTuner]):
     def after_step(self, skipped: bool, learning_rate: float) -> None:
         self._steps_to_launch -= 1
         if self._steps_to_launch == 0:
-            for name, tuned in self._modules.items():
+            for name, tuned in self.tuners.items():
                 tuned.launch(self._weight(name))
             take_from_first_worker(self._constants.values())

@@ -33,7 +33,7 @@ class TunerAdaptation(Adaptation):
     """One stage of a method's own parameters.
 
     A subclass makes them (`_build`) and puts them in place (`_put_in_place`). It says by name what
-    trains (`_trained`) and what else the function is made of (`_constants`).
+    trains (`trained`) and what else the function is made of (`_constants`).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,13 +44,13 @@ class TunerAdaptation(Adaptation):
         self._settings: Mapping[str, Any] = self._tuner.settings
         self._steps = 0
         self._engine: Any = None
-        self._trained: dict[str, nn.Parameter] = {}
+        self.trained: dict[str, nn.Parameter] = {}
         self._constants: dict[str, torch.Tensor] = {}
         self._finished: dict[str, torch.Tensor] = {}
 
     @abstractmethod
     def _build(self, fresh: bool) -> None:
-        """Make the method's parts for the base and fill `_trained` and `_constants`.
+        """Make the method's parts for the base and fill `trained` and `_constants`.
 
         `fresh` asks for the values of a new trial; otherwise they are about to be overwritten.
         """
@@ -61,13 +61,13 @@ class TunerAdaptation(Adaptation):
 
     def _registered(self) -> Sequence[nn.Module]:
         """Modules that hold what trains, and nothing else; their mode decides on dropout."""
-        return [nn.ParameterList(self._trained.values())]
+        return [nn.ParameterList(self.trained.values())]
 
     def begin_stage(self, index: int, steps: int) -> StageParameters:
         self._steps = steps
         self.detach()
         self._build(fresh=True)
-        trains = sum(parameter.numel() for parameter in self._trained.values())
+        trains = sum(parameter.numel() for parameter in self.trained.values())
         if trains != self._tuner.params:
             raise JobError(
                 f"method: {self._tuner.name} trains {trains} parameters on this base where the "
@@ -75,7 +75,7 @@ class TunerAdaptation(Adaptation):
             )
         take_from_first_worker(self._constants.values())
         self._put_in_place()
-        scaled = {1.0: list(self._trained.values())}
+        scaled = {1.0: list(self.trained.values())}
         return StageParameters(self._model, self._registered(), scaled, self._head)
 
     def after_backward(self, engine: Any) -> None:
@@ -83,18 +83,18 @@ class TunerAdaptation(Adaptation):
 
     def end_stage(self) -> None:
         self._engine = None
-        for parameter in self._trained.values():
+        for parameter in self.trained.values():
             # Under ZeRO it is a view of the engine's flat buffer, which goes with the engine.
             parameter.data = parameter.detach().clone()
             parameter.grad = None
         self._freeze()
 
     def _freeze(self) -> None:
-        for parameter in self._trained.values():
+        for parameter in self.trained.values():
             parameter.requires_grad_(False)
         self._finished = {
             f"tuner/{name}": tensor.detach()
-            for name, tensor in {**self._trained, **self._constants}.items()
+            for name, tensor in {**self.trained, **self._constants}.items()
         }
         self.eval()
 
@@ -106,7 +106,7 @@ class TunerAdaptation(Adaptation):
         self.detach()
         self._build(fresh=False)
         with torch.no_grad():
-            for name, tensor in {**self._trained, **self._constants}.items():
+            for name, tensor in {**self.trained, **self._constants}.items():
                 tensor.copy_(named_tensor(weights, f"tuner/{name}", tensor.shape))
         self._put_in_place()
         self._freeze()
@@ -170,7 +170,7 @@ class HookedAdaptation(TunerAdaptation, Generic[Tuned]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._modules: dict[str, Tuned] = {}
+        self.tuners: dict[str, Tuned] = {}
         self._hooks: list[RemovableHandle] = []
         self._generator = torch.Generator()
 
@@ -187,24 +187,24 @@ class HookedAdaptation(TunerAdaptation, Generic[Tuned]):
 
     def _build(self, fresh: bool) -> None:
         self._generator.manual_seed(stage_seed(self._seed, 0))
-        self._modules, self._trained, self._constants = {}, {}, {}
+        self.tuners, self.trained, self._constants = {}, {}, {}
         for target in self._adapted():
             tuned = self._tuned(target, fresh)
-            self._modules[target.name] = tuned
+            self.tuners[target.name] = tuned
             for part, parameter in tuned.named_parameters():
-                self._trained[f"{target.name}/{part}"] = parameter
+                self.trained[f"{target.name}/{part}"] = parameter
             for part, tensor in tuned.constants.items():
                 self._constants[f"{target.name}/{part}"] = tensor
 
     def _put_in_place(self) -> None:
-        for name, tuned in self._modules.items():
+        for name, tuned in self.tuners.items():
             self._hooks += hook_layers(self._model, self._targets[name].names, tuned.add)
 
     def _registered(self) -> Sequence[nn.Module]:
-        return list(self._modules.values())
+        return list(self.tuners.values())
 
     def eval(self) -> None:
-        for tuned in self._modules.values():
+        for tuned in self.tuners.values():
             tuned.eval()
 
     def detach(self) -> None:

@@ -1,0 +1,59 @@
+"""A dry run on a terminal."""
+
+from __future__ import annotations
+
+import yaml
+from rich.console import Group
+from rich.syntax import Syntax
+from rich.table import Column, Table
+from rich.text import Text
+
+from search.cli.output import count_range_text
+from search.launch.dry_run import DryRun
+from search.wording import duration, figure, knobs
+
+
+def drawn_dry_run(result: DryRun) -> Group:
+    """What a launch would do and cost, for the terminal."""
+    profile, search, rows = result.profile, result.search, result.task["rows"]
+    cached = "cached" if profile["cached"] else "not cached"
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("base", f"{result.base['uri']}, {result.base['params']:,} parameters")
+    facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
+    facts.add_row("profile", f"{profile['key']} ({cached} in {profile['store']})")
+    facts.add_row(
+        "",
+        f"{profile['modules']} modules, {profile['optimizer_steps']} steps of which "
+        f"{profile['scored_steps']} scored, {profile['calibration_batches']} micro-batches",
+    )
+    facts.add_row(
+        "search",
+        f"{search['trials']} trials of {search['epochs']} epochs "
+        f"({search['steps_per_trial']} steps), {search['at_once']} at once",
+    )
+    if result.confirm is not None:
+        facts.add_row("confirm", f"{result.confirm['trials']} trials, measured on test")
+
+    counts = Table("method", "params", "% of the base", Column("default choice", overflow="fold"))
+    for each in result.methods:
+        low, high = (
+            f"{100 * count / result.base['params']:.3f}" for count in each.trainable_params
+        )
+        counts.add_row(
+            each.method,
+            count_range_text(*each.trainable_params),
+            low if each.exact else f"{low} to {high}",
+            f"learning_rate={figure(each.choice['learning_rate'])} {knobs(each.choice)}",
+        )
+    times = Table("stage", "about")
+    for name in ("start", "profile", "search", "confirm", "total"):
+        times.add_row(name, duration(result.seconds[name]))
+    config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=76)
+    return Group(
+        Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
+        Text(),
+        facts,
+        counts,
+        times,
+        *(Text(f"note: {note}", style="dim") for note in result.notes),
+    )
