@@ -113,7 +113,7 @@ def _time_layer(shape: tuple[int, int], adapted: bool, device: torch.device) -> 
         with torch.set_grad_enabled(train):
             y = forward()
         if train:
-            y.backward(torch.ones_like(y))
+            y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - started) / tokens

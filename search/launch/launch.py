@@ -17,6 +17,7 @@ from search.launch.profile_stage import ProfileStage
 from search.launch.ray_cluster import ray_cluster
 from search.launch.result import LaunchResult
 from search.launch.resume import check_name
+from search.launch.search_stage import SearchStage
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
@@ -60,9 +61,6 @@ def launch(
         if profile_only and result.profile_cached:
             return result
         with ray_cluster(config, interrupts):
-            # It imports Ray, which reads at import what `ray_cluster` has set.
-            from search.launch.search_stage import SearchStage
-
             if not profile_only:
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
             result.seconds["prepare"] = time.monotonic() - started

@@ -373,7 +373,8 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
 
 def test_ray_is_not_imported_before_it_is_said_where_it_may_listen() -> None:
     """Ray reads at import whether to listen on loopback alone."""
-    code = "import sys, search.launch.launch; sys.exit('ray' in sys.modules)"
+    modules = "search.cli.sweeps, search.cli.view, search.launch.ray_environment"
+    code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
