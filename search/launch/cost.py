@@ -9,17 +9,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.functional import linear
 
 from search.config.sweep import SweepConfig
 from spaces.target import TargetModule
-
-if TYPE_CHECKING:
-    from trainables.tasks.split import Split
-    from trainables.tasks.task import Task
-
+from trainables.bases.parts import load_config
+from trainables.tasks.split import Split
+from trainables.tasks.task import Task
 
 TYPICAL_RANK = 8
 """Rank of the adapters that the probe times: every method stays near it."""
@@ -70,8 +70,6 @@ class Cost:
         cls, config: SweepConfig, linear: Sequence[TargetModule], adapted: set[str]
     ) -> Cost:
         """Time each shape of layer once, as many threads wide as a worker is."""
-        from trainables.bases.parts import load_config
-
         device = _device(config)
         layers = Counter((each.shape, each.name in adapted) for each in linear)
         step = forward = 0.0
@@ -97,11 +95,8 @@ class Cost:
         return BESIDE_THE_LAYERS * tokens * (self.forward + self.attention * length / self.flops)
 
 
-def _time_layer(shape: tuple[int, int], adapted: bool, device: Any) -> tuple[float, float]:
+def _time_layer(shape: tuple[int, int], adapted: bool, device: torch.device) -> tuple[float, float]:
     """Seconds per token of one layer: forward and backward, and forward alone."""
-    import torch
-    from torch.nn.functional import linear
-
     out_features, in_features = shape
     tokens = max(16, min(512, int(PROBE_FLOPS / (4 * out_features * in_features))))
     weight = torch.randn(out_features, in_features, device=device)
@@ -109,7 +104,7 @@ def _time_layer(shape: tuple[int, int], adapted: bool, device: Any) -> tuple[flo
     up = torch.randn(out_features, TYPICAL_RANK, device=device, requires_grad=True)
     x = torch.randn(tokens, in_features, device=device, requires_grad=True)
 
-    def forward() -> Any:
+    def forward() -> torch.Tensor:
         y = linear(x, weight)
         return y + linear(linear(x, down), up) if adapted else y
 
@@ -127,10 +122,8 @@ def _time_layer(shape: tuple[int, int], adapted: bool, device: Any) -> tuple[flo
     return min(timed(train=True) for _ in range(3)), min(timed(train=False) for _ in range(3))
 
 
-def _device(config: SweepConfig) -> Any:
+def _device(config: SweepConfig) -> torch.device:
     """The device of this machine that is most like a worker's."""
-    import torch
-
     wants_gpu = config.cluster.resources_per_worker.get("GPU", 0) > 0
     return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
 
@@ -138,8 +131,6 @@ def _device(config: SweepConfig) -> Any:
 @contextmanager
 def _threads(config: SweepConfig) -> Iterator[None]:
     """As many threads as a worker has CPUs, for a while."""
-    import torch
-
     before = torch.get_num_threads()
     wanted = int(config.cluster.resources_per_worker.get("CPU", 1))
     torch.set_num_threads(max(1, min(wanted, os.cpu_count() or 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated_seconds, profile_steps, steps_an_epoch
@@ -16,11 +16,9 @@ from search.paths import SweepPaths
 from search.redaction import redacted
 from spaces.profile import Profile
 from spaces.search_space import Arm
-from trainables.bases.structure import base_parameters
+from trainables.bases.structure import base_parameters, meta_targets
 from trainables.settings import ALL_LINEAR
-
-if TYPE_CHECKING:
-    from trainables.tasks.task import Task
+from trainables.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,6 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     Raises the errors that `launch` would raise before it starts anything: ConfigError, ChoiceError,
     BaseModelError, DataError, StoreError; with `resume` those of a launch that goes on.
     """
-    from trainables.bases.structure import meta_targets
-
     if resume:
         check_name(config, SweepPaths(name=config.name).absolute(), resume)
     inputs = prepare(config)
