@@ -97,9 +97,7 @@ def _dry_run(config: SweepConfig, resume: bool) -> Result:
 
 def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = False) -> Result:
     from search.cli.view import View
-    from search.launch.ray_environment import set_ray_environment
 
-    set_ray_environment(config.cluster.address)
     with View(config.name, config.search.trials, metric=config.search.metric) as view:
         from search.launch.launch import launch as launch_sweep
 

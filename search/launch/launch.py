@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -14,10 +15,9 @@ from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
-from search.launch.ray_cluster import ray_cluster
+from search.launch.ray_environment import set_ray_environment
 from search.launch.result import LaunchResult
 from search.launch.resume import check_name
-from search.launch.search_stage import SearchStage
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
@@ -26,7 +26,9 @@ from search.tracking.facts import State
 from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
 from spaces.errors import RanksweepError, TrackingError
-from trainables.resident.groups import GroupSettings, ResidentWorkers
+
+if TYPE_CHECKING:
+    from trainables.resident.groups import ResidentWorkers
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def launch(
         check_name(config, paths, resume)
         if config.search.study is not None:
             check_database(config.search.study)
+    set_ray_environment(config.cluster.address)
     started = time.monotonic()
     prepared = prepare(config)
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
@@ -56,6 +59,10 @@ def launch(
     )
     if result.profile_cached:
         return result
+    # Not at the top: they import Ray, which reads at import what was set above.
+    from search.launch.ray_cluster import ray_cluster
+    from search.launch.search_stage import SearchStage
+
     with alone(paths), _log_file(paths, view), Interrupts() as interrupts, stage:
         result.profile_cached = stage.profile is not None
         if profile_only and result.profile_cached:
@@ -179,6 +186,8 @@ def _resident_workers(
     view: Progress,
     interrupts: Interrupts,
 ) -> ResidentWorkers:
+    from trainables.resident.groups import GroupSettings, ResidentWorkers
+
     return ResidentWorkers(
         base_uri=prepared.base_uri,
         base_fingerprint=prepared.base_fingerprint,

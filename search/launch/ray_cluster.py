@@ -20,8 +20,8 @@ from spaces.errors import ConfigError
 def ray_cluster(config: SweepConfig, interrupts: Interrupts) -> Iterator[None]:
     """While open, this process is connected to the cluster, unless it was before.
 
-    One of its own listens on loopback alone where `set_ray_environment` was called before anything
-    imported ray.
+    One of its own listens on loopback alone where `set_ray_environment` was called before this file
+    was imported.
     """
     if ray.is_initialized():
         yield

@@ -253,24 +253,6 @@ def replaced(folder: Path, body: str, *arguments: str) -> Done:
     return python(folder, "-c", REPLACED.format(body=nan), *arguments)
 
 
-def test_ray_is_told_to_listen_on_loopback_alone_before_it_is_imported(tmp_path: Path) -> None:
-    code = """
-import os, sys
-from search.cli.main import main
-
-class Watch:
-    def find_spec(name, path=None, target=None):
-        if name == "ray":
-            print("ray is told", os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"))
-
-sys.meta_path.insert(0, Watch)
-main(sys.argv[1:])
-"""
-    done = python(tmp_path, "-c", code, "launch", sweep_file(tmp_path))
-    assert done.code == 2  # its rows are not there
-    assert "ray is told 0" in done.err.splitlines()
-
-
 def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> None:
     body = f"return launched(**{LAUNCHED!r})".replace("nan", "1.0")
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--resume")

@@ -373,9 +373,19 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
 
 def test_ray_is_not_imported_before_it_is_said_where_it_may_listen() -> None:
     """Ray reads at import whether to listen on loopback alone."""
-    modules = "search.cli.sweeps, search.cli.view, search.launch.ray_environment"
-    code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = """if True:
+        import os, sys
+        from search.config.reading import parse_sweep
+        from search.launch import launch
+
+        assert "ray" not in sys.modules
+        task = {"name": "t", "data": {"train": "t.csv", "dev": "d.csv"}, "text": "text"}
+        launch.check_name = lambda *_: None
+        launch.prepare = lambda _: sys.exit(os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"])
+        launch.launch(parse_sweep({"base": "path:b", "task": task}), view=None)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "0"
 
 
 def test_a_sweep_that_is_being_run_is_left_alone(
