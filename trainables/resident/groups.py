@@ -1,8 +1,8 @@
 """Resident workers: a Ray Train worker group that loads the base once and serves jobs to the end.
 
-`ResidentWorkers` is the driver's side: it starts the job queue and the groups. `serve` is the loop
-that each worker runs. Rank 0 takes a job from the queue and broadcasts it; all ranks run it and
-agree on every stop. Nothing of a job survives into the next.
+`ResidentWorkers` is the driver's side: it starts the job queue and the groups. What each worker
+runs stands in trainables/resident/worker.py: rank 0 takes a job from the queue and broadcasts it;
+all ranks run it and agree on every stop. Nothing of a job survives into the next.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from spaces.errors import JobError
 from trainables.resident.group_watch import GroupWatch
-from trainables.resident.jobs import Done, Event, Failed, Job, Result
+from trainables.resident.jobs import Done, Event, Failed, Job, Result, one_line
 from trainables.resident.queue import POLL_S, events_of, start_job_queue
-from trainables.resident.worker import one_line, serve
 
 logger = logging.getLogger(__name__)
 CLOSING_S = 60.0  # a group that serves ends its last step, its engine and its processes within this
@@ -189,7 +188,7 @@ class ResidentWorkers:
         resources = dict(self._settings.resources_per_worker or {"CPU": 1})
         use_gpu = resources.get("GPU", 0) > 0
         return TorchTrainer(
-            serve,
+            _serve,
             train_loop_config=self._config | {"group": group},
             scaling_config=ScalingConfig(
                 num_workers=self._settings.workers_per_group,
@@ -204,3 +203,10 @@ class ResidentWorkers:
             ),
             torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
         )
+
+
+def _serve(config: dict[str, Any]) -> None:
+    # Here, for the driver has no use for what trains, which takes seconds to import.
+    from trainables.resident.worker import serve
+
+    serve(config)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from spaces.errors import JobError, RanksweepError
+from spaces.errors import JobError
 from spaces.plan import Plan
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
@@ -40,6 +40,7 @@ from trainables.resident.jobs import (
     Started,
     TrialJob,
     TrialResult,
+    one_line,
 )
 from trainables.resident.queue import POLL_S
 from trainables.tasks.task import Task
@@ -279,13 +280,6 @@ def _give_memory_back() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def one_line(failure: BaseException) -> str:
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    if lines and isinstance(failure, RanksweepError):
-        return lines[0]  # written for people
-    return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
 
 
 def _quieten() -> None:
