@@ -26,7 +26,7 @@ def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_star
         "search.scheduler": "none",
         "search.trials": 5,
         "search.repeats": {"top": 1, "seeds": 2},
-        "search.study.study": f"sqlite:///{tmp_path}/shared.db?timeout=60",
+        "search.study": f"sqlite:///{tmp_path}/shared.db?timeout=60",
         "train.epochs": 1,
         "train.seed": 3,
     }
@@ -66,7 +66,7 @@ def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_star
 
     # The next sweep of the task and the base begins with what this one has found.
     capsys.readouterr()
-    del changes["search.study.study"], changes["search.repeats"]
+    del changes["search.study"], changes["search.repeats"]
     second = run(
         config_of(tiny_sweep, tmp_path, name="second", **changes | {"search.trials": 6}), tmp_path
     )
