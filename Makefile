@@ -30,12 +30,13 @@ $(DATA)/train.parquet: $(VENV)/.ready examples/prepare_movie.py
 demo: $(DATA)/train.parquet  ## Run a small sweep on movie reviews, about four minutes on two cores
 	$(BIN)/ranksweep launch examples/demo.yaml --set name=demo-$$(date +%Y%m%d-%H%M%S)
 
+# The second part file by file in two processes, each with a Ray of its own: much of it is waiting.
 test: test-fast  ## Run all tests
-	$(BIN)/python -m pytest -m "ray or server or group"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray or server or group or command"
 
 # In two processes.
-test-fast: setup  ## Run the tests that start no Ray, no server and no group of processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not server and not group"
+test-fast: setup  ## Run the tests that start no Ray, no server and no other processes that take long
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not server and not group and not command"
 
 check: setup  ## Check format, lint, types, and which package may import which
 	$(BIN)/ruff check .

@@ -28,6 +28,9 @@ from tests.recorded.folder import STATE, ranksweep, unpack
 EVERY = ("best", "--task", "sentiment", "--top", "99")
 
 
+pytestmark = pytest.mark.command
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recorded folder, for tests that only look."""
