@@ -79,10 +79,10 @@ class _LinearWithUpdates(torch.autograd.Function):
     ) -> torch.Tensor:
         x = x.contiguous()
         ctx.scales = [scale / (1 - dropout) for scale, dropout in how]
-        ctx.dropped = [dropped_entries(x.numel(), p) if p > 0 else None for _, p in how]
+        ctx.dropped = [_Dropped.draw(x, p) if p > 0 else None for _, p in how]
         inner = []
-        for A, entries in zip(factors[::2], ctx.dropped, strict=True):
-            with _without(x, entries):
+        for A, dropped in zip(factors[::2], ctx.dropped, strict=True):
+            with _without(x, dropped):
                 inner.append(x @ A.T)
         outer = [B * scale for B, scale in zip(factors[1::2], ctx.scales, strict=True)]
         read = x if any(ctx.needs_input_grad[4:]) else None
@@ -103,7 +103,7 @@ class _LinearWithUpdates(torch.autograd.Function):
         grad = grad.contiguous()  # once for all products that read it
         grad_x: torch.Tensor | None = None
         grads: list[torch.Tensor | None] = []
-        for i, (scale, entries) in enumerate(zip(ctx.scales, ctx.dropped, strict=True)):
+        for i, (scale, dropped) in enumerate(zip(ctx.scales, ctx.dropped, strict=True)):
             needs_A, needs_B = needs[2 * i : 2 * i + 2]
             grad_A = grad_B = None
             if needs_B:  # in this order the long sides are read as they lie
@@ -111,12 +111,12 @@ class _LinearWithUpdates(torch.autograd.Function):
             if needs_x or needs_A:
                 grad_inner = (grad @ B[i]).mul_(scale)
             if needs_A:
-                with _without(x, entries):
+                with _without(x, dropped):
                     grad_A = grad_inner.T @ x
             if needs_x:
                 part = grad_inner @ A[i]
-                if entries is not None:
-                    part.view(-1).index_fill_(0, entries, 0.0)
+                if dropped is not None:
+                    part.view(-1).index_fill_(0, dropped.entries, 0.0)
                 grad_x = part if grad_x is None else grad_x.add_(part)
             grads += [grad_A, grad_B]
         if grad_x is not None:
@@ -124,20 +124,32 @@ class _LinearWithUpdates(torch.autograd.Function):
         return grad_x, None, None, None, *grads
 
 
+class _Dropped(NamedTuple):
+    """The entries of an input that an update does not read, and their values."""
+
+    entries: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def draw(cls, x: torch.Tensor, probability: float) -> _Dropped:
+        """Of every entry of x with that probability."""
+        entries = dropped_entries(x.numel(), probability)
+        return cls(entries, x.view(-1).index_select(0, entries))
+
+
 @contextmanager
-def _without(x: torch.Tensor, entries: torch.Tensor | None) -> Iterator[None]:
+def _without(x: torch.Tensor, dropped: _Dropped | None) -> Iterator[None]:
     """Have the dropped entries of x be zero inside the context, and what they were after it.
 
     In place, for a copy of x costs more than the product it is for. Autograd is not told: nothing
     reads x before it is the same again.
     """
-    if entries is None:
+    if dropped is None:
         yield
         return
     flat = x.data.view(-1)
-    values = flat.index_select(0, entries)
-    flat.index_fill_(0, entries, 0.0)
+    flat.index_fill_(0, dropped.entries, 0.0)
     try:
         yield
     finally:
-        flat.index_copy_(0, entries, values)
+        flat.index_copy_(0, dropped.entries, dropped.values)
