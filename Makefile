@@ -16,6 +16,7 @@ help:  ## Show what there is to make
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), 2.5 GB and some minutes; pip says nothing unless something is wrong"
 	$(PIP) --upgrade "pip>=25"
 	$(PIP) -e ".[dev]"
 	touch $@
