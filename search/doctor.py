@@ -25,7 +25,7 @@ from search.paths import SweepPaths
 from search.redaction import redacted
 from search.store.profiles import ProfileStore
 from search.tracking.mlflow import absolute_uri, connect, experiment_names, sqlite_file
-from spaces.errors import RanksweepError
+from spaces.errors import RanksweepError, reason_of
 
 _DISTRIBUTION = "ranksweep"
 SMALLEST_DISK = 2 * 2**30
@@ -132,8 +132,7 @@ def check_devices() -> list[Check]:
     try:
         import torch  # here, for its absence is a finding
     except (ImportError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return [*checks, Check("torch", False, reason, "install torch again")]
+        return [*checks, Check("torch", False, reason_of(error), "install torch again")]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

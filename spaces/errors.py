@@ -68,6 +68,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"use one of {', '.join(words)}"
 
 
+def one_line(failure: BaseException) -> str:
+    """What a failure says, in one line; with its type where it was not written for people."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    if lines and isinstance(failure, RanksweepError):
+        return lines[0]  # written for people
+    return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
+
+
 def reason_of(error: Exception) -> str:
     """What another package's error says, in one line; its type where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -116,9 +116,13 @@ def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = F
 # -- drawing ---------------------------------------------------------------------------------------
 
 
-def _drawn_profile(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
+def _profile_line(result: LaunchResult) -> str:
     where = "taken from the store" if result.profile_cached else "computed"
-    yield f"profile {result.profile_key} ({where})"
+    return f"profile {result.profile_key} ({where})"
+
+
+def _drawn_profile(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
+    yield _profile_line(result)
     if result.profile_kept_in is None:
         at = f" --store {redacted(config.store)}"
         yield f"  ranksweep profiles show {result.profile_key[:12]}{at}"
@@ -127,8 +131,7 @@ def _drawn_profile(config: SweepConfig, result: LaunchResult) -> Iterator[Render
 def _drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
     from search.queries.comparison import verdict
 
-    where = "taken from the store" if result.profile_cached else "computed"
-    yield f"profile {result.profile_key} ({where})"
+    yield _profile_line(result)
     states = ", ".join(f"{count} {state}" for state, count in sorted(result.states.items()))
     took = duration(sum(result.seconds.values()))
     yield f"trials: {states or 'none'}; this launch took {took}"

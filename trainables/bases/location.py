@@ -15,7 +15,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from spaces.errors import BaseModelError
+from spaces.errors import BaseModelError, one_line
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -167,7 +167,7 @@ def _hub_snapshot(uri: str, weights: bool) -> Path:
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise BaseModelError(
             f"base: {uri} cannot be had from the hub nor from its local cache "
-            f"({first_line(error)}); check the name and the network, or use path:DIR"
+            f"({one_line(error)}); check the name and the network, or use path:DIR"
         ) from error
     return Path(root) / file if file is not None else Path(root)
 
@@ -177,12 +177,6 @@ def _hub_commit(uri: str) -> str:
     path = locate(uri, weights=False)
     file = hub_parts(uri)[1]
     return path.name if file is None else path.parents[file.count("/")].name
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, for a message of one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def weight_files(path: Path, uri: str) -> list[str]:
@@ -236,6 +230,6 @@ def local_arguments(path: Path) -> tuple[str, dict[str, Any]]:
 def unloadable(uri: str, error: Exception) -> BaseModelError:
     """The error of a base whose checkpoint cannot be read, because of `error`."""
     return BaseModelError(
-        f"base: {uri} cannot be loaded ({first_line(error)}); use a checkpoint that transformers "
+        f"base: {uri} cannot be loaded ({one_line(error)}); use a checkpoint that transformers "
         "reads"
     )

@@ -10,11 +10,10 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
-from spaces.errors import BaseModelError, nearest
+from spaces.errors import BaseModelError, nearest, one_line
 from trainables.bases.location import (
     IMAGE_PROCESSOR_FILES,
     TOKENIZER_FILES,
-    first_line,
     local_arguments,
     locate,
 )
@@ -87,7 +86,7 @@ def _reading(problem: str, remedy: str) -> Iterator[None]:
         try:
             yield
         except _UNREADABLE as error:
-            raise BaseModelError(f"{problem} ({first_line(error)}); {remedy}") from error
+            raise BaseModelError(f"{problem} ({one_line(error)}); {remedy}") from error
 
 
 @contextmanager

@@ -21,9 +21,9 @@ import ray.tune  # used later, but two imports of Ray's libraries at once can co
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from spaces.errors import JobError
+from spaces.errors import JobError, one_line
 from trainables.resident.group_watch import GroupWatch
-from trainables.resident.jobs import Done, Event, Failed, Job, Result, one_line
+from trainables.resident.jobs import Done, Event, Failed, Job, Result
 from trainables.resident.queue import POLL_S, events_of, start_job_queue
 
 logger = logging.getLogger(__name__)

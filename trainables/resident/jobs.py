@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from spaces.errors import RanksweepError
 from trainables.profiling.settings import ProfileSettings
 from trainables.training.settings import TrainSettings
 
@@ -148,11 +147,3 @@ class GroupFacts:
     host: str
     pid: int = 0
     workers: int = 1
-
-
-def one_line(failure: BaseException) -> str:
-    """What a failure says, in one line; with its type where it was not written for people."""
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    if lines and isinstance(failure, RanksweepError):
-        return lines[0]  # written for people
-    return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__

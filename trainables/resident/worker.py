@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from spaces.errors import JobError
+from spaces.errors import JobError, one_line
 from spaces.plan import Plan
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
@@ -40,7 +40,6 @@ from trainables.resident.jobs import (
     Started,
     TrialJob,
     TrialResult,
-    one_line,
 )
 from trainables.resident.queue import POLL_S
 from trainables.tasks.task import Task
