@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -37,6 +37,8 @@ Positive = Annotated[float, Field(gt=0), BeforeValidator(_refuse_bool)]
 """A positive number."""
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_refuse_bool)]
 """A number that may be 0, which switches off what it weighs."""
+Factor = Annotated[float, Field(ge=1), BeforeValidator(_refuse_bool)]
+"""A factor that does not lessen what it multiplies."""
 Seed = Annotated[int, Field(ge=0), BeforeValidator(_refuse_bool)]
 """A seed of a random draw."""
 
@@ -52,6 +54,9 @@ class ChoiceSection(BaseModel):
 class Choice(ChoiceSection):
     """What every method lets you choose."""
 
+    RECORDED_WITHOUT: ClassVar[Mapping[str, Any]] = {}
+    """Keys that the records of older versions lack -> the value that they had in effect."""
+
     method: str
     """The method, one of spaces.methods.METHODS."""
     seed: Seed = 0
@@ -66,6 +71,11 @@ class Choice(ChoiceSection):
     def own_values(self) -> dict[str, Any]:
         """The values of the keys that the method has beside those of every choice."""
         return self.model_dump(exclude=set(Choice.model_fields))
+
+    @property
+    def length(self) -> int:
+        """How many times the epochs of a trial it is trained for."""
+        return 1
 
 
 def validated(

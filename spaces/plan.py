@@ -10,7 +10,7 @@ from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors
@@ -24,6 +24,9 @@ from spaces.target import TargetModule
 SCHEMA_VERSION = 1
 
 _METADATA_KEY = "ranksweep"
+
+StageSteps = Literal["split", "full"]
+"""How stages share a trial's steps: each trains an equal part of them, or each trains all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +73,20 @@ class Plan:
     stages: tuple[Mapping[str, tuple[Block, ...]], ...]
     targets: tuple[TargetModule, ...]
     tuner: Tuner | None = None
+    stage_steps: StageSteps = "split"
 
     @classmethod
     def of(
         cls,
         stages: Iterable[Mapping[str, Sequence[Block]]],
         targets: Sequence[TargetModule],
+        stage_steps: StageSteps = "split",
     ) -> Plan:
         """A checked plan; blocks that hold nothing are left out.
 
         Modules stand in the order of `targets`; a stage that is left without blocks stays as an
-        empty map. Raises ChoiceError where a block is out of the bounds of its matrix or its
-        indices are not sorted and unique.
+        empty map. A single stage trains all steps either way. Raises ChoiceError where a block is
+        out of the bounds of its matrix or its indices are not sorted and unique.
         """
         known = {target.name: target for target in targets}
         ordered = []
@@ -99,7 +104,9 @@ class Plan:
                 if kept:
                     modules[name] = kept
             ordered.append(MappingProxyType(modules))
-        return cls(tuple(ordered), tuple(targets))
+        return cls(
+            tuple(ordered), tuple(targets), stage_steps=stage_steps if len(ordered) > 1 else "split"
+        )
 
     @classmethod
     def of_tuner(cls, tuner: Tuner, targets: Sequence[TargetModule]) -> Plan:
@@ -117,6 +124,11 @@ class Plan:
         if tuner.params < 0:
             raise ChoiceError(f"tuner/params: {tuner.params} is below 0; count them again")
         return cls((MappingProxyType({}),), tuple(targets), tuner)
+
+    @property
+    def length(self) -> int:
+        """How many times the epochs of a trial it is trained for: once for each full stage."""
+        return len(self.stages) if self.stage_steps == "full" else 1
 
     @property
     def trainable_params(self) -> int:
@@ -139,12 +151,16 @@ class Plan:
         return digest.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """The plan without its indices, ready for JSON: parameter counts and each block's shape."""
+        """The plan without its indices, ready for JSON: parameter counts and each block's shape.
+
+        `length` says of full stages how many times as long a trial is.
+        """
         tuner = {} if self.tuner is None else {"tuner": _described_tuner(self.tuner)}
         return {
             "trainable_params": self.trainable_params,
             "peak_trainable_params": self.peak_trainable_params,
             **tuner,
+            **self._described_length(),
             "stages": self._described_stages(with_sizes=True),
             "digest": self.digest,
         }
@@ -166,6 +182,9 @@ class Plan:
             metadata = json.loads(tensor_file.parsed(data).metadata[_METADATA_KEY])
             if metadata["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {metadata['schema_version']!r}")
+            stage_steps = metadata.get("stage_steps", "split")
+            if stage_steps not in get_args(StageSteps):
+                raise ValueError(f"stage_steps {stage_steps!r}")
             targets = [_target(item) for item in metadata["targets"]]
             stages = [
                 {
@@ -185,7 +204,9 @@ class Plan:
             raise ChoiceError(
                 f"{source}: tensor {min(tensors)} belongs to no block; write it again"
             )
-        return cls.of(stages, targets) if tuner is None else cls.of_tuner(tuner, targets)
+        if tuner is not None:
+            return cls.of_tuner(tuner, targets)
+        return cls.of(stages, targets, stage_steps)
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
@@ -228,6 +249,12 @@ class Plan:
             stages.append({"modules": modules})
         return stages
 
+    def _described_length(self) -> dict[str, Any]:
+        """What is said of full stages alone: plans of others read as they always did."""
+        if self.stage_steps == "split":
+            return {}
+        return {"stage_steps": self.stage_steps, "length": self.length}
+
     @property
     def _tuner_params(self) -> int:
         return 0 if self.tuner is None else self.tuner.params
@@ -244,6 +271,8 @@ class Plan:
         }
         if self.tuner is not None:
             metadata["tuner"] = _described_tuner(self.tuner)
+        if self.stage_steps != "split":
+            metadata["stage_steps"] = self.stage_steps
         return json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spaces.choice import OptionalRank, Percent, PositiveShare
+from spaces.choice import Factor, OptionalRank, Percent, PositiveShare
 from spaces.errors import ProfileError
 from spaces.methods import sensitivity
 from spaces.methods.pilora import (
     Partition,
+    SupplementaryScale,
     dominant_count_extremes,
     dominant_rows,
     partition_needs_profile,
     two_block_params,
     two_blocks,
+    two_scales,
     unread_partition_keys,
 )
-from spaces.methods.ranking import largest, rounded_share
+from spaces.methods.ranking import NO_BOUND, largest, lr_scale, rounded_share
 from spaces.methods.sensitivity import (
     RankBudget,
     allocated_ranks,
@@ -46,17 +47,29 @@ DEFAULT_SPACE: dict[str, Any] = {
 class JointChoice(RankBudget):
     """What joint lets you choose: all of Sensitivity-LoRA, PiLoRA's rows and TASO's columns."""
 
+    RECORDED_WITHOUT: ClassVar[Mapping[str, Any]] = {
+        **RankBudget.RECORDED_WITHOUT,
+        "supplementary_scale": "dominant",
+        "max_lr_scale": NO_BOUND,
+    }
+
     method: Literal["joint"] = "joint"
     supplementary_rank: OptionalRank = 1
     """Rank of the block of the rows that are not dominant, never above the module's own; 0 leaves
     them untrained."""
     partition: Partition = Partition()
     """How rows are divided; rule all makes every row dominant."""
+    supplementary_scale: SupplementaryScale = "dominant"
+    """Scale of the other rows' update: alpha / the module's rank, that of the dominant rows, or
+    alpha / its own rank."""
     retention: PositiveShare = 0.5
     """Share of a module's columns that is read; 1 reads them all."""
     top_percent: Percent = 5.0
     """k of the top-k% mask by which columns are ranked; one of `profile.top_percent`. Not read at
     `retention: 1`."""
+    max_lr_scale: Factor = 4.0
+    """The most that the learning rate is multiplied by where few columns are read; without a bound
+    it is sqrt(1 / retention)."""
 
 
 def needs_profile(choice: JointChoice) -> bool:
@@ -71,7 +84,7 @@ def needs_profile(choice: JointChoice) -> bool:
 def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
     """What the parts that are switched off do not read."""
     unread = sensitivity.unread_keys(values) | unread_partition_keys(values)
-    return unread | {"top_percent"} if values.get("retention") == 1 else unread
+    return unread | {"top_percent", "max_lr_scale"} if values.get("retention") == 1 else unread
 
 
 def core_cols(
@@ -79,8 +92,8 @@ def core_cols(
 ) -> NDArray[np.int32]:
     """The core columns C of a module: those with the most masked entries, sorted.
 
-    The first floor(retention * in + 0.5) of TASO's ranking of columns alone, ties by index. Raises
-    ProfileError where the profile lacks what is read.
+    The first floor(retention * in + 0.5) of TASO's ranking of columns alone, ties by index; none of
+    a module without any masked weight. Raises ProfileError where the profile lacks what is read.
     """
     if choice.retention == 1:
         return all_indices(target.shape[1])
@@ -88,13 +101,15 @@ def core_cols(
         raise ProfileError("retention: below 1 needs a profile; give one, or use retention 1")
     counts = profile.require(target.name, "sensitivity_col_count")
     density = counts[profile.grid_line(choice.top_percent)]
-    return largest(density, rounded_share(choice.retention, target.shape[1]))
+    count = rounded_share(choice.retention, target.shape[1]) if np.any(density) else 0
+    return largest(density, count)
 
 
 def plan(choice: JointChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
     """One stage, two blocks per module: r^w on its dominant rows, min(r', r^w) on the others.
 
-    Both read the core columns C, with scale alpha / r^w and lr_scale sqrt(in / |C|). Raises
+    Both read the core columns C, with scale alpha / r^w (the second one's may be its own) and
+    lr_scale sqrt(in / |C|), max_lr_scale at most. Raises
     ChoiceError where the budget of ranks cannot be met, ProfileError where the profile lacks what
     is read.
     """
@@ -106,15 +121,17 @@ def plan(choice: JointChoice, targets: Sequence[TargetModule], profile: Profile 
         if rank == 0 or cols.shape[0] == 0:
             continue
         both = rank, min(choice.supplementary_rank, rank)
-        lr_scale = sqrt(target.shape[1] / cols.shape[0])
-        stage[target.name] = two_blocks(both, target, rows, cols, choice.alpha / rank, lr_scale)
+        scales = two_scales(choice.alpha, both, choice.supplementary_scale)
+        factor = lr_scale(cols.shape[0], target.shape[1], choice.max_lr_scale)
+        stage[target.name] = two_blocks(both, target, rows, cols, scales, factor)
     return Plan.of([stage], targets)
 
 
 def count_range(
     choice: JointChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
 ) -> tuple[int, int]:
-    """Least and most trainable parameters over all profiles.
+    """Least and most trainable parameters over all profiles in which every module has a masked
+    weight.
 
     Equal where every part is known without one.
     """

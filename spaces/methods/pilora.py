@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any, Literal, assert_never
+from typing import Any, ClassVar, Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from spaces.profile import Profile
 from spaces.target import TargetModule, refuse_rank_above_limit
 
 PartitionRule = Literal["hits", "cumulative", "top", "random", "all"]
+SupplementaryScale = Literal["dominant", "own"]
 
 DEFAULT_SPACE: dict[str, Any] = {
     "rank": [4, 8, 16],
@@ -40,6 +41,8 @@ class Partition(ChoiceSection):
 class PiloraChoice(Choice):
     """What PiLoRA lets you choose."""
 
+    RECORDED_WITHOUT: ClassVar[Mapping[str, Any]] = {"supplementary_scale": "dominant"}
+
     method: Literal["pilora"] = "pilora"
     rank: Rank = 8
     """Rank r of the dominant rows' block."""
@@ -47,8 +50,11 @@ class PiloraChoice(Choice):
     """Rank r' of the block of all other rows, at most `rank`; 0 leaves them untrained."""
     partition: Partition = Partition()
     """How rows are divided."""
+    supplementary_scale: SupplementaryScale = "dominant"
+    """Scale of the other rows' update: alpha / rank, that of the dominant rows, or alpha /
+    supplementary_rank, its own."""
     alpha: Positive = 16.0
-    """Both updates are scaled by alpha / rank."""
+    """The dominant rows' update is scaled by alpha / rank."""
 
     @model_validator(mode="after")
     def _check_ranks(self) -> PiloraChoice:
@@ -71,9 +77,10 @@ def needs_profile(choice: PiloraChoice) -> bool:
 
 
 def unread_partition_keys(values: Mapping[str, Any]) -> frozenset[str]:
-    """The threshold, where the rule is `all`."""
-    every_row = values.get("partition.rule") == "all"
-    return frozenset({"partition.threshold"} if every_row else ())
+    """What a rule `all` does not read, nor rows that are left untrained."""
+    if values.get("partition.rule") == "all":
+        return frozenset({"partition.threshold", "supplementary_scale"})
+    return frozenset({"supplementary_scale"} if values.get("supplementary_rank") == 0 else ())
 
 
 unread_keys = unread_partition_keys
@@ -135,16 +142,25 @@ def two_blocks(
     target: TargetModule,
     rows: NDArray[np.int32],
     cols: NDArray[np.int32],
-    scale: float,
+    scales: tuple[float, float],
     lr_scale: float = 1.0,
 ) -> list[Block]:
-    """A block of the first rank on `rows` of a module and one of the second on all others."""
+    """A block of the first rank on `rows` of a module and one of the second on all others, each
+    with its scale."""
     others = np.ones(target.shape[0], dtype=np.bool_)
     others[rows] = False
     return [
-        Block(ranks[0], rows, cols, scale, lr_scale),
-        Block(ranks[1], np.flatnonzero(others).astype(np.int32), cols, scale, lr_scale),
+        Block(ranks[0], rows, cols, scales[0], lr_scale),
+        Block(ranks[1], np.flatnonzero(others).astype(np.int32), cols, scales[1], lr_scale),
     ]
+
+
+def two_scales(
+    alpha: float, ranks: tuple[int, int], supplementary: SupplementaryScale
+) -> tuple[float, float]:
+    """The scales of the dominant and the other rows' update."""
+    own = supplementary == "own" and ranks[1] > 0
+    return alpha / ranks[0], alpha / (ranks[1] if own else ranks[0])
 
 
 def plan(choice: PiloraChoice, targets: Sequence[TargetModule], profile: Profile | None) -> Plan:
@@ -154,13 +170,13 @@ def plan(choice: PiloraChoice, targets: Sequence[TargetModule], profile: Profile
     what is read.
     """
     refuse_rank_above_limit("rank", choice.rank, targets)
-    scale = choice.alpha / choice.rank
+    ranks = choice.rank, choice.supplementary_rank
+    scales = two_scales(choice.alpha, ranks, choice.supplementary_scale)
     stage = {}
     for index, target in enumerate(targets):
         rows = dominant_rows(choice.partition, target, profile, (choice.seed, index))
         cols = all_indices(target.shape[1])
-        ranks = choice.rank, choice.supplementary_rank
-        stage[target.name] = two_blocks(ranks, target, rows, cols, scale)
+        stage[target.name] = two_blocks(ranks, target, rows, cols, scales)
     return Plan.of([stage], targets)
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from math import floor
+from math import floor, sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+NO_BOUND = 1e6
+"""A factor that no share of a matrix's rows or columns comes near: what `max_lr_scale` was before
+there was one."""
+
+
+def lr_scale(taken: int, total: int, most: float) -> float:
+    """What an update of so few of `total` rows or columns multiplies its learning rate by.
+
+    sqrt(total / taken), `most` at most (TASO Eq. 5).
+    """
+    return min(sqrt(total / taken), most)
 
 
 def rounded_share(fraction: float, total: int) -> int:

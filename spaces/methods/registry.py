@@ -100,6 +100,7 @@ _METHODS = (
         taso.TasoChoice,
         taso.DEFAULT_SPACE,
         Blocks(taso.plan, taso.count_range, taso.needs_profile),
+        taso.unread_keys,
     ),
     Method(
         sensitivity.SensitivityChoice,

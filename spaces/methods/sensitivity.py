@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from math import ceil, floor
-from typing import Any, Literal
+from math import ceil, floor, gcd
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spaces.choice import Choice, OptionalRank, Positive, Rank, Share
 from spaces.errors import ChoiceError, ProfileError
 from spaces.methods.lora import whole_block
-from spaces.methods.ranking import largest, shortest_prefix
+from spaces.methods.ranking import shortest_prefix
 from spaces.plan import Plan
 from spaces.profile import Profile
 from spaces.target import TargetModule, refuse_rank_above_limit
@@ -34,12 +34,14 @@ ParamsOfRank = Callable[[TargetModule, int], tuple[int, int]]
 class RankBudget(Choice):
     """How a method shares a budget of ranks out among modules."""
 
+    RECORDED_WITHOUT: ClassVar[Mapping[str, Any]] = {"budget": "ranks"}
+
     mean_rank: Rank = 4
-    """The budget: r_total = mean_rank * number of modules."""
+    """The budget: what a LoRA of this rank has, by `budget`."""
     allocation: Literal["scaled", "progressive", "uniform"] = "scaled"
     """scaled: ranks in proportion to theta (Eq. 15); progressive: mean_rank + 1 for the first third
     by theta, mean_rank - 1 for the last; uniform: mean_rank everywhere, which reads no key from
-    here to min_rank."""
+    here to budget."""
     signal: Literal["combined", "global", "local"] = "combined"
     """Which metrics make theta: both, the trace alone, or Topk and Effective Rank alone."""
     top_fraction: Share = 0.5
@@ -51,6 +53,10 @@ class RankBudget(Choice):
     (appendix B.1)."""
     min_rank: OptionalRank = 1
     """No module's rank is below it; a module of rank 0 is left out."""
+    budget: Literal["ranks", "parameters"] = "ranks"
+    """ranks: the ranks add up to mean_rank * number of modules; parameters: each rank is counted as
+    the in + out parameters that it takes in its module, and they add up to those of a LoRA of
+    mean_rank, or to less by fewer than one rank takes."""
     alpha: Positive = 16.0
     """A module's update is scaled by alpha / its rank."""
 
@@ -74,7 +80,7 @@ def needs_profile(choice: SensitivityChoice) -> bool:
 def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
     """What a uniform allocation does not read, nor a global signal of the local metrics."""
     if values.get("allocation") == "uniform":
-        return frozenset({"signal", "top_fraction", "energy", "weighting", "min_rank"})
+        return frozenset({"signal", "top_fraction", "energy", "weighting", "min_rank", "budget"})
     if values.get("signal") == "global":
         return frozenset({"top_fraction", "energy"})
     return frozenset()
@@ -83,11 +89,11 @@ def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
 def reconciled(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with a min_rank that the budget allows.
 
-    That is mean_rank, or one less where the budget is shared progressively.
+    That is mean_rank, or one less where a budget of ranks is shared progressively.
     """
     fields = RankBudget.model_fields
     most = values.get("mean_rank", fields["mean_rank"].default)
-    if values.get("allocation") == "progressive":
+    if values.get("allocation") == "progressive" and values.get("budget") != "parameters":
         most -= 1
     return {**values, "min_rank": min(values.get("min_rank", fields["min_rank"].default), most)}
 
@@ -101,6 +107,10 @@ def largest_values(
     limits = [target.rank_limit for target in targets]
     allocations = searched.get("allocation", ("scaled",))
     mean_rank = sum(limits) // len(limits)
+    if "parameters" in searched.get("budget", ()):
+        costs = [sum(target.shape) for target in targets]
+        most = sum(cost * limit for cost, limit in zip(costs, limits, strict=True))
+        mean_rank = min(mean_rank, most // sum(costs))
     if "uniform" in allocations:
         mean_rank = min(limits)
     if "progressive" in allocations:
@@ -166,25 +176,31 @@ def allocated_ranks(
     theta = sensitivities(choice, targets, profile)
     limits = np.array([target.rank_limit for target in targets], dtype=np.float64)
     if choice.allocation == "progressive":
-        return _progressive(choice, theta, targets)
+        ranks = _thirds(choice, theta)
+        if choice.budget == "ranks":
+            return _within_bounds(choice, ranks, targets)
+        theta = ranks.astype(np.float64)
     if not np.any(theta):
         theta = np.ones_like(theta)
-    total = choice.mean_rank * len(targets)
-    return _largest_remainder(_water_filled(theta, choice.min_rank, limits, total), total)
+    costs = _costs(choice, targets)
+    total = choice.mean_rank * int(np.sum(costs))
+    filled = _water_filled(theta, choice.min_rank, limits, costs, total)
+    return _largest_remainder(filled, costs, total)
 
 
 def refuse_impossible_budget(choice: RankBudget, targets: Sequence[TargetModule]) -> None:
     """Raise ChoiceError where no ranks within the modules' bounds can meet the budget."""
-    if choice.allocation == "scaled":
-        total = choice.mean_rank * len(targets)
-        least = choice.min_rank * len(targets)
-        most = sum(target.rank_limit for target in targets)
+    if _is_filled(choice):
+        costs = _costs(choice, targets)
+        total = choice.mean_rank * int(np.sum(costs))
+        least = choice.min_rank * int(np.sum(costs))
+        most = sum(int(c) * target.rank_limit for c, target in zip(costs, targets, strict=True))
         refuse_rank_above_limit("min_rank", choice.min_rank, targets)
         if not least <= total <= most:
             raise ChoiceError(
-                f"mean_rank: a budget of {total} ranks for {len(targets)} modules is outside "
-                f"{least} to {most}, what min_rank and min(out, in) allow; change mean_rank or "
-                "min_rank"
+                f"mean_rank: a budget of {total} {choice.budget} for {len(targets)} modules is "
+                f"outside {least} to {most}, what min_rank and min(out, in) allow; change "
+                "mean_rank or min_rank"
             )
         return
     if choice.allocation == "uniform" or len(targets) < 3:
@@ -233,8 +249,8 @@ def budget_count_range(
     `kink`. The bounds are reached where it is linear throughout.
     """
     refuse_impossible_budget(choice, targets)
-    if choice.allocation == "scaled":
-        return _scaled_range(choice, targets, params, kink)
+    if _is_filled(choice):
+        return _filled_range(choice, targets, params, kink)
     at_mean = [params(target, choice.mean_rank) for target in targets]
     least = sum(low for low, _ in at_mean)
     most = sum(high for _, high in at_mean)
@@ -267,15 +283,34 @@ def _weighed(metric: NDArray[np.float64], weighting: str) -> NDArray[np.float64]
     return metric * (deviation / mean)
 
 
-def _progressive(
-    choice: RankBudget, theta: NDArray[np.float64], targets: Sequence[TargetModule]
-) -> list[int]:
-    count = len(targets)
+def _is_filled(choice: RankBudget) -> bool:
+    """Whether ranks are shared out in proportion: progressively too, where parameters count."""
+    return choice.allocation == "scaled" or (
+        choice.allocation == "progressive" and choice.budget == "parameters"
+    )
+
+
+def _costs(choice: RankBudget, targets: Sequence[TargetModule]) -> NDArray[np.int64]:
+    """What one rank of each module takes of the budget, int64 [modules]."""
+    if choice.budget == "ranks":
+        return np.ones(len(targets), dtype=np.int64)
+    return np.array([sum(target.shape) for target in targets], dtype=np.int64)
+
+
+def _thirds(choice: RankBudget, theta: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The ranks of a progressive allocation, int64 [modules]."""
+    count = len(theta)
     third = count // 3 if np.any(theta) else 0
     order = np.argsort(-theta, kind="stable")
-    ranks = np.full(count, choice.mean_rank)
+    ranks = np.full(count, choice.mean_rank, dtype=np.int64)
     ranks[order[:third]] += 1
     ranks[order[count - third :]] -= 1
+    return ranks
+
+
+def _within_bounds(
+    choice: RankBudget, ranks: NDArray[np.int64], targets: Sequence[TargetModule]
+) -> list[int]:
     for target, rank in zip(targets, ranks, strict=True):
         if not choice.min_rank <= rank <= target.rank_limit:
             raise ChoiceError(
@@ -287,86 +322,104 @@ def _progressive(
 
 
 def _water_filled(
-    theta: NDArray[np.float64], low: int, limits: NDArray[np.float64], total: int
+    theta: NDArray[np.float64],
+    low: int,
+    limits: NDArray[np.float64],
+    costs: NDArray[np.int64],
+    total: int,
 ) -> NDArray[np.float64]:
-    """clip(lambda * theta, low, limits), float64 [modules], that sums to `total`.
+    """clip(lambda * theta, low, limits), float64 [modules], whose sum by `costs` is `total`.
 
     The sum grows with lambda and is linear between the lambdas at which a module meets a bound, so
     the two around `total` give lambda without iterating. Raises ChoiceError where no lambda meets
     `total`.
     """
     theta = theta / np.max(theta)
-    unclipped: NDArray[np.float64] = theta * (total / np.sum(theta))
+    unclipped: NDArray[np.float64] = theta * (total / np.sum(costs * theta))
     if np.all(unclipped >= low) and np.all(unclipped <= limits):
         return unclipped
     moving = theta > 0
     leaves_low, meets_limit = low / theta[moving], limits[moving] / theta[moving]
     bends = np.unique(np.concatenate([leaves_low, meets_limit]))
-    sums = np.array([np.sum(np.clip(bend * theta, low, limits)) for bend in bends])
+    sums = np.array([np.sum(costs * np.clip(bend * theta, low, limits)) for bend in bends])
     # The noise of float64 stays far below this slack, and ranks are whole.
-    after = int(np.searchsorted(sums, total - _SLACK))
+    slack = _SLACK * float(np.max(costs))
+    after = int(np.searchsorted(sums, total - slack))
     if after == len(bends):
+        what = "ranks" if np.all(costs == 1) else "parameters"
         raise ChoiceError(
-            f"mean_rank: {total} ranks do not fit, as {np.count_nonzero(~moving)} of {len(theta)} "
+            f"mean_rank: {total} {what} do not fit, as {np.count_nonzero(~moving)} of {len(theta)} "
             "modules have zero sensitivity and the others are full; lower mean_rank or use "
             "allocation uniform"
         )
     filled: NDArray[np.float64] = np.clip(bends[after] * theta, low, limits)
-    if sums[after] <= total + _SLACK:
+    if sums[after] <= total + slack:
         return filled
     # Not the first bend: there every module stands at min_rank, which is never above the budget.
     free = np.zeros(len(theta), dtype=np.bool_)
     free[moving] = (leaves_low <= bends[after - 1]) & (meets_limit >= bends[after])
-    filled[free] = theta[free] * ((total - np.sum(filled[~free])) / np.sum(theta[free]))
+    left = total - np.sum((costs * filled)[~free])
+    filled[free] = theta[free] * (left / np.sum((costs * theta)[free]))
     return filled
 
 
-def _largest_remainder(values: NDArray[np.float64], total: int) -> list[int]:
-    """Whole ranks that sum to `total` as `values` do: rounded down, then one more by remainder.
+def _largest_remainder(
+    values: NDArray[np.float64], costs: NDArray[np.int64], total: int
+) -> list[int]:
+    """Whole ranks for `values`, whose sum by `costs` is `total`: rounded down, then one more.
 
-    Ties by module order.
+    By remainder, ties by module order, and only where the cost is still within what is left of
+    `total`. All costs being equal, nothing is left.
     """
     # Remainders that differ by the noise of float64 alone are ties.
     values = np.round(values, 9)
     ranks = np.floor(values).astype(np.int64)
-    ranks[largest(values - ranks, total - int(np.sum(ranks)))] += 1
+    left = total - int(np.sum(costs * ranks))
+    for module in np.argsort(ranks - values, kind="stable"):
+        if ranks[module] < values[module] and costs[module] <= left:
+            ranks[module] += 1
+            left -= int(costs[module])
     return [int(rank) for rank in ranks]
 
 
-def _scaled_range(
+def _filled_range(
     choice: RankBudget, targets: Sequence[TargetModule], params: ParamsOfRank, kink: int
 ) -> tuple[int, int]:
-    """Bounds where the ranks sum to the budget: each module's pieces, filled cheapest first.
+    """Bounds where the ranks fill the budget: each module's pieces, filled cheapest first.
 
     A module's bounds are replaced by their convex (for the least) and concave (for the most) hulls,
-    for which filling by slope is optimal.
+    for which filling by slope is optimal. What no whole rank fits into is left of the budget: less
+    than the dearest rank, and like all costs a multiple of their greatest common divisor.
     """
-    spare = (choice.mean_rank - choice.min_rank) * len(targets)
+    costs = [int(cost) for cost in _costs(choice, targets)]
+    spare = (choice.mean_rank - choice.min_rank) * sum(costs)
+    unspent = max(costs, default=0) - gcd(*costs)
     least = most = 0
     cheap: list[tuple[float, int]] = []
     dear: list[tuple[float, int]] = []
-    for target in targets:
-        top = min(target.rank_limit, choice.min_rank + spare)
+    for target, cost in zip(targets, costs, strict=True):
+        top = min(target.rank_limit, choice.min_rank + spare // cost)
         ranks = sorted({choice.min_rank, min(max(kink, choice.min_rank), top), top})
         points = {rank: params(target, rank) for rank in ranks}
         least += points[choice.min_rank][0]
         most += points[choice.min_rank][1]
-        cheap += _pieces({rank: point[0] for rank, point in points.items()}, sign=1)
-        dear += _pieces({rank: point[1] for rank, point in points.items()}, sign=-1)
-    low = least + _filled_cost(sorted(cheap), spare)
+        cheap += _pieces({cost * rank: point[0] for rank, point in points.items()}, sign=1)
+        dear += _pieces({cost * rank: point[1] for rank, point in points.items()}, sign=-1)
+    low = least + _filled_cost(sorted(cheap), max(0, spare - unspent))
     high = most + _filled_cost(sorted(dear, reverse=True), spare)
     return ceil(low - 1e-6), floor(high + 1e-6)
 
 
 def _pieces(points: Mapping[int, int], sign: int) -> list[tuple[float, int]]:
-    """(slope, width) of the lower hull (sign 1) or upper hull (sign -1) of up to three points."""
-    ranks = sorted(points)
+    """(slope, width) of the lower hull (sign 1) or upper hull (sign -1) of up to three points:
+    what a module takes of the budget -> its parameters."""
+    taken = sorted(points)
     pieces = [
         ((points[right] - points[left]) / (right - left), right - left)
-        for left, right in pairwise(ranks)
+        for left, right in pairwise(taken)
     ]
     if len(pieces) == 2 and sign * pieces[0][0] > sign * pieces[1][0]:
-        first, last = ranks[0], ranks[-1]
+        first, last = taken[0], taken[-1]
         return [((points[last] - points[first]) / (last - first), last - first)]
     return pieces
 

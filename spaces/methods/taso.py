@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil, sqrt
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spaces.choice import Choice, Percent, Positive, PositiveShare, Rank
+from spaces.choice import Choice, Factor, Percent, Positive, PositiveShare, Rank
 from spaces.errors import ProfileError
-from spaces.methods.ranking import drawn, largest, rounded_share
-from spaces.plan import Block, Plan, all_indices
+from spaces.methods.ranking import NO_BOUND, drawn, largest, lr_scale, rounded_share
+from spaces.plan import Block, Plan, StageSteps, all_indices
 from spaces.profile import Profile
 from spaces.target import TargetModule, refuse_rank_above_limit
 
@@ -29,6 +29,11 @@ DEFAULT_SPACE: dict[str, Any] = {
 class TasoChoice(Choice):
     """What TASO lets you choose."""
 
+    RECORDED_WITHOUT: ClassVar[Mapping[str, Any]] = {
+        "max_lr_scale": NO_BOUND,
+        "stage_steps": "split",
+    }
+
     method: Literal["taso"] = "taso"
     retention: PositiveShare = 0.1
     """Share of the ranked rows and columns that make the core (the paper's top-p%)."""
@@ -39,15 +44,31 @@ class TasoChoice(Choice):
     """What the mask ranks weights by: abs(theta * g), abs(g), or, at random, as many rows and
     columns of each module as sensitivity takes, drawn with the choice's seed."""
     scope: Literal["module", "model"] = "module"
-    """Whether rows and columns are ranked within each module or over the whole model."""
+    """Whether rows and columns are ranked within each module or over the whole model. A module with
+    no weight in the mask has no core."""
     rank: Rank = 1
     """Rank of each stage's update."""
     rounds: Rank = 1
     """How many times the row stage and the column stage are run; 4 is the paper's TASO-dagger."""
-    alpha: Positive = 1.0
+    stage_steps: StageSteps = "split"
+    """split: the stages share the steps of a trial; full: every stage trains all of them, so that a
+    trial takes 2 * rounds times as long."""
+    alpha: Positive = 16.0
     """Each update is scaled by alpha / rank."""
     lr_scaling: bool = True
     """Whether the learning rate grows with sparsity, by sqrt(1 / (1 - rho)) (Eq. 5)."""
+    max_lr_scale: Factor = 4.0
+    """The most that `lr_scaling` multiplies the learning rate by."""
+
+    @property
+    def length(self) -> int:
+        """How many times the epochs of a trial it is trained for."""
+        return 2 * self.rounds if self.stage_steps == "full" else 1
+
+
+def unread_keys(values: Mapping[str, Any]) -> frozenset[str]:
+    """The bound of a scaling that is off."""
+    return frozenset({"max_lr_scale"} if values.get("lr_scaling") is False else ())
 
 
 def needs_profile(choice: TasoChoice) -> bool:
@@ -62,7 +83,7 @@ def core(
 
     Rows are ranked by u = row count / in, columns by u = column count / out, together; ties by
     module order, rows before columns, index. The first floor(retention * n + 0.5) of the n ranked
-    are the core. Raises ProfileError.
+    are the core; of a module without any masked weight none is. Raises ProfileError.
     """
     if profile is None:
         raise ProfileError("method: taso needs a profile; give one")
@@ -76,6 +97,10 @@ def core(
         ]
     else:
         taken = _largest_of_all(densities, choice.retention)
+    taken = [
+        indices if np.any(density) else indices[:0]
+        for density, indices in zip(densities, taken, strict=True)
+    ]
     cores = []
     for index, (target, indices) in enumerate(zip(targets, taken, strict=True)):
         out_features, in_features = target.shape
@@ -93,7 +118,8 @@ def plan(choice: TasoChoice, targets: Sequence[TargetModule], profile: Profile |
     """Two stages per round: core rows, all columns; then all rows, core columns (section 4.2).
 
     rho, the share of zeros in a stage's update, is 1 - |R| / out for rows and 1 - |C| / in for
-    columns. Raises ChoiceError where the rank is above min(out, in), ProfileError where the profile
+    columns; the learning rate grows by sqrt(1 / (1 - rho)), max_lr_scale at most. Raises
+    ChoiceError where the rank is above min(out, in), ProfileError where the profile
     lacks what is read.
     """
     refuse_rank_above_limit("rank", choice.rank, targets)
@@ -120,13 +146,13 @@ def plan(choice: TasoChoice, targets: Sequence[TargetModule], profile: Profile |
                 _lr_scale(choice, cols.shape[0], in_features),
             )
         ]
-    return Plan.of([row_stage, col_stage] * choice.rounds, targets)
+    return Plan.of([row_stage, col_stage] * choice.rounds, targets, choice.stage_steps)
 
 
 def count_range(
     choice: TasoChoice, targets: Sequence[TargetModule], dominant_fraction: float | None
 ) -> tuple[int, int]:
-    """Least and most stored parameters over all profiles.
+    """Least and most stored parameters over all profiles in which every module has a masked weight.
 
     A module stores rank * rounds * ([R](|R| + in) + [C](out + |C|)). How many indices are kept is
     known, how they fall on rows and columns is not: the most is reached where every stage of every
@@ -196,4 +222,4 @@ def _largest_of_all(
 
 
 def _lr_scale(choice: TasoChoice, kept: int, size: int) -> float:
-    return sqrt(size / kept) if choice.lr_scaling and kept else 1.0
+    return lr_scale(kept, size, choice.max_lr_scale) if choice.lr_scaling and kept else 1.0

@@ -77,7 +77,9 @@ def test_blocks_of_pilora_are_the_papers_partition(
 ) -> None:
     rank = data.draw(st.integers(1, rank_limit(profile)), "rank")
     supplementary = data.draw(st.integers(0, rank), "supplementary_rank")
+    own = data.draw(st.booleans(), "own scale")
     keys = {"rank": rank, "supplementary_rank": supplementary, "alpha": 3}
+    keys |= {"supplementary_scale": "own"} if own else {}
     partition = {"rule": rule, "threshold": threshold}
     choice = parse_choice({"method": "pilora", "partition": partition, **keys})
     plan = make_plan(choice, profile.targets, profile)
@@ -89,7 +91,7 @@ def test_blocks_of_pilora_are_the_papers_partition(
         of_row = [[b.rank for b in blocks if row in b.rows] for row in range(out)]
         assert all(len(ranks) <= 1 for ranks in of_row), "blocks overlap on a row"
         assert all(b.cols.tolist() == list(range(inner)) for b in blocks)
-        assert {(b.scale, b.lr_scale) for b in blocks} <= {(3 / rank, 1.0)}
+        assert all(b.lr_scale == 1.0 for b in blocks)
         module = profile.modules[target.name]
         if rule == "all":
             dominant = list(range(out))
@@ -100,6 +102,9 @@ def test_blocks_of_pilora_are_the_papers_partition(
             assert len(dominant) == count
         else:
             dominant = dominant_rows(rule, threshold, module, STEPS)
+        for block in blocks:
+            at_own = own and block.rows.tolist() != dominant
+            assert block.scale == 3 / (supplementary if at_own else rank)
         others = [rank_of_others for rank_of_others in [supplementary] if rank_of_others]
         assert of_row == [[rank] if row in dominant else others for row in range(out)]
         few = out - len(dominant)
@@ -138,6 +143,15 @@ def taso(profile: Profile, **keys: Any) -> Plan:
     return make_plan(parse_choice({"method": "taso", **keys}), profile.targets, profile)
 
 
+def with_signal(profile: Profile, read: str) -> list[TargetModule]:
+    """The modules that have a weight in the mask."""
+    counts = {
+        name: [getattr(module, f"{read}_{axis}_count") for axis in ("row", "col")]
+        for name, module in profile.modules.items()
+    }
+    return [target for target in profile.targets if any(map(np.any, counts[target.name]))]
+
+
 def sizes(plan_or_core: dict[str, tuple[list[int], list[int]]]) -> list[tuple[int, int]]:
     return [(len(rows), len(cols)) for rows, cols in plan_or_core.values()]
 
@@ -150,6 +164,7 @@ def sizes(plan_or_core: dict[str, tuple[list[int], list[int]]]) -> list[tuple[in
     importance=st.sampled_from(["sensitivity", "gradient", "random"]),
     rounds=st.integers(1, 4),
     lr_scaling=st.booleans(),
+    most=st.sampled_from([1.0, 1.7, 4.0]),
 )
 @quick
 def test_stages_of_taso_are_the_papers_core(
@@ -160,11 +175,12 @@ def test_stages_of_taso_are_the_papers_core(
     importance: str,
     rounds: int,
     lr_scaling: bool,
+    most: float,
 ) -> None:
     rank = data.draw(st.integers(1, rank_limit(profile)), "rank")
     ranking = {"retention": retention, "scope": scope}
     keys = {**ranking, "rank": rank, "rounds": rounds, "alpha": 5}
-    plan = taso(profile, importance=importance, lr_scaling=lr_scaling, **keys)
+    plan = taso(profile, importance=importance, lr_scaling=lr_scaling, max_lr_scale=most, **keys)
     read = "gradient" if importance == "gradient" else "sensitivity"
     expected = core(profile, {**ranking, "importance": read})
     found = core_of(plan)
@@ -186,12 +202,14 @@ def test_stages_of_taso_are_the_papers_core(
                 assert np.any(delta)
                 assert np.all(np.any(delta, axis=number % 2)), "one side is whole"
                 rho = np.mean(delta == 0)
-                scale = sqrt(1 / (1 - rho)) if lr_scaling else 1.0
+                scale = min(most, sqrt(1 / (1 - rho))) if lr_scaling else 1.0
                 assert block.lr_scale == pytest.approx(scale, rel=1e-12)
                 assert (block.rank, block.scale) == (rank, 5 / rank)
     assert plan.trainable_params == rank * rounds * stored
-    least, most = count_range(parse_choice({"method": "taso", **keys}), profile.targets)
-    assert least <= plan.trainable_params <= most
+    least, greatest = count_range(parse_choice({"method": "taso", **keys}), profile.targets)
+    # The least presumes that every module has a weight in the mask.
+    assert least <= plan.trainable_params or len(with_signal(profile, read)) < len(profile.targets)
+    assert plan.trainable_params <= greatest
 
 
 @given(
@@ -216,7 +234,8 @@ def test_more_retention_never_removes_an_index(
 @quick
 def test_all_of_the_core_is_lora_in_two_stages(profile: Profile, scope: str) -> None:
     plan = taso(profile, retention=1, scope=scope)
-    lora = make_plan(parse_choice({"method": "lora", "rank": 1}), profile.targets, None)
+    loud = with_signal(profile, "sensitivity")
+    lora = make_plan(parse_choice({"method": "lora", "rank": 1}), loud, None)
     assert plan.trainable_params == 2 * lora.trainable_params
     assert plan.peak_trainable_params == lora.trainable_params
 
@@ -257,6 +276,7 @@ BUDGETS = st.fixed_dictionaries(
     {
         "mean_rank": st.integers(1, 6),
         "min_rank": st.integers(0, 3),
+        "budget": st.sampled_from(["ranks", "parameters"]),
         "signal": st.sampled_from(["combined", "global", "local"]),
         "weighting": st.sampled_from(["spread", "equal"]),
         "top_fraction": SHARES,
@@ -273,7 +293,8 @@ def test_a_scaled_budget_is_met_exactly_and_within_the_bounds(
     choice = parse_choice({"method": "sensitivity", **keys})
     assert isinstance(choice, SensitivityChoice)
     low, limits = choice.min_rank, [min(target.shape) for target in profile.targets]
-    total = choice.mean_rank * len(limits)
+    costs = costs_of(choice, profile)
+    total = choice.mean_rank * sum(costs)
 
     def make() -> Plan:
         return make_plan(choice, profile.targets, profile)
@@ -281,28 +302,41 @@ def test_a_scaled_budget_is_met_exactly_and_within_the_bounds(
     if low > min(limits):
         assert refused(make).startswith(f"min_rank: {low} is above")
         return
-    if not low * len(limits) <= total <= sum(limits):
-        assert refused(make).startswith(f"mean_rank: a budget of {total} ranks")
+    most = weighed(costs, limits)
+    if not low * sum(costs) <= total <= most:
+        assert refused(make).startswith(f"mean_rank: a budget of {total} {choice.budget}")
         return
     theta = thetas(diagonals_of(profile), choice)
     if not any(theta):
         theta = [1.0] * len(limits)
-    if sum(limit if t else low for t, limit in zip(theta, limits, strict=True)) < total:
-        assert refused(make).startswith(f"mean_rank: {total} ranks do not fit")
+    reached = [limit if t else low for t, limit in zip(theta, limits, strict=True)]
+    if weighed(costs, reached) < total:
+        assert refused(make).startswith(f"mean_rank: {total} {choice.budget} do not fit")
         return
     plan = make()
     ranks = ranks_of(plan)
-    assert sum(ranks) == total
+    assert 0 <= total - weighed(costs, ranks) < max(costs)
     assert all(low <= rank <= limit for rank, limit in zip(ranks, limits, strict=True))
-    assert ranks == scaled(theta, low, limits, total)
+    assert ranks == scaled(theta, low, limits, total, costs)
     scales = {name: block.scale for name, (block,) in plan.stages[0].items()}
     assert scales == {f"m{i}": choice.alpha / rank for i, rank in enumerate(ranks) if rank}
-    by_limit = sorted(range(len(limits)), key=lambda i: (limits[i], theta[i]))
+    by_limit = sorted(range(len(limits)), key=lambda i: (limits[i], costs[i], theta[i]))
     for i, j in pairwise(by_limit):
-        if limits[i] == limits[j] and theta[j] > theta[i] * (1 + 1e-6):
+        alike = (limits[i], costs[i]) == (limits[j], costs[j])
+        if alike and theta[j] > theta[i] * (1 + 1e-6):
             assert ranks[i] <= ranks[j], "a more sensitive module of the same limit has less rank"
     least, most = count_range(choice, profile.targets)
     assert least <= plan.trainable_params <= most
+
+
+def costs_of(choice: SensitivityChoice, profile: Profile) -> list[int]:
+    """What a rank of each module takes of the budget."""
+    by_ranks = choice.budget == "ranks"
+    return [1 if by_ranks else sum(target.shape) for target in profile.targets]
+
+
+def weighed(costs: list[int], ranks: list[int]) -> int:
+    return sum(cost * rank for cost, rank in zip(costs, ranks, strict=True))
 
 
 @given(profile=profiles(), keys=BUDGETS)
@@ -310,7 +344,9 @@ def test_a_scaled_budget_is_met_exactly_and_within_the_bounds(
 def test_a_progressive_budget_moves_a_third_up_and_a_third_down(
     profile: Profile, keys: dict[str, Any]
 ) -> None:
-    choice = parse_choice({"method": "sensitivity", "allocation": "progressive", **keys})
+    choice = parse_choice(
+        {"method": "sensitivity", **keys, "allocation": "progressive", "budget": "ranks"}
+    )
     assert isinstance(choice, SensitivityChoice)
     theta = thetas(diagonals_of(profile), choice)
     ascending = sorted(theta)
@@ -385,6 +421,8 @@ def planned_or_refused(choice: Choice, profile: Profile) -> Plan | str:
     threshold=SHARES,
     retention=RETENTIONS,
     supplementary=st.integers(0, 4),
+    own=st.booleans(),
+    most=st.sampled_from([1.0, 1.7, 4.0]),
 )
 @quick
 def test_joint_is_its_three_parts_put_together(
@@ -394,11 +432,15 @@ def test_joint_is_its_three_parts_put_together(
     threshold: float,
     retention: float,
     supplementary: int,
+    own: bool,
+    most: float,
 ) -> None:
     parts = {
         "partition": {"rule": rule, "threshold": threshold},
         "retention": retention,
         "supplementary_rank": supplementary,
+        "supplementary_scale": "own" if own else "dominant",
+        "max_lr_scale": most,
     }
     budget = parse_choice({"method": "sensitivity", **keys})
     choice = parse_choice({"method": "joint", **keys, **parts})
@@ -415,6 +457,8 @@ def test_joint_is_its_three_parts_put_together(
         counts = [Fraction(int(n), out) for n in module.sensitivity_col_count[0]]
         ranked = sorted(range(inner), key=lambda j: (-counts[j], j))
         cols = sorted(ranked[: floor(retention * inner + 0.5)])
+        if not any(counts) and retention < 1:
+            cols = []
         dominant = (
             list(range(out)) if rule == "all" else dominant_rows(rule, threshold, module, STEPS)
         )
@@ -426,5 +470,6 @@ def test_joint_is_its_three_parts_put_together(
         for block in blocks:
             read = np.zeros(inner)
             read[cols] = 1
-            assert block.lr_scale == pytest.approx(sqrt(1 / np.mean(read)), rel=1e-12)
-            assert block.scale == choice.as_dict()["alpha"] / rank
+            factor = min(most, sqrt(1 / np.mean(read)))
+            assert block.lr_scale == pytest.approx(factor, rel=1e-12)
+            assert block.scale == choice.as_dict()["alpha"] / (block.rank if own else rank)

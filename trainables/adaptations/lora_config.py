@@ -79,7 +79,7 @@ def lora_config_of(plan: Plan) -> dict[str, Any]:
             modules |= dict.fromkeys(target.names, (block.rank, block.scale * block.rank))
     if not modules:
         raise _refused("no module has a block")
-    return lora_config(modules)
+    return lora_config(modules, [name for target in plan.targets for name in target.names])
 
 
 def _of_tuner(plan: Plan, tuner: Tuner) -> dict[str, Any]:

@@ -28,22 +28,27 @@ OF_BLOCKS: list[dict[str, Any]] = [
     {"method": "pilora", "rank": 5, "supplementary_rank": 5, "partition": {"rule": "top"}},
     {"method": "pilora", "rank": 2, "partition": {"rule": "random", "threshold": 0.3}, "seed": 4},
     {"method": "pilora", "rank": 2, "partition": {"rule": "all"}},
+    {"method": "pilora", "rank": 4, "supplementary_rank": 2, "supplementary_scale": "own"},
     {"method": "taso"},
     {"method": "taso", "retention": 1, "top_percent": 1},
     {"method": "taso", "retention": 0.01, "scope": "model", "lr_scaling": False},
     {"method": "taso", "scope": "model", "rank": 3, "rounds": 2},
     {"method": "taso", "importance": "gradient", "top_percent": 10, "rounds": 4},
     {"method": "taso", "importance": "random", "seed": 9},
+    {"method": "taso", "retention": 0.02, "max_lr_scale": 1.5, "stage_steps": "full", "rounds": 2},
     {"method": "sensitivity"},
     {"method": "sensitivity", "signal": "global", "weighting": "equal", "mean_rank": 3},
     {"method": "sensitivity", "signal": "local", "min_rank": 0, "mean_rank": 1},
     {"method": "sensitivity", "allocation": "progressive", "mean_rank": 3},
     {"method": "sensitivity", "allocation": "uniform", "mean_rank": 2},
+    {"method": "sensitivity", "budget": "parameters", "mean_rank": 3, "min_rank": 0},
+    {"method": "sensitivity", "budget": "parameters", "allocation": "progressive"},
     {"method": "joint"},
     {"method": "joint", "allocation": "progressive", "mean_rank": 3, "supplementary_rank": 0},
     {"method": "joint", "allocation": "uniform", "partition": {"rule": "top"}, "retention": 0.03},
     {"method": "joint", "partition": {"rule": "all"}, "retention": 1, "min_rank": 0},
     {"method": "joint", "partition": {"rule": "cumulative"}, "supplementary_rank": 3},
+    {"method": "joint", "budget": "parameters", "supplementary_scale": "own", "mean_rank": 2},
     {
         "method": "joint",
         "allocation": "uniform",
@@ -151,6 +156,11 @@ def test_plan_survives_its_file(plan: Plan, tmp_path: Path) -> None:
     assert again.targets == plan.targets == SMALL
     assert again.tuner == plan.tuner
     assert Plan.from_bytes(plan.to_bytes()).digest == plan.digest
+
+
+def test_a_choice_and_its_plan_say_alike_how_long_a_trial_is(choice: Choice, plan: Plan) -> None:
+    assert choice.length == plan.length >= 1
+    assert Plan.from_bytes(plan.to_bytes()).length == plan.length
 
 
 def test_summary_is_json_with_the_counts_and_the_digest(plan: Plan) -> None:
@@ -414,6 +424,7 @@ def test_defaults_are_those_of_the_papers(method: str) -> None:
             "rank": 8,
             "supplementary_rank": 1,
             "partition": {"rule": "hits", "threshold": 0.5},
+            "supplementary_scale": "dominant",
             "alpha": 16,
         },
         "taso": {
@@ -423,8 +434,10 @@ def test_defaults_are_those_of_the_papers(method: str) -> None:
             "scope": "module",
             "rank": 1,
             "rounds": 1,
-            "alpha": 1,
+            "stage_steps": "split",
+            "alpha": 16,
             "lr_scaling": True,
+            "max_lr_scale": 4,
         },
         "sensitivity": {
             "mean_rank": 4,
@@ -434,6 +447,7 @@ def test_defaults_are_those_of_the_papers(method: str) -> None:
             "energy": 0.85,
             "weighting": "spread",
             "min_rank": 1,
+            "budget": "ranks",
             "alpha": 16,
         },
     }
@@ -465,8 +479,10 @@ def test_defaults_are_those_of_the_papers(method: str) -> None:
         **papers["sensitivity"],
         "supplementary_rank": 1,
         "partition": {"rule": "hits", "threshold": 0.5},
+        "supplementary_scale": "dominant",
         "retention": 0.5,
         "top_percent": 5,
+        "max_lr_scale": 4,
     }
     expected = {"method": method, "seed": 0, "learning_rate": 2e-4, **papers[method]}
     assert parse_choice({"method": method}).as_dict() == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import floor, fsum, sqrt
 from typing import Any
@@ -64,23 +65,38 @@ def thetas(diagonals: list[list[float]], choice: RankBudget) -> list[float]:
     return [a + b for a, b in zip(of_trace, of_local, strict=True)]
 
 
-def scaled(theta: list[float], low: int, limits: list[int], total: int) -> list[int]:
-    """Eq. 15 under bounds: lambda by bisection, then largest remainder."""
+def scaled(
+    theta: Sequence[float],
+    low: int,
+    limits: list[int],
+    total: int,
+    costs: Sequence[int] | None = None,
+) -> list[int]:
+    """Eq. 15 under bounds: lambda by bisection, then largest remainder.
+
+    A rank takes 1 of `total` where there are no `costs`; one more is given where it still fits.
+    """
+    costs = costs or [1] * len(theta)
 
     def filled(level: float) -> list[float]:
         return [min(max(level * t, low), limit) for t, limit in zip(theta, limits, strict=True)]
 
+    def spent(level: float) -> float:
+        return fsum(cost * value for cost, value in zip(costs, filled(level), strict=True))
+
     below, above = 0.0, 1.0
-    while fsum(filled(above)) < total:
+    while spent(above) < total:
         above *= 2
     for _ in range(300):
         middle = (below + above) / 2
-        below, above = (middle, above) if fsum(filled(middle)) < total else (below, middle)
+        below, above = (middle, above) if spent(middle) < total else (below, middle)
     values = [round(value, 9) for value in filled(above)]
     ranks = [floor(value) for value in values]
-    order = sorted(range(len(values)), key=lambda i: (ranks[i] - values[i], i))
-    for i in order[: total - sum(ranks)]:
-        ranks[i] += 1
+    left = total - sum(cost * rank for cost, rank in zip(costs, ranks, strict=True))
+    for i in sorted(range(len(values)), key=lambda i: (ranks[i] - values[i], i)):
+        if values[i] > ranks[i] and costs[i] <= left:
+            ranks[i] += 1
+            left -= costs[i]
     return ranks
 
 
@@ -186,6 +202,75 @@ def test_a_metric_of_zero_mean_weighs_nothing() -> None:
     theta = sensitivities(choice, profile.targets, profile)
     np.testing.assert_allclose(theta, thetas(diagonals_of(profile), choice), rtol=1e-12)
     assert np.all(np.isfinite(theta))
+
+
+@pytest.mark.parametrize("allocation", ["scaled", "progressive"])
+@pytest.mark.parametrize(("mean_rank", "min_rank"), [(1, 0), (2, 1), (3, 0), (4, 1)])
+def test_a_budget_of_parameters_is_that_of_a_lora_of_the_mean_rank(
+    allocation: str, mean_rank: int, min_rank: int
+) -> None:
+    """Short of it by less than a rank takes, and never above."""
+    lora = make_plan(parse_choice({"method": "lora", "rank": mean_rank}), SMALL, None)
+    choice = budget(
+        budget="parameters", allocation=allocation, mean_rank=mean_rank, min_rank=min_rank
+    )
+    costs, limits = [sum(t.shape) for t in SMALL], [min(t.shape) for t in SMALL]
+    for seed in range(8):
+        profile = drawn_profile(seed=seed)
+        weights: Sequence[float] = thetas(diagonals_of(profile), choice)
+        if allocation == "progressive":
+            by_rank = {**keys_of(choice), "budget": "ranks", "mean_rank": 4, "min_rank": 1}
+            ranks = allocated_ranks(budget(**by_rank), SMALL, profile)
+            weights = [mean_rank + rank - 4 for rank in ranks]
+        expected = scaled(weights, min_rank, limits, lora.trainable_params, costs)
+        assert allocated_ranks(choice, SMALL, profile) == expected
+        stored = make_plan(choice, SMALL, profile).trainable_params
+        assert 0 <= lora.trainable_params - stored < max(costs)
+        least, most = count_range(choice, SMALL)
+        assert least <= stored <= most <= lora.trainable_params
+        assert lora.trainable_params - least < max(costs)
+
+
+def keys_of(choice: SensitivityChoice) -> dict[str, Any]:
+    return choice.model_dump(exclude={"method"})
+
+
+def test_budgets_of_ranks_and_of_parameters_differ_where_matrices_do() -> None:
+    targets = (TargetModule("small", (10, 10)), TargetModule("large", (50, 50)))
+    modules = {
+        target.name: ModuleProfile(hessian_diag=np.array([1.0] + [0.0] * (target.shape[1] - 1)))
+        for target in targets
+    }
+    modules["large"] = ModuleProfile(hessian_diag=np.array([3.0] + [0.0] * 49))
+    profile = Profile(targets, 0, (), modules, {})
+    ranks, parameters = (
+        allocated_ranks(budget(budget=kind, signal="global", mean_rank=4), targets, profile)
+        for kind in ("ranks", "parameters")
+    )
+    assert ranks == [2, 6]
+    # 4 (20 + 100) = 480 = lambda (20 + 3 * 100): 1.5 and 4.5, both rounded down are 420 of them;
+    # the smaller matrix comes first and takes 20 more, and 100 do not fit into the 40 that are left
+    assert parameters == [2, 4]
+
+
+def test_matrices_of_one_size_have_one_budget() -> None:
+    profile = drawn_profile([TargetModule(f"m{i}", (12, 8)) for i in range(6)], seed=4)
+    ranks, parameters = (
+        make_plan(budget(budget=kind, mean_rank=3), profile.targets, profile)
+        for kind in ("ranks", "parameters")
+    )
+    assert ranks.digest == parameters.digest
+    assert count_range(budget(budget="parameters", mean_rank=3), profile.targets) == (360, 360)
+
+
+def test_a_budget_of_parameters_that_cannot_be_met_is_refused() -> None:
+    # SMALL takes 160 + 224 + 160 + 162 + 400 + 400 + 225 = 1731 parameters at most.
+    with pytest.raises(ChoiceError, match="mean_rank: a budget of 1899 parameters for 7 modules"):
+        make_plan(budget(budget="parameters", mean_rank=9), SMALL, drawn_profile())
+    profile = profile_of([[1.0] * 4, [0.0] * 4])
+    choice = budget(budget="parameters", mean_rank=3, signal="global")
+    with pytest.raises(ChoiceError, match="mean_rank: 624 parameters do not fit, as 1 of 2"):
+        allocated_ranks(choice, profile.targets, profile)
 
 
 @pytest.mark.parametrize(("count", "third"), [(2, 0), (3, 1), (5, 1), (6, 2), (8, 2)])

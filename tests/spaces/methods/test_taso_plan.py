@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from math import floor, sqrt
 from typing import Any
@@ -22,14 +23,20 @@ Core = dict[str, tuple[list[int], list[int]]]
 
 
 def core(profile: Profile, keys: dict[str, Any]) -> Core:
-    """Core rows and columns by ranking every (u, module, rows first, index) of the scope."""
+    """Core rows and columns by ranking every (u, module, rows first, index) of the scope.
+
+    Of a module without any count nothing is in the core.
+    """
     line = profile.top_percent_grid.index(keys.get("top_percent", 5))
     kind = keys.get("importance", "sensitivity")
     ranked: list[tuple[Fraction, int, int, int]] = []
+    silent = set()
     for number, target in enumerate(profile.targets):
         out, inner = target.shape
         rows = getattr(profile.modules[target.name], f"{kind}_row_count")[line]
         cols = getattr(profile.modules[target.name], f"{kind}_col_count")[line]
+        if not any(rows) and not any(cols):
+            silent.add(number)
         ranked += [(-Fraction(int(n), inner), number, 0, i) for i, n in enumerate(rows)]
         ranked += [(-Fraction(int(n), out), number, 1, j) for j, n in enumerate(cols)]
     if keys.get("scope") == "model":
@@ -40,6 +47,7 @@ def core(profile: Profile, keys: dict[str, Any]) -> Core:
         entry
         for pool in pools
         for entry in sorted(pool)[: floor(keys.get("retention", 0.1) * len(pool) + 0.5)]
+        if entry[1] not in silent
     ]
     return {
         target.name: (
@@ -116,6 +124,61 @@ def test_a_module_without_a_core_sits_its_stage_out() -> None:
     assert plan.peak_trainable_params == 2 + 4
 
 
+@pytest.mark.parametrize("scope", ["module", "model"])
+@pytest.mark.parametrize("importance", ["sensitivity", "gradient", "random"])
+def test_a_module_without_signal_has_no_core_at_any_retention(scope: str, importance: str) -> None:
+    silent = ModuleProfile(
+        sensitivity_row_count=np.zeros((1, 3), int), sensitivity_col_count=np.zeros((1, 3), int),
+        gradient_row_count=np.zeros((1, 3), int), gradient_col_count=np.zeros((1, 3), int),
+    )  # fmt: skip
+    target, loud = square([1, 0, 0], [0, 0, 1], "b")
+    loud = replace(
+        loud,
+        gradient_row_count=loud.sensitivity_row_count,
+        gradient_col_count=loud.sensitivity_col_count,
+    )
+    profile = profile_of((TargetModule("a", (3, 3)), silent), (target, loud))
+    for retention in (0.2, 0.6, 1):
+        plan = planned(profile, retention=retention, scope=scope, importance=importance)
+        assert core_of(plan)["a"] == ([], [])
+        assert sum(map(len, core_of(plan)["b"])) > 0
+
+
+def test_an_empty_core_is_told_by_the_importance_that_is_read() -> None:
+    target, module = square([0, 0], [0, 0])
+    module = replace(
+        module, gradient_row_count=np.array([[1, 0]]), gradient_col_count=np.array([[1, 0]])
+    )
+    profile = profile_of((target, module))
+    assert core_of(planned(profile, retention=0.5))["m"] == ([], [])
+    assert core_of(planned(profile, retention=0.5, importance="gradient"))["m"] == ([0], [0])
+
+
+@pytest.mark.parametrize(
+    ("most", "factors"), [(1e6, (10, 5)), (7, (7, 5)), (4, (4, 4)), (1, (1, 1))]
+)
+def test_the_learning_rate_factor_is_bounded(most: float, factors: tuple[int, int]) -> None:
+    # One of 100 rows and one of 25 columns: without a bound 10 and 5.
+    target = TargetModule("m", (100, 25))
+    module = ModuleProfile(
+        sensitivity_row_count=np.eye(1, 100, 7, dtype=int) * 25,
+        sensitivity_col_count=np.eye(1, 25, 3, dtype=int) * 100,
+    )
+    plan = planned(profile_of((target, module)), retention=2 / 125, max_lr_scale=most)
+    assert tuple(block.lr_scale for stage in plan.stages for block in stage["m"]) == factors
+
+
+def test_stages_that_train_all_steps_make_another_plan_as_many_times_as_long() -> None:
+    profile = drawn_profile()
+    split, full = (planned(profile, rounds=2, stage_steps=steps) for steps in ("split", "full"))
+    assert (split.length, full.length) == (1, 4)
+    assert (split.summary().get("length"), full.summary()["length"]) == (None, 4)
+    assert split.digest != full.digest
+    assert split.digest == planned(profile, rounds=2).digest
+    again = Plan.from_bytes(full.to_bytes())
+    assert (again.digest, again.length) == (full.digest, 4)
+
+
 def test_stages_alternate_rows_and_columns_and_scale_the_learning_rate() -> None:
     profile = drawn_profile()
     plan = planned(profile, retention=0.3, rounds=2, rank=2, alpha=3)
@@ -133,7 +196,7 @@ def test_stages_alternate_rows_and_columns_and_scale_the_learning_rate() -> None
             delta = np.zeros((out, inner))
             delta[np.ix_(*expected)] = 1
             rho = np.mean(delta == 0)
-            assert block.lr_scale == pytest.approx(sqrt(1 / (1 - rho)), rel=1e-12)
+            assert block.lr_scale == pytest.approx(min(4, sqrt(1 / (1 - rho))), rel=1e-12)
             assert (block.rank, block.scale) == (2, 1.5)
 
 
@@ -168,6 +231,12 @@ def test_count_range_of_one_module_is_reached(data: st.DataObject) -> None:
     counts = [(r + inner if r else 0) + (out + kept - r if kept - r else 0) for r in splits]
     choice = parse_choice({"method": "taso", "retention": retention})
     assert count_range(choice, (TargetModule("m", (out, inner)),)) == (min(counts), max(counts))
+
+
+@pytest.mark.parametrize("most", [0, 0.99, True, float("inf")])
+def test_a_bound_that_would_slow_training_down_is_refused(most: Any) -> None:
+    with pytest.raises(ChoiceError, match=r"^max_lr_scale: "):
+        parse_choice({"method": "taso", "max_lr_scale": most})
 
 
 @pytest.mark.parametrize("retention", [0, -0.1, 1.01])
