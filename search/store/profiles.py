@@ -30,6 +30,8 @@ from spaces.target import TargetModule
 
 ALGORITHM_VERSION = 1
 """Raise it whenever the same settings on the same data would give another profile."""
+WARMED_UP_VERSION = 2
+"""That of profiles with warm-up, which has begun above a rate of 0 since version 2 of theirs."""
 
 _log = logging.getLogger(__name__)
 _HEX = re.compile(r"[0-9a-f]{4,64}")
@@ -59,7 +61,9 @@ def profile_key(
     resolved = {k: v for k, v in settings.items() if k not in ("target_modules", "seed")}
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "algorithm_version": ALGORITHM_VERSION,
+        "algorithm_version": (
+            WARMED_UP_VERSION if resolved.get("warmup_ratio") else ALGORITHM_VERSION
+        ),
         "base": base_fingerprint,
         "train": train_fingerprint,
         "targets": [{"name": t.name, "shape": list(t.shape)} for t in targets],

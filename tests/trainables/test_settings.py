@@ -145,6 +145,8 @@ def test_a_wrong_value_of_the_profile_section_is_refused(values: dict[str, Any])
         {"optimizer": "lion"},
         {"lr_scheduler": "sawtooth"},
         {"warmup_ratio": 1.5},
+        {"warmup_steps": -1},
+        {"warmup_steps": 0.5},
         {"weight_decay": -0.1},
     ],
 )
@@ -153,6 +155,20 @@ def test_a_wrong_value_of_the_train_section_is_refused(values: dict[str, Any]) -
     with pytest.raises(ValidationError) as caught:
         TrainSettings.model_validate(values)
     assert all(error["loc"][0] == key for error in caught.value.errors())
+
+
+def test_the_length_of_the_warm_up_is_said_once() -> None:
+    with pytest.raises(
+        ValidationError, match=r"warmup_steps and warmup_ratio both .*leave one"
+    ) as e:
+        TrainSettings(warmup_steps=100, warmup_ratio=0.1)
+    assert e.value.error_count() == 1
+    by_steps = TrainSettings(warmup_steps=100)
+    assert (by_steps.warmup_ratio, by_steps.warmup_of(1000)) == (None, 100)
+    assert TrainSettings.model_validate(by_steps.model_dump(mode="json")) == by_steps
+    assert TrainSettings(warmup_steps=None, warmup_ratio=0.1).warmup_of(1001) == 101
+    assert TrainSettings(warmup_steps=0).warmup_of(50) == 0
+    assert TrainSettings(warmup_ratio=None).warmup_of(50) == 0
 
 
 def test_a_batch_must_divide_into_its_accumulation_steps() -> None:

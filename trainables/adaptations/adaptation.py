@@ -102,6 +102,11 @@ class Adaptation(ABC):
         """How many stages are trained one after another."""
         return len(self._plan.stages)
 
+    @property
+    def length(self) -> int:
+        """How many times the epochs of a job it is trained for."""
+        return self._plan.length
+
     def __enter__(self) -> Self:
         for name, module in self._head.items():
             self._resident_head[name] = self._model.get_submodule(name)

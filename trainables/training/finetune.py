@@ -57,6 +57,8 @@ def finetune(
 ) -> dict[str, float]:
     """Train an attached adaptation for `settings.epochs` epochs; returns the last epoch's report.
 
+    Where its stages are full, each has so many epochs, and they are counted through.
+
     Every step takes `settings.batch_size` rows over all workers, the last of an epoch what is
     left; its loss is the mean over those rows, however they are divided. A report holds
     train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds),
@@ -69,7 +71,8 @@ def finetune(
     observer = observer or Observer()
     split, kind = task.splits["train"], KINDS[task.kind]
     rows = len(split.labels)
-    schedule = Schedule(math.ceil(rows / settings.batch_size), settings.epochs, adaptation.stages)
+    epochs = settings.epochs * adaptation.length
+    schedule = Schedule(math.ceil(rows / settings.batch_size), epochs, adaptation.stages)
     dtype = next(model.parameters()).dtype
     stages = Stages(
         adaptation,
@@ -86,13 +89,13 @@ def finetune(
     report: dict[str, float] = {}
     step = observer.steps_done
     with quick_dropout(model), stages:
-        for epoch in range(step // schedule.per_epoch + 1, settings.epochs + 1):
+        for epoch in range(step // schedule.per_epoch + 1, epochs + 1):
             model.train(base_dropout)
             batches = list(in_batches(epoch_order(rows, seed, epoch), settings.batch_size))
             left = batches[step % schedule.per_epoch :]
             report = _train_epoch(stages, kind, split, left, step, workers, observer)
             step += len(left)
-            if evaluate_on is not None and (evaluate_every_epoch or epoch == settings.epochs):
+            if evaluate_on is not None and (evaluate_every_epoch or epoch == epochs):
                 started = time.perf_counter()
                 report |= evaluate(model, adaptation, task, evaluate_on, workers)
                 report["evaluation_seconds"] = time.perf_counter() - started

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim.lr_scheduler import LambdaLR
 
 from spaces.errors import JobError
 from trainables.adaptations.adaptation import Adaptation
@@ -145,8 +146,13 @@ class Stages(AbstractContextManager["Stages"]):
             optimizer = torch.optim.AdamW(groups)
             constant = settings.lr_scheduler == "constant"
             name = "constant_with_warmup" if constant else settings.lr_scheduler
-            warmup = math.ceil(settings.warmup_ratio * steps)
-            self._rates = get_scheduler(name, optimizer, warmup, steps)
+            warmup = settings.warmup_of(steps)
+            # From its second step on, for the first of a warm-up is at rate 0 and trains nothing.
+            scheduler = get_scheduler(name, optimizer, warmup + 1, steps + 1)
+            self._rates = LambdaLR(
+                optimizer,
+                [lambda step, rate=rate: rate(step + 1) for rate in scheduler.lr_lambdas],
+            )
             self._engine, *_ = deepspeed.initialize(
                 model=parameters,
                 optimizer=optimizer,

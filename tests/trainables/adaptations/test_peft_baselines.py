@@ -85,7 +85,9 @@ def plain_loop(peer: Any, method: str, orders: list[np.ndarray]) -> float:
             (out.loss if method == "adalora" else loss).backward()
             unclipped = [p.grad.clone() for p in trained]
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            factor = step / warmup if step < warmup else (STEPS - step) / (STEPS - warmup)
+            factor = (
+                (step + 1) / (warmup + 1) if step < warmup else (STEPS - step) / (STEPS - warmup)
+            )
             optimizer.param_groups[0]["lr"] = RATE * factor
             optimizer.step()
             step += 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import get_scheduler
 
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Block, Plan
@@ -106,7 +107,9 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            factor = step / warmup if step < warmup else (steps - step) / (steps - warmup)
+            factor = (
+                (step + 1) / (warmup + 1) if step < warmup else (steps - step) / (steps - warmup)
+            )
             optimizer.param_groups[0]["lr"] = 1e-2 * factor
             optimizer.step()
             losses.append(loss.item() * len(labels))
@@ -182,17 +185,7 @@ def test_the_same_trial_first_and_tenth_gives_the_same_losses_bit_for_bit(alone:
 def test_every_stage_of_a_plan_is_trained_and_the_schedule_starts_anew(alone: Workers) -> None:
     model = tiny_bert()
     targets = targets_of(model)
-    half = [
-        {
-            t.name: [
-                Block(1, np.arange(t.shape[0] // 2, dtype=np.int32) + offset,
-                      np.arange(t.shape[1], dtype=np.int32), 1.0)
-            ]
-            for t in targets
-        }
-        for offset in (0, 4)
-    ]  # fmt: skip
-    plan = Plan.of(half, targets)
+    plan = two_halves(targets)
     with BlockAdaptation(model, plan, seed=0, head=head_of(model)) as adaptation:
         rates = []
         finetune(
@@ -207,6 +200,92 @@ def test_every_stage_of_a_plan_is_trained_and_the_schedule_starts_anew(alone: Wo
         rows = updates[target.name].abs().sum(1)
         touched = {*range(target.shape[0] // 2), *range(4, 4 + target.shape[0] // 2)}
         assert set(torch.nonzero(rows).reshape(-1).tolist()) == touched
+
+
+def two_halves(targets: Sequence[TargetModule], stage_steps: Any = "split") -> Plan:
+    """Two stages, of the first and the last rows of every matrix."""
+    stages = [
+        {
+            t.name: [
+                Block(1, np.arange(t.shape[0] // 2, dtype=np.int32) + offset,
+                      np.arange(t.shape[1], dtype=np.int32), 1.0)
+            ]
+            for t in targets
+        }
+        for offset in (0, 4)
+    ]  # fmt: skip
+    return Plan.of(stages, targets, stage_steps)
+
+
+def rates_of_steps(
+    model: Any, plan: Plan, settings: TrainSettings, workers: Workers
+) -> list[float]:
+    """The learning rate that each optimizer step of a job has trained at, where 1 is the job's."""
+    rates = []
+
+    class Heard(BlockAdaptation):
+        def after_step(self, skipped: bool, learning_rate: float) -> None:
+            rates.append(learning_rate)
+
+    with Heard(model, plan, seed=0, head=head_of(model)) as adaptation:
+        finetune(
+            model, adaptation, tiny_task(), settings, learning_rate=1.0, seed=0, workers=workers
+        )
+    return rates
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(
+    "warmup", [{"warmup_ratio": 0.3}, {"warmup_steps": 2}, {"warmup_ratio": 0}]
+)
+@pytest.mark.parametrize("stage_steps", ["split", "full"])
+def test_every_step_of_every_stage_trains_at_a_rate_of_transformers_schedule(
+    alone: Workers, schedule: Any, warmup: dict[str, Any], stage_steps: Any
+) -> None:
+    """From its second step on, as its first is at 0; after the warm-up the two are the same."""
+    model = tiny_bert()
+    settings = TrainSettings(epochs=3, batch_size=6, lr_scheduler=schedule, **warmup)
+    rates = rates_of_steps(model, two_halves(targets_of(model), stage_steps), settings, alone)
+    steps = 6 if stage_steps == "split" else 12  # 4 steps in each of 3 epochs
+    assert len(rates) == 2 * steps
+    warm = warmup.get("warmup_steps", math.ceil(warmup.get("warmup_ratio", 0) * steps))
+    name = {"constant": "constant_with_warmup"}.get(schedule, schedule)
+
+    def peer(warm: int, steps: int) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler, found = get_scheduler(name, optimizer, warm, steps), []
+        for _ in range(steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    expected = peer(warm + 1, steps + 1)[1:]
+    assert rates == pytest.approx([*expected, *expected], rel=1e-12)
+    assert min(rates) > 0
+    assert rates[warm:steps] == pytest.approx(peer(warm, steps)[warm:], rel=1e-12)
+    assert max(rates) == 1
+
+
+@pytest.mark.parametrize("warmup", [{"warmup_steps": 100}, {"warmup_ratio": 0.99}])
+def test_a_warm_up_longer_than_its_stage_reaches_the_full_rate_with_its_last_step(
+    alone: Workers, warmup: dict[str, Any]
+) -> None:
+    model = tiny_bert()
+    settings = TrainSettings(epochs=2, batch_size=6, **warmup)
+    rates = rates_of_steps(model, two_halves(targets_of(model)), settings, alone)
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0] * 2)
+
+
+def test_full_stages_train_a_trials_epochs_each(alone: Workers) -> None:
+    model = tiny_bert()
+    plan = two_halves(targets_of(model), "full")
+    whole = reports_of(model, plan, alone)
+    settings = SETTINGS.model_copy(update={"epochs": 6})
+    as_long = reports_of(model, two_halves(targets_of(model)), alone, settings)
+    # Two full stages of 3 epochs are what two stages share of 6.
+    assert whole == as_long
+    assert len(whole) == 2 * SETTINGS.epochs
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 8])
