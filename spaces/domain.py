@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, floor, isclose, log
+from math import exp, floor, isclose
+from math import log as ln
 from typing import Any, Protocol
+
+import numpy as np
 
 from spaces.errors import ChoiceError, nearest
 
@@ -32,6 +35,35 @@ class Suggests(Protocol):
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """A number from `low` to `high`."""
+
+
+class Evenly:
+    """Gives values at random, each as likely as any other."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the `choices`."""
+        return choices[self._rng.integers(len(choices))]
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """A whole number from `low` to `high`, a multiple of `step` above `low`."""
+        if log:
+            return min(high, int(self.suggest_float(name, low, high + 1, log=True)))
+        return low + step * int(self._rng.integers((high - low) // step + 1))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number from `low` to `high`."""
+        if log:
+            return exp(self._rng.uniform(ln(low), ln(high)))
+        if step is not None:
+            return low + step * int(self._rng.integers(floor((high - low) / step + 1e-9) + 1))
+        return float(self._rng.uniform(low, high))
 
 
 @dataclass(frozen=True)
@@ -127,7 +159,7 @@ def middle(domain: Domain) -> Value:
         low, high = domain.low, domain.high
     else:
         low, high = min(listed(domain)), max(listed(domain))
-    return closest(domain, exp((log(low) + log(high)) / 2))
+    return closest(domain, exp((ln(low) + ln(high)) / 2))
 
 
 def listed(domain: Domain) -> tuple[Value, ...]:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from spaces.choice import Choice, choice_error, section_of, validated
 from spaces.domain import (
     Domain,
+    Evenly,
     Fixed,
     Options,
     Range,
@@ -36,6 +37,8 @@ DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": 5e-5, "high": 2e-3, "log": Tr
 
 _SECTION_KEYS = ("learning_rate", "methods")
 _ALWAYS_SEARCHED = "lora"
+_DRAWS = 200
+"""Choices that stand for all of an arm."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,23 @@ class SearchSpace:
                 )
         return _choice(found, values)
 
+    def keeping(self, values: Mapping[str, Mapping[str, Value]]) -> SearchSpace:
+        """The space with method -> flat key -> value of keys that stay as they are said here."""
+        domains = {
+            name: {
+                key: Fixed(values[name][key]) if key in values.get(name, {}) else domains[key]
+                for key in _fields_of(METHODS[name])
+                if key in domains or key in values.get(name, {})
+            }
+            for name, domains in self.domains.items()
+        }
+        return replace(self, domains=domains)
+
+    def mean_length(self, arm: Arm) -> float:
+        """How many times the epochs of a trial the choices of an arm take, on average over all."""
+        drawn = _Arms(arm.params)
+        return sum(self.suggest(drawn).length for _ in range(_DRAWS)) / _DRAWS
+
     def params_of(self, choice: Choice) -> dict[str, Value]:
         """Optuna's parameters that `suggest` turns into `choice`, to be enqueued.
 
@@ -267,6 +287,17 @@ class SearchSpace:
                 f"method: {method!r} is not in the space; {nearest(method, self.methods)}"
             )
         return method
+
+
+class _Arms(Evenly):
+    """Draws choices of one arm."""
+
+    def __init__(self, fixed: Mapping[str, Value]) -> None:
+        super().__init__()
+        self._fixed = fixed
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self._fixed.get(name, super().suggest_categorical(name, choices))
 
 
 def _written_methods(written: object) -> dict[str, Mapping[str, Any]]:

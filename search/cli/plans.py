@@ -110,10 +110,10 @@ def _targets_of(base: str, kind: str, targets: str) -> tuple[tuple[TargetModule,
 
 def _plan_table(made: Plan) -> Table:
     shapes = {target.name: target.shape for target in made.targets}
-    table = Table(
-        title=f"{made.trainable_params:,} parameters, {made.peak_trainable_params:,} at one time",
-        title_justify="left",
-    )
+    title = f"{made.trainable_params:,} parameters, {made.peak_trainable_params:,} at one time"
+    if made.length > 1:
+        title += f"; a trial takes {made.length} times the epochs"
+    table = Table(title=title, title_justify="left")
     for name in ("stage", "modules", "rank", "rows", "cols", "params"):
         table.add_column(name, justify="right")
     for number, stage in enumerate(made.stages):
@@ -190,4 +190,8 @@ def count(
         "trainable_params": least if exact else [least, most],
         "percent": percents[0] if exact else percents,
     }
-    return Result(document, [table])
+    drawn: list[Table | str] = [table]
+    if choice.length > 1:
+        document["length"] = choice.length
+        drawn.append(f"a trial takes {choice.length} times the epochs of others")
+    return Result(document, drawn)

@@ -130,7 +130,8 @@ def _run_one(
         logger.warning("confirmation of trial %s, seed %s: %s", row["number"], seed, error)
     if metrics:
         body = {"metrics": _on_test(metrics, metric)}
-        relay.append(partial(journal.epoch, run, config.train.epochs, body, now_ms()))
+        epochs = config.train.epochs * plan.length
+        relay.append(partial(journal.epoch, run, epochs, body, now_ms()))
     value = float(metrics[metric]) if metrics else None
     end = end_of_trial(state, error_text, {})
     relay.append(partial(journal.end, run, end, now_ms(), value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from search.config.sweep import SweepConfig
@@ -23,12 +24,17 @@ from trainables.tasks.task import Task
 
 @dataclass(frozen=True)
 class MethodCount:
-    """Trainable parameters of a method's default choice: [least, most], equal where `exact`."""
+    """Trainable parameters of a method's default choice: [least, most], equal where `exact`.
+
+    `length` says how many times `train.epochs` its trials have on average: more than 1 where each
+    stage trains them all.
+    """
 
     method: str
     choice: dict[str, Any]
     trainable_params: tuple[int, int]
     exact: bool
+    length: float
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         methods=methods,
         search=search,
         confirm=confirm,
-        seconds=estimated_seconds(config, task, cost, profile, confirm),
+        seconds=estimated_seconds(
+            config, task, cost, profile, confirm, fmean(each.length for each in methods)
+        ),
         notes=_notes(config, cost, methods, resume),
     )
 
@@ -105,7 +113,8 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
 def _method_count(arm: Arm, inputs: SweepInputs, profile: Profile | None) -> MethodCount:
     choice = inputs.space.default_choice(arm.method, arm.values)
     span = inputs.planner(profile).params_range(choice)
-    return MethodCount(arm.name, choice.as_dict(), span, span[0] == span[1])
+    exact, length = span[0] == span[1], inputs.space.mean_length(arm)
+    return MethodCount(arm.name, choice.as_dict(), span, exact, length)
 
 
 def _confirm(config: SweepConfig, task: Task, methods: int) -> dict[str, Any] | None:
@@ -145,6 +154,12 @@ def _notes(
     notes.append(f"times are estimates from a short probe of this machine ({cost.device})")
     if config.search.trials < len(methods):
         notes.append(fewer_trials(config, len(methods)))
+    longer = [f"{each.method} {each.length:.3g} times" for each in methods if each.length > 1]
+    if longer:
+        notes.append(
+            f"trials with stage_steps full train {config.train.epochs} epochs in each stage: on "
+            f"average {', '.join(longer)} as long as others"
+        )
     if config.search.repeats is not None:
         top, seeds = config.search.repeats.top, config.search.repeats.seeds
         notes.append(

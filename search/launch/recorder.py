@@ -38,6 +38,7 @@ class Recorder:
         self._config, self._relay = config, relay
         self._view, self._searcher, self._kept = view, searcher, kept
         self._methods: dict[int, tuple[str, int]] = {}
+        self._epochs: dict[int, int] = {}
         self._queued: dict[int, None] = {}
         self._shown: set[int] = set()
         self._repeats: set[int] = set()
@@ -49,6 +50,7 @@ class Recorder:
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
         arm = self._searcher.arm_of(choice)
         self._methods[number] = arm, plan.trainable_params
+        self._epochs[number] = self._config.train.epochs * plan.length
         self._queued[number] = None
         self._show_next()
         self._relay.keep_plan(number, plan)
@@ -65,7 +67,7 @@ class Recorder:
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
         self._show(number)
-        self._view.trial_epoch(number, epoch, self._config.train.epochs, value)
+        self._view.trial_epoch(number, epoch, self._epochs[number], value)
         body = {"metrics": _epoch_metrics(metrics)}
         journal = self._relay.journal
         self._relay.append(partial(journal.epoch, number, epoch, body, now_ms()))

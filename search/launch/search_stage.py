@@ -17,6 +17,7 @@ from search.launch.result import LaunchResult
 from search.launch.resume import SEARCH_MAY_CHANGE
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
+from search.study.as_begun import space_as_begun
 from search.study.first_choices import first_choices
 from search.study.left_open import end_what_was_left_open
 from search.study.proposals import Proposals
@@ -28,6 +29,7 @@ from search.study.study import (
     GRACE_SECONDS,
     Study,
     choice_text,
+    is_older,
     open_study,
     run_ids,
     states_of,
@@ -41,8 +43,10 @@ from search.tuning.searcher import StudySearcher
 from search.tuning.trial import job_name
 from search.tuning.tune import TuneOutcome, tune_search
 from spaces.errors import JobError
+from spaces.methods.registry import from_record
 from spaces.planner import Planner
 from spaces.profile import Profile
+from spaces.search_space import SearchSpace
 from trainables.resident.groups import ResidentWorkers
 
 
@@ -74,6 +78,19 @@ class SearchStage:
                 beat_seconds=BEAT_SECONDS if shared else None,
                 impatient=lambda: self.interrupts.heard,
             )
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """What is searched, as the study's trials have it; says what that is beside its default."""
+        space, kept = space_as_begun(self.inputs.space, self.study)
+        for line in kept:
+            self.view.message(line)
+        if self.config.train.warms_up and is_older(self.study):
+            self.view.message(
+                "the trials that this sweep has had began their warm-up at rate 0; from here on "
+                "the first step trains too"
+            )
+        return space
 
     @property
     def _driver(self) -> str:
@@ -136,7 +153,7 @@ class SearchStage:
         self, planner: Planner, shared: SharedStudy | None, waits: Callable[[], bool]
     ) -> StudySearcher:
         """Who proposes: first what was cut off, the papers' defaults and what others have found."""
-        config, space, search = self.config, self.inputs.space, self.config.search
+        config, space, search = self.config, self.space, self.config.search
         again = interrupted(self.study, shared.left_behind(at_start=True) if shared else None)
         first = first_choices(space, planner, search.arms) if search.warm_start else []
         earlier = self._earlier(planner) if search.warm_start else []
@@ -158,7 +175,7 @@ class SearchStage:
         find = partial(
             earlier_choices,
             self.config.tracking.uri,
-            self.inputs.space,
+            self.space,
             task_fingerprint=self.inputs.task.fingerprint,
             base_fingerprint=self.inputs.base_fingerprint,
             sweep_run_id=self.result.sweep_run_id,
@@ -245,7 +262,7 @@ class SearchStage:
             journal,
             self.tracker,
             self.result.sweep_run_id,
-            plan_of=planner.plan,
+            plan_of=lambda choice: planner.plan(from_record(choice)),
             say=self.view.message,
             on_run=on_run,
         )

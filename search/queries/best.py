@@ -14,6 +14,7 @@ from search.tracking.facts import RunFacts, choice_tag
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, TrackingError, nearest
 from spaces.methods.registry import method_named
+from spaces.methods.registry import recorded as as_recorded
 
 
 @dataclass(frozen=True)
@@ -175,13 +176,18 @@ def recorded(
         if row is None:
             continue
         if run.repeat is not None:
-            repeated.setdefault((run.parent, choice_tag(row.choice)), []).append(row)
+            repeated.setdefault((run.parent, _recorded(row)), []).append(row)
         else:
             firsts.append((run.parent, row))
     return [
-        (sweep_run, _mean([row, *repeated.get((sweep_run, choice_tag(row.choice)), [])]))
+        (sweep_run, _mean([row, *repeated.get((sweep_run, _recorded(row)), [])]))
         for sweep_run, row in firsts
     ]
+
+
+def _recorded(row: BestRow) -> str:
+    """Its choice, told alike by the versions of ranksweep that may have trained it."""
+    return choice_tag(as_recorded(row.choice))
 
 
 def _mean(rows: Sequence[BestRow]) -> BestRow:

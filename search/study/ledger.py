@@ -49,6 +49,7 @@ from search.study.study import (
     TRAINING,
     WARM_START_FROM,
     choice_text,
+    is_older,
     over_the_same_space,
 )
 from search.study.trial import EndedTrial, OpenTrial, Proposal
@@ -79,6 +80,7 @@ class Ledger:
     ) -> None:
         self._study, self._search, self._train = study, search, train
         self._origins, self._shared = origins, shared
+        self._older = is_older(study)
         self._open: dict[int, OpenTrial] = {}
 
     def begin(self, proposal: Proposal) -> OpenTrial | None:
@@ -161,7 +163,7 @@ class Ledger:
     def _frozen(self, proposal: Proposal, state: TrialState, **more: Any) -> FrozenTrial:
         choice, params = proposal.choice, proposal.plan.trainable_params
         attributes = {
-            CHOICE: choice_text(choice),
+            CHOICE: choice_text(choice, self._older),
             METHOD: choice.method,
             ARM: proposal.arm,
             TRAINABLE_PARAMS: params,
@@ -196,7 +198,8 @@ class Ledger:
 
     def _judged(self, found: OpenTrial) -> EndedTrial:
         """What the epochs of a trial that is over make of it."""
-        epochs, objectives = self._train.epochs, self._search.objectives
+        epochs = self._train.epochs * found.plan.length
+        objectives = self._search.objectives
         if not found.curve:
             return found.ended("failed", "stopped before its first epoch ended")
         last = max(found.curve)

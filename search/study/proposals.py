@@ -25,7 +25,14 @@ from search.study.sampling import Point, Snapshot
 from search.study.shared import SharedStudy
 from search.study.smallest_plan import smallest_plan
 from search.study.standing import Standing, Standings, interrupted, training_of
-from search.study.study import ARM, TRAINABLE_PARAMS, choice_of, choice_text, over_the_same_space
+from search.study.study import (
+    ARM,
+    TRAINABLE_PARAMS,
+    choice_of,
+    choice_text,
+    is_older,
+    over_the_same_space,
+)
 from search.study.trial import OpenTrial, Proposal
 from spaces.choice import Choice
 from spaces.errors import ChoiceError, UsageError
@@ -88,6 +95,7 @@ class Proposals:
         self.ledger = Ledger(study, search, train, origins or {}, shared)
         self._study, self._space, self._shared, self._say = study, space, shared, say
         self._standings = Standings(study)
+        self._older = is_older(study)
         self._arms = {arm.name: arm for arm in space.arms(search.arms)}
         self._even = RandomSampler(seed=train.seed)
         self._queue = deque({choice_text(choice): choice for choice in enqueue}.values())
@@ -200,7 +208,7 @@ class Proposals:
     def _enqueued(self, standing: Standing, may_answer: bool) -> Proposal | None:
         while self._queue:
             choice = self._queue.popleft()
-            if choice_text(choice) in standing.choices:
+            if choice_text(choice, self._older) in standing.choices:
                 continue
             try:
                 params = self._space.params_of(choice)
@@ -276,7 +284,7 @@ class Proposals:
         """
         try:
             choice = self._space.suggest(point)
-            if (known := standing.choices.get(choice_text(choice))) is not None:
+            if (known := standing.choices.get(choice_text(choice, self._older))) is not None:
                 return _trained_already(choice, known)
             plan = self.planner.plan(choice)
         except UsageError as error:

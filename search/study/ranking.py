@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from search.objective import Objective
 from search.study.standing import Standing, ended_before
 from search.study.study import (
     ARM,
-    CHOICE,
     DUPLICATE_OF,
     METHOD,
     REPEAT,
     RUN_ID,
     TRAINABLE_PARAMS,
     TRAINING,
+    choice_of,
 )
 
 
@@ -118,7 +117,7 @@ def _best_of_arms(
                         trainable_params=each.params,
                         number=each.first.number,
                         run_id=each.first.user_attrs.get(RUN_ID),
-                        choice=json.loads(trial.user_attrs[CHOICE]),
+                        choice=choice_of(trial).as_dict(),
                     )
                 )
     return rows

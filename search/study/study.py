@@ -20,7 +20,7 @@ from search.config.database import reached
 from search.study.patient_storage import PatientStorage
 from spaces.choice import Choice
 from spaces.errors import ConfigError
-from spaces.methods.registry import parse_choice
+from spaces.methods.registry import from_record, recorded
 
 Study = optuna.Study
 
@@ -46,6 +46,10 @@ DUPLICATE_OF = "ranksweep_duplicate_of"
 """Number of the complete trial whose values this one was told: it is the same training."""
 DRIVER = "driver"
 """Whose trial it is, where several drivers share a study."""
+
+_BEGUN_BY = "ranksweep_begun_by"
+_VERSION = 2
+"""Of a study's records: version 2 has each key of a choice, and warm-ups from a rate above 0."""
 
 ENDED_AS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 """Optuna's name of the state that a trial has ended in -> ours."""
@@ -128,6 +132,8 @@ def open_study(
             f"name: the study {name!r} was made by an older ranksweep; launch under another name "
             "(--set name=...), which finds the profile in the store"
         )
+    if not trials:
+        study.set_user_attr(_BEGUN_BY, _VERSION)
     study.sampler = make_sampler(sampler, seed, asked=len(trials))
     return study
 
@@ -149,14 +155,20 @@ def _storage(
     return storage
 
 
-def choice_text(choice: Choice) -> str:
-    """A choice as `CHOICE` says it: two that are equal have the same text."""
-    return json.dumps(choice.as_dict(), sort_keys=True)
+def is_older(study: optuna.Study) -> bool:
+    """Whether an older ranksweep has begun the study."""
+    return int(study.user_attrs.get(_BEGUN_BY, 1)) < _VERSION
+
+
+def choice_text(choice: Choice, older: bool = False) -> str:
+    """A choice as `CHOICE` says it in a study, an `older` one or not: equal where choices are."""
+    values = choice.as_dict()
+    return json.dumps(recorded(values) if older else values, sort_keys=True)
 
 
 def choice_of(trial: FrozenTrial) -> Choice:
     """The choice that a trial stands for."""
-    return parse_choice(json.loads(trial.user_attrs[CHOICE]))
+    return from_record(json.loads(trial.user_attrs[CHOICE]))
 
 
 @contextmanager

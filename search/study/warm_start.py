@@ -23,7 +23,7 @@ from search.tracking.facts import flattened
 from spaces.choice import Choice
 from spaces.domain import closest
 from spaces.errors import ChoiceError, RanksweepError
-from spaces.methods.registry import parse_choice
+from spaces.methods.registry import from_record
 from spaces.search_space import SearchSpace
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def earlier_choices(
     """The best earlier choice of each method and group, nearest group first, `at_most` in all.
 
     A choice is moved to the nearest values that the space holds; its learning rate is kept where
-    the space has it. `sweep_run_id` is that of the sweep itself, which is not its own past.
+    the space has it. One of another alpha is left out: its learning rate says little of this one's.
+    `sweep_run_id` is that of the sweep itself, which is not its own past.
 
     Raises:
         TrackingError: the tracking server or database cannot be read.
@@ -69,12 +70,16 @@ def earlier_choices(
     found: dict[str, Earlier] = {}
     for group, compared in ((both, True), (other_bases, True), (other_tasks, False)):
         for method in space.methods:
-            rows = [(sweep, row) for sweep, row in group if row.method == method]
+            rows = [
+                (sweep, row)
+                for sweep, row in group
+                if row.method == method and _has_its_alpha(space, row)
+            ]
             row = _best(rows if compared else _most_tried(rows))
             if row is None:
                 continue
             try:
-                choice = moved_into(space, parse_choice(row.choice))
+                choice = moved_into(space, from_record(row.choice))
             except ChoiceError as error:  # written by another version
                 logger.warning("run %s: no choice starts from it: %s", row.run_id, error)
                 continue
@@ -89,6 +94,14 @@ def moved_into(space: SearchSpace, choice: Choice) -> Choice:
     return near.model_copy(update={"learning_rate": rate})
 
 
+def _has_its_alpha(space: SearchSpace, row: BestRow) -> bool:
+    """Whether the space can scale an update as a row's trial did."""
+    if "alpha" not in row.choice:
+        return True
+    moved = space.default_choice(row.method, {"alpha": row.choice["alpha"]})
+    return bool(moved.as_dict().get("alpha") == row.choice["alpha"])
+
+
 def remember_earlier(study: optuna.Study, find: Callable[[], list[Earlier]]) -> list[Earlier]:
     """What `find` returned when the study was first searched, which is written into the study: a
     resumed sweep starts from the same.
@@ -99,7 +112,7 @@ def remember_earlier(study: optuna.Study, find: Callable[[], list[Earlier]]) -> 
         rows = [[each.choice.as_dict(), each.run_id] for each in _in_time(find)]
         study.set_user_attr(_FOUND, json.dumps(rows))
     rows = json.loads(study.user_attrs[_FOUND])
-    return [Earlier(parse_choice(choice), run_id) for choice, run_id in rows]
+    return [Earlier(from_record(choice), run_id) for choice, run_id in rows]
 
 
 def announcement(earlier: Sequence[Earlier]) -> str:

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from search.queries.trial_run import CHOICE, PLAN, TrialRun, find_trial
 from search.redaction import redacted
 from search.tracking.facts import choice_tag
 from search.tracking.mlflow import absolute_uri
 from spaces.errors import ConfigError, RanksweepError
+from spaces.methods.registry import completed
 from spaces.plan import Plan
 from trainables.bases.loading import Base
 from trainables.bases.location import from_pretrained_arguments
@@ -97,7 +100,8 @@ def _plan(run: TrialRun, folder: Path, base_uri: str | None) -> str:
     plan, choice = run.plan(), run.artifact(CHOICE)
     (folder / PLAN).write_bytes(plan.to_bytes())
     (folder / "plan.json").write_text(json.dumps(plan.summary(), indent=2) + "\n")
-    (folder / CHOICE).write_bytes(choice)
+    choice = yaml.safe_dump(completed(yaml.safe_load(choice)), sort_keys=False)
+    (folder / CHOICE).write_text(choice)
     content = (
         "rows and columns of every block, int32\n  `stage<i>/<module>/block<j>/rows` and `/cols`; "
         "rank, scale and learning-rate factor of each are in\n  the metadata"

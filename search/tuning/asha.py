@@ -21,10 +21,12 @@ class StagedAsha(AsyncHyperBandScheduler):  # type: ignore[misc]
 
     Stage i of S trains steps [floor(i N / S), floor((i + 1) N / S)) of a trial's N, so after epoch
     e of E the last stage has begun to train where e S > (S - 1) E. Before that a result is not
-    compared: all it would say of the plan is that part of it does not train yet.
+    compared: all it would say of the plan is that part of it does not train yet. Where each stage
+    has E epochs of its own, a result is compared by the epochs of the last stage.
 
     Args:
         stages: how many stages the plan of a Tune trial has, by the trial's id.
+        length: how many times `epochs` a Tune trial has, by its id: 1, or once for each stage.
         epochs: epochs of a full trial.
         grace_epochs: no trial is stopped before it has done so many.
         reduction_factor: one in so many trials goes on from one rung to the next.
@@ -35,6 +37,7 @@ class StagedAsha(AsyncHyperBandScheduler):  # type: ignore[misc]
         self,
         *,
         stages: Callable[[str], int],
+        length: Callable[[str], int] = lambda trial_id: 1,
         epochs: int,
         grace_epochs: int,
         reduction_factor: float,
@@ -50,19 +53,23 @@ class StagedAsha(AsyncHyperBandScheduler):  # type: ignore[misc]
             reduction_factor=reduction_factor,
             stop_last_trials=False,
         )
-        self._stages = stages
+        self._stages, self._length = stages, length
         self._epochs = epochs
         count = int(math.log(epochs / grace) / math.log(reduction_factor)) + 1
         self._rung_epochs = {math.ceil(grace * reduction_factor**k) for k in range(count)}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP a trial that falls behind the others at a rung, else CONTINUE."""
-        epoch = int(result["epoch"])
+        length = self._length(trial.trial_id)
+        epoch = int(result["epoch"]) - (length - 1) * self._epochs
+        if epoch < 1:
+            return str(TrialScheduler.CONTINUE)  # a full stage before the last
         if epoch >= self._epochs:
             return str(TrialScheduler.CONTINUE)  # the function returns by itself
         if trial.config.get("repeat", 0):
             return str(TrialScheduler.CONTINUE)  # all repetitions count, not the lucky ones alone
-        stages = self._stages(trial.trial_id)
+        result = {**result, "epoch": epoch}
+        stages = self._stages(trial.trial_id) if length == 1 else 1
         if stages == 1 or (self._in_last_stage(epoch, stages) and epoch in self._rung_epochs):
             return str(super().on_trial_result(tune_controller, trial, result))
         if self._in_last_stage(epoch, stages) and self._behind_last_rung(trial, result):

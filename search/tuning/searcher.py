@@ -149,6 +149,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         found = self._open.get(trial_id)
         return max(1, len(found.plan.stages)) if found else 1
 
+    def length(self, trial_id: str) -> int:
+        """How many times `train.epochs` an open trial has; 1 for a trial that is not open."""
+        found = self._open.get(trial_id)
+        return found.plan.length if found else 1
+
     def cancel(self, trial_id: str, reason: str) -> EndedTrial | None:
         """Tell FAIL an open trial that was cut off from outside; a resumed sweep redoes it."""
         found = self._open.get(trial_id)

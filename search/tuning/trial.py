@@ -57,6 +57,7 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
     """
     choice = parse_choice(config["choice"])
     plan = context.planner.plan(choice)
+    epochs = context.train.epochs * plan.length
     job = TrialJob(
         job_id=job_name(config["number"]),
         plan=plan.to_bytes(),
@@ -83,7 +84,7 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
                     "epoch": epoch,
                     "epochs_done": epoch,
                 }
-                if epoch < context.train.epochs:
+                if epoch < epochs:
                     tune.report(row)
                     reported = epoch
                 else:
@@ -91,8 +92,8 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
             case Done(TrialResult(head_params=head_params)):
                 if last is None:
                     raise JobError(
-                        f"{job.job_id}: ended after epoch {reported} of {context.train.epochs}; "
-                        "look for its worker's log"
+                        f"{job.job_id}: ended after epoch {reported} of {epochs}; look for its "
+                        "worker's log"
                     )
                 tune.report({**last, "head_params": head_params})
             case Failed(error):

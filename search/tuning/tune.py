@@ -174,6 +174,7 @@ def _make_scheduler(
         )
     return StagedAsha(
         stages=searcher.stages,
+        length=searcher.length,
         epochs=searcher.proposals.train.epochs,
         grace_epochs=int(settings.get("grace_epochs", 1)),
         reduction_factor=float(settings.get("reduction_factor", 3)),

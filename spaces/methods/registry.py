@@ -179,6 +179,35 @@ def parse_choice(mapping: object, where: str = "") -> Choice:
     return validated(method.choice_class, mapping, where)
 
 
+def from_record(mapping: Mapping[str, Any]) -> Choice:
+    """The choice that a record of this or of an older version stands for. Raises ChoiceError."""
+    return parse_choice(completed(mapping))
+
+
+def completed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded choice's values with those that it lacks and that have another default now."""
+    method = METHODS.get(record.get("method", ""))
+    if method is None:
+        return dict(record)
+    fields = method.choice_class.model_fields
+    changed = {
+        key: value
+        for key, value in method.choice_class.RECORDED_WITHOUT.items()
+        if fields[key].default != value
+    }
+    return {**changed, **record}
+
+
+def recorded(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice's plain values as any version would have recorded it: equal where choices are.
+
+    What older versions did not know is left out where it is as it was then.
+    """
+    method = METHODS.get(choice.get("method", ""))
+    then = method.choice_class.RECORDED_WITHOUT if method else {}
+    return {key: value for key, value in choice.items() if not (key in then and then[key] == value)}
+
+
 def needs_profile(choice: Choice) -> bool:
     """Whether the plan of a choice depends on the profile."""
     made_of = METHODS[choice.method].made_of

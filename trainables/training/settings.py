@@ -44,6 +44,11 @@ class TrainSettings(Settings):
     seed: NonNegativeInt = 0
     """Seed of the adapters, a fresh head and the order of the rows."""
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether there is a warm-up."""
+        return bool(self.warmup_ratio or self.warmup_steps)
+
     def warmup_of(self, steps: int) -> int:
         """How many of a stage's `steps` come before the one that trains at the full rate."""
         wanted = self.warmup_steps

@@ -1,0 +1,127 @@
+"""A sweep that an older ranksweep has begun goes on as it was begun, and a new one as it is now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from search.study.as_begun import space_as_begun
+from search.study.study import choice_of, choice_text, is_older, open_study
+from spaces.methods.registry import from_record, parse_choice
+from spaces.planner import Planner
+from spaces.profile import Profile
+from spaces.search_space import SearchSpace
+from tests.recorded.folder import STATE, unpack
+from tests.search.study.test_searcher import asked, finish
+from tests.search.toy_search import searcher_over, toy_space, toy_study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("recorded")
+    unpack(place)
+    return place
+
+
+def recorded_study(folder: Path, sweep: str) -> optuna.Study:
+    return open_study(
+        f"sqlite:///{folder / STATE / 'sweeps' / sweep / 'study.db'}",
+        sweep,
+        objectives=("accuracy",),
+        mode="max",
+        sampler="tpe",
+        seed=0,
+    )
+
+
+def planner_of(folder: Path) -> Planner:
+    (file,) = (folder / STATE / "store" / "profiles").glob("*/profile-*.safetensors")
+    profile = Profile.read(file)
+    return Planner(profile.targets, profile)
+
+
+def space_of(folder: Path, sweep: str) -> SearchSpace:
+    section = yaml.safe_load((folder / f"{sweep}.yaml").read_text())["space"]
+    planner = planner_of(folder)
+    return SearchSpace.parse(section).fitted(planner.targets, (1, 2, 5, 10))
+
+
+@pytest.mark.parametrize("sweep", ["finished", "cut"])
+def test_each_recorded_trial_is_the_plan_that_was_trained(folder: Path, sweep: str) -> None:
+    """By its record, and by its parameters in the space that the sweep goes on with."""
+    study, planner = recorded_study(folder, sweep), planner_of(folder)
+    space, _ = space_as_begun(space_of(folder, sweep), study)
+    trials = study.get_trials()
+    assert len(trials) == {"finished": 9, "cut": 8}[sweep]
+    assert is_older(study)
+    for trial in trials:
+        digest = trial.user_attrs["plan_digest"]
+        assert planner.plan(choice_of(trial)).digest == digest
+        again = space.suggest(optuna.trial.FixedTrial(trial.params))
+        assert planner.plan(again).digest == digest
+        assert choice_text(again, older=True) == trial.user_attrs["choice"]
+
+
+def test_what_a_recorded_sweep_keeps_is_said(folder: Path) -> None:
+    space, lines = space_as_begun(space_of(folder, "cut"), recorded_study(folder, "cut"))
+    taso = next(line for line in lines if line.startswith("taso:"))
+    assert "alpha 1" in taso
+    assert "16" in taso
+    assert not any(line.startswith(("lora:", "pilora:", "sensitivity:")) for line in lines)
+    assert space.default_choice("taso").as_dict()["alpha"] == 1
+    assert space_of(folder, "cut").default_choice("taso").as_dict()["alpha"] == 16
+
+
+def test_a_sweep_of_this_version_keeps_nothing_and_says_nothing(tmp_path: Path) -> None:
+    study, space = toy_study(tmp_path), toy_space()
+    searcher = searcher_over(study, space, trials=6)
+    for number in range(6):
+        asked(searcher, f"t{number}")
+        finish(searcher, f"t{number}")
+    assert not is_older(toy_study(tmp_path))
+    assert space_as_begun(space, study) == (space, ())
+
+
+def test_ranks_that_were_reconciled_are_no_changed_default(tmp_path: Path) -> None:
+    """min_rank is no more than mean_rank allows, which differs from trial to trial."""
+    allocation = {"mean_rank": 1, "allocation": ["progressive", "uniform"]}
+    space = toy_space("sensitivity", sensitivity=allocation)
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, space, trials=8)
+    for number in range(8):
+        asked(searcher, f"t{number}")
+        finish(searcher, f"t{number}")
+    least = {choice_of(trial).as_dict().get("min_rank") for trial in study.trials}
+    assert least == {None, 0, 1}
+    assert space_as_begun(space, study) == (space, ())
+
+
+@pytest.mark.parametrize(
+    ("choice", "then"),
+    [
+        ({"method": "taso", "alpha": 1.0}, {"max_lr_scale": 1e6, "stage_steps": "split"}),
+        (
+            {"method": "joint", "retention": 0.02},
+            {"max_lr_scale": 1e6, "supplementary_scale": "dominant", "budget": "ranks"},
+        ),
+        ({"method": "pilora"}, {"supplementary_scale": "dominant"}),
+        ({"method": "sensitivity"}, {"budget": "ranks"}),
+        ({"method": "lora"}, {}),
+    ],
+)
+def test_a_record_without_newer_keys_is_read_as_it_was_meant(
+    choice: dict[str, Any], then: dict[str, Any]
+) -> None:
+    full = parse_choice({**choice, **then}).as_dict()
+    older = {key: value for key, value in full.items() if key not in then}
+    assert from_record(older).as_dict() == full
+    assert json.loads(choice_text(from_record(older), older=True)) == older
+    assert from_record(full).as_dict() == full
+    now = parse_choice(choice)
+    assert json.loads(choice_text(now)) == now.as_dict()
+    assert from_record(now.as_dict()) == now
