@@ -155,13 +155,13 @@ def estimated_seconds(
     cost: Cost,
     profile: Mapping[str, Any],
     confirm: Mapping[str, Any] | None,
-    length: float = 1.0,
+    times: float = 1.0,
 ) -> dict[str, float]:
-    """Seconds of each part of a launch; a trial has `length` times `train.epochs` on average."""
+    """Seconds of each part of a launch; a trial has on average `times` the epochs of `train`."""
     workers = config.cluster.workers_per_group
     train, length = _padded(task.splits["train"], config.train.batch_size, shuffled=True)
     dev = cost.evaluation(*_padded(task.splits["dev"], 64, shuffled=False))
-    trial = length * config.train.epochs * (cost.training(train, length) + dev) / workers
+    trial = times * config.train.epochs * (cost.training(train, length) + dev) / workers
     rounds = math.ceil(config.search.trials / config.cluster.groups)
     search = rounds * trial
     if config.search.time_budget is not None:

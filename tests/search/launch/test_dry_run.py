@@ -176,6 +176,22 @@ def test_a_time_budget_bounds_the_search(folder: Path, known_cost: None) -> None
     assert seconds["search"] == pytest.approx(30 + seconds["trial"], abs=0.2)
 
 
+def test_full_stages_are_counted_as_what_they_cost(folder: Path, known_cost: None) -> None:
+    taso = {"stage_steps": "full", "rounds": [1, 3]}
+    space = {"learning_rate": 1e-3, "methods": {"lora": {"rank": 4}, "taso": taso}}
+    short, long = dry_run(sweep()), dry_run(sweep(space=space))
+    assert [each.length for each in short.methods] == [1, 1]
+    lora, full = long.methods
+    # As many trials of two stages as of six, and as many of LoRA as of both.
+    assert (lora.length, full.length) == (1, pytest.approx(4, abs=0.3))
+    times = (1 + full.length) / 2
+    assert long.seconds["search"] == pytest.approx(times * short.seconds["search"], rel=0.01)
+    assert long.seconds["confirm"] == pytest.approx(times * short.seconds["confirm"], rel=0.01)
+    (note,) = [note for note in long.notes if "stage_steps full" in note]
+    assert "3 epochs in each stage" in note
+    assert not any("stage_steps" in note for note in short.notes)
+
+
 def test_choices_beyond_max_params_are_told(folder: Path, known_cost: None) -> None:
     lora = MODULES * 4 * 2 * WIDTH
     for limit, told in ((lora, []), (lora - 1, ["lora"]), (1, ["lora", "pilora"])):

@@ -245,6 +245,26 @@ def test_the_result_that_a_scheduler_stops_at_is_kept(tmp_path: Path) -> None:
     assert trial.user_attrs["reason"] == "stopped after epoch 2 of 3"
 
 
+@pytest.mark.parametrize(
+    ("epochs", "state", "reason"),
+    [(3, "pruned", "stopped after epoch 3 of 6"), (6, "complete", None)],
+)
+def test_a_trial_of_full_stages_is_complete_after_the_epochs_of_all_of_them(
+    tmp_path: Path, epochs: int, state: str, reason: str | None
+) -> None:
+    full = {"method": "taso", "stage_steps": "full", "learning_rate": 1e-3, "retention": 0.3}
+    space = toy_space("taso", taso={"stage_steps": "full", "rounds": 1})
+    searcher = searcher_over(toy_study(tmp_path), space, enqueue=[parse_choice(full)])
+    assert asked(searcher, "t0")["choice"]["stage_steps"] == "full"
+    assert (searcher.stages("t0"), searcher.length("t0")) == (2, 2)
+    for epoch in range(1, epochs + 1):
+        searcher.on_trial_result("t0", row(epoch, 0.1 * epoch))
+    searcher.on_trial_complete("t0", row(epochs, 0.1 * epochs))
+    ended = searcher.ended_trial("t0")
+    assert ended is not None
+    assert (ended.state, ended.reason) == (state, reason)
+
+
 def test_full_length_that_a_scheduler_calls_stopped_is_complete(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)

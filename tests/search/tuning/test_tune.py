@@ -328,9 +328,10 @@ def test_ctrl_c_ends_the_search_with_nothing_left_running(
 class _Asha(StagedAsha):
     """A scheduler over stages that a test names, and the trials it has been given."""
 
-    def __init__(self, stages: dict[str, int], **settings: Any) -> None:
+    def __init__(self, stages: dict[str, int], full: bool = False, **settings: Any) -> None:
         super().__init__(
             stages=lambda trial_id: stages.get(trial_id, 1),
+            length=lambda trial_id: stages.get(trial_id, 1) if full else 1,
             objective=ACCURACY,
             **settings,
         )
@@ -368,6 +369,21 @@ def test_a_plan_of_stages_is_not_stopped_before_its_last(
         assert decisions == ["CONTINUE"] * (exact[0] - 1) + ["STOP"]
     else:
         assert decisions == ["CONTINUE"] * epochs
+
+
+@pytest.mark.parametrize("stages", [2, 8])
+def test_full_stages_are_compared_by_the_epochs_of_their_last(stages: int) -> None:
+    # Rungs are at epochs 1, 2 and 4.
+    asha = _Asha(
+        {"bad": stages, "good": stages}, True, epochs=4, grace_epochs=1, reduction_factor=2
+    )
+    for number in range(3):
+        asha.given(f"other{number}", 0.5, 4)
+    before = 4 * (stages - 1)
+    assert asha.given("bad", 0.1, before + 4) == ["CONTINUE"] * before + ["STOP"]
+    assert asha.given("good", 0.9, before + 4) == ["CONTINUE"] * (before + 4)
+    # It has been taken into the rungs of its last stage: the upper half of them begins above 0.4.
+    assert asha.given("later", 0.4, 4) == ["STOP"]
 
 
 def test_a_held_back_plan_does_not_raise_the_bar_of_an_earlier_rung() -> None:
