@@ -80,7 +80,14 @@ def plan(
         return _lora_config(made, out)
     if out is not None:
         write_out(out, made.to_bytes())
-    return Result(made.summary(), [_plan_table(made), f"digest {made.digest}"])
+    return Result(
+        made.summary(), [_plan_table(made), *_longer(made.length), f"digest {made.digest}"]
+    )
+
+
+def _longer(length: int) -> list[str]:
+    """A line where a trial is longer than others."""
+    return [f"a trial takes {length} times the epochs of others"] if length > 1 else []
 
 
 def _lora_config(made: Plan, out: Path | None) -> Result:
@@ -110,10 +117,10 @@ def _targets_of(base: str, kind: str, targets: str) -> tuple[tuple[TargetModule,
 
 def _plan_table(made: Plan) -> Table:
     shapes = {target.name: target.shape for target in made.targets}
-    title = f"{made.trainable_params:,} parameters, {made.peak_trainable_params:,} at one time"
-    if made.length > 1:
-        title += f"; a trial takes {made.length} times the epochs"
-    table = Table(title=title, title_justify="left")
+    table = Table(
+        title=f"{made.trainable_params:,} parameters, {made.peak_trainable_params:,} at one time",
+        title_justify="left",
+    )
     for name in ("stage", "modules", "rank", "rows", "cols", "params"):
         table.add_column(name, justify="right")
     for number, stage in enumerate(made.stages):
@@ -190,8 +197,6 @@ def count(
         "trainable_params": least if exact else [least, most],
         "percent": percents[0] if exact else percents,
     }
-    drawn: list[Table | str] = [table]
     if choice.length > 1:
         document["length"] = choice.length
-        drawn.append(f"a trial takes {choice.length} times the epochs of others")
-    return Result(document, drawn)
+    return Result(document, [table, *_longer(choice.length)])

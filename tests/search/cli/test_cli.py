@@ -448,6 +448,15 @@ def test_count_is_exact_where_no_profile_matters(count: Count) -> None:
     assert done.document["percent"] == pytest.approx(100 * expected / whole)
 
 
+def test_count_says_how_much_longer_a_trial_of_full_stages_is(count: Count) -> None:
+    full = {"method": "taso", "rounds": 4, "stage_steps": "full"}
+    assert count(full, "--json").document["length"] == 8
+    assert "a trial takes 8 times the epochs of others" in count(full).out
+    split = count({"method": "taso", "rounds": 4}, "--json").document
+    assert "length" not in split
+    assert split["trainable_params"] == count(full, "--json").document["trainable_params"]
+
+
 def test_count_is_a_range_unless_the_dominant_rows_are_given(count: Count) -> None:
     choice = {"method": "pilora", "rank": 4, "supplementary_rank": 0}
     done = count(choice, "--json")

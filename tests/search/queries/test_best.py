@@ -20,6 +20,7 @@ from search.cli.results import best_table
 from search.queries.best import BestRow, best, why_none
 from search.queries.profile_uses import ProfileUse, profile_uses
 from spaces.errors import ConfigError, TrackingError, UsageError
+from spaces.methods.registry import parse_choice
 
 BASE = "ab12" + "0" * 60
 CHOICE = {
@@ -127,6 +128,21 @@ def test_a_choice_repeated_with_other_seeds_is_one_row_of_its_mean(records: Reco
     assert [(row.run_id, row.seeds) for row in rows] == [(steady, 1), (elsewhere, 1), (lucky, 3)]
     assert rows[2].value == pytest.approx(0.6)
     assert best(records.uri, "movie", pareto=True)[0].run_id == steady
+
+
+def test_a_choice_that_another_version_has_repeated_is_one_row_too(records: Records) -> None:
+    """It records keys that the first one did not know, with the values that they had in effect."""
+    now = parse_choice({"method": "pilora"}).as_dict()
+    older = {key: value for key, value in now.items() if key != "supplementary_scale"}
+    runs = [
+        records.trial(0.9, 100, choice=json.dumps(older)),
+        records.trial(0.7, 100, choice=json.dumps(now), repeat="1"),
+    ]
+    for run_id in runs:
+        records.client.set_tag(run_id, "mlflow.parentRunId", "sweep")
+    (row,) = best(records.uri, "movie", top=9)
+    assert (row.value, row.seeds) == (pytest.approx(0.8), 2)
+    assert row.choice == older
 
 
 @pytest.mark.parametrize(

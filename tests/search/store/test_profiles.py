@@ -518,6 +518,19 @@ def test_the_key_does_not_depend_on_how_the_settings_are_written() -> None:
     assert key_with(settings=by_name) == key_with()
 
 
+def test_a_profile_with_warm_up_has_the_key_of_an_algorithm_of_its_own() -> None:
+    def document(version: int, ratio: str) -> str:
+        return (
+            f'{{"algorithm_version":{version},"base":"{"b" * 64}","dtype":"float32",'
+            f'"schema_version":1,"seed":0,"settings":{{"warmup_ratio":{ratio}}},"targets":[],'
+            f'"train":"{"t" * 64}"}}'
+        )
+
+    for version, ratio in ((1, 0), (2, 0.1)):
+        key = key_with(settings={"warmup_ratio": float(ratio)}, targets=[])
+        assert key == hashlib.sha256(document(version, str(ratio)).encode()).hexdigest()
+
+
 def test_every_input_is_in_the_key() -> None:
     keys = {
         key_with(),

@@ -130,6 +130,17 @@ def test_a_choice_is_moved_to_the_nearest_values_and_keeps_its_learning_rate() -
     space.params_of(moved)  # the space holds it
 
 
+def test_a_learning_rate_that_was_found_with_another_alpha_is_no_start(past: Past) -> None:
+    older = {"method": "taso", "alpha": 1.0, "retention": 0.2, "learning_rate": 8e-3}
+    past.of("s1", 0.9, older)
+    found = past.of("s2", 0.7, {**older, "alpha": 16.0, "learning_rate": 1e-3})
+    assert [each.run_id for each in past.found()] == [found]
+    searched = toy_space("taso", taso={"alpha": [1, 16]})
+    (start,) = past.found(searched)
+    assert start.choice.as_dict()["alpha"] == 1
+    assert start.choice.learning_rate == 8e-3
+
+
 def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(
     tmp_path: Path,
 ) -> None:

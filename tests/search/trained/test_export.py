@@ -323,6 +323,10 @@ ON_WHOLE_MATRICES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # choice -> what PEFT's config says beside ranks and scales
     "lora": ({"method": "lora", "rank": 5, "alpha": 7}, {}),
     "sensitivity": ({"method": "sensitivity", "mean_rank": 3}, {}),
+    "sensitivity with modules of rank 0": (
+        {"method": "sensitivity", "mean_rank": 1, "min_rank": 0, "signal": "global"},
+        {},
+    ),
     "pilora of all rows": ({"method": "pilora", "rank": 3, "partition": {"rule": "all"}}, {}),
     "joint of all rows and columns": (
         {"method": "joint", "mean_rank": 3, "partition": {"rule": "all"}, "retention": 1},
