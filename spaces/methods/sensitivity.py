@@ -107,13 +107,14 @@ def largest_values(
     limits = [target.rank_limit for target in targets]
     allocations = searched.get("allocation", ("scaled",))
     mean_rank = sum(limits) // len(limits)
-    if "parameters" in searched.get("budget", ()):
+    budgets = searched.get("budget", ("ranks",))
+    if "parameters" in budgets:
         costs = [sum(target.shape) for target in targets]
         most = sum(cost * limit for cost, limit in zip(costs, limits, strict=True))
         mean_rank = min(mean_rank, most // sum(costs))
     if "uniform" in allocations:
         mean_rank = min(limits)
-    if "progressive" in allocations:
+    if "progressive" in allocations and "ranks" in budgets:
         mean_rank = min(limits) - (len(limits) >= 3)
     return {"mean_rank": mean_rank, "min_rank": min(limits)}
 

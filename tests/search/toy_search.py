@@ -20,6 +20,7 @@ from search.study.proposals import Proposals
 from search.study.standing import is_handed_out
 from search.study.study import open_study
 from search.tuning.searcher import StudySearcher
+from spaces.plan import Plan
 from spaces.planner import Planner
 from spaces.profile import ModuleProfile, Profile
 from spaces.search_space import SearchSpace
@@ -158,7 +159,8 @@ class PaperGroup:
         fate = self._script.get(int(job_id.rsplit("-", 1)[1]), "good")
         ray.get(queue.report.remote(job_id, Started()))
         metrics: dict[str, float] = {}
-        for epoch in range(1, job.train.epochs + 1):
+        epochs = job.train.epochs * Plan.from_bytes(job.plan).length
+        for epoch in range(1, epochs + 1):
             if not self._wait(queue, job_id, self._seconds(fate, epoch)):
                 return self._stopped(queue, job_id, epoch - 1)
             metrics = {
@@ -177,7 +179,7 @@ class PaperGroup:
                 raise _WorkerDiedError
         result = TrialResult(metrics, head_params=34, ready_at=0.0, first_step_at=0.0)
         ray.get(queue.report.remote(job_id, Done(result)))
-        return self._log.append((job_id, job.train.epochs, "done"))
+        return self._log.append((job_id, epochs, "done"))
 
     def _seconds(self, fate: str, epoch: int) -> float:
         if fate == "slow":

@@ -179,6 +179,60 @@ def test_what_a_choice_does_not_read_is_not_suggested() -> None:
     assert kinds == {"all", "top", "uniform", "scaled", 1, 0.5}
 
 
+def test_what_another_key_leaves_without_effect_is_not_asked() -> None:
+    of = space(
+        """
+        methods:
+          pilora: {supplementary_rank: [0, 1], supplementary_scale: [dominant, own],
+            partition: {rule: [all, hits]}}
+          taso: {lr_scaling: [true, false], max_lr_scale: {low: 1, high: 8}}
+          sensitivity: {allocation: [uniform, progressive], budget: [ranks, parameters],
+            min_rank: [0, 1]}
+          joint: {retention: [1, 0.5], max_lr_scale: [2, 4], supplementary_scale: [dominant, own]}
+        """
+    ).fitted(FRESH, GRID)
+    profile = drawn_profile(FRESH)
+    asked = set()
+    for choice, params in drawn(of, 400):
+        values = choice.as_dict()
+        names = {name.partition(".")[2] for name in params}
+        if choice.method == "pilora":
+            read = values["supplementary_rank"] > 0 and values["partition"]["rule"] == "hits"
+            assert ("supplementary_scale" in names) == read
+        if choice.method == "taso":
+            assert ("max_lr_scale" in names) == values["lr_scaling"]
+        if choice.method == "sensitivity":
+            assert ("budget" in names) == (values["allocation"] != "uniform")
+        if choice.method == "joint":
+            assert ("max_lr_scale" in names) == (values["retention"] < 1)
+        asked |= names
+        assert make_plan(choice, FRESH, profile).trainable_params > 0
+        assert of.params_of(choice) == params
+    assert {"supplementary_scale", "max_lr_scale", "budget"} <= asked
+
+
+def test_keys_that_are_kept_stay_as_they_are_said_and_nothing_else_changes() -> None:
+    of = space("methods: {taso: {retention: [0.1, 0.2]}, pilora: {}}")
+    kept = of.keeping({"taso": {"alpha": 1.0, "max_lr_scale": 1e6}})
+    for choice, params in drawn(kept, 40):
+        if choice.method == "taso":
+            assert (choice.as_dict()["alpha"], choice.as_dict()["max_lr_scale"]) == (1, 1e6)
+        assert kept.params_of(choice) == params
+    assert kept.domains["pilora"] == of.domains["pilora"]
+    assert of.keeping({}) == of
+
+
+def test_the_length_of_an_arm_is_the_mean_over_its_choices() -> None:
+    of = space(
+        "methods: {taso: {stage_steps: [split, full], rounds: {low: 1, high: 3}}, joint: {}}"
+    )
+    split, full = of.arms(["stage_steps"])[1:3]
+    assert (split.name, full.name) == ("taso stage_steps=split", "taso stage_steps=full")
+    assert of.mean_length(split) == 1
+    assert of.mean_length(full) == pytest.approx(4, abs=0.4)
+    assert [of.mean_length(arm) for arm in of.arms([]) if arm.method != "taso"] == [1, 1]
+
+
 def test_contradictions_are_reconciled() -> None:
     of = space(
         """
@@ -322,6 +376,10 @@ def test_fitted_leaves_out_ranks_that_no_plan_can_take(limit: int) -> None:
         (
             "sensitivity: {mean_rank: 32, allocation: progressive}",
             "space.methods.sensitivity.mean_rank: 32 is above 31",
+        ),
+        (
+            "sensitivity: {mean_rank: 33, budget: [ranks, parameters]}",
+            "space.methods.sensitivity.mean_rank: 33 is above 32",
         ),
         ("joint: {min_rank: 40, mean_rank: 41}", "space.methods.joint.mean_rank: 41 is above 32"),
         ("adalora: {initial_rank: 40}", "space.methods.adalora.initial_rank: 40 is above 32"),

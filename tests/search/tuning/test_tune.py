@@ -325,6 +325,24 @@ def test_ctrl_c_ends_the_search_with_nothing_left_running(
     wait_for(lambda: live_placement_groups() == [])
 
 
+@pytest.mark.ray
+def test_a_trial_of_full_stages_is_trained_and_reported_to_its_own_end(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    space = toy_space("lora", "taso", taso={"stage_steps": "full", "rounds": 1})
+    first = [space.default_choice("lora"), space.default_choice("taso")]
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, space, trials=2, enqueue=first)
+    with paper_group({}) as (queue, log):
+        outcome = search(searcher, queue, tmp_path)
+    assert [trial.state for trial in outcome.trials] == ["complete", "complete"]
+    assert [entry[1:] for entry in sorted(log)] == [(3, "done"), (6, "done")]
+    curves = [sorted(trial.intermediate_values) for trial in study.trials]
+    assert curves == [[1, 2, 3], [1, 2, 3, 4, 5, 6]]
+    # On paper an epoch adds a tenth.
+    assert [trial.value for trial in study.trials] == pytest.approx([0.8, 1.1])
+
+
 class _Asha(StagedAsha):
     """A scheduler over stages that a test names, and the trials it has been given."""
 
