@@ -45,7 +45,7 @@ class Evenly:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the `choices`."""
-        return choices[self._rng.integers(len(choices))]
+        return choices[int(self._rng.integers(len(choices)))]
 
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False

@@ -9,9 +9,14 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
 
+from search.config.sweep import SearchSettings
 from search.study.as_begun import space_as_begun
+from search.study.proposals import Proposals
+from search.study.standing import interrupted
 from search.study.study import choice_of, choice_text, is_older, open_study
+from search.study.trial import OpenTrial
 from spaces.methods.registry import from_record, parse_choice
 from spaces.planner import Planner
 from spaces.profile import Profile
@@ -19,6 +24,7 @@ from spaces.search_space import SearchSpace
 from tests.recorded.folder import STATE, unpack
 from tests.search.study.test_searcher import asked, finish
 from tests.search.toy_search import searcher_over, toy_space, toy_study
+from trainables.training.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,27 @@ def test_each_recorded_trial_is_the_plan_that_was_trained(folder: Path, sweep: s
         again = space.suggest(optuna.trial.FixedTrial(trial.params))
         assert planner.plan(again).digest == digest
         assert choice_text(again, older=True) == trial.user_attrs["choice"]
+
+
+def test_what_a_dead_driver_has_left_is_trained_again_as_it_was(tmp_path: Path) -> None:
+    """Under the text that it was recorded with, so that it is known when the sweep is resumed."""
+    unpack(tmp_path)
+    study, planner = recorded_study(tmp_path, "cut"), planner_of(tmp_path)
+    running = [t.user_attrs for t in study.trials if t.state == TrialState.RUNNING]
+    assert {json.loads(each["choice"])["method"] for each in running} == {"lora", "taso"}
+    space, _ = space_as_begun(space_of(tmp_path, "cut"), study)
+    search, train = SearchSettings(trials=10), TrainSettings(epochs=6)
+    again = interrupted(study)
+    proposals = Proposals(study, space, planner, search, train, enqueue=again)
+    for wanted in running:
+        begun = proposals.begin_next()
+        assert isinstance(begun, OpenTrial)
+        made = study.trials[begun.number].user_attrs
+        for key in ("choice", "plan_digest", "training", "arm", "seed"):
+            assert made[key] == wanted[key]
+        assert planner.plan(begun.choice).digest == wanted["plan_digest"]
+        proposals.ledger.end(begun, begun.ended("failed", "on paper"))
+    assert interrupted(study) == []
 
 
 def test_what_a_recorded_sweep_keeps_is_said(folder: Path) -> None:
