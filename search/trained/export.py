@@ -97,11 +97,10 @@ def _made_whole(out: Path) -> Iterator[Path]:
 
 
 def _plan(run: TrialRun, folder: Path, base_uri: str | None) -> str:
-    plan, choice = run.plan(), run.artifact(CHOICE)
+    plan, choice = run.plan(), completed(yaml.safe_load(run.artifact(CHOICE)))
     (folder / PLAN).write_bytes(plan.to_bytes())
     (folder / "plan.json").write_text(json.dumps(plan.summary(), indent=2) + "\n")
-    choice = yaml.safe_dump(completed(yaml.safe_load(choice)), sort_keys=False)
-    (folder / CHOICE).write_text(choice)
+    (folder / CHOICE).write_text(yaml.safe_dump(choice, sort_keys=False))
     content = (
         "rows and columns of every block, int32\n  `stage<i>/<module>/block<j>/rows` and `/cols`; "
         "rank, scale and learning-rate factor of each are in\n  the metadata"

@@ -78,8 +78,9 @@ def test_blocks_of_pilora_are_the_papers_partition(
     rank = data.draw(st.integers(1, rank_limit(profile)), "rank")
     supplementary = data.draw(st.integers(0, rank), "supplementary_rank")
     own = data.draw(st.booleans(), "own scale")
-    keys = {"rank": rank, "supplementary_rank": supplementary, "alpha": 3}
-    keys |= {"supplementary_scale": "own"} if own else {}
+    keys: dict[str, Any] = {"rank": rank, "supplementary_rank": supplementary, "alpha": 3}
+    if own:
+        keys["supplementary_scale"] = "own"
     partition = {"rule": rule, "threshold": threshold}
     choice = parse_choice({"method": "pilora", "partition": partition, **keys})
     plan = make_plan(choice, profile.targets, profile)

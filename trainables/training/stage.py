@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,11 @@ class Schedule:
     def stage_of(self, step: int) -> int:
         """The stage that trains a step; an empty stage trains none."""
         return next(i for i in range(self.stages) if step < (i + 1) * self.steps // self.stages)
+
+
+def _from_second(factor: Callable[[int], float]) -> Callable[[int], float]:
+    """A schedule's factor of the learning rate by step, without its first step."""
+    return lambda step: factor(step + 1)
 
 
 def engine_config(
@@ -147,12 +152,9 @@ class Stages(AbstractContextManager["Stages"]):
             constant = settings.lr_scheduler == "constant"
             name = "constant_with_warmup" if constant else settings.lr_scheduler
             warmup = settings.warmup_of(steps)
-            # From its second step on, for the first of a warm-up is at rate 0 and trains nothing.
             scheduler = get_scheduler(name, optimizer, warmup + 1, steps + 1)
-            self._rates = LambdaLR(
-                optimizer,
-                [lambda step, rate=rate: rate(step + 1) for rate in scheduler.lr_lambdas],
-            )
+            # From its second step on, for the first of a warm-up is at rate 0 and trains nothing.
+            self._rates = LambdaLR(optimizer, [_from_second(e) for e in scheduler.lr_lambdas])
             self._engine, *_ = deepspeed.initialize(
                 model=parameters,
                 optimizer=optimizer,

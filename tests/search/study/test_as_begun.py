@@ -17,7 +17,7 @@ from search.study.proposals import Proposals
 from search.study.standing import interrupted
 from search.study.study import choice_of, choice_text, is_older, open_study
 from search.study.trial import OpenTrial
-from spaces.methods.registry import from_record, parse_choice
+from spaces.methods.registry import completed, from_record, parse_choice
 from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.search_space import SearchSpace
@@ -149,6 +149,9 @@ def test_a_record_without_newer_keys_is_read_as_it_was_meant(
     assert from_record(older).as_dict() == full
     assert json.loads(choice_text(from_record(older), older=True)) == older
     assert from_record(full).as_dict() == full
+    # As a user reads it, it lacks nothing that would have another meaning now.
+    assert parse_choice(completed(older)).as_dict() == full
+    assert set(completed(older)) - set(older) == {"max_lr_scale"} & set(then)
     now = parse_choice(choice)
     assert json.loads(choice_text(now)) == now.as_dict()
     assert from_record(now.as_dict()) == now
