@@ -57,6 +57,19 @@ def age(published: Any, now: datetime) -> str:
     return f"{int(seconds)} s"
 
 
+MOST_CLASSES = 20
+
+
+def classes_line(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Class -> split -> rows on one line: "'no' 48/30, 'yes' 52/31 (train/dev)"; the first 20."""
+    shown = [
+        f"{printable(repr(label))} {'/'.join(f'{count:,}' for count in of.values())}"
+        for label, of in list(counts.items())[:MOST_CLASSES]
+    ]
+    more = f" and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
+    return f"{', '.join(shown)}{more} ({'/'.join(next(iter(counts.values())))})"
+
+
 def printable(value: Any) -> str:
     """A value of a manifest or a profile for one line; what would steer a terminal is replaced."""
     if value is None:

@@ -24,7 +24,7 @@ from PIL import Image
 from spaces.errors import BaseModelError, DataError
 from trainables.bases.parts import load_tokenizer
 from trainables.tasks.pictures import ImageSplit, Picture
-from trainables.tasks.rows import content_hash, label_names, load_rows
+from trainables.tasks.rows import content_hash, load_rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import epoch_order
 from trainables.tasks.task import Task, build_task
@@ -135,10 +135,10 @@ def test_a_content_hash_tells_texts_and_label_apart() -> None:
 def test_integer_labels_are_in_numeric_order_and_others_by_code_point(tmp_path: Path) -> None:
     train = write(tmp_path / "t.csv", make_rows(36, 0, labels=[10, 9, 2, -1]))
     rows = load_rows(settings({"train": train}, split={"source": "train"}))
-    assert label_names(rows["train"]) == ("-1", "2", "9", "10")
+    assert rows.labels == ("-1", "2", "9", "10")
     train = write(tmp_path / "u.csv", make_rows(36, 0, labels=["10", "9", "x"]))
     rows = load_rows(settings({"train": train}, split={"source": "train"}))
-    assert label_names(rows["train"]) == ("10", "9", "x")
+    assert rows.labels == ("10", "9", "x")
 
 
 def test_without_dev_two_tenths_of_test_become_dev(files: dict[str, str]) -> None:
@@ -716,11 +716,15 @@ def test_a_hub_data_set_divides_its_validation_split(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     hub = {"hub": "glue", "name": "rte", "revision": "abc"}
     rows = load_rows(settings(hub))
-    assert {split: len(part) for split, part in rows.items()} == {"train": 20, "dev": 2, "test": 8}
+    assert {split: len(part) for split, part in rows.splits.items()} == {
+        "train": 20,
+        "dev": 2,
+        "test": 8,
+    }
     assert asked == [("glue", "rte", "train", "abc"), ("glue", "rte", "validation", "abc")]
-    assert label_names(rows["train"]) == ("0", "1")
+    assert rows.labels == ("0", "1")
     named = load_rows(settings(hub | {"dev": "validation"}))
-    assert {split: len(part) for split, part in named.items()} == {"train": 20, "dev": 10}
+    assert {split: len(part) for split, part in named.splits.items()} == {"train": 20, "dev": 10}
     message = refused(settings(hub | {"dev": "dev"}))
     assert message.startswith("task.data.dev (hub: glue/rte, dev): cannot be had (Unknown split")
     assert "has no column 'words'" in refused(settings(hub, text="words"))
