@@ -2,9 +2,9 @@
 
 A quoted field may hold anything, line breaks too, so one stray quote mark can make a text of the
 rows up to the next. What is refused is therefore: a row with more or fewer fields than the header,
-a quote mark that no other closes or that others than a separator follow, and a field over several
-lines at least half of which are rows by themselves: they have the header's number of fields, and
-a label that other rows have.
+or the header once more, a quote mark that no other closes or that others than a separator follow,
+and a field over several lines that look like rows: at least half of them, but the last, have the
+header's number of fields, and one of these has a label that other rows have.
 
 TSV has no quotes by its definition, and Excel writes some. Where those of a file do not fit, and
 its lines do without them, they are read as they stand.
@@ -61,7 +61,8 @@ class _Table:
     """What has been read of a table: the values of the columns asked for, and the faults.
 
     `longer`, `shorter` are lines in which rows with more or fewer fields than `width` begin,
-    `misquoted` and `swallowed` first and last lines of fields whose quotes are wrong, or seem so.
+    `repeated` those of rows that are the header again, and `misquoted` and `swallowed` first and
+    last lines of fields whose quotes are wrong, or seem so.
     """
 
     width: int
@@ -69,6 +70,7 @@ class _Table:
     numbers: list[int] = field(default_factory=list)
     longer: list[int] = field(default_factory=list)
     shorter: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
     misquoted: list[tuple[int, int]] = field(default_factory=list)
     swallowed: list[tuple[int, int]] = field(default_factory=list)
 
@@ -88,6 +90,11 @@ class _Table:
                     f"{len(lines)} of {rows} rows have {what} fields than the header's "
                     f"{self.width} ({placed(lines, 'line')}); {remedy}"
                 )
+        if self.repeated:
+            said.append(
+                f"has its header again in {placed(self.repeated, 'line')}, as files put together "
+                "do; remove it there"
+            )
         if self.misquoted:
             said.append(
                 f"is not readable as a table: in {len(self.misquoted)} of {rows} rows a quote does "
@@ -166,6 +173,9 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
         if len(row) != table.width:
             (table.longer if len(row) > table.width else table.shorter).append(first)
             continue
+        if row == header or (row[0].startswith("\ufeff") and [row[0][1:], *row[1:]] == header):
+            table.repeated.append(first)
+            continue
         if len(taken) > 1:
             suspects.append(
                 (first, reader.line_num, _labels_within(taken, table.width, label, delimiter))
@@ -175,7 +185,8 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
             column.append(row[index])
     known = set(table.columns[header[label]])
     for first, last, labels in suspects:
-        if labels and 2 * sum(each in known for each in labels) >= len(labels):
+        found = [each for each in labels if each is not None]
+        if 2 * len(found) >= len(labels) and not known.isdisjoint(found):
             table.swallowed.append((first, last))
     return table
 

@@ -86,7 +86,7 @@ def _parquet_records(path: Path, place: str, asked: Asked) -> Records:
             check_columns(asked, file.schema_arrow.names, place)
             table = file.read(columns=list(asked))
             columns = {column: _python_values(table.column(column)) for column in asked}
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{place}: is not readable as Parquet ({reason_of(error)}); write the file again"
         ) from error

@@ -238,7 +238,7 @@ def _limit(rows: Rows, limits: RowsSettings, split: str) -> Rows:
 
 
 def _notes_on_inputs(splits: Mapping[str, Rows]) -> Iterator[str]:
-    """How many rows of dev and test have a text, or a picture, that train has too; odd texts."""
+    """What is odd about texts and pictures, and how many of dev and test train has too."""
     train = set(splits["train"].inputs)
     first = splits["train"].inputs[0][0]
     what = "text" if isinstance(first, str) else "picture"
@@ -250,6 +250,15 @@ def _notes_on_inputs(splits: Mapping[str, Rows]) -> Iterator[str]:
                     f"task.data.{split}: {shared} of {len(splits[split])} rows have the {what} of "
                     f"a training row; its measure is too good for an unseen {what}"
                 )
+    for split, rows in splits.items():
+        lost = sum(
+            "\ufffd" in text for texts in rows.inputs for text in texts if isinstance(text, str)
+        )
+        if lost:
+            yield (
+                f"task.text: {lost} texts of {split} hold U+FFFD, which stands for characters that "
+                "were lost when the data was converted; convert it again from its source"
+            )
     for column in zip(*splits["train"].inputs, strict=True):
         if all(isinstance(each, str) and is_a_number(each) for each in column):
             yield (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import decimal
 import io
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ Row = dict[str, Any]
 SUFFIXES = (".csv", ".tsv", ".tab", ".json", ".jsonl", ".parquet")
 GOOD = [{"text": f"film number {i}", "label": "pos" if i % 2 else "neg"} for i in range(12)]
 HEADER_LINES = {".csv": 1, ".tsv": 1, ".tab": 1}
+WORDS = ["a", "good", "bad", "film", "plot", "the", "of", "is", "and", "12", "I", "never", "seen"]
 LINE_BY_LINE = (*HEADER_LINES, ".jsonl")
 
 
@@ -173,7 +176,7 @@ def test_columns_that_are_not_asked_for_are_not_judged(read: Callable[..., TaskR
     good = read(written(GOOD, ".csv"))["train"]
     wide = [{"": i, **row, "note": ""} for i, row in enumerate(GOOD)]  # pandas' index, an empty one
     assert read(written(wide, ".csv"))["train"] == good
-    latin = written(wide, ".csv").replace("0,film", "caf\u00e9,film")  # type: ignore[union-attr]
+    latin = written(wide, ".csv").replace("0,film", "caf\u00e9,film")
     assert read(latin.encode("latin-1"))["train"] == good
     assert read("x,text,label,x\n" + "".join(
         f"1,{row['text']},{row['label']},2\n" for row in GOOD
@@ -232,6 +235,38 @@ def test_a_stray_quote_in_a_class_is_refused_too(refusal: Callable[..., str]) ->
     assert "makes one field of several rows (lines 5 to 7)" in refusal(content)
 
 
+def test_no_two_stray_quotes_take_rows_away_in_silence(read: Callable[..., TaskRows]) -> None:
+    draw = random.Random(0)
+    for _ in range(150):
+        header = draw.choice([["text", "label"], ["label", "text"], ["id", "text", "label", "x"]])
+        rows = [
+            {"text": " ".join(draw.choices(WORDS, k=draw.randint(1, 9))), "id": i, "x": "-"}
+            | {"label": ("neg", "pos")[i % 2]}
+            for i in range(draw.randint(6, 30))
+        ]
+        fields = [[str(row[name]) for name in header] for row in rows]
+        first, last = draw.choice(fields), draw.choice(fields)
+        column = draw.randrange(len(header))
+        first[column] = f'"{first[column]}'
+        last[-1 if draw.random() < 0.5 else draw.randrange(len(header))] += '"'
+        content = "\n".join(map(",".join, [header, *fields]))
+        with contextlib.suppress(DataError):
+            assert len(read(content)["train"]) == len(rows), content
+
+
+def test_honest_texts_of_many_lines_are_never_taken_for_rows(read: Callable[..., TaskRows]) -> None:
+    draw = random.Random(1)
+    pieces = [*WORDS, ",", ", ", "\n", '"', ". ", "\n\n", "\t"]
+    for _ in range(100):
+        rows = [
+            {"text": f"{i}" + "".join(draw.choices(pieces, k=9)), "label": ("neg", "pos")[i % 2]}
+            for i in range(20)
+        ]
+        for suffix in (".csv", ".tsv"):
+            found = read(written(rows, suffix), suffix)["train"]
+            assert {inputs[0] for inputs in found.inputs} == {row["text"] for row in rows}
+
+
 @pytest.mark.parametrize(
     ("lines", "where"),
     [
@@ -260,6 +295,17 @@ def test_texts_of_many_lines_are_read(read: Callable[..., TaskRows]) -> None:
         found = read(written([*GOOD, *rows], suffix), suffix)
         assert {row["text"] for row in rows} <= {inputs[0] for inputs in found["train"].inputs}
         assert found.notes == ()
+
+
+def test_a_header_in_the_midst_is_no_row(refusal: Callable[..., str]) -> None:
+    for header in ("text,label", '"text","label"', "\ufefftext,label"):
+        message = refusal(table(header, "a film,pos", header))
+        assert "has its header again in lines 4 and 6, as files put together do" in message
+
+
+def test_characters_that_a_conversion_has_lost_are_said(read: Callable[..., TaskRows]) -> None:
+    (note,) = read(written(changed(3, text="caf\ufffd"), ".csv")).notes
+    assert note.startswith("task.text: 1 texts of train hold U+FFFD")
 
 
 def test_quotes_within_an_unquoted_field_are_characters(read: Callable[..., TaskRows]) -> None:

@@ -721,6 +721,29 @@ def test_a_hub_data_set_divides_its_validation_split(monkeypatch: pytest.MonkeyP
     assert "has no column 'words'" in refused(settings(hub, text="words"))
 
 
+def test_a_hub_data_set_is_read_as_strictly_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    classes = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": classes})
+    rows = [{"text": f"film {i}", "label": i % 2} for i in range(8)]
+    stored = {"train": rows, "dev": rows[:4], "hidden": [{"text": "a", "label": -1}]}
+    stored["holes"] = [{"text": None, "label": 0}, {"text": " ", "label": None}]
+
+    def load_dataset(path: str, name: str, split: str, revision: str | None) -> Any:
+        return datasets.Dataset.from_list(stored[split], features=features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub = {"hub": "films", "dev": "dev"}
+    assert load_rows(settings(hub)).labels == ("0", "1")
+    message = refused(settings(hub | {"test": "hidden"}))
+    assert message.startswith("task.label: test has the label '-1' in 1 of 1 rows")
+    assert "-1 marks rows whose label is kept back" in message
+    message = refused(settings(hub | {"test": "holes"}))
+    assert "has no text in 'text' in 2 of 2 rows (rows 1 and 2)" in message
+    assert "task.data.test (hub: films, holes) has no class in 'label' in 1 of 2 rows" in message
+
+
 def test_a_decoders_task_pads_with_its_end_token(files: dict[str, str], tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
