@@ -20,7 +20,7 @@ Labels = Mapping[str, Sequence[str]]
 """Split -> the label of each of its rows."""
 MOST_NAMES = 10  # classes that a message names
 MANY = 20  # classes beyond which it is odd that most have one row
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")  # int() takes no more than 4300
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+")
 
 
@@ -55,9 +55,10 @@ def check_classes(splits: Labels, task: TaskSettings) -> None:
             "two classes"
         )
     for split, labels in splits.items():
-        unknown = sorted(set(labels) - set(known))
-        if unknown:
-            rows = sum(label in unknown for label in labels)
+        missing = set(labels) - set(known)
+        if missing:
+            unknown = sorted(missing)
+            rows = sum(label in missing for label in labels)
             raise DataError(
                 f"task.label: {split} has the label{'s' * (len(unknown) > 1)} {_names(unknown)} "
                 f"in {rows:,} of {len(labels):,} rows, which no row of train has "
