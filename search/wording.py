@@ -9,6 +9,8 @@ from typing import Any
 
 from humanize import naturalsize
 
+from spaces.errors import shown
+
 
 def knobs(choice: Mapping[str, Any]) -> str:
     """A choice on one line, without its method, learning rate and seed: "rank=8 alpha=16"."""
@@ -55,6 +57,19 @@ def age(published: Any, now: datetime) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s"
+
+
+MOST_CLASSES = 20
+
+
+def classes_line(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Class -> split -> rows on one line: "'no' 48/30, 'yes' 52/31 (train/dev)"; the first 20."""
+    first = [
+        f"{shown(repr(label), 40)} {'/'.join(f'{count:,}' for count in of.values())}"
+        for label, of in list(counts.items())[:MOST_CLASSES]
+    ]
+    more = f" and {len(counts) - len(first):,} more" if len(counts) > len(first) else ""
+    return f"{', '.join(first)}{more} ({'/'.join(next(iter(counts.values())))})"
 
 
 def printable(value: Any) -> str:

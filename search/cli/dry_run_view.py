@@ -10,7 +10,7 @@ from rich.text import Text
 
 from search.cli.output import count_range_text
 from search.launch.dry_run import DryRun
-from search.wording import duration, figure, knobs
+from search.wording import classes_line, duration, figure, knobs
 
 
 def drawn_dry_run(result: DryRun) -> Group:
@@ -20,6 +20,7 @@ def drawn_dry_run(result: DryRun) -> Group:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("base", f"{result.base['uri']}, {result.base['params']:,} parameters")
     facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
+    facts.add_row("classes", Text(classes_line(result.task["classes"])))
     facts.add_row("profile", f"{profile['key']} ({cached} in {profile['store']})")
     facts.add_row(
         "",

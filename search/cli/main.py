@@ -15,7 +15,7 @@ import typer
 
 # isort: off
 # In the order in which --help lists their commands.
-from search.cli import sweeps, profiles, plans, results, doctor  # noqa: F401
+from search.cli import sweeps, rows, profiles, plans, results, doctor  # noqa: F401
 
 # isort: on
 from search.cli.app import EXIT_FAILED, app

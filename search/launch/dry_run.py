@@ -41,9 +41,10 @@ class MethodCount:
 class DryRun:
     """What `launch` would do with a sweep. `seconds` are estimates; no trial is stopped early.
 
-    `base` has uri, fingerprint and params; `task` rows and token lengths of each split; `profile`
-    its key, whether it is cached, and what computing it takes; `search` and `confirm` (None where
-    it is skipped) trials, epochs and steps. `notes` say what the estimate rests on.
+    `base` has uri, fingerprint and params; `task` classes, rows and token lengths of each split;
+    `profile` its key, whether it is cached, and what computing it takes; `search` and `confirm`
+    (None where it is skipped) trials, epochs and steps. `notes` say what a user should know of the
+    rows, and what the estimate rests on.
     """
 
     config: dict[str, Any]
@@ -103,7 +104,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         seconds=estimated_seconds(
             config, task, cost, profile, confirm, fmean(each.length for each in methods)
         ),
-        notes=_notes(config, cost, methods, resume),
+        notes=(*task.notes, *_notes(config, cost, methods, resume)),
     )
 
 
@@ -132,6 +133,7 @@ def _task_summary(task: Task) -> dict[str, Any]:
     return {
         "name": task.name,
         "labels": list(task.labels),
+        "classes": task.class_counts(),
         "fingerprint": task.fingerprint,
         "rows": {name: len(split.labels) for name, split in task.splits.items()},
         "mean_tokens": {name: round(float(each.mean()), 1) for name, each in lengths.items()},

@@ -25,7 +25,9 @@ from search.redaction import redacted
 from search.tracking.facts import State
 from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
+from search.wording import classes_line
 from spaces.errors import RanksweepError, TrackingError
+from trainables.tasks.task import Task
 
 if TYPE_CHECKING:
     from trainables.resident.groups import ResidentWorkers
@@ -64,6 +66,7 @@ def launch(
     from search.launch.search_stage import SearchStage
 
     with alone(paths), _log_file(paths, view), Interrupts() as interrupts, stage:
+        _tell_task(prepared.task, view)
         result.profile_cached = stage.profile is not None
         if profile_only and result.profile_cached:
             return result
@@ -84,6 +87,13 @@ def launch(
                     search.search(profile, workers)
                     search.confirm(profile, workers)
     return result
+
+
+def _tell_task(task: Task, view: Progress) -> None:
+    """Say what the task's classes are, and what a user should know of its rows."""
+    view.message(f"classes: {classes_line(task.class_counts())}")
+    for note in task.notes:
+        view.message(f"note: {note}")
 
 
 # --- the sweep's folder and run ------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_a_task_of_pictures_names_their_column_in_place_of_texts() -> None:
     assert (settings.image, settings.text, settings.inputs) == ("picture", (), ("picture",))
     assert TaskSettings.model_validate(settings.model_dump(mode="json")) == settings
     assert TaskSettings.model_validate(task()).inputs == ("sentence",)
-    for metric in ("accuracy", "f1", "macro_f1", "matthews"):
+    for metric in ("accuracy", "f1", "macro_f1", "matthews", "roc_auc"):
         TaskSettings.model_validate(values | {"metric": metric})
 
 

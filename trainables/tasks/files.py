@@ -1,10 +1,15 @@
-"""The records of a split: of a file in Parquet, CSV or JSON, or of a data set on the hub."""
+"""The records of a split: of a file in Parquet, CSV, TSV or JSON, or of a data set on the hub.
+
+Only the columns that a task asks for are read and judged. What a value means is the same whatever
+file it comes from: `trainables/tasks/values.py`.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +18,35 @@ import pyarrow.parquet
 
 from spaces.errors import DataError, reason_of
 from trainables.bases.location import package_path
+from trainables.tasks.delimited import csv_records, tsv_records
+from trainables.tasks.encodings import read_text, to_utf8
+from trainables.tasks.records import Asked, Records, check_columns, placed
 from trainables.tasks.settings import TaskSettings
+from trainables.tasks.values import NO_UNICODE, TWICE
 
-Record = Mapping[str, Any]
 
-
-def file_records(source: str, place: str) -> tuple[list[Record], Path]:
-    """The records of a file, and the folder that it lies in; `place` is what an error names.
+def file_records(source: str, place: str, asked: Asked) -> Records:
+    """The columns `asked` of a file; `place` is what an error names.
 
     `source` is a path, or `package:import_name/sub/file`. Raises DataError where there is no such
-    file, or none that can be read as what its suffix says.
+    file, none that can be read as what its suffix says, or no such column.
     """
     path = _located(source, place)
-    return _READERS[path.suffix](path, place), path.parent
+    try:
+        records = _READERS[path.suffix.lower()](path, place, asked)
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
+    return replace(records, folder=path.parent)
 
 
-def hub_records(task: TaskSettings, split: str, source: str) -> list[Record]:
-    """The records of a split of a hub data set; from the local cache where there is no network.
+def hub_records(task: TaskSettings, split: str, source: str, place: str, asked: Asked) -> Records:
+    """The columns `asked` of a split of a hub data set; from the cache where there is no network.
 
     Raises DataError where it cannot be had.
     """
     import datasets  # not at the top: it takes a second to import
 
     data = task.data
-    place = f"task.data.{split} (hub: {data.hub}{'/' + data.name if data.name else ''}, {source})"
     try:
         loaded = datasets.load_dataset(data.hub, data.name, split=source, revision=data.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -44,13 +54,12 @@ def hub_records(task: TaskSettings, split: str, source: str) -> list[Record]:
             f"{place}: cannot be had ({reason_of(error)}); check hub, name and split, or the "
             "network"
         ) from error
-    loaded = loaded.select_columns(
-        [c for c in loaded.column_names if c in (*task.inputs, task.label)] or loaded.column_names
-    )
+    check_columns(asked, loaded.column_names, place)
+    loaded = loaded.select_columns(list(asked))
     if isinstance(loaded.features.get(task.image), datasets.Image):
         loaded = loaded.cast_column(task.image, datasets.Image(decode=False))
-    records: list[Record] = loaded.to_list()
-    return records
+    columns = {column: loaded[column][:] for column in asked}
+    return Records(columns, range(1, len(loaded) + 1))
 
 
 def _located(source: str, place: str) -> Path:
@@ -62,50 +71,128 @@ def _located(source: str, place: str) -> Path:
             raise DataError(str(error)) from error
     path = Path(source).expanduser()
     if not path.is_file():
-        raise DataError(f"{place}: there is no such file; check the path or make the data first")
+        what = "it is a folder; name a file" if path.is_dir() else "there is no such file"
+        raise DataError(f"{place}: {what}; check the path or make the data first")
     return path
 
 
-def _parquet_records(path: Path, place: str) -> list[Record]:
+# -- Parquet ---------------------------------------------------------------------------------------
+
+
+def _parquet_records(path: Path, place: str, asked: Asked) -> Records:
     try:
-        records: list[Record] = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _unreadable(place, "parquet", error) from error
-    return records
+        # Not read_table, which takes a folder's name such as label=1 for a column.
+        with pyarrow.parquet.ParquetFile(path) as file:
+            check_columns(asked, file.schema_arrow.names, place)
+            table = file.read(columns=list(asked))
+            columns = {column: _python_values(table.column(column)) for column in asked}
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{place}: is not readable as Parquet ({reason_of(error)}); write the file again"
+        ) from error
+    return Records(columns, range(1, table.num_rows + 1))
 
 
-def _csv_records(path: Path, place: str) -> list[Record]:
+def _python_values(column: pyarrow.ChunkedArray) -> list[object]:
+    """The values, None where there is none; a string whose bytes are no UTF-8 as NO_UNICODE."""
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pyarrow.types.is_float16(column.type) or pyarrow.types.is_float32(column.type):
+        # 0.1 in 32 bits is 0.1 for its owner, not 0.10000000149011612
+        return [None if each is None else float(str(each)) for each in _scalars(column)]
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise _unreadable(place, "CSV in UTF-8", error) from error
+        values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:
+        return [_decoded(each) for each in column.cast(pyarrow.large_binary()).to_pylist()]
+    return values
 
 
-def _json_records(path: Path, place: str) -> list[Record]:
+def _scalars(column: pyarrow.ChunkedArray) -> list[Any]:
+    """The numbers as numpy's, of their own width."""
+    of_width = column.type.to_pandas_dtype()
+    return [None if each is None else of_width(each) for each in column.to_pylist()]
+
+
+def _decoded(value: bytes | None) -> object:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return NO_UNICODE
+
+
+# -- JSON ------------------------------------------------------------------------------------------
+
+
+def _json_records(path: Path, place: str, asked: Asked) -> Records:
     """Rows of a JSON array of objects, or of one object a line."""
+    text = read_text(path, place)
+    if text.lstrip().startswith("["):
+        unit = "row"
+        try:
+            rows = json.loads(text, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            raise _no_json(place, reason_of(error)) from error
+        numbers = list(range(1, len(rows) + 1))
+    else:
+        unit = "line"
+        # A string in JSON has no line break in it, so any of them ends a row.
+        lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+        numbered = [(number, line) for number, line in lines if line.strip()]
+        numbers = [number for number, _ in numbered]
+        rows = _rows_of_lines(numbered, text, place)
+    others = [number for number, row in zip(numbers, rows, strict=True) if type(row) is not dict]
+    if others:
+        raise DataError(
+            f"{place}: holds something else than objects in {len(others)} of {len(rows)} rows "
+            f"({placed(others, unit)}); give one object a row"
+        )
+    if rows:
+        check_columns(asked, list(dict.fromkeys(key for row in rows for key in row)), place)
+    columns = {column: [row.get(column) for row in rows] for column in asked}
+    return Records(columns, numbers, unit, undecoded=to_utf8(path))
+
+
+def _rows_of_lines(numbered: list[tuple[int, str]], text: str, place: str) -> list[Any]:
+    rows: list[Any] = []
+    broken: list[int] = []
+    reason = ""
+    for number, line in numbered:
+        try:
+            rows.append(json.loads(line, object_pairs_hook=_object))
+        except (ValueError, RecursionError) as error:
+            broken.append(number)
+            reason = reason or reason_of(error)
+    if not broken:
+        return rows
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith("["):
-            records = json.loads(text)
-        else:
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
-        raise _unreadable(place, "JSON in UTF-8", error) from error
-    if not all(isinstance(record, dict) for record in records):
-        raise DataError(f"{place}: holds something else than objects; give one object a row")
-    return list(records)
+        json.loads(text)
+    except (ValueError, RecursionError):
+        where = f"{len(broken)} of {len(numbered)} rows, {placed(broken, 'line')}: {reason}"
+        raise _no_json(place, where) from None
+    raise DataError(
+        f"{place}: is one JSON value over several lines; give an array of objects "
+        "or one object a line (pandas: to_json(orient='records', lines=True))"
+    )
 
 
-_READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; a key that is there twice has the value TWICE."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        made |= {key: TWICE for key in made if keys.count(key) > 1}
+    return made
+
+
+def _no_json(place: str, reason: str) -> DataError:
+    return DataError(f"{place}: is not readable as JSON ({reason}); correct or write it again")
+
+
+_READERS: Mapping[str, Callable[[Path, str, Asked], Records]] = {
     ".parquet": _parquet_records,
-    ".csv": _csv_records,
+    ".csv": csv_records,
+    ".tsv": tsv_records,
+    ".tab": tsv_records,
     ".json": _json_records,
     ".jsonl": _json_records,
 }
-
-
-def _unreadable(place: str, what: str, error: Exception) -> DataError:
-    return DataError(
-        f"{place}: is not readable as {what} ({reason_of(error)}); write the file again"
-    )

@@ -56,16 +56,19 @@ class Kind(ABC):
 
     @abstractmethod
     def measure(
-        self, metric: str, outputs: torch.Tensor, labels: NDArray[np.int64]
+        self, metric: str, outputs: torch.Tensor, labels: NDArray[np.int64], positive: int = 1
     ) -> tuple[float, float]:
-        """Mean loss and metric of a split: what the base gives for every row, and their labels."""
+        """Mean loss and metric of a split: what the base gives for every row, and their labels.
+
+        `positive` is the index of the positive class of two.
+        """
 
 
 class Classification(Kind):
     """One class of a text, or of a pair of texts: logits [n, classes], labels int64 [n]."""
 
     column = "text"
-    metrics = ("accuracy", "f1", "macro_f1", "matthews")
+    metrics = ("accuracy", "f1", "macro_f1", "matthews", "roc_auc")
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
 
     def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
@@ -90,12 +93,12 @@ class Classification(Kind):
         return len(labels)
 
     def measure(
-        self, metric: str, outputs: torch.Tensor, labels: NDArray[np.int64]
+        self, metric: str, outputs: torch.Tensor, labels: NDArray[np.int64], positive: int = 1
     ) -> tuple[float, float]:
         import torch
 
         loss = self.summed_loss(outputs, torch.as_tensor(labels, device=outputs.device))
-        value = METRICS[metric](labels, outputs.cpu().numpy())
+        value = METRICS[metric](labels, outputs.cpu().numpy(), positive)
         return loss.item() / self.loss_count(labels), value
 
 

@@ -30,11 +30,13 @@ AT_ONCE = 64  # pictures that exist decoded, beside the split's own array
 class Picture:
     """An encoded picture: the bytes of a PNG, JPEG or WebP file. `origin` is what an error names.
 
-    Pictures of the same bytes are the same picture, wherever they came from.
+    Pictures of the same bytes are the same picture, wherever they came from; `path` is the file
+    that held this one, None where the data itself did.
     """
 
     encoded: bytes
     origin: str = field(compare=False)
+    path: str | None = field(default=None, compare=False)
 
     @property
     def sha256(self) -> str:
@@ -77,7 +79,7 @@ def read_picture(value: object, folder: Path | None, origin: str) -> Picture:
     if folder is not None:
         path = folder / path
     try:
-        return Picture(path.read_bytes(), f"{origin} ({value})")
+        return Picture(path.read_bytes(), f"{origin} ({value})", str(path.absolute()))
     except OSError as error:
         raise DataError(
             f"task.image: {origin} names {value!r}, which cannot be read "

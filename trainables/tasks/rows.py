@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spaces.errors import DataError
-from trainables.tasks.files import Record, file_records, hub_records
+from trainables.tasks.classes import check_classes, class_notes, counted, label_names, positive_note
+from trainables.tasks.drawing import drawn_part, drawn_rows
+from trainables.tasks.files import file_records, hub_records
 from trainables.tasks.pictures import Picture, read_picture
+from trainables.tasks.records import Records
 from trainables.tasks.settings import RowsSettings, SplitSettings, TaskSettings
-
-logger = logging.getLogger(__name__)
+from trainables.tasks.values import is_a_number, is_missing, kinds_of, strings_of
 
 SPLITS = ("train", "dev", "test")
 Input = str | Picture
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -75,30 +73,51 @@ def content_hash(inputs: Sequence[Input], label: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def load_rows(task: TaskSettings) -> dict[str, Rows]:
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of each split of a task, and its classes in order.
+
+    `notes` is what a user should know of them before a launch, a line each.
+    """
+
+    splits: dict[str, Rows]
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, split: str) -> Rows:
+        return self.splits[split]
+
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Class -> split -> how many rows."""
+        indices = {split: rows.label_indices(self.labels) for split, rows in self.splits.items()}
+        return counted(self.labels, indices)
+
+
+def load_rows(task: TaskSettings) -> TaskRows:
     """Read the rows of a task: train and dev, and test where there is one.
 
     Each split is in content order, so neither the order of a file nor its format matters; where
     there is no dev it is divided off as `task.split` says, and `task.rows` is applied last. Raises
     DataError where a file, a column, an input or a label is missing or wrong.
     """
-    sources = _sources(task)
-    splits = {split: _read(task, split, source) for split, source in sources.items()}
+    splits: dict[str, Rows] = {}
+    notes: list[str] = []
+    faults: list[str] = []
+    for split, source in _sources(task).items():
+        rows, wrong = _read(task, split, source, notes)
+        faults += wrong
+        splits[split] = rows
+    if faults:
+        raise DataError("; also ".join(faults))
     if "dev" not in splits:
         source = task.split.source
         splits["dev"], splits[source] = _divide(splits[source], task.split, source)
     splits = {split: _limit(splits[split], task.rows, split) for split in SPLITS if split in splits}
-    _check_labels(splits)
-    _warn_of_shared_inputs(splits)
-    return splits
-
-
-def label_names(rows: Rows) -> tuple[str, ...]:
-    """The classes of a split in order: numerically where all are integers, else by code point."""
-    names = set(rows.labels)
-    if all(_INTEGER.fullmatch(name) for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
+    labels = {split: rows.labels for split, rows in splits.items()}
+    check_classes(labels, task)
+    names = label_names(labels["train"])
+    notes += [*positive_note(names, task), *class_notes(labels, task), *_notes_on_inputs(splits)]
+    return TaskRows(splits, names, tuple(notes))
 
 
 def _sources(task: TaskSettings) -> dict[str, str]:
@@ -117,75 +136,90 @@ def _sources(task: TaskSettings) -> dict[str, str]:
     return sources
 
 
-def _read(task: TaskSettings, split: str, source: str) -> Rows:
-    """The rows of one split."""
-    place = f"task.data.{split} ({source})"
-    key = "text" if task.image is None else "image"
-    wanted = {key: task.inputs, "label": (task.label,)}
-    folder: Path | None = None
-    if task.data.hub is not None:
-        records = hub_records(task, split, source)
+def _read(task: TaskSettings, split: str, source: str, notes: list[str]) -> tuple[Rows, list[str]]:
+    """The rows of one split, of use where there is no fault, and its faults; notes are added."""
+    data, key = task.data, "text" if task.image is None else "image"
+    asked = dict.fromkeys(task.inputs, key) | {task.label: "label"}
+    if data.hub is not None:
+        name = f"/{data.name}" if data.name else ""
+        place = f"task.data.{split} (hub: {data.hub}{name}, {source})"
+        records = hub_records(task, split, source, place, asked)
     else:
-        records, folder = file_records(source, place)
+        place = f"task.data.{split} ({source})"
+        records = file_records(source, place, asked)
     if not records:
         raise DataError(f"{place}: has no rows; name a split that has some")
-    for name, columns in wanted.items():
-        for column in columns:
-            if column not in records[0]:
-                raise DataError(
-                    f"task.{name}: {place} has no column {column!r}; its columns are "
-                    f"{', '.join(map(str, records[0]))}"
-                )
-    inputs = [_inputs(task, record, folder, place, row) for row, record in enumerate(records)]
-    labels = [_label(record, task.label, place, row) for row, record in enumerate(records)]
-    return Rows.of(inputs, labels)
+    inputs, faults = _inputs(task, records, place)
+    labels, wrong = strings_of(records, task.label, "class")
+    faults += [f"task.label: {place} has {fault}" for fault in wrong]
+    if faults:
+        return Rows([], [], []), faults
+    if records.note:
+        notes.append(records.note)
+    kinds = kinds_of(records.columns[task.label])
+    if len(kinds) > 1:
+        notes.append(
+            f"task.label: {place} has {' and '.join(kinds)} in {task.label!r}; a class is its "
+            'written form, so 1 and "1" are one'
+        )
+    return Rows.of(inputs, labels), []
 
 
 def _inputs(
-    task: TaskSettings, record: Record, folder: Path | None, place: str, row: int
-) -> tuple[Input, ...]:
-    """The texts or the picture of one row."""
-    if task.image is None:
-        return tuple(_text(record, column, place, row) for column in task.text)
-    return (read_picture(record.get(task.image), folder, f"{place} row {row}"),)
+    task: TaskSettings, records: Records, place: str
+) -> tuple[list[tuple[Input, ...]], list[str]]:
+    """The texts or the picture of every row, and what is wrong with them."""
+    if task.image is not None:
+        return _pictures(task.image, records, place)
+    columns, faults = [], []
+    for column in task.text:
+        strings, wrong = strings_of(records, column, "text")
+        columns.append(strings)
+        faults += [f"task.text: {place} has {fault}" for fault in wrong]
+    return list(zip(*columns, strict=not faults)), faults
 
 
-def _text(record: Record, column: str, place: str, row: int) -> str:
-    value = record.get(column)
-    if not isinstance(value, str):
-        raise DataError(
-            f"task.text: {place} row {row} has {_shown(value)} in {column!r}, not a text; drop the "
-            "row or name another column"
-        )
-    return value
-
-
-def _label(record: Record, column: str, place: str, row: int) -> str:
-    value = record.get(column)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if not isinstance(value, str | int) or value == "":
-        raise DataError(
-            f"task.label: {place} row {row} has {_shown(value)} in {column!r}; a class is a "
-            "string, an integer or a boolean"
-        )
-    return str(value)
-
-
-def _shown(value: object) -> str:
-    return "nothing" if value is None or value == "" else f"{type(value).__name__} {value!r:.40}"
+def _pictures(
+    column: str, records: Records, place: str
+) -> tuple[list[tuple[Input, ...]], list[str]]:
+    values = records.columns[column]
+    missing = [index for index, value in enumerate(values) if is_missing(value)]
+    if missing:
+        return [], [
+            f"task.image: {place} has no picture in {column!r} in {records.where(missing)}; fill "
+            "it in, or drop these rows"
+        ]
+    inputs: list[tuple[Input, ...]] = []
+    faults: list[str] = []
+    for number, value in zip(records.numbers, values, strict=True):
+        try:
+            inputs.append(
+                (read_picture(value, records.folder, f"{place} {records.unit} {number}"),)
+            )
+        except DataError as error:
+            faults.append(str(error))
+    if len(faults) > 1:
+        faults = [f"{faults[0]}; the first of {len(faults)} such rows"]
+    return inputs, faults
 
 
 def _divide(rows: Rows, rule: SplitSettings, source: str) -> tuple[Rows, Rows]:
     """dev and the rest of a split; rows of the same content stay together."""
-    contents = sorted(set(rows.hashes))
+    label_of = dict(sorted(zip(rows.hashes, rows.labels, strict=True)))
+    contents = list(label_of)
     count = int(len(contents) * rule.dev_fraction + 0.5)
     if not 0 < count < len(contents):
         raise DataError(
             f"task.split: {len(contents)} different rows of {source} cannot be divided with "
             f"dev_fraction {rule.dev_fraction}; give more rows or name a dev split"
         )
-    drawn = np.random.default_rng(rule.seed).permutation(len(contents))[:count]
+    drawn = drawn_part(list(label_of.values()), count, rule.seed, rest_keeps_all=source == "train")
+    if drawn is None:
+        raise DataError(
+            f"task.split: dev_fraction {rule.dev_fraction} of {len(contents)} different rows "
+            f"leaves train no row of some of the {len(set(rows.labels))} classes; lower it or "
+            "name a dev split"
+        )
     dev = {contents[i] for i in drawn}
     in_dev = [content in dev for content in rows.hashes]
     return (
@@ -199,40 +233,35 @@ def _limit(rows: Rows, limits: RowsSettings, split: str) -> Rows:
     limit: int | None = getattr(limits, split)
     if limit is None or limit >= len(rows):
         return rows
-    generator = np.random.default_rng([limits.seed, SPLITS.index(split)])
-    return rows.take(sorted(generator.choice(len(rows), limit, replace=False).tolist()))
+    seed = [limits.seed, SPLITS.index(split)]
+    return rows.take(drawn_rows(rows.labels, limit, seed, f"task.rows.{split}"))
 
 
-def _check_labels(splits: Mapping[str, Rows]) -> None:
-    """Raise DataError where train has one class, or another split a class that train lacks."""
-    known = label_names(splits["train"])
-    if len(known) < 2:
-        raise DataError(
-            f"task.label: every row of train is {known[0]!r}; a classification needs two classes"
-        )
-    for split, rows in splits.items():
-        unknown = sorted(set(rows.labels) - set(known))
-        if unknown:
-            raise DataError(
-                f"task.label: {split} has the label {unknown[0]!r}, which no row of train has "
-                f"({', '.join(known[:10])}); correct it or give train such rows"
-            )
-
-
-def _warn_of_shared_inputs(splits: Mapping[str, Rows]) -> None:
-    """Say how many rows of dev and test have a text, or a picture, that train has too."""
+def _notes_on_inputs(splits: Mapping[str, Rows]) -> Iterator[str]:
+    """What is odd about texts and pictures, and how many of dev and test train has too."""
     train = set(splits["train"].inputs)
-    what = "text" if isinstance(splits["train"].inputs[0][0], str) else "picture"
+    first = splits["train"].inputs[0][0]
+    what = "text" if isinstance(first, str) else "picture"
     for split in ("dev", "test"):
         if split in splits:
             shared = sum(row in train for row in splits[split].inputs)
             if shared:
-                logger.warning(
-                    "task.data.%s: %d of %d rows have the %s of a training row; its measure is "
-                    "too good for an unseen %s",
-                    split,
-                    shared,
-                    len(splits[split]),
-                    what,
-                    what,
+                yield (
+                    f"task.data.{split}: {shared} of {len(splits[split])} rows have the {what} of "
+                    f"a training row; its measure is too good for an unseen {what}"
                 )
+    for split, rows in splits.items():
+        lost = sum(
+            "\ufffd" in text for texts in rows.inputs for text in texts if isinstance(text, str)
+        )
+        if lost:
+            yield (
+                f"task.text: {lost} texts of {split} hold U+FFFD, which stands for characters that "
+                "were lost when the data was converted; convert it again from its source"
+            )
+    for column in zip(*splits["train"].inputs, strict=True):
+        if all(isinstance(each, str) and is_a_number(each) for each in column):
+            yield (
+                f"task.text: every text of train is a number, such as {column[0]!r:.40}; see that "
+                "it is the column of texts"
+            )

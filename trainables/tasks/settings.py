@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveInt,
@@ -18,15 +19,20 @@ from trainables.settings import Names, Settings
 from trainables.tasks.kinds import KINDS
 
 PLANNED_KINDS = ("regression", "multiple_choice", "causal", "generation")
-FILE_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
+FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".tab", ".json", ".jsonl")
+
+
+def _written(value: object) -> object:
+    """A class as it is written: YAML reads some as numbers or booleans."""
+    return str(value) if isinstance(value, bool | int | float) else value
 
 
 class DataSettings(Settings):
     """Where the rows are: local or packaged files, or a data set of the Hugging Face hub.
 
-    A file is a path, or `package:import_name/sub/file`, and ends in `.parquet`, `.csv`, `.json` or
-    `.jsonl`. With `hub`, `train`, `dev` and `test` are names of splits; where neither dev nor test
-    is named, the split `validation` is divided by `task.split`.
+    A file is a path, or `package:import_name/sub/file`, and ends in `.parquet`, `.csv`, `.tsv`,
+    `.tab`, `.json` or `.jsonl`. With `hub`, `train`, `dev` and `test` are names of splits; where
+    neither dev nor test is named, the split `validation` is divided by `task.split`.
     """
 
     train: str | None = None
@@ -55,7 +61,7 @@ class DataSettings(Settings):
             )
         for key in ("train", "dev", "test"):
             file = getattr(self, key)
-            if file is not None and PurePosixPath(file).suffix not in FILE_SUFFIXES:
+            if file is not None and PurePosixPath(file).suffix.lower() not in FILE_SUFFIXES:
                 raise ValueError(
                     f"{key} is {file!r}, not a data file; use one that ends in "
                     f"{', '.join(FILE_SUFFIXES)}"
@@ -64,7 +70,8 @@ class DataSettings(Settings):
 
 
 class RowsSettings(Settings):
-    """How many rows of each split are kept: a seeded choice among its rows in content order."""
+    """How many rows of each split are kept: a seeded choice that takes its share, and at least one
+    row, of every class."""
 
     train: PositiveInt | None = None
     """Training rows to keep; `null` keeps all."""
@@ -84,7 +91,8 @@ class SplitSettings(Settings):
     dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the source that becomes dev; the rest stays (the papers' 2:8)."""
     seed: NonNegativeInt = 0
-    """Seed of the division; rows of the same content stay together."""
+    """Seed of the division; rows of the same content stay together, and where chance would leave a
+    class out of one side, each class gives its share."""
 
 
 class TaskSettings(Settings):
@@ -104,10 +112,14 @@ class TaskSettings(Settings):
     data file), the bytes of PNG, JPEG or WebP, or `{bytes, path}` as `datasets` has it. The base's
     image processor makes the pixels."""
     label: str = "label"
-    """Column that holds the class: a string, an integer or a boolean."""
+    """Column that holds the class: a string, a number or a boolean, each as it is written."""
     metric: str = "accuracy"
-    """Metric of the dev and test splits: `accuracy`, `f1` (of the second class of two; macro beyond
-    two), `macro_f1` or `matthews`."""
+    """Metric of the dev and test splits: `accuracy`, `f1` (of the positive class of two; macro
+    beyond two), `macro_f1` (mean over the classes that a row has or is predicted to have),
+    `matthews` or `roc_auc` (beyond two classes the mean of each class against the rest)."""
+    positive_class: Annotated[str | None, BeforeValidator(_written)] = None
+    """Which of two classes `f1` counts as positive; default: the second, in numeric order or else
+    by code point."""
     max_length: PositiveInt = 128
     """Tokens at which a text is cut, special tokens included; pictures are not cut."""
     rows: RowsSettings = RowsSettings()
@@ -146,6 +158,8 @@ class TaskSettings(Settings):
             raise ValueError("is required; name one column, or two for a pair of texts")
         if len(text) > 2:
             raise ValueError(f"names {len(text)} columns; name one, or two for a pair of texts")
+        if len(set(text)) < len(text):
+            raise ValueError(f"names {text[0]!r} twice; name two columns for a pair of texts")
         return text
 
     @field_validator("image")

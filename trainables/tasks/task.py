@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainables.tasks.classes import counted, positive_index
 from trainables.tasks.kinds import KINDS, metric_for
-from trainables.tasks.rows import label_names, load_rows
+from trainables.tasks.rows import load_rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split
 
@@ -19,7 +20,8 @@ class Task:
     """A task made ready for one base: its splits as the base's inputs, and what names it.
 
     `train_fingerprint` covers the training rows and how they become inputs, which is all that a
-    profile depends on; `fingerprint` adds dev, test and the metric.
+    profile depends on; `fingerprint` adds dev, test and the metric. `positive` is the index of the
+    class that f1 counts as positive, of two; `notes` is what a user should know before a launch.
     """
 
     name: str
@@ -29,11 +31,17 @@ class Task:
     metric: str
     train_fingerprint: str
     fingerprint: str
+    positive: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def num_labels(self) -> int:
         """How many classes there are."""
         return len(self.labels)
+
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Class -> split -> how many rows."""
+        return counted(self.labels, {name: split.labels for name, split in self.splits.items()})
 
 
 def build_task(settings: TaskSettings, base_uri: str) -> Task:
@@ -45,7 +53,8 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
     """
     metric = metric_for(settings.metric, settings.kind)
     rows = load_rows(settings)
-    labels = label_names(rows["train"])
+    labels = rows.labels
+    positive = positive_index(labels, settings)
     kind = KINDS[settings.kind]
     train = _fingerprint(
         {
@@ -55,15 +64,22 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
             **kind.input_facts(settings),
         }
     )
-    others = {split: rows[split].hashes for split in rows if split != "train"}
+    measured: dict[str, Any] = {
+        "metric": metric.name,
+        "rows": {split: part.hashes for split, part in rows.splits.items() if split != "train"},
+    }
+    if metric.name == "f1" and len(labels) == 2 and positive != 1:
+        measured["positive_class"] = labels[positive]
     return Task(
         name=settings.name,
         kind=settings.kind,
         labels=labels,
-        splits=kind.encode(rows, labels, settings, base_uri),
+        splits=kind.encode(rows.splits, labels, settings, base_uri),
         metric=metric.name,
         train_fingerprint=train,
-        fingerprint=_fingerprint({"train": train, "metric": metric.name, "rows": others}),
+        fingerprint=_fingerprint({"train": train, **measured}),
+        positive=positive,
+        notes=rows.notes,
     )
 
 

@@ -35,5 +35,5 @@ def evaluate(
         batch.pop("labels")
         logits[torch.as_tensor(indices, device=workers.device)] = model(**batch).logits.double()
     workers.sum_(logits)
-    loss, metric = KINDS[task.kind].measure(task.metric, logits, split.labels)
+    loss, metric = KINDS[task.kind].measure(task.metric, logits, split.labels, task.positive)
     return {f"{name}_loss": loss, task.metric: metric}

@@ -201,6 +201,30 @@ def test_a_wrong_store_is_told(tmp_path: Path) -> None:
     assert done.error.startswith("store: 'ftp://x'")
 
 
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def test_rows_writes_the_rows_of_each_split(tmp_path: Path) -> None:
+    lines = [f"film {i},{'yes' if i % 2 else 'no'}" for i in range(40)]
+    (tmp_path / "films.csv").write_text("\n".join(["sentence,label", *lines]))
+    task = {"name": "films", "data": {"train": "films.csv"}, "text": "sentence"}
+    task |= {"split": {"source": "train"}, "rows": {"train": 10}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": "path:not there", "task": task}))
+    done = ranksweep(
+        tmp_path, "rows", "s.yaml", "--out", "out", "--set", "task.rows.dev=4", "--json"
+    )
+    assert done.code == 0
+    assert done.document["rows"] == {"train": 10, "dev": 4}
+    assert done.document["classes"] == {s: {"train": 5, "dev": 2} for s in ("no", "yes")}
+    for split, file in done.document["files"].items():
+        rows = [json.loads(line) for line in (tmp_path / file).read_text().splitlines()]
+        assert len(rows) == done.document["rows"][split]
+        assert all(f"{row['sentence']},{row['label']}" in lines for row in rows)
+    again = ranksweep(tmp_path, "rows", "s.yaml", "--out", "out")
+    assert again.code == 2
+    assert again.error == "--out: out/train.jsonl is there already; name another folder"
+
+
 # -- launching, with the launch itself replaced ----------------------------------------------------
 
 LAUNCHED = {

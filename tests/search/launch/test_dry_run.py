@@ -234,6 +234,28 @@ def test_a_dry_run_of_a_resumed_sweep_refuses_what_the_launch_would(
         dry_run(sweep(task=task, train={"epochs": config.train.epochs + 1}), resume=True)
 
 
+def test_classes_are_shown_with_their_rows_and_what_is_to_be_known_of_them(
+    folder: Path, known_cost: None, tmp_path: Path
+) -> None:
+    train, dev = tmp_path / "train.tsv", tmp_path / "dev.jsonl"
+    labels = [f"[bold]{i:02}" for i in range(23)] + ["Pos", "pos "]
+    lines = [f"film {i}\t{label}" for i, label in enumerate(labels * 2)]
+    train.write_text("\n".join(["sentence\tlabel", *lines]))
+    dev.write_text(json.dumps({"sentence": "a film", "label": "Pos"}))
+    files = {"train": str(train), "dev": str(dev)}
+    task = {"name": "films", "data": files, "text": "sentence", "metric": "macro_f1"}
+    result = dry_run(sweep(task=task, confirm=None))
+    assert result.task["classes"]["Pos"] == {"train": 2, "dev": 1}
+    assert result.task["classes"]["pos "] == {"train": 2, "dev": 0}
+    assert any("'Pos', 'pos ' are 2 classes that differ only in" in note for note in result.notes)
+    assert any("dev has no row of '[bold]00', " in note for note in result.notes)
+    console = Console(file=io.StringIO(), width=2000)
+    console.print(drawn_dry_run(result))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "'[bold]00' 2/0, '[bold]01' 2/0" in shown
+    assert "'[bold]18' 2/0 and 5 more (train/dev)" in shown
+
+
 def test_a_search_of_fewer_trials_than_methods_is_told(folder: Path, known_cost: None) -> None:
     few = dry_run(sweep(search={"trials": 1})).notes
     assert any(note.startswith("search.trials: 1 is fewer than") for note in few)

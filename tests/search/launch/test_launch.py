@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -101,6 +102,20 @@ def test_a_launch_profiles_once_and_searches_every_method(
     assert values == sorted(values, reverse=True)
     manifest = folder / "store" / "profiles" / result.profile_key / "manifest.json"
     assert json.loads(manifest.read_text())["modules"] == 6
+
+
+@pytest.mark.ray
+def test_a_launch_tells_the_classes_and_what_is_to_be_known_of_them(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
+    config, _ = launched
+    task = prepare(config).task
+    log = (folder / ".ranksweep" / "sweeps" / "tiny" / "launch.log").read_text()
+    (line,) = re.findall(r"classes: (.*)", log)
+    for label, counts in task.class_counts().items():
+        assert f"{label!r} {'/'.join(str(count) for count in counts.values())}" in line
+    for note in task.notes:
+        assert log.count(f"note: {note}") == 1
 
 
 @pytest.mark.ray

@@ -1,0 +1,216 @@
+"""Tables of text: CSV, and TSV with tabs.
+
+A quoted field may hold anything, line breaks too, so one stray quote mark can make a text of the
+rows up to the next. What is refused is therefore: a row with more or fewer fields than the header,
+or the header once more, a quote mark that no other closes or that others than a separator follow,
+and a field over several lines that look like rows: at least half of them, but the last, have the
+header's number of fields, and one of these has a label that other rows have.
+
+TSV has no quotes by its definition, and Excel writes some. Where those of a file do not fit, and
+its lines do without them, they are read as they stand.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spaces.errors import DataError
+from trainables.tasks.encodings import ESCAPED, broken_off, encoding_of, to_utf8
+from trainables.tasks.records import Asked, Records, check_columns, placed
+
+_csv_limit = threading.Lock()
+_SEPARATED = {
+    "\t": "; it is separated by tabs: name it .tsv",
+    ";": "; it is separated by semicolons: save it with commas, or with tabs as .tsv",
+    "|": "; it is separated by bars: save it with commas, or with tabs as .tsv",
+    ",": "; it is separated by commas: name it .csv",
+}
+"""What to say of a header of one column that holds such a sign."""
+
+
+def csv_records(path: Path, place: str, asked: Asked) -> Records:
+    """The columns `asked` of a CSV file. Raises DataError where one cannot be had, or a row."""
+    table = _read(path, place, asked, ",")
+    if faults := table.faults():
+        raise DataError(f"{place}: {faults}")
+    return table.records(path)
+
+
+def tsv_records(path: Path, place: str, asked: Asked) -> Records:
+    """The columns `asked` of a TSV file. Raises DataError where one cannot be had, or a row."""
+    table = _read(path, place, asked, "\t")
+    if table.misquoted or table.swallowed:
+        plain = _read(path, place, asked, "\t", quoted=False)
+        if not plain.faults():
+            return plain.records(
+                path, f"{place}: its quote marks do not quote fields; they are read as they stand"
+            )
+    if faults := table.faults():
+        raise DataError(f"{place}: {faults}")
+    return table.records(path)
+
+
+@dataclass
+class _Table:
+    """What has been read of a table: the values of the columns asked for, and the faults.
+
+    `longer`, `shorter` are lines in which rows with more or fewer fields than `width` begin,
+    `repeated` those of rows that are the header again, and `misquoted` and `swallowed` first and
+    last lines of fields whose quotes are wrong, or seem so.
+    """
+
+    width: int
+    columns: dict[str, list[object]]
+    numbers: list[int] = field(default_factory=list)
+    longer: list[int] = field(default_factory=list)
+    shorter: list[int] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
+    misquoted: list[tuple[int, int]] = field(default_factory=list)
+    swallowed: list[tuple[int, int]] = field(default_factory=list)
+
+    def records(self, path: Path, note: str = "") -> Records:
+        return Records(self.columns, self.numbers, "line", note=note, undecoded=to_utf8(path))
+
+    def faults(self) -> str:
+        """What is wrong with the rows, and what to do about it; empty where nothing is."""
+        rows = len(self.numbers) + len(self.longer) + len(self.shorter) + len(self.misquoted)
+        said = []
+        for lines, what, remedy in (
+            (self.longer, "more", "put texts that hold the separator or quotes into quotes"),
+            (self.shorter, "fewer", "fill them up or drop them"),
+        ):
+            if lines:
+                said.append(
+                    f"{len(lines)} of {rows} rows have {what} fields than the header's "
+                    f"{self.width} ({placed(lines, 'line')}); {remedy}"
+                )
+        if self.repeated:
+            said.append(
+                f"has its header again in {placed(self.repeated, 'line')}, as files put together "
+                "do; remove it there"
+            )
+        if self.misquoted:
+            said.append(
+                f"is not readable as a table: in {len(self.misquoted)} of {rows} rows a quote does "
+                f"not close, or has more behind it ({_spans(self.misquoted)}); put texts with "
+                'quotes into quotes, and double those inside ("")'
+            )
+        if self.swallowed:
+            said.append(
+                f"a quote mark makes one field of several rows ({_spans(self.swallowed)}); remove "
+                'or double it (""), or, if these are texts that look like rows, write JSON lines '
+                "or Parquet"
+            )
+        return "; also ".join(said)
+
+
+def _spans(spans: list[tuple[int, int]]) -> str:
+    first, last = spans[0]
+    more = f" and {len(spans) - 1} more" if len(spans) > 1 else ""
+    return (f"line {first}" if first == last else f"lines {first} to {last}") + more
+
+
+def _read(path: Path, place: str, asked: Asked, delimiter: str, quoted: bool = True) -> _Table:
+    encoding = encoding_of(path, place)
+    try:
+        with (
+            _fields_of_any_length(),
+            path.open(encoding=encoding, errors=ESCAPED, newline="") as file,
+        ):
+            return _parsed(file, place, asked, delimiter, quoted)
+    except UnicodeDecodeError as error:
+        raise broken_off(place, encoding) from error
+
+
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """Without csv's limit of 131,072 characters a field, which is one for the whole process."""
+    with _csv_limit:
+        before = csv.field_size_limit(sys.maxsize)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quoted: bool) -> _Table:
+    taken: list[str] = []  # the lines of the row that is being read
+
+    def kept() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line
+
+    reader = csv.reader(
+        kept(),
+        delimiter=delimiter,
+        strict=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
+    header = _header(reader, place, asked, delimiter)
+    label = next(header.index(column) for column, key in asked.items() if key == "label")
+    table = _Table(len(header), {column: [] for column in asked})
+    values = [(table.columns[column], header.index(column)) for column in asked]
+    suspects: list[tuple[int, int, list[str | None]]] = []
+    while True:
+        first = reader.line_num + 1
+        taken.clear()
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error:
+            table.misquoted.append((first, reader.line_num))
+            continue
+        if not row:
+            continue
+        if len(row) != table.width:
+            (table.longer if len(row) > table.width else table.shorter).append(first)
+            continue
+        if row == header or (row[0].startswith("\ufeff") and [row[0][1:], *row[1:]] == header):
+            table.repeated.append(first)
+            continue
+        if len(taken) > 1:
+            suspects.append(
+                (first, reader.line_num, _labels_within(taken, table.width, label, delimiter))
+            )
+        table.numbers.append(first)
+        for column, index in values:
+            column.append(row[index])
+    known = set(table.columns[header[label]])
+    for first, last, labels in suspects:
+        found = [each for each in labels if each is not None]
+        if 2 * len(found) >= len(labels) and not known.isdisjoint(found):
+            table.swallowed.append((first, last))
+    return table
+
+
+def _header(reader: Iterator[list[str]], place: str, asked: Asked, delimiter: str) -> list[str]:
+    """The names of the columns, of which those asked for are there, once each."""
+    try:
+        header = next((row for row in reader if row), None)
+    except csv.Error as error:
+        raise DataError(
+            f"{place}: is not readable as a table (its first line: {error}); correct its quotes"
+        ) from error
+    if header is None:
+        raise DataError(f"{place}: has no rows; name a file that has some")
+    hint = " (as its first line has them)"
+    if header[0].startswith("sep=") and len(header) <= 2:
+        hint = "; its first line is a note to Excel: delete it, and separate by commas"
+    elif len(header) == 1:
+        hint = next((said for sign, said in _SEPARATED.items() if sign in header[0]), hint)
+    check_columns(asked, header, place, hint)
+    return header
+
+
+def _labels_within(lines: list[str], width: int, label: int, delimiter: str) -> list[str | None]:
+    """The labels of the lines of a field, but its last, as rows by themselves; None of no row."""
+    rows = [line.rstrip("\r\n").split(delimiter) for line in lines[:-1] if line.strip()]
+    return [row[label].strip('"') if len(row) == width else None for row in rows]
