@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import exp, floor, isclose, log
 from typing import Any, Protocol
 
-from spaces.errors import ChoiceError, nearest
+from spaces.errors import ChoiceError
+from spaces.refusals import unknown_key
 
 Value = Any
 """A bool, an int, a float or a str."""
@@ -168,7 +169,7 @@ def _parse_range(
         raise ChoiceError(f"{where}: a range is for numbers; write a list of values")
     for key in written:
         if key not in _RANGE_KEYS:
-            raise ChoiceError(f"{where}.{key}: unknown key; {nearest(str(key), _RANGE_KEYS)}")
+            raise ChoiceError(f"{where}.{key}: {unknown_key(str(key), _RANGE_KEYS)}")
     for key in ("low", "high"):
         if key not in written:
             raise ChoiceError(f"{where}.{key}: missing; a range is {{low, high}}, with log or step")

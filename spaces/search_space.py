@@ -30,6 +30,7 @@ from spaces.domain import (
 )
 from spaces.errors import ChoiceError, ConfigError, nearest
 from spaces.methods.registry import METHODS, Method, method_named
+from spaces.refusals import unknown_key
 from spaces.target import TargetModule
 
 DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": 5e-5, "high": 2e-3, "log": True}
@@ -86,7 +87,7 @@ class SearchSpace:
             raise ConfigError("space: not a mapping; write learning_rate and methods")
         for key in section:
             if key not in _SECTION_KEYS:
-                raise ConfigError(f"space.{key}: unknown key; {nearest(str(key), _SECTION_KEYS)}")
+                raise ConfigError(f"space.{key}: {unknown_key(str(key), _SECTION_KEYS)}")
         learning_rate = section.get("learning_rate")
         if learning_rate is None:
             learning_rate = DEFAULT_LEARNING_RATE
@@ -304,10 +305,10 @@ def _parse_keys(method: Method, written: Mapping[str, Any], where: str) -> dict[
             *outer, last = key.split(".")
             beside = [known.removeprefix(".".join([*outer, ""])) for known in fields]
             names = dict.fromkeys(name.split(".")[0] for name in beside)
-            raise ChoiceError(f"{where}.{key}: unknown key; {nearest(last, names)}")
+            raise ChoiceError(f"{where}.{key}: {unknown_key(last, names)}")
         kind: Any = field.annotation
         bounded: Any = Annotated[kind, *field.metadata] if field.metadata else kind
-        adapter = TypeAdapter[Any](bounded, config=ConfigDict(allow_inf_nan=False))
+        adapter = TypeAdapter[Any](bounded, config=ConfigDict(allow_inf_nan=False, strict=True))
 
         def check(given: object, place: str, adapter: TypeAdapter[Any] = adapter) -> Value:
             try:

@@ -219,7 +219,7 @@ def test_default_choice_moves_to_the_nearest_value(text: str, rank: int) -> None
         ("{low: 1.0e-4, high: 1.0e-2, log: true}", 1e-3),
         ("{low: 1.0e-4, high: 4.0e-4}", 2e-4),
         ("[1.0e-4, 3.0e-4, 1.0e-2]", 3e-4),
-        ("3e-4", 3e-4),
+        ("3.0e-4", 3e-4),
         ("null", sqrt(5e-5 * 2e-3)),
     ],
 )
