@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 
 from spaces.errors import nearest
 
@@ -51,7 +52,10 @@ def unknown_key(
     telling = f"unknown key{f' with {character_name(foreign)} in it' if foreign else ''}"
     if last in known:
         return f"{telling}; did you mean '{last}'?"
-    if paths := [path] if outer else (elsewhere or {}).get(last, ()):
+    if outer:
+        return f"{telling}; that is {path}"
+    paths = (elsewhere or {}).get(last, ())
+    if paths and not get_close_matches(last, known, n=1, cutoff=0.75):
         return f"{telling}; that is {' or '.join(paths)}"
     return f"{telling}; {nearest(last, known)}"
 
@@ -67,8 +71,8 @@ def character_name(char: str) -> str:
 
 
 WANTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from search.config.deepspeed_section import refusal_of_deepspeed
 from search.config.defaults import fill_defaults
 from search.objective import Objective
 from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
@@ -26,7 +27,7 @@ from spaces.errors import ConfigError
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.profiling.settings import ProfileSettings
-from trainables.settings import Settings
+from trainables.settings import Name, Settings
 from trainables.tasks.kinds import metric_for
 from trainables.tasks.settings import TaskSettings
 from trainables.training.settings import TrainSettings
@@ -35,19 +36,6 @@ DEFAULT_STORE = SweepPaths().store_uri
 DEFAULT_TRACKING = SweepPaths().tracking_uri
 PARAMS_OBJECTIVE = "trainable_params"
 """The second objective of a Pareto search."""
-DECIDED_BY_TRIAL = {
-    "optimizer": "train.optimizer",
-    "scheduler": "train.lr_scheduler",
-    "train_batch_size": "train.batch_size",
-    "train_micro_batch_size_per_gpu": "train.gradient_accumulation_steps",
-    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
-    "gradient_clipping": "train.max_grad_norm",
-    "fp16": "train.precision",
-    "bf16": "train.precision",
-    "amp": "train.precision",
-    "torch_autocast": "train.precision",
-}
-"""Keys of DeepSpeed that a sweep may not set, and the sweep's own that decides each."""
 
 
 def known_store(uri: str) -> str:
@@ -177,7 +165,7 @@ class TrackingSettings(Settings):
     uri: Annotated[str, Field(min_length=1)] = DEFAULT_TRACKING
     """`sqlite:///FILE.db`, or the URI of an MLflow server or database; default:
     `MLFLOW_TRACKING_URI`, else `sqlite:///.ranksweep/mlflow.db`."""
-    experiment: Annotated[str, Field(min_length=1)] = "ranksweep"
+    experiment: Name = "ranksweep"
     """MLflow experiment, created if absent; default: `task.name`."""
     keep_weights: Literal["best", "all", "none"] = "best"
     """Whose trained weights are kept as an artifact, for `export`: the best trial's of each method
@@ -199,7 +187,7 @@ class SweepConfig(Settings):
 
     name: Annotated[str, AfterValidator(check_sweep_name)] = "sweep"
     """Name of the sweep and of its folder: letters, digits, `.`, `_`, `-`. A name is used once;
-    default: `task.name`."""
+    default: `task.name`, with some digits of its hash where other characters had to be left out."""
     base: Annotated[str, Field(pattern=r"^(hub|path|package):.+")]
     """`hub:org/name@revision`, `path:DIR` or `package:import_name/sub/dir` (weights that an
     installed package ships). Weights are safetensors, or one `.gguf` file named in place of the
@@ -212,7 +200,8 @@ class SweepConfig(Settings):
     search: SearchSettings = SearchSettings()
     train: TrainSettings = TrainSettings()
     deepspeed: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
-    """DeepSpeed's own settings, passed on as they are. What a trial decides (optimizer, scheduler,
+    """DeepSpeed's own settings, passed on once DeepSpeed itself has been asked whether it knows the
+    keys and takes their values. What a trial decides (optimizer, scheduler,
     batch sizes, clipping, precision) is refused here; the error names the key of `train` to set
     instead. ZeRO 0, 1 and 2; in bf16 and fp16 stage 0 runs as stage 1, because DeepSpeed 0.19
     computes it wrongly."""
@@ -252,26 +241,12 @@ class SweepConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, raw: Any) -> Any:
-        return fill_defaults(raw) if isinstance(raw, Mapping) else raw
-
-    @field_validator("deepspeed")
-    @classmethod
-    def _not_the_trials_own(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:
-        for key in deepspeed:
-            if key in DECIDED_BY_TRIAL:
-                raise ValueError(
-                    f"{key} is decided by the trial; remove it and set {DECIDED_BY_TRIAL[key]}"
-                )
-        zero = deepspeed.get("zero_optimization")
-        if isinstance(zero, Mapping) and zero.get("stage", 0) not in (0, 1, 2):
-            raise ValueError(
-                f"zero_optimization.stage {zero['stage']} would divide the resident base, which "
-                "stays whole on each worker; use 0, 1 or 2"
-            )
-        return deepspeed
+        return fill_defaults(raw, cls.model_fields) if isinstance(raw, Mapping) else raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if refused := refusal_of_deepspeed(self.deepspeed):
+            raise ConfigError(f"deepspeed{refused}")
         _check_metric(self.search.metric, self.task)
         _check_objectives(self.search)
         _check_repeats(self.search)

@@ -33,7 +33,7 @@ from spaces.methods.registry import parse_choice
         ("{method: taso, lr_scaling: maybe}", "lr_scaling: 'maybe' is refused; "),
         ("{method: lora, rank: 0}", "rank: 0 is refused; "),
         ("{method: lora, rank: 2.5}", "rank: 2.5 is refused; "),
-        ("{method: lora, rank: true}", "rank: True is refused; it should be a whole number"),
+        ("{method: lora, rank: true}", "rank: True is refused; it should be an integer"),
         ("{method: lora, rank: eight}", "rank: 'eight' is refused; "),
         ("{method: lora, rank: null}", "rank: None is refused; "),
         ("{method: lora, rank: [8]}", "rank: [8] is refused; "),

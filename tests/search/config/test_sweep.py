@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from search.config.reading import load_sweep, parse_sweep, resolve_store, resolve_tracking
-from search.config.sweep import DECIDED_BY_TRIAL, SweepConfig, check_against_targets
+from search.config.deepspeed_section import DECIDED_BY_TRIAL
+from search.config.sweep import SweepConfig, check_against_targets
 from spaces.errors import ChoiceError, ConfigError, UsageError
 from spaces.target import TargetModule
 
