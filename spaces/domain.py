@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, floor, isclose, log
 from typing import Any, Protocol
@@ -138,6 +138,18 @@ def listed(domain: Domain) -> tuple[Value, ...]:
     if isinstance(domain, Options):
         return domain.values
     return tuple(range(int(domain.low), int(domain.high) + 1, int(domain.step or 1)))
+
+
+def all_of(domain: Domain) -> Iterator[Value] | None:
+    """Every value of a domain, one after another; None where there is no end of them."""
+    if not isinstance(domain, Range):
+        return iter(listed(domain))
+    low, high, step = domain.low, domain.high, domain.step
+    if domain.whole:
+        return iter(range(int(low), int(high) + 1, int(step or 1)))
+    if step is None:
+        return None
+    return (low + step * i for i in range(floor((high - low) / step + 1e-9) + 1))
 
 
 def capped(domain: Domain, limit: float) -> Domain:

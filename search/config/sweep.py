@@ -75,7 +75,8 @@ class SearchSettings(Settings):
     """How the space is searched. A sweep fills in metric, mode, objectives and scheduler."""
 
     trials: PositiveInt = 24
-    """Trials over all methods, those enqueued first included."""
+    """Trials over all methods, those enqueued first included; default: 24, or with `sampler: grid`
+    the points of the grid and the repeats."""
     time_budget: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
     """Seconds of search after which trials that run are cancelled and none starts; the confirmation
     is then skipped. `null` sets no limit."""
@@ -97,8 +98,9 @@ class SearchSettings(Settings):
     """Keys whose every value gets trials and a confirmation of its own, as if it were a method: for
     ablations, such as `[partition.rule]`. Their values are lists, in `space.methods` or in a
     default space."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """How Optuna proposes a choice."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """How Optuna proposes a choice; `grid` tries every combination of the values that the space
+    lists, so that each arm gets the same learning rates."""
     scheduler: SchedulerSettings = SchedulerSettings()
     """Early stopping; its name alone will do; default: `{name: asha}`, or `{name: none}` with two
     objectives."""
@@ -247,13 +249,35 @@ class SweepConfig(Settings):
     def _consistent(self) -> Self:
         if refused := refusal_of_deepspeed(self.deepspeed):
             raise ConfigError(f"deepspeed{refused}")
+        space = self.search_space.fitted((), self.profile.top_percent)
+        space.arms(self.search.arms)
+        if self.search.sampler == "grid":
+            object.__setattr__(self, "search", _as_a_grid(self.search, space))
         _check_metric(self.search.metric, self.task)
         _check_objectives(self.search)
         _check_repeats(self.search)
         _check_scheduler(self.search.scheduler, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
-        self.search_space.fitted((), self.profile.top_percent).arms(self.search.arms)
         return self
+
+
+def _as_a_grid(search: SearchSettings, space: SearchSpace) -> SearchSettings:
+    """The settings of a search that walks a grid: as many trials as it has points."""
+    points = len(space.grid(search.arms))
+    repeats = search.repeats.top * search.repeats.seeds if search.repeats is not None else 0
+    given = search.model_fields_set
+    if "trials" in given and search.trials != points + repeats:
+        raise ConfigError(
+            f"search.trials: {search.trials}, but the grid has {points} points"
+            f"{f' and {repeats} repeats' if repeats else ''}; leave trials out"
+        )
+    for key, other in (("allocation", "free"), ("warm_start", True)):
+        if key in given and getattr(search, key) == other:
+            raise ConfigError(
+                f"search.{key}: does not go with sampler: grid, which tries what the space lists "
+                "and nothing else; leave it out"
+            )
+    return search.model_copy(update={"trials": points + repeats, "warm_start": False})
 
 
 def _check_metric(metric: str, task: TaskSettings) -> None:
