@@ -76,7 +76,7 @@ class SearchSettings(Settings):
 
     trials: PositiveInt = 24
     """Trials over all methods, those enqueued first included; default: 24, or with `sampler: grid`
-    the points of the grid and the repeats."""
+    its points and the repeats."""
     time_budget: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
     """Seconds of search after which trials that run are cancelled and none starts; the confirmation
     is then skipped. `null` sets no limit."""
@@ -188,8 +188,8 @@ class SweepConfig(Settings):
     """One launch: a base, a task, a space and how to search it. Only base and task are required."""
 
     name: Annotated[str, AfterValidator(check_sweep_name)] = "sweep"
-    """Name of the sweep and of its folder: letters, digits, `.`, `_`, `-`. A name is used once;
-    default: `task.name`, with some digits of its hash where other characters had to be left out."""
+    """Name of the sweep and of its folder: letters, digits, `.`, `_`, `-`. A name is used once.
+    That of a task in other letters ends in digits of its hash; default: `task.name`."""
     base: Annotated[str, Field(pattern=r"^(hub|path|package):.+")]
     """`hub:org/name@revision`, `path:DIR` or `package:import_name/sub/dir` (weights that an
     installed package ships). Weights are safetensors, or one `.gguf` file named in place of the
