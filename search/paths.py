@@ -14,7 +14,10 @@ from spaces.errors import ConfigError
 STORE_SCHEMES = ("file", "s3", "gs", "az")
 """What the URI of a store may start with."""
 
-_SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_NAME = 100
+"""Characters of a sweep's name."""
+
+_SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,9 @@ def check_sweep_name(name: str) -> str:
         ConfigError: it is empty, too long, hidden, or holds anything but letters, digits, `.`,
             `_` and `-`.
     """
-    if not _SWEEP_NAME.fullmatch(name):
+    if not _SWEEP_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise ConfigError(
-            f"name: {name[:120]!r} cannot name a sweep; use up to 100 letters, digits, '.', '_' "
+            f"name: {name[:120]!r} cannot name a sweep; use up to {LONGEST_NAME} letters, digits, '.', '_' "
             "and '-', the first a letter or a digit"
         )
     return name

@@ -6,48 +6,46 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from spaces.errors import ChoiceError, nearest
+from spaces.refusals import WANTED, written_right, unknown_key
 
 _ChoiceT = TypeVar("_ChoiceT", bound="Choice")
 
 
-def _refuse_bool(value: object) -> object:
-    # pydantic takes true for 1; in a choice that is a slip, never a number.
-    if isinstance(value, bool):
-        raise ValueError("it should be a number, not true or false")
-    return value
-
-
-Rank = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
+Rank = Annotated[int, Field(ge=1)]
 """A rank that a block must have."""
-OptionalRank = Annotated[int, Field(ge=0), BeforeValidator(_refuse_bool)]
+OptionalRank = Annotated[int, Field(ge=0)]
 """A rank that may be 0, which leaves the block out."""
-Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_refuse_bool)]
+Share = Annotated[float, Field(ge=0, le=1)]
 """A share of a whole, from 0 to 1."""
-PositiveShare = Annotated[float, Field(gt=0, le=1), BeforeValidator(_refuse_bool)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 """A share of a whole that is not nothing."""
-Count = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
+Count = Annotated[int, Field(ge=1)]
 """A number of things, at least one."""
-Percent = Annotated[float, Field(gt=0, le=100), BeforeValidator(_refuse_bool)]
+Percent = Annotated[float, Field(gt=0, le=100)]
 """A percentage above 0."""
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_refuse_bool)]
+Positive = Annotated[float, Field(gt=0)]
 """A positive number."""
-NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_refuse_bool)]
+NonNegative = Annotated[float, Field(ge=0)]
 """A number that may be 0, which switches off what it weighs."""
-Factor = Annotated[float, Field(ge=1), BeforeValidator(_refuse_bool)]
+Factor = Annotated[float, Field(ge=1)]
 """A factor that does not lessen what it multiplies."""
-Seed = Annotated[int, Field(ge=0), BeforeValidator(_refuse_bool)]
+Seed = Annotated[int, Field(ge=0)]
 """A seed of a random draw."""
 
 
 class ChoiceSection(BaseModel):
-    """A mapping in a choice: frozen, numbers finite, unknown keys refused."""
+    """A mapping in a choice: frozen, numbers finite and numbers, unknown keys refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        strict=True,  # neither true nor "8" is a number
+        use_attribute_docstrings=True,
     )
 
 
@@ -104,14 +102,17 @@ def choice_error(
     shown = given if len(given) <= 60 else f"{given[:57]}..."
     if kind == "extra_forbidden":
         keys = _keys_beside(section, found["loc"])
-        return ChoiceError(f"{path}: unknown key; {nearest(str(found['loc'][-1]), keys)}")
+        return ChoiceError(f"{path}: {unknown_key(str(found['loc'][-1]), keys)}")
+    if kind in WANTED:
+        remedy = written_right(kind, found["input"])
+        return ChoiceError(f"{path}: {shown} is refused; it should be {WANTED[kind]}, {remedy}")
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", found["ctx"]["expected"])
         return ChoiceError(f"{path}: {shown} is unknown; {nearest(str(found['input']), known)}")
-    if kind == "value_error" and not found["loc"]:
+    if kind == "value_error" and section and not found["loc"]:
         # A check across keys names its key itself.
         text = message.removeprefix("Value error, ")
-        return ChoiceError(f"{where}.{text}" if where and section else text)
+        return ChoiceError(f"{where}.{text}" if where else text)
     text = message.removeprefix("Value error, ").replace("Input should", "it should")
     return ChoiceError(f"{path}: {shown} is refused; {text}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, floor, isclose
 from math import log as ln
@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from spaces.errors import ChoiceError, nearest
+from spaces.errors import ChoiceError
+from spaces.refusals import unknown_key
 
 Value = Any
 """A bool, an int, a float or a str."""
@@ -171,6 +172,18 @@ def listed(domain: Domain) -> tuple[Value, ...]:
     return tuple(range(int(domain.low), int(domain.high) + 1, int(domain.step or 1)))
 
 
+def all_of(domain: Domain) -> Iterator[Value] | None:
+    """Every value of a domain, one after another; None where there is no end of them."""
+    if not isinstance(domain, Range):
+        return iter(listed(domain))
+    low, high, step = domain.low, domain.high, domain.step
+    if domain.whole:
+        return iter(range(int(low), int(high) + 1, int(step or 1)))
+    if step is None:
+        return None
+    return (low + step * i for i in range(floor((high - low) / step + 1e-9) + 1))
+
+
 def capped(domain: Domain, limit: float) -> Domain:
     """The domain without what is above `limit`; `limit` itself where nothing is left."""
     if isinstance(domain, Range):
@@ -200,7 +213,7 @@ def _parse_range(
         raise ChoiceError(f"{where}: a range is for numbers; write a list of values")
     for key in written:
         if key not in _RANGE_KEYS:
-            raise ChoiceError(f"{where}.{key}: unknown key; {nearest(str(key), _RANGE_KEYS)}")
+            raise ChoiceError(f"{where}.{key}: {unknown_key(str(key), _RANGE_KEYS)}")
     for key in ("low", "high"):
         if key not in written:
             raise ChoiceError(f"{where}.{key}: missing; a range is {{low, high}}, with log or step")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, zip_longest
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -20,6 +20,7 @@ from spaces.domain import (
     Range,
     Suggests,
     Value,
+    all_of,
     capped,
     closest,
     holds,
@@ -31,9 +32,13 @@ from spaces.domain import (
 )
 from spaces.errors import ChoiceError, ConfigError, nearest
 from spaces.methods.registry import METHODS, Method, method_named
+from spaces.refusals import unknown_key
 from spaces.target import TargetModule
 
 DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": 5e-5, "high": 2e-3, "log": True}
+
+LARGEST_GRID = 10_000
+"""Choices that a grid may have."""
 
 _SECTION_KEYS = ("learning_rate", "methods")
 _ALWAYS_SEARCHED = "lora"
@@ -89,7 +94,7 @@ class SearchSpace:
             raise ConfigError("space: not a mapping; write learning_rate and methods")
         for key in section:
             if key not in _SECTION_KEYS:
-                raise ConfigError(f"space.{key}: unknown key; {nearest(str(key), _SECTION_KEYS)}")
+                raise ConfigError(f"space.{key}: {unknown_key(str(key), _SECTION_KEYS)}")
         learning_rate = section.get("learning_rate")
         if learning_rate is None:
             learning_rate = DEFAULT_LEARNING_RATE
@@ -142,6 +147,52 @@ class SearchSpace:
                 arm = self._arm(method, values)
                 arms.setdefault(arm.name, arm)
         return tuple(arms.values())
+
+    def grid(self, keys: Sequence[str] = ()) -> tuple[Choice, ...]:
+        """Every choice of the space, those of one arm of `arms(keys)` in turn with the others'.
+
+        Raises ChoiceError where a domain is a range without steps, or there are more than
+        `LARGEST_GRID` choices.
+        """
+        of_arms: dict[str, dict[Choice, None]] = {arm.name: {} for arm in self.arms(keys)}
+        for count, choice in enumerate(self._every_choice()):
+            if count >= LARGEST_GRID:
+                raise ChoiceError(
+                    f"search.sampler: the grid has more than {LARGEST_GRID:,} points; shorten the "
+                    "lists of the space"
+                )
+            of_arms[self.arm_of(choice, keys)].setdefault(choice)
+        turns = zip_longest(*of_arms.values())
+        return tuple(choice for turn in turns for choice in turn if choice is not None)
+
+    def _every_choice(self) -> Iterator[Choice]:
+        for name, domains in self.domains.items():
+            for values in self._combinations(name, list(domains), {}):
+                yield _choice(METHODS[name], values)
+
+    def _combinations(
+        self, name: str, keys: Sequence[str], chosen: dict[str, Value]
+    ) -> Iterator[dict[str, Value]]:
+        """What `suggest` may choose for the keys of a method that follow the chosen ones."""
+        if not keys:
+            yield chosen
+            return
+        key, *rest = keys
+        if key in METHODS[name].unread_keys(chosen):
+            yield from self._combinations(name, rest, chosen)
+            return
+        values = all_of(self.domains[name][key])
+        if values is None:
+            raise ChoiceError(
+                f"{self._written_at(name, key)}: is a range without end of values, and "
+                "search.sampler: grid tries each; list them, or give the range a step"
+            )
+        for value in values:
+            yield from self._combinations(name, rest, {**chosen, key: value})
+
+    def _written_at(self, name: str, key: str) -> str:
+        own = (name, key) in self.written or key in METHODS[name].default_space
+        return f"space.methods.{name}.{key}" if own else f"space.{key}"
 
     def arm_of(self, choice: Choice, keys: Sequence[str]) -> str:
         """The name of the arm of `arms(keys)` that a choice belongs to."""
@@ -335,10 +386,10 @@ def _parse_keys(method: Method, written: Mapping[str, Any], where: str) -> dict[
             *outer, last = key.split(".")
             beside = [known.removeprefix(".".join([*outer, ""])) for known in fields]
             names = dict.fromkeys(name.split(".")[0] for name in beside)
-            raise ChoiceError(f"{where}.{key}: unknown key; {nearest(last, names)}")
+            raise ChoiceError(f"{where}.{key}: {unknown_key(last, names)}")
         kind: Any = field.annotation
         bounded: Any = Annotated[kind, *field.metadata] if field.metadata else kind
-        adapter = TypeAdapter[Any](bounded, config=ConfigDict(allow_inf_nan=False))
+        adapter = TypeAdapter[Any](bounded, config=ConfigDict(allow_inf_nan=False, strict=True))
 
         def check(given: object, place: str, adapter: TypeAdapter[Any] = adapter) -> Value:
             try:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
+from search.paths import LONGEST_NAME
 from trainables.settings import Settings
 from trainables.tasks.metrics import METRICS
 from trainables.tasks.settings import TaskSettings
@@ -14,9 +19,12 @@ NULLABLE = ("space", "confirm")
 """Sections in which a null means something of its own."""
 
 
-def fill_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on other keys; a null there counts as not given."""
-    raw = {key: value for key, value in raw.items() if value is not None or key in NULLABLE}
+def fill_defaults(raw: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """Defaults that depend on other keys; a null there counts as not given.
+
+    `fields` are those of a sweep: a key that it does not have is kept, to be refused.
+    """
+    raw = _given(raw, fields, NULLABLE)
     task = raw.get("task")
     name, metric = None, None
     if isinstance(task, TaskSettings):
@@ -24,19 +32,53 @@ def fill_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(task, Mapping):
         name, metric = task.get("name"), task.get("metric", "accuracy")
     if isinstance(name, str):
-        raw.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "sweep")
+        raw.setdefault("name", sweep_name_of(name))
         tracking = raw.get("tracking", {})
         if isinstance(tracking, Mapping):
-            given = {key: value for key, value in tracking.items() if value is not None}
+            given = _given(tracking, _fields_of(fields["tracking"]))
             raw["tracking"] = {"experiment": name, **given}
     if not isinstance(raw.get("search", {}), Settings):
-        raw["search"] = _fill_search(raw.get("search", {}), metric)
+        raw["search"] = _fill_search(raw.get("search", {}), metric, _fields_of(fields["search"]))
     if "confirm" not in raw and isinstance(task, Mapping) and not _has_test(task):
         raw["confirm"] = None
     return raw
 
 
-def _fill_search(search: Any, task_metric: Any) -> Any:
+def sweep_name_of(task: str) -> str:
+    """The name of a sweep that says none, from that of its task: the same at every launch.
+
+    Spaces become `-`. Where more than that has to be changed, eight hexadecimal digits of the
+    task's name follow, so that two tasks never share a sweep whatever letters they are written in.
+    """
+    spaced = re.sub(r"[ \t]+", "-", task.strip(" \t"))
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spaced) and len(spaced) <= LONGEST_NAME:
+        return spaced
+    letters = "".join(
+        char for char in unicodedata.normalize("NFKD", task) if not unicodedata.combining(char)
+    )
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", letters)[: LONGEST_NAME - 10].strip("-._")
+    digest = hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{readable or 'sweep'}-{digest}"
+
+
+def _given(
+    raw: Mapping[str, Any], fields: Mapping[str, FieldInfo], nullable: Collection[str] = ()
+) -> dict[str, Any]:
+    """What is said in a section: without the keys that are null, which are not given."""
+    return {
+        key: value
+        for key, value in raw.items()
+        if value is not None or key in nullable or key not in fields
+    }
+
+
+def _fields_of(section: FieldInfo) -> Mapping[str, FieldInfo]:
+    assert isinstance(section.annotation, type)
+    assert issubclass(section.annotation, Settings)
+    return section.annotation.model_fields
+
+
+def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo]) -> Any:
     if not isinstance(search, Mapping):
         return search
     given = dict(search)
@@ -44,16 +86,16 @@ def _fill_search(search: Any, task_metric: Any) -> Any:
         given["scheduler"] = {"name": "none"}
     elif isinstance(given.get("scheduler"), str):
         given["scheduler"] = {"name": given["scheduler"]}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = _given(given, fields)
     objectives = given.get("objectives")
     if isinstance(objectives, str):
-        given["objectives"] = objectives = [objectives]
+        given["objectives"] = objectives = (objectives,)
     first = objectives[0] if isinstance(objectives, list | tuple) and objectives else None
     metric = given.setdefault("metric", first or task_metric)
     if metric is None:
         del given["metric"]
     elif isinstance(metric, str):
-        given.setdefault("objectives", [metric])
+        given.setdefault("objectives", (metric,))
         if metric in METRICS:
             given.setdefault("mode", METRICS[metric].mode)
     if isinstance(objectives, list | tuple) and len(objectives) > 1:

@@ -28,7 +28,10 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
             raise ConfigError(
                 f"--set {override}: is not KEY=VALUE; write for example train.epochs=3"
             )
-        _put(result, keys, parse_yaml(text, f"--set {path.strip()}"))
+        where = f"--set {path.strip()}"
+        if not text.strip():
+            raise ConfigError(f"{where}: has no value; write one, or null for none")
+        _put(result, keys, parse_yaml(text, where))
     return result
 
 

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from search.config.sweep import SweepConfig
-from spaces.errors import nearest
+from spaces.choice import Choice
+from spaces.methods.registry import METHODS
+from spaces.refusals import WANTED, unknown_key, written_right
 
 
 def refusal(error: ValidationError, raw: Mapping[str, Any]) -> str:
@@ -34,18 +37,42 @@ def refusal(error: ValidationError, raw: Mapping[str, Any]) -> str:
 def _unknown_key(loc: tuple[int | str, ...]) -> tuple[str, str]:
     *parents, key = loc
     dotted = ".".join(str(part) for part in (*parents, key))
-    return dotted, f"unknown key; {nearest(str(key), _fields_at(parents))}"
+    return dotted, unknown_key(str(key), _model_at(parents).model_fields, _paths())
 
 
-def _fields_at(parents: Sequence[int | str]) -> list[str]:
+def _model_at(parents: Sequence[int | str]) -> type[BaseModel]:
     model: type[BaseModel] = SweepConfig
     for part in parents:
         field = model.model_fields.get(str(part))
-        annotation = field.annotation if field is not None else None
-        for candidate in (annotation, *get_args(annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-    return list(model.model_fields)
+        model = (_section(field) if field is not None else None) or model
+    return model
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a field that is a section, one that may be null too."""
+    for candidate in (field.annotation, *get_args(field.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _paths() -> dict[str, list[str]]:
+    """Each key of a sweep -> where it stands; the keys of methods among them."""
+    paths: dict[str, list[str]] = {}
+
+    def note(model: type[BaseModel], inside: str) -> None:
+        for key, field in model.model_fields.items():
+            paths.setdefault(key, []).append(f"{inside}{key}")
+            if section := _section(field):
+                note(section, f"{inside}{key}.")
+
+    note(SweepConfig, "")
+    for method in METHODS.values():
+        for key in set(method.choice_class.model_fields) - set(Choice.model_fields):
+            paths.setdefault(key, [])
+            if "space.methods.METHOD." + key not in paths[key]:
+                paths[key].append("space.methods.METHOD." + key)
+    return paths
 
 
 def _dotted(loc: tuple[int | str, ...], raw: Any) -> str:
@@ -64,18 +91,31 @@ def _dotted(loc: tuple[int | str, ...], raw: Any) -> str:
 
 
 def _reason(details: Any) -> str:
-    if details["type"] == "missing":
+    kind = details["type"]
+    if kind == "missing":
         return "is required; add it"
+    if kind in WANTED:
+        return f"should be {WANTED[kind]}"
     message = str(details["msg"]).removeprefix("Value error, ")
-    if details["type"] == "value_error":
+    if kind == "value_error":
         return message
-    if details["type"] == "model_type":
+    if kind in ("model_type", "dict_type"):
         return "should be a mapping of its keys"
+    if kind == "tuple_type":
+        return "should be a list"
+    if kind == "invalid_key":
+        return "is no name of a key; put it in quotes"
     return message.replace("Input should", "should")
 
 
 def _given(details: Any) -> str:
-    """What was given instead, where that says more than the message does."""
-    given = repr(details["input"])
-    wanted = details["type"] not in ("missing", "value_error") and len(given) <= 60
-    return f", not {given}" if wanted else ""
+    """What was given instead, where that says more than the message does, and what to write."""
+    kind, value = details["type"], details["input"]
+    given = repr(list(value) if isinstance(value, tuple) else value)
+    wanted = kind not in ("missing", "value_error", "invalid_key")
+    shown = f", not {given}" if wanted and len(given) <= 60 else ""
+    if kind in WANTED:
+        return f"{shown}; {written_right(kind, value)}"
+    if kind == "model_type" and isinstance(value, str) and ":" in value:
+        return f"{shown}; write a space after each colon"
+    return shown

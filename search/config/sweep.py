@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from search.config.deepspeed_section import refusal_of_deepspeed
 from search.config.defaults import fill_defaults
 from search.objective import Objective
 from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
@@ -26,7 +27,7 @@ from spaces.errors import ConfigError
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.profiling.settings import ProfileSettings
-from trainables.settings import Settings
+from trainables.settings import Name, Settings
 from trainables.tasks.kinds import metric_for
 from trainables.tasks.settings import TaskSettings
 from trainables.training.settings import TrainSettings
@@ -35,19 +36,6 @@ DEFAULT_STORE = SweepPaths().store_uri
 DEFAULT_TRACKING = SweepPaths().tracking_uri
 PARAMS_OBJECTIVE = "trainable_params"
 """The second objective of a Pareto search."""
-DECIDED_BY_TRIAL = {
-    "optimizer": "train.optimizer",
-    "scheduler": "train.lr_scheduler",
-    "train_batch_size": "train.batch_size",
-    "train_micro_batch_size_per_gpu": "train.gradient_accumulation_steps",
-    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
-    "gradient_clipping": "train.max_grad_norm",
-    "fp16": "train.precision",
-    "bf16": "train.precision",
-    "amp": "train.precision",
-    "torch_autocast": "train.precision",
-}
-"""Keys of DeepSpeed that a sweep may not set, and the sweep's own that decides each."""
 
 
 def known_store(uri: str) -> str:
@@ -87,7 +75,8 @@ class SearchSettings(Settings):
     """How the space is searched. A sweep fills in metric, mode, objectives and scheduler."""
 
     trials: PositiveInt = 24
-    """Trials over all methods, those enqueued first included."""
+    """Trials over all methods, those enqueued first included; default: 24, or with `sampler: grid`
+    its points and the repeats."""
     time_budget: Annotated[FiniteFloat, Field(gt=0.0)] | None = None
     """Seconds of search after which trials that run are cancelled and none starts; the confirmation
     is then skipped. `null` sets no limit."""
@@ -109,8 +98,9 @@ class SearchSettings(Settings):
     """Keys whose every value gets trials and a confirmation of its own, as if it were a method: for
     ablations, such as `[partition.rule]`. Their values are lists, in `space.methods` or in a
     default space."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """How Optuna proposes a choice."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """How Optuna proposes a choice; `grid` tries every combination of the values that the space
+    lists, so that each arm gets the same learning rates."""
     scheduler: SchedulerSettings = SchedulerSettings()
     """Early stopping; its name alone will do; default: `{name: asha}`, or `{name: none}` with two
     objectives."""
@@ -177,7 +167,7 @@ class TrackingSettings(Settings):
     uri: Annotated[str, Field(min_length=1)] = DEFAULT_TRACKING
     """`sqlite:///FILE.db`, or the URI of an MLflow server or database; default:
     `MLFLOW_TRACKING_URI`, else `sqlite:///.ranksweep/mlflow.db`."""
-    experiment: Annotated[str, Field(min_length=1)] = "ranksweep"
+    experiment: Name = "ranksweep"
     """MLflow experiment, created if absent; default: `task.name`."""
     keep_weights: Literal["best", "all", "none"] = "best"
     """Whose trained weights are kept as an artifact, for `export`: the best trial's of each method
@@ -198,8 +188,8 @@ class SweepConfig(Settings):
     """One launch: a base, a task, a space and how to search it. Only base and task are required."""
 
     name: Annotated[str, AfterValidator(check_sweep_name)] = "sweep"
-    """Name of the sweep and of its folder: letters, digits, `.`, `_`, `-`. A name is used once;
-    default: `task.name`."""
+    """Name of the sweep and of its folder: letters, digits, `.`, `_`, `-`. A name is used once.
+    That of a task in other letters ends in digits of its hash; default: `task.name`."""
     base: Annotated[str, Field(pattern=r"^(hub|path|package):.+")]
     """`hub:org/name@revision`, `path:DIR` or `package:import_name/sub/dir` (weights that an
     installed package ships). Weights are safetensors, or one `.gguf` file named in place of the
@@ -212,7 +202,8 @@ class SweepConfig(Settings):
     search: SearchSettings = SearchSettings()
     train: TrainSettings = TrainSettings()
     deepspeed: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
-    """DeepSpeed's own settings, passed on as they are. What a trial decides (optimizer, scheduler,
+    """DeepSpeed's own settings, passed on once DeepSpeed itself has been asked whether it knows the
+    keys and takes their values. What a trial decides (optimizer, scheduler,
     batch sizes, clipping, precision) is refused here; the error names the key of `train` to set
     instead. ZeRO 0, 1 and 2; in bf16 and fp16 stage 0 runs as stage 1, because DeepSpeed 0.19
     computes it wrongly."""
@@ -252,33 +243,41 @@ class SweepConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, raw: Any) -> Any:
-        return fill_defaults(raw) if isinstance(raw, Mapping) else raw
-
-    @field_validator("deepspeed")
-    @classmethod
-    def _not_the_trials_own(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:
-        for key in deepspeed:
-            if key in DECIDED_BY_TRIAL:
-                raise ValueError(
-                    f"{key} is decided by the trial; remove it and set {DECIDED_BY_TRIAL[key]}"
-                )
-        zero = deepspeed.get("zero_optimization")
-        if isinstance(zero, Mapping) and zero.get("stage", 0) not in (0, 1, 2):
-            raise ValueError(
-                f"zero_optimization.stage {zero['stage']} would divide the resident base, which "
-                "stays whole on each worker; use 0, 1 or 2"
-            )
-        return deepspeed
+        return fill_defaults(raw, cls.model_fields) if isinstance(raw, Mapping) else raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if refused := refusal_of_deepspeed(self.deepspeed):
+            raise ConfigError(f"deepspeed{refused}")
+        space = self.search_space.fitted((), self.profile.top_percent)
+        space.arms(self.search.arms)
+        if self.search.sampler == "grid":
+            object.__setattr__(self, "search", _as_a_grid(self.search, space))
         _check_metric(self.search.metric, self.task)
         _check_objectives(self.search)
         _check_repeats(self.search)
         _check_scheduler(self.search.scheduler, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
-        self.search_space.fitted((), self.profile.top_percent).arms(self.search.arms)
         return self
+
+
+def _as_a_grid(search: SearchSettings, space: SearchSpace) -> SearchSettings:
+    """The settings of a search that walks a grid: as many trials as it has points."""
+    points = len(space.grid(search.arms))
+    repeats = search.repeats.top * search.repeats.seeds if search.repeats is not None else 0
+    given = search.model_fields_set
+    if "trials" in given and search.trials != points + repeats:
+        raise ConfigError(
+            f"search.trials: {search.trials}, but the grid has {points} points"
+            f"{f' and {repeats} repeats' if repeats else ''}; leave trials out"
+        )
+    for key, other in (("allocation", "free"), ("warm_start", True)):
+        if key in given and getattr(search, key) == other:
+            raise ConfigError(
+                f"search.{key}: does not go with sampler: grid, which tries what the space lists "
+                "and nothing else; leave it out"
+            )
+    return search.model_copy(update={"trials": points + repeats, "warm_start": False})
 
 
 def _check_metric(metric: str, task: TaskSettings) -> None:

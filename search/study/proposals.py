@@ -3,7 +3,7 @@
 What can be told of a choice without training it is told before Optuna has a trial of it: a point
 that asks for more than `max_params` parameters, cannot be a plan, or was trained already is drawn
 again. So the sampler draws from its model as cut to what may be trained, and no trial of the study
-is spent on the rest.
+is spent on the rest. A grid draws nothing: all its points are enqueued.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from search.study.smallest_plan import smallest_plan
 from search.study.standing import Standing, Standings, interrupted, training_of
 from search.study.study import (
     ARM,
+    CHOICE,
     TRAINABLE_PARAMS,
     choice_of,
     choice_text,
@@ -98,7 +99,10 @@ class Proposals:
         self._older = is_older(study)
         self._arms = {arm.name: arm for arm in space.arms(search.arms)}
         self._even = RandomSampler(seed=train.seed)
-        self._queue = deque({choice_text(choice): choice for choice in enqueue}.values())
+        self._grid = search.sampler == "grid"
+        self._walked = False
+        points = self._points() if self._grid else ()
+        self._queue = deque({choice_text(each): each for each in [*enqueue, *points]}.values())
         self._beyond: list[FrozenTrial] = []
         self._fitting: set[str] = set()
         self._closed: dict[str, str] = {}
@@ -112,6 +116,11 @@ class Proposals:
     def shortfall(self) -> str | None:
         """Why methods take no further part, which may end a search early; None if all do."""
         return "; ".join(self._closed.values()) or None
+
+    @property
+    def wanted(self) -> int:
+        """Trials to hand out in all; as many as were, once a grid has no point left."""
+        return self.standing.handed if self._walked else self.search.trials
 
     def arm_of(self, choice: Choice) -> str:
         """The name of the arm that a choice belongs to: its method where no keys make arms."""
@@ -136,8 +145,9 @@ class Proposals:
             if self._repeats_next(standing) and standing.unrepeated_run:
                 return "later"  # one that runs still may be the best
             with over_the_same_space():
-                proposal = self.propose(standing, may_answer=answered < ANSWERS)
+                proposal = self.propose(standing, self._grid or answered < ANSWERS)
             if proposal is None:
+                self._walked = self._grid and not standing.unrepeated_run
                 return "later" if standing.unrepeated_run else "never"
             if proposal.answer is not None:
                 self._answer(proposal, proposal.answer)
@@ -205,8 +215,14 @@ class Proposals:
 
     # -- what is enqueued -----------------------------------------------------------------------
 
+    def _points(self) -> list[Choice]:
+        """The points of the grid that no trial has been spent on."""
+        spent = {trial.user_attrs[CHOICE] for trial in self.standing.trials}
+        grid = self._space.grid(self.search.arms)
+        return [choice for choice in grid if choice_text(choice) not in spent]
+
     def _enqueued(self, standing: Standing, may_answer: bool) -> Proposal | None:
-        while self._queue:
+        for _ in range(len(self._queue)):
             choice = self._queue.popleft()
             if choice_text(choice, self._older) in standing.choices:
                 continue
@@ -219,12 +235,19 @@ class Proposals:
             found = self._judged(point, standing, may_answer)
             if isinstance(found, Proposal):
                 return found
-            logger.warning("an enqueued choice is left out: %s", found.reason)
+            if self._grid and found.runs:
+                self._queue.append(choice)  # answered from it, or trained if it fails
+            elif self._grid:
+                self._say(f"a point of the grid is left out: {found.reason}")
+            else:
+                logger.warning("an enqueued choice is left out: %s", found.reason)
         return None
 
     # -- what is drawn --------------------------------------------------------------------------
 
     def _drawn(self, standing: Standing, may_answer: bool) -> Proposal | None:
+        if self._grid:
+            return None
         # As many as there are trials, for they are among those whose best tenth the sampler models.
         del self._beyond[: max(0, len(self._beyond) - len(standing.all_trials))]
         snapshot = Snapshot(standing.all_trials, self._study.directions, self._beyond)

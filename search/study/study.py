@@ -66,7 +66,7 @@ def directions(objectives: Sequence[str], mode: str) -> list[str]:
 
 
 def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler `tpe` or `random`.
+    """The sampler `tpe` or `random`; of a `grid` (search/study/proposals.py) it has nothing to draw.
 
     `asked` is the number of trials the study already holds: a sampler that goes on with a study
     must not draw again what it drew first.
@@ -76,7 +76,7 @@ def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSa
     """
     if asked:
         seed = (seed + 7919 * asked) % 2**32
-    if name == "random":
+    if name in ("random", "grid"):
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "tpe":
         with warnings.catch_warnings():
@@ -85,7 +85,7 @@ def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSa
             return optuna.samplers.TPESampler(
                 seed=seed, multivariate=True, group=True, constant_liar=True
             )
-    raise ConfigError(f"search.sampler: {name!r} is not a sampler; use 'tpe' or 'random'")
+    raise ConfigError(f"search.sampler: {name!r} is not a sampler; use 'tpe', 'random' or 'grid'")
 
 
 def open_study(

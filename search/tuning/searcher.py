@@ -98,7 +98,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     @property
     def wanted(self) -> int:
         """Trials to hand out in all."""
-        return self.proposals.search.trials
+        return self.proposals.wanted
 
     @property
     def counts(self) -> dict[str, int]:

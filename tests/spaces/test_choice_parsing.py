@@ -33,7 +33,7 @@ from spaces.methods.registry import parse_choice
         ("{method: taso, lr_scaling: maybe}", "lr_scaling: 'maybe' is refused; "),
         ("{method: lora, rank: 0}", "rank: 0 is refused; "),
         ("{method: lora, rank: 2.5}", "rank: 2.5 is refused; "),
-        ("{method: lora, rank: true}", "rank: True is refused; it should be a number"),
+        ("{method: lora, rank: true}", "rank: True is refused; it should be an integer"),
         ("{method: lora, rank: eight}", "rank: 'eight' is refused; "),
         ("{method: lora, rank: null}", "rank: None is refused; "),
         ("{method: lora, rank: [8]}", "rank: [8] is refused; "),
@@ -96,13 +96,31 @@ def test_a_long_value_is_cut_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "key", "value"),
-    [("learning_rate: 2e-4", "learning_rate", 2e-4), ("rank: 8.0", "rank", 8)],
+    ("written", "remedy"),
+    [
+        ("rank: 8.0", "write 8"),
+        ("rank: '8'", "write 8, without quotes or separators"),
+        ("rank: '1,024'", "write 1024, without quotes or separators"),
+        ("rank: [8, 16]", "write one value"),
+        ("alpha: '2.5'", "write it without quotes"),
+        ("alpha: yes", "yes, no, on and off are read as true and false"),
+        ("lr_scaling: 1", "write true or false"),
+    ],
 )
-def test_numbers_that_yaml_reads_otherwise_are_meant(written: str, key: str, value: Any) -> None:
-    choice = parse_choice(yaml.safe_load(f"{{method: lora, {written}}}")).as_dict()
-    assert choice[key] == value
-    assert type(choice[key]) is type(value)
+def test_a_value_of_another_type_is_told_how_it_is_written(written: str, remedy: str) -> None:
+    key, _, value = written.partition(": ")
+    method = "taso" if key == "lr_scaling" else "lora"
+    with pytest.raises(ChoiceError) as caught:
+        parse_choice({"method": method, key: yaml.safe_load(value)})
+    assert str(caught.value).startswith(f"{key}: ")
+    assert str(caught.value).endswith(remedy)
+
+
+@pytest.mark.parametrize("whole", [8, 8.0])
+def test_a_whole_number_is_a_number(whole: float) -> None:
+    alpha = parse_choice({"method": "lora", "alpha": whole}).as_dict()["alpha"]
+    assert alpha == 8.0
+    assert isinstance(alpha, float)
 
 
 def test_a_choice_cannot_be_changed() -> None:

@@ -273,7 +273,7 @@ def test_default_choice_moves_to_the_nearest_value(text: str, rank: int) -> None
         ("{low: 1.0e-4, high: 1.0e-2, log: true}", 1e-3),
         ("{low: 1.0e-4, high: 4.0e-4}", 2e-4),
         ("[1.0e-4, 3.0e-4, 1.0e-2]", 3e-4),
-        ("3e-4", 3e-4),
+        ("3.0e-4", 3e-4),
         ("null", sqrt(5e-5 * 2e-3)),
     ],
 )
@@ -513,3 +513,38 @@ def test_a_choice_outside_the_space_has_no_parameters() -> None:
         of.params_of(parse_choice({"method": "taso"}))
     with pytest.raises(ChoiceError, match="method: 'taso' is not in the space"):
         of.default_choice("taso")
+
+
+# -- a grid ----------------------------------------------------------------------------------------
+
+
+def test_a_grid_has_every_choice_that_can_be_suggested_and_each_once() -> None:
+    of = space(
+        """
+        learning_rate: [1.0e-3, 2.0e-3]
+        methods:
+          lora: {rank: {low: 2, high: 8, step: 3}}
+          pilora:
+            rank: [2, 8]
+            supplementary_rank: [0, 1, 4]
+            partition: {rule: [hits, all], threshold: {low: 0.3, high: 0.7, step: 0.2}}
+        """
+    )
+    grid = of.grid()
+    assert len(set(grid)) == len(grid)
+    assert set(grid) == {choice for choice, _ in drawn(of, 1500)}
+
+
+def test_the_arms_of_a_grid_take_turns_and_try_the_same_learning_rates() -> None:
+    of = space(
+        """
+        learning_rate: [1.0e-3, 2.0e-3, 5.0e-3]
+        methods:
+          lora: {rank: 8}
+          taso: {retention: [0.1, 0.2], top_percent: 5, rounds: 1}
+        """
+    )
+    arms = [of.arm_of(choice, ["retention"]) for choice in of.grid(["retention"])]
+    assert arms == ["lora", "taso retention=0.1", "taso retention=0.2"] * 3
+    rates = [choice.learning_rate for choice in of.grid(["retention"])]
+    assert rates == [1e-3] * 3 + [2e-3] * 3 + [5e-3] * 3

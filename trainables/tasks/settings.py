@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainables.settings import Names, Settings
+from trainables.settings import Name, Names, Settings
 from trainables.tasks.kinds import KINDS
 
 PLANNED_KINDS = ("regression", "multiple_choice", "causal", "generation")
@@ -98,7 +98,7 @@ class SplitSettings(Settings):
 class TaskSettings(Settings):
     """A data set, how a row becomes an input, and the metric."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Name
     """Name of the task, for people and for queries: what `best --task` asks for."""
     kind: str = "classification"
     """What is predicted: `classification` (of texts) or `image_classification`."""

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from search.config.reading import load_sweep, parse_sweep, resolve_store, resolve_tracking
-from search.config.sweep import DECIDED_BY_TRIAL, SweepConfig, check_against_targets
+from search.config.deepspeed_section import DECIDED_BY_TRIAL
+from search.config.sweep import SweepConfig, check_against_targets
 from spaces.errors import ChoiceError, ConfigError, UsageError
 from spaces.target import TargetModule
 
@@ -268,7 +269,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(
         ("profile.calibration_batches=many", ("profile.calibration_batches:", "integer", "'all'")),
         ("profile.top_percent=[5, 200]", ("profile.top_percent[1]:", "100")),
         ("search.trials=0", ("search.trials:",)),
-        ("search.sampler=grid", ("search.sampler:", "'tpe'", "'random'")),
+        ("search.sampler=gird", ("search.sampler:", "'tpe'", "'random'", "'grid'")),
         ("search.metric=rouge", ("search.metric:", "'rouge'", "classification")),
         ("search.objectives=[f1]", ("search.objectives:", "accuracy")),
         ("search.metric=f1", ("search.metric:", "accuracy", "task.metric")),
@@ -454,3 +455,72 @@ def test_repetitions_leave_trials_to_find_what_is_repeated() -> None:
     assert config.resolved()["search"]["repeats"] == {"top": 3, "seeds": 2}
     with pytest.raises(ConfigError, match=r"^search\.repeats: 3 choices with 2 seeds take 6 of"):
         parse_sweep(raw(search={"trials": 6, "repeats": {}}))
+
+
+# -- a grid ----------------------------------------------------------------------------------------
+
+RATES = [5e-4, 1e-3, 2e-3]
+ABLATION = {
+    "learning_rate": RATES,
+    "methods": {
+        "lora": {"rank": 8},
+        "taso": {"retention": [0.1, 0.2], "rounds": [1, 4], "top_percent": 5},
+    },
+}
+
+
+def grid_sweep(space: Any = None, **search: Any) -> SweepConfig:
+    return parse_sweep(raw(space=space or ABLATION, search={"sampler": "grid", **search}))
+
+
+def test_a_grid_has_as_many_trials_as_it_has_points_and_no_others() -> None:
+    config = grid_sweep(arms=["retention", "rounds"])
+    assert config.search.trials == 3 + 2 * 2 * 3
+    assert not config.search.warm_start
+    assert parse_sweep(config.resolved()).resolved() == config.resolved()
+    repeated = grid_sweep(repeats={"top": 2, "seeds": 2})
+    assert repeated.search.trials == 3 + 2 * 2 * 3 + 4
+    assert grid_sweep(trials=15).search.trials == 15
+
+
+@pytest.mark.parametrize(
+    ("space", "search", "line"),
+    [
+        (None, {"trials": 14}, "search.trials: 14, but the grid has 15 points; leave trials out"),
+        (None, {"trials": 16, "repeats": {"top": 1, "seeds": 2}}, "search.trials: 16, but the grid"),
+        (None, {"allocation": "free"}, "search.allocation: does not go with sampler: grid"),
+        (None, {"warm_start": True}, "search.warm_start: does not go with sampler: grid"),
+        ({"methods": {"lora": {"rank": 8}}}, {}, "space.learning_rate: is a range without end"),
+        (
+            {"learning_rate": RATES, "methods": {"lora": {"alpha": {"low": 1, "high": 2}}}},
+            {},
+            "space.methods.lora.alpha: is a range without end",
+        ),
+        (
+            {"learning_rate": RATES, "methods": {"lora": {"rank": {"low": 1, "high": 9000}}}},
+            {},
+            "search.sampler: the grid has more than 10,000 points",
+        ),
+    ],
+)
+def test_what_no_grid_can_walk_is_refused(space: Any, search: dict[str, Any], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        grid_sweep(space, **search)
+    assert str(caught.value).startswith(line)
+
+
+def test_the_arms_of_every_example_of_an_ablation_share_a_grid_of_learning_rates() -> None:
+    files = sorted((ROOT / "examples" / "ablations").glob("*.yaml"))
+    assert len(files) == 13
+    for file in files:
+        config = load_sweep(file)
+        arms = config.search.arms
+        rates: dict[str, list[float]] = {arm.name: [] for arm in config.search_space.arms(arms)}
+        for choice in config.search_space.grid(arms):
+            rates[config.search_space.arm_of(choice, arms)].append(choice.learning_rate)
+        assert len(rates) > 2, file
+        for of_arm in rates.values():
+            assert len(of_arm) > 3
+            assert of_arm == sorted(set(of_arm)) == rates["lora"], file
+        assert config.confirm is not None
+        assert config.confirm.seeds >= 5

@@ -103,6 +103,102 @@ def test_every_arm_is_given_as_many_trials_as_a_method(tmp_path: Path) -> None:
     assert again.counts == searcher.counts
 
 
+RATES = [1e-3, 2e-3, 5e-3]
+
+
+def grid_space(**pilora: Any) -> SearchSpace:
+    """LoRA of one rank, and PiLoRA with what is given of it, at three learning rates."""
+    partition = {"rule": "cumulative", "threshold": 0.5}
+    fixed = {"rank": 4, "supplementary_rank": 1, "partition": partition}
+    written = {"lora": {"rank": 4}, "pilora": {**fixed, **pilora}}
+    space = SearchSpace.parse({"learning_rate": RATES, "methods": written})
+    return space.fitted(TARGETS, (5.0, 10.0))
+
+
+def rates_of_arms(study: Any) -> dict[str, list[float]]:
+    """What was trained or answered: arm -> its learning rates, sorted."""
+    rates: dict[str, list[float]] = {}
+    for trial in study.trials:
+        if not trial.user_attrs.keys() & {"ranksweep_interrupted", "ranksweep_rejected"}:
+            choice = json.loads(trial.user_attrs["choice"])
+            rates.setdefault(trial.user_attrs["arm"], []).append(choice["learning_rate"])
+    return {arm: sorted(each) for arm, each in rates.items()}
+
+
+def test_a_grid_gives_every_arm_the_same_learning_rates_once_each(tmp_path: Path) -> None:
+    study = toy_study(tmp_path, sampler="grid")
+    space = grid_space(supplementary_rank=[0, 1, 2])
+    arms = ("supplementary_rank",)
+    given = run_all(searcher_over(study, space, trials=12, sampler="grid", arms=arms))
+    names = ["lora", *(f"pilora supplementary_rank={rank}" for rank in (0, 1, 2))]
+    assert rates_of_arms(study) == dict.fromkeys(names, RATES)
+    assert {each["seed"] for each in given} == {0}
+    assert [each["choice"]["learning_rate"] for each in given[:4]] == [1e-3] * 4
+
+
+def test_points_of_a_grid_that_are_the_same_training_are_answered_and_the_grid_is_walked(
+    tmp_path: Path,
+) -> None:
+    study = toy_study(tmp_path, sampler="grid")
+    # A partition into all rows is LoRA.
+    space = grid_space(partition={"rule": ["cumulative", "all"], "threshold": 0.5})
+    arms = ("partition.rule",)
+    searcher = searcher_over(study, space, trials=9, sampler="grid", arms=arms)
+    assert len(run_all(searcher)) == 6
+    assert searcher.handed == searcher.wanted == 6
+    assert rates_of_arms(study) == dict.fromkeys(
+        ["lora", "pilora partition.rule=cumulative", "pilora partition.rule=all"], RATES
+    )
+
+
+def test_a_point_of_a_grid_waits_for_the_same_training_that_runs(tmp_path: Path) -> None:
+    study = toy_study(tmp_path, sampler="grid")
+    space = grid_space(partition={"rule": "all"})
+    searcher = searcher_over(study, space, trials=6, sampler="grid")
+    for number in range(3):
+        assert asked(searcher, f"t{number}")["choice"]["method"] == "lora"
+    assert searcher.suggest("t3") is None
+    finish(searcher, "t0")
+    searcher.on_trial_complete("t1", error=True)
+    assert asked(searcher, "t3")["choice"]["learning_rate"] == RATES[1]
+    finish(searcher, "t2")
+    finish(searcher, "t3")
+    assert searcher.suggest("t4") == Searcher.FINISHED
+    assert rates_of_arms(study) == {"lora": RATES, "pilora": RATES}
+
+
+def test_a_grid_goes_on_with_what_is_left_and_spends_no_trial_twice(tmp_path: Path) -> None:
+    study = toy_study(tmp_path, sampler="grid")
+    space = grid_space(supplementary_rank=[0, 1])
+    settings: dict[str, Any] = {"trials": 9, "sampler": "grid", "arms": ("supplementary_rank",)}
+    searcher = searcher_over(study, space, **settings)
+    asked(searcher, "t0")
+    searcher.on_trial_complete("t0", error=True)
+    for number in range(1, 4):
+        asked(searcher, f"t{number}")
+        finish(searcher, f"t{number}")
+    asked(searcher, "t4")
+    searcher.cancel("t4", "Ctrl-C")
+    again = interrupted(study)
+    rest = run_all(searcher_over(study, space, enqueue=again, **settings))
+    assert len(rest) == 9 - 4
+    assert rates_of_arms(study) == dict.fromkeys(
+        ["lora", "pilora supplementary_rank=0", "pilora supplementary_rank=1"], RATES
+    )
+
+
+def test_the_points_of_a_grid_beyond_the_limit_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    study = toy_study(tmp_path, sampler="grid")
+    space = SearchSpace.parse({"learning_rate": RATES, "methods": {"lora": {"rank": [1, 8]}}})
+    searcher = searcher_over(
+        study, space, trials=6, sampler="grid", max_params=4 * 40, say=said.append
+    )
+    assert {each["choice"]["rank"] for each in run_all(searcher)} == {1}
+    assert searcher.handed == searcher.wanted == 3
+    assert said == ["a point of the grid is left out: lora: 1280 parameters, max_params is 160"] * 3
+
+
 def test_enqueued_choices_come_first_and_count_for_their_method(tmp_path: Path) -> None:
     space = toy_space()
     first = [space.default_choice("taso"), space.default_choice("lora")]
@@ -614,8 +710,8 @@ def test_directions_of_losses_and_counts_are_down() -> None:
 
 
 def test_an_unknown_sampler_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^search\.sampler: 'grid' is not a sampler"):
-        make_sampler("grid", 0)
+    with pytest.raises(ConfigError, match=r"^search\.sampler: 'gird' is not a sampler"):
+        make_sampler("gird", 0)
 
 
 def test_a_search_shorter_than_what_is_enqueued_takes_the_first_of_it(tmp_path: Path) -> None:
