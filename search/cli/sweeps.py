@@ -110,6 +110,11 @@ def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = F
             f" ({result.reason})" if result.reason else "; see their errors above and in MLflow"
         )
         error = f"{config.name}: no trial ran to its end{reason}"
+    elif result.untold:
+        error = (
+            f"{config.name}: {result.untold} records of its trials are not in MLflow; launch with "
+            "--resume once it answers"
+        )
     return Result(result, _drawn_launch(config, result), error)
 
 

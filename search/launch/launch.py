@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import yaml
@@ -13,16 +14,18 @@ import yaml
 from search.config.database import check_database
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
+from search.launch.begun import Begun
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
 from search.launch.result import LaunchResult
-from search.launch.resume import check_name
+from search.launch.resume import check_data, check_name
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.redaction import redacted
-from search.tracking.facts import State
+from search.tracking.facts import RunFacts, State
+from search.tracking.liveness import launched_here
 from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
 from spaces.errors import RanksweepError, TrackingError
@@ -49,6 +52,8 @@ def launch(
     set_ray_environment(config.cluster.address)
     started = time.monotonic()
     prepared = prepare(config)
+    if not profile_only:
+        check_data(config, paths, prepared, resume)
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
     stage = ProfileStage(config, prepared, paths, view)
     result = LaunchResult(
@@ -69,7 +74,9 @@ def launch(
             return result
         with ray_cluster(config, interrupts):
             if not profile_only:
-                result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
+                result.sweep_run_id = _open_sweep(
+                    config, prepared, tracker, paths, view, resume
+                )
             result.seconds["prepare"] = time.monotonic() - started
             with (
                 _told_how_it_ends(tracker, result, view, interrupts),
@@ -90,29 +97,65 @@ def launch(
 
 
 def _open_sweep(
-    config: SweepConfig, prepared: SweepInputs, tracker: Tracker, paths: SweepPaths, resume: bool
+    config: SweepConfig,
+    prepared: SweepInputs,
+    tracker: Tracker,
+    paths: SweepPaths,
+    view: Progress,
+    resume: bool,
 ) -> str:
-    run_id = tracker.find_sweep(config.name) if resume else None
-    if run_id is not None:
-        tracker.resume_sweep(run_id)
+    """The sweep's run in MLflow: the one that carries its mark, else a new one."""
+    begun = Begun.of(paths) if resume else None
+    run = None
+    if resume:
+        run = tracker.find_sweep(config.name, None if begun is None else begun.mark)
+    if begun is None:
+        begun = Begun.by(prepared)
+        if run is not None and run.token is not None:
+            begun = replace(begun, mark=run.token)
+    begun.write(paths)
+    if run is not None:
+        _say_if_other_data(run, prepared, view)
+        tracker.resume_sweep(run.run_id)
+        tracker.log(run.run_id, tags=launched_here(paths))
+        run_id = run.run_id
     else:
+        if resume:
+            view.message(
+                f"{redacted(tracker.uri)} has no run of this sweep; what is known of its trials is "
+                "logged there into new runs"
+            )
         run_id = tracker.start_sweep(
-            config.name,
-            config.resolved(),
-            {
-                "task": config.task.name,
-                "task_fingerprint": prepared.task.fingerprint,
-                "base": prepared.base_fingerprint,
-                "base_uri": prepared.base_uri,
-                "metric": config.search.metric,
-                "mode": config.search.mode,
-                "profile_key": prepared.key,
-                **borrowed_from(prepared),
-            },
+            config.name, config.resolved(), _tags(config, prepared, paths), begun.mark
         )
     with private_files():
         paths.sweep_file.write_text(yaml.safe_dump(config.resolved(), sort_keys=False))
     return run_id
+
+
+def _tags(config: SweepConfig, prepared: SweepInputs, paths: SweepPaths) -> dict[str, str]:
+    return {
+        "task": config.task.name,
+        "task_fingerprint": prepared.task.fingerprint,
+        "data_fingerprint": prepared.task.data_fingerprint,
+        "base": prepared.base_fingerprint,
+        "base_uri": prepared.base_uri,
+        "metric": config.search.metric,
+        "mode": config.search.mode,
+        "profile_key": prepared.key,
+        **borrowed_from(prepared),
+        **launched_here(paths),
+    }
+
+
+def _say_if_other_data(run: RunFacts, prepared: SweepInputs, view: Progress) -> None:
+    """Of a sweep that an older ranksweep has begun MLflow alone says on what."""
+    told = (run.task_fingerprint, run.base)
+    if told != (prepared.task.fingerprint, prepared.base_fingerprint):
+        view.message(
+            "MLflow names the base or the rows of this sweep otherwise than they are now; if they "
+            "were changed since, its trials cannot be compared: launch under another name"
+        )
 
 
 def borrowed_from(prepared: SweepInputs) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainables.tasks.kinds import KINDS, metric_for
@@ -19,7 +19,8 @@ class Task:
     """A task made ready for one base: its splits as the base's inputs, and what names it.
 
     `train_fingerprint` covers the training rows and how they become inputs, which is all that a
-    profile depends on; `fingerprint` adds dev, test and the metric.
+    profile depends on; `fingerprint` adds dev, test and the metric. `rows` has, of each split, what
+    names its rows alone.
     """
 
     name: str
@@ -29,6 +30,13 @@ class Task:
     metric: str
     train_fingerprint: str
     fingerprint: str
+    rows: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """`fingerprint` without the metric: measurements are of the same data where it is equal."""
+        others = {split: rows for split, rows in self.rows.items() if split != "train"}
+        return _fingerprint({"train": self.train_fingerprint, "rows": others})
 
     @property
     def num_labels(self) -> int:
@@ -64,6 +72,7 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
         metric=metric.name,
         train_fingerprint=train,
         fingerprint=_fingerprint({"train": train, "metric": metric.name, "rows": others}),
+        rows={split: _fingerprint({"rows": rows[split].hashes}) for split in rows},
     )
 
 
