@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from trainables.resident.jobs import (
 )
 
 POLL_S = 5.0  # whoever waits asks again after this long
+SILENT_S = 120.0  # a group that is up and gives no sign for this long is said
 MAX_IDLE_STARTS = 8  # starts of one group between two finished jobs
 
 
@@ -49,10 +51,12 @@ class JobQueue:
 
     A job's events, in order: `Started`, what its kind of job tells (any number), then an `Ending`.
     A job whose worker died goes back to the head of the queue and starts again at its first epoch,
-    `max_failures` times at most.
+    `max_failures` times at most. A group that gives no sign for `silent_s` seconds is said.
     """
 
-    def __init__(self, groups: int = 1, max_failures: int = 2) -> None:
+    def __init__(
+        self, groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S
+    ) -> None:
         self._number_of_groups, self._max_failures = groups, max_failures
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[str] = deque()
@@ -65,6 +69,10 @@ class JobQueue:
         self._cancelled_early: set[str] = set()
         self._lost: dict[int, str] = {}
         self._controllers: dict[int, Any] = {}
+        self._begun: dict[str, float] = {}
+        self._silent_s = silent_s
+        self._signs: dict[int, float] = {}
+        self._silent: set[int] = set()
         self._notices: deque[str] = deque()
 
     async def submit(self, job: AnyJob) -> str:
@@ -122,6 +130,8 @@ class JobQueue:
         """A group has (re)started. A job that it held when it died is queued again or failed."""
         await self._take_back_all(group)
         self._groups[group] = facts
+        self._silent.discard(group)
+        self._signs[group] = time.monotonic()
         if group in self._died:
             self._died.discard(group)
             await self._notify(f"group {group} is up again on {facts.host}")
@@ -152,6 +162,7 @@ class JobQueue:
         self, group: int, timeout_s: float
     ) -> tuple[str, AnyJob] | Literal["closed"] | None:
         """The next job for this group; None when none came in time; "closed" to leave the loop."""
+        await self._heard_of(group)
         if group in self._died:  # what is left of it will be ended and started again
             await asyncio.sleep(timeout_s)
             return "closed" if self._closed else None
@@ -162,6 +173,8 @@ class JobQueue:
         job_id = self._waiting.popleft()
         entry = self._entries[job_id]
         entry.state, entry.group = "running", group
+        if entry.deaths == 0:
+            self._begun[job_id] = time.time()
         assert entry.job is not None
         return job_id, entry.job
 
@@ -173,6 +186,7 @@ class JobQueue:
         entry = self._entries[job_id]
         if entry.state != "running" or group not in (None, entry.group):
             return True
+        await self._heard_of(entry.group)
         if isinstance(event, Ending):
             await self._finish(entry, event)
         else:
@@ -187,9 +201,15 @@ class JobQueue:
 
     async def is_cancelled(self, job_id: str) -> bool:
         """Whether the driver wants this job stopped."""
+        await self._heard_of(self._entries[job_id].group)
         return self._entries[job_id].cancelled
 
     # -- what the driver asks --------------------------------------------------------------------
+
+    async def begun(self) -> dict[str, float]:
+        """Jobs that groups have taken since this was last asked: id -> when, in Unix time."""
+        begun, self._begun = self._begun, {}
+        return begun
 
     async def collect(self, job_id: str) -> bytes | None:
         """What a job has left, once; None where it left nothing."""
@@ -224,6 +244,7 @@ class JobQueue:
 
         "" once the queue is closed.
         """
+        await self._look_for_silence()
         if not await self._comes(lambda: self._notices or self._closed, timeout_s):
             return None
         return self._notices.popleft() if self._notices else ""
@@ -246,6 +267,38 @@ class JobQueue:
     async def _notify(self, notice: str) -> None:
         self._notices.append(notice)
         await self._wake()
+
+    async def _heard_of(self, group: int | None) -> None:
+        """Rank 0 of a group has called, as it does at every step, and while it waits for a job."""
+        if group is None or group not in self._groups:
+            return
+        now = time.monotonic()
+        gap, self._signs[group] = now - self._signs[group], now
+        if group in self._silent:
+            self._silent.discard(group)
+            # Steps may take that long here: the next silence is one that is longer.
+            self._silent_s = max(self._silent_s, 1.5 * gap)
+            await self._notify(f"group {group} gives signs of life again, after {gap:.0f} s")
+
+    async def _look_for_silence(self) -> None:
+        """Say once which groups hang, as far as can be told from here."""
+        now = time.monotonic()
+        for group, facts in self._groups.items():
+            silent = now - self._signs[group]
+            if silent <= self._silent_s or group in self._silent or self._closed:
+                continue
+            self._silent.add(group)
+            held = [
+                _in_words(job_id)
+                for job_id, entry in self._entries.items()
+                if entry.state == "running" and entry.group == group
+            ]
+            in_what = f" in {held[0]}" if held else ""
+            await self._notify(
+                f"group {group} on {facts.host} has given no sign for {silent:.0f} s{in_what}: its "
+                f"worker (process {facts.pid}) hangs, or one step takes that long; kill the "
+                "process to have the group start again"
+            )
 
     async def _take_back_all(self, group: int) -> str:
         """Queue or fail the jobs that a dead group held; returns what became of them, in words."""
@@ -289,14 +342,16 @@ def _in_words(job_id: str) -> str:
     return f"{kind} {int(number)}" if number.isdigit() else job_id
 
 
-def start_job_queue(groups: int = 1, max_failures: int = 2) -> Any:
+def start_job_queue(
+    groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S
+) -> Any:
     """Start the queue as a Ray actor that many callers can wait on at once.
 
     It lives on the driver's node, so that the sweep outlasts the loss of any other.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
-    return actor.remote(groups, max_failures)
+    return actor.remote(groups, max_failures, silent_s)
 
 
 def events_of(queue: Any, job_id: str) -> Iterator[Event]:

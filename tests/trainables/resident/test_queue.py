@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -246,5 +247,53 @@ def test_what_a_job_leaves_is_collected_once() -> None:
         assert await queue.collect(job_id) == b"weights"
         assert await queue.collect(job_id) is None
         assert await queue.collect("never-heard-of") is None
+
+    run(scenario())
+
+
+def test_a_group_that_hangs_is_said_once_with_its_trial_and_again_when_it_goes_on() -> None:
+    async def scenario() -> None:
+        queue = JobQueue(groups=2, silent_s=0.2)
+        for group in (0, 1):
+            await queue.register(group, GroupFacts("node", pid=40 + group))
+        await queue.submit(replace(JOB, job_id="trial-00003"))
+        job_id = await taken(queue, 0)
+        for _ in range(6):  # both give signs: one that waits for a job, and one that trains
+            await asyncio.sleep(0.05)
+            await queue.is_cancelled(job_id)
+            await queue.take(1, 0)
+            assert await queue.next_notice(0) is None
+        await asyncio.sleep(0.25)
+        await queue.take(1, 0)
+        notice = await queue.next_notice(0)
+        assert notice is not None
+        assert notice.startswith("group 0 on node has given no sign for ")
+        assert "in trial 3: its worker (process 40) hangs" in notice
+        assert await queue.next_notice(0) is None, "once"
+        await queue.report(job_id, EPOCH, 0)
+        again = await queue.next_notice(0)
+        assert again is not None
+        assert again.startswith("group 0 gives signs of life again")
+
+    run(scenario())
+
+
+def test_the_queue_knows_when_a_job_was_first_taken() -> None:
+    async def scenario() -> None:
+        queue = JobQueue()
+        one, two = await queue.submit(JOB), await queue.submit(JOB)
+        assert await queue.begun() == {}
+        before = time.time()
+        await taken(queue, 0)
+        begun = await queue.begun()
+        assert list(begun) == [one]
+        assert before <= begun[one] <= time.time()
+        await queue.worker_died(0, "killed")
+        await queue.register(0, UP)
+        assert await taken(queue, 0) == one
+        assert await queue.begun() == {}, "it had begun before"
+        await queue.report(one, DONE)
+        await taken(queue, 0)
+        assert list(await queue.begun()) == [two]
 
     run(scenario())
