@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ from spaces.errors import ConfigError, TrackingError, nearest
 from spaces.methods.registry import method_named
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class BestRow:
     """One complete trial, as MLflow has it.
@@ -23,7 +27,8 @@ class BestRow:
     `value` is the metric after the trial's last epoch, and the mean over `seeds` trials where its
     sweep has repeated the choice with other seeds. `trainable_params` and `head_params` are
     counts (the head, where fresh, is counted apart). `choice` can be given to
-    `spaces.methods.parse_choice` as it is.
+    `spaces.methods.parse_choice` as it is. `task_fingerprint` names the rows, how they become
+    inputs, and the metric; `data` is the same of all rows that can be ranked together.
     """
 
     run_id: str
@@ -42,6 +47,8 @@ class BestRow:
     choice: dict[str, Any]
     profile_key: str | None
     plan_digest: str | None
+    task_fingerprint: str | None = None
+    data: str | None = None
     seeds: int = 1
 
     @property
@@ -62,8 +69,13 @@ def best(
     pareto: bool = False,
     experiment: str | None = None,
     mode: Mode | None = None,
+    data: str | None = None,
 ) -> list[BestRow]:
     """The best complete trials of a task over all experiments, best first.
+
+    Trials over other data cannot be compared, whatever the task is called: other rows, a longer
+    `max_length`, another template. Those of the newest trial's data are ranked, or of the data
+    whose fingerprint starts with `data`; a warning says what is left out.
 
     `base` is the start of a base's fingerprint or a part of its URI; `metric` defaults to the one
     that the trials were searched by, `mode` to what their sweep said (for another metric: `min` for
@@ -76,7 +88,7 @@ def best(
     Raises:
         ChoiceError: there is no such method.
         ConfigError: `top` or `max_params` is below 1, or the trials were searched by several
-            metrics and none was named.
+            metrics and none was named, or `data` is the start of no or of several fingerprints.
         TrackingError: the tracking server or database cannot be read, or has no such experiment.
     """
     if top is not None and top < 1:
@@ -90,6 +102,7 @@ def best(
     tags = {"task": task} if method is None else {"task": task, "method": method}
     found = recorded(tracking_uri, tags, experiment=experiment, metric=metric, mode=mode)
     rows = [row for _, row in found if base is None or _base_matches(row, base)]
+    rows = _of_the_same_data(rows, data)
     names = sorted({row.metric for row in rows})
     if len(names) > 1:
         raise ConfigError(
@@ -108,6 +121,37 @@ def best(
         front = _front(rows)
         return front if top is None else front[:top]
     return rows[: 1 if top is None else top]
+
+
+def _of_the_same_data(rows: Sequence[BestRow], data: str | None) -> list[BestRow]:
+    """The rows over the data that is asked for, else over that of the newest, which come first."""
+    groups: dict[str | None, list[BestRow]] = {}
+    for row in rows:
+        groups.setdefault(row.data, []).append(row)
+    names = {key: {key, *(row.task_fingerprint for row in each)} for key, each in groups.items()}
+    if data is None:
+        wanted = list(groups)[:1]
+    else:
+        wanted = [k for k, of in names.items() if any(name and name.startswith(data) for name in of)]
+        if rows and len(wanted) != 1:
+            each = ", ".join(_data_name(key) for key in groups)
+            are = "none" if not wanted else "several"
+            raise ConfigError(f"--data: {data!r} is the start of {are} of the data: {each}")
+    left = [
+        f"{len(each)} over {_data_name(key)}" for key, each in groups.items() if key not in wanted
+    ]
+    if left and data is None:
+        logger.warning(
+            "ranked are the trials over the data of the newest, %s; left out for their rows, "
+            "lengths or templates differ: %s (--data shows them)",
+            _data_name(wanted[0]),
+            ", ".join(left),
+        )
+    return [row for key in wanted for row in groups[key]]
+
+
+def _data_name(fingerprint: str | None) -> str:
+    return "data that has no name" if fingerprint is None else fingerprint[:12]
 
 
 def why_none(
@@ -170,10 +214,14 @@ def recorded(
     """
     repeated: dict[tuple[str | None, str], list[BestRow]] = {}
     firsts: list[tuple[str | None, BestRow]] = []
-    for experiment_name, run in _complete_trials(tracking_uri, tags, experiment):
+    found = _complete_trials(tracking_uri, tags, experiment)
+    # Older runs do not say which data is the same where the metrics differ; newer ones tell of them.
+    same = {run.task_fingerprint: run.data_fingerprint for _, run in found if run.data_fingerprint}
+    for experiment_name, run in found:
         row = _row(run, experiment_name, metric, mode)
         if row is None:
             continue
+        row = replace(row, data=same.get(run.task_fingerprint, run.task_fingerprint))
         if run.repeat is not None:
             repeated.setdefault((run.parent, choice_tag(row.choice)), []).append(row)
         else:
@@ -236,6 +284,7 @@ def _row(run: RunFacts, experiment: str, metric: str | None, mode: Mode | None) 
         choice=dict(run.choice),
         profile_key=run.profile_key,
         plan_digest=run.plan_digest,
+        task_fingerprint=run.task_fingerprint,
     )
 
 

@@ -104,7 +104,8 @@ def test_a_lost_database_is_told_all_that_it_had(
     tracker, sweep = begun(database, paths)
     before = held(database, tracker, sweep, tmp_path)
     assert set(before) == {"0", "1", "2", "0 seed 1"}
-    weights = tmp_path / "mlartifacts" / tracker.children(sweep)[-1].run_id / "artifacts"
+    (first,) = (run for run in tracker.children(sweep) if run.number == 0 and run.seed is None)
+    weights = tmp_path / "mlartifacts" / first.run_id / "artifacts"
     (weights / "weights.safetensors").write_bytes(b"trial 0's")
     fresh = f"sqlite:///{Path(database.removeprefix('sqlite:///')).with_name('fresh.db')}"
 
