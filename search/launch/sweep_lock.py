@@ -54,14 +54,9 @@ def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) 
     """End the launch of a sweep as Ctrl-C would, `at_once` as pressing it twice; wait until it has.
 
     Raises:
-        ConfigError: there is no such sweep, or it is run on another machine.
+        ConfigError: it is run on another machine.
         JobError: nobody runs it, this user may not end it, or it has not ended in time.
     """
-    if not paths.sweep.is_dir():
-        raise ConfigError(
-            f"SWEEP: there is no sweep {paths.name!r} in {paths.root}; run this where it was "
-            "launched, with the name of its sweep"
-        )
     runner = running(paths)
     if runner is None:
         raise JobError(f"the sweep {paths.name!r} is not running; there is nothing to stop")

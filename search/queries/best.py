@@ -12,6 +12,7 @@ from typing import Any
 from search.objective import Mode, Objective
 from search.redaction import redacted
 from search.tracking.facts import RunFacts, choice_tag
+from search.tracking.liveness import fate, told
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, TrackingError, nearest
 from spaces.methods.registry import method_named
@@ -250,8 +251,16 @@ def _complete_trials(
                 f"tracking: {redacted(tracking_uri)} has no experiment {experiment!r}; "
                 "leave --experiment out to search all of them"
             )
+    if "task" in tags:
+        _say_whose_launch_is_gone(every.search({"kind": "sweep", "task": tags["task"]}, names))
     wanted = {"kind": "trial", "status": "complete", **tags}
     return [(names[run.experiment_id], run) for run in every.search(wanted, names)]
+
+
+def _say_whose_launch_is_gone(sweeps: Sequence[RunFacts]) -> None:
+    for run in sweeps:
+        if fate(run) == "gone":
+            logger.warning("%s", told(run))
 
 
 def _base_matches(row: BestRow, base: str) -> bool:
