@@ -57,7 +57,7 @@ def launched_here(paths: SweepPaths) -> dict[str, str]:
 
 def fate(run: RunFacts) -> Fate:
     """What has become of the launch of a sweep's run; unknown where it ran on another machine."""
-    if run.status not in (None, "running"):
+    if run.status != "running":
         return "ended"
     if run.host != socket.gethostname() or run.folder is None:
         return "unknown"

@@ -13,6 +13,7 @@ from search.launch.sweep_lock import alone
 from search.paths import SweepPaths
 from search.queries.best import best
 from search.queries.comparison import compare
+from search.queries.profile_uses import ProfileUse, profile_uses
 from search.tracking.facts import RunFacts
 from search.tracking.liveness import fate, launched_here, told
 from search.tracking.tracker import Tracker
@@ -68,9 +69,11 @@ def test_of_another_machine_and_of_an_older_launch_nothing_is_known(
 def test_who_reads_a_sweep_whose_launch_is_gone_is_told(
     database: str, paths: SweepPaths, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker, sweep = begun(database, launched_here(paths))
+    tracker, sweep = begun(database, {**launched_here(paths), "profile_key": "k"})
     run_id = start_trial(tracker, sweep, 0, CHOICE)
     tracker.end(run_id, "complete", metrics={"accuracy": 0.5, "trainable_params": 1.0})
+    start_trial(tracker, sweep, 1, CHOICE)
+    assert profile_uses(database) == {"k": ProfileUse(runs=2)}
     assert len(best(database, "movie")) == 1
     assert caplog.messages[-1].startswith("films is interrupted (its launch is gone)")
     with pytest.raises(RanksweepError, match="nothing of it was confirmed"):
