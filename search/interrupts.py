@@ -1,7 +1,7 @@
 """Ctrl-C while a launch runs: once ends it cleanly, twice at once, three times without a word.
 
 A cluster's scheduler ends a job with SIGTERM, and a terminal that is closed with SIGHUP: both count
-as Ctrl-C does.
+as Ctrl-C does. Some signal a process and then its whole group, as GNU timeout does: that is one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +18,8 @@ from typing import Any, Self
 
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ONE_S = 0.1
+"""The same signal within this long is the same interrupt; nobody presses Ctrl-C so fast."""
 
 
 class Interrupts:
@@ -31,6 +34,7 @@ class Interrupts:
         self._count = 0
         self._deferring = 0
         self._before: dict[int, Any] = {}
+        self._heard_at: dict[int, float] = {}
 
     @property
     def heard(self) -> bool:
@@ -71,6 +75,10 @@ class Interrupts:
             self._deferring -= 1
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        last, now = self._heard_at.get(number, -ONE_S), time.monotonic()
+        self._heard_at[number] = now
+        if now - last < ONE_S:
+            return
         self._count += 1
         if self._count == 1:
             _say("interrupted: what runs is being cancelled (Ctrl-C again leaves at once)")

@@ -6,7 +6,7 @@ import yaml
 
 from search.paths import SweepPaths
 from search.tracking.facts import RunFacts
-from search.tracking.liveness import fate
+from search.tracking.liveness import launch_of
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from spaces.errors import ConfigError, JobError, TrackingError
@@ -47,7 +47,10 @@ def close_what_is_gone(paths: SweepPaths, tracking_uri: str, *, gone: bool = Fal
         ) from error
     if not runs:
         _refuse_unknown(paths)
-    left = [run for run in runs if fate(run) != "ended"]
+    trackers = {
+        key: Tracker(tracking_uri, experiments[key]) for key in {r.experiment_id for r in runs}
+    }
+    left = [run for run in runs if _is_left_open(run, trackers[run.experiment_id])]
     if not left:
         state = runs[0].status if runs else "before its first trial"
         raise JobError(
@@ -58,10 +61,18 @@ def close_what_is_gone(paths: SweepPaths, tracking_uri: str, *, gone: bool = Fal
         for run in left:
             _refuse_elsewhere(run)
     for run in left:
-        tracker = Tracker(tracking_uri, experiments[run.experiment_id])
+        tracker = trackers[run.experiment_id]
         tracker.close_interrupted(run.run_id)
-        tracker.end(run.run_id, "interrupted", error=ENDED_WITHOUT_A_WORD)
+        if run.status == "running":
+            tracker.end(run.run_id, "interrupted", error=ENDED_WITHOUT_A_WORD)
     return [run.run_id for run in left]
+
+
+def _is_left_open(run: RunFacts, tracker: Tracker) -> bool:
+    """A launch that was told to end closes its sweep first, and may not come to its trials."""
+    if run.status != "interrupted":
+        return run.status == "running"
+    return any(child.is_open for child in tracker.children(run.run_id))
 
 
 def _refuse_unknown(paths: SweepPaths) -> None:
@@ -73,7 +84,7 @@ def _refuse_unknown(paths: SweepPaths) -> None:
 
 
 def _refuse_elsewhere(run: RunFacts) -> None:
-    what = fate(run)
+    what = launch_of(run)
     if what == "gone":
         return
     where = f" on {run.host} in {run.folder}" if run.host else " elsewhere"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from trainables.resident.groups import ResidentWorkers
 
 logger = logging.getLogger(__name__)
+BY_SIGNAL = "Ctrl-C"
 
 
 def launch(
@@ -74,9 +76,7 @@ def launch(
             return result
         with ray_cluster(config, interrupts):
             if not profile_only:
-                result.sweep_run_id = _open_sweep(
-                    config, prepared, tracker, paths, view, resume
-                )
+                result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, view, resume)
             result.seconds["prepare"] = time.monotonic() - started
             with (
                 _told_how_it_ends(tracker, result, view, interrupts),
@@ -173,10 +173,11 @@ def _told_how_it_ends(
     state: State = "failed"
     reason = None
     try:
-        yield
+        with _last_words(tracker, result.sweep_run_id, interrupts):
+            yield
         state = "complete"
     except KeyboardInterrupt:
-        state, reason = "interrupted", "Ctrl-C"
+        state, reason = "interrupted", BY_SIGNAL
         view.message("interrupted; launch with --resume goes on with this sweep")
         raise
     except RanksweepError as error:
@@ -185,6 +186,33 @@ def _told_how_it_ends(
     finally:
         with interrupts.deferred():
             _close_sweep(tracker, result, state, reason)
+
+
+@contextmanager
+def _last_words(tracker: Tracker, run_id: str | None, interrupts: Interrupts) -> Iterator[None]:
+    """While open, the sweep's run is closed as soon as a signal is heard, before all else.
+
+    To end what runs takes a while, and who sends the signal may kill what is left soon after: Ray's
+    jobs have three seconds.
+    """
+    left = threading.Event()
+
+    def wait_for_a_signal() -> None:
+        while not left.wait(0.1):
+            if interrupts.heard:
+                with suppress(TrackingError):
+                    tracker.impatient().end(str(run_id), "interrupted", error=BY_SIGNAL)
+                return
+
+    thread = threading.Thread(target=wait_for_a_signal, name="last words", daemon=True)
+    if run_id is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        if run_id is not None:
+            thread.join(5.0)
 
 
 def _close_sweep(tracker: Tracker, result: LaunchResult, state: State, error: str | None) -> None:

@@ -13,6 +13,7 @@ import ray
 
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
+from search.launch.ray_processes import groups_of_their_own
 from spaces.errors import ConfigError
 
 
@@ -36,7 +37,8 @@ def ray_cluster(config: SweepConfig, interrupts: Interrupts) -> Iterator[None]:
     else:
         options |= {"address": config.cluster.address}
     try:
-        ray.init(**options)
+        with groups_of_their_own():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -52,9 +52,7 @@ def check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
         )
 
 
-def check_data(
-    config: SweepConfig, paths: SweepPaths, inputs: SweepInputs, resume: bool
-) -> None:
+def check_data(config: SweepConfig, paths: SweepPaths, inputs: SweepInputs, resume: bool) -> None:
     """Refuse to go on with a sweep over another base or other rows than it was begun with.
 
     So is one refused that would join a study of other launches. What an older ranksweep has begun
@@ -140,7 +138,5 @@ def _first_difference(
     """The key, or that of its first part which differs where it is a mapping."""
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
         return ".".join(path)
-    inner = next(
-        name for name in {**now, **before} if not _same(before, now, (*path, name), moved)
-    )
+    inner = next(name for name in {**now, **before} if not _same(before, now, (*path, name), moved))
     return _first_difference((*path, inner), before.get(inner), now.get(inner), moved)

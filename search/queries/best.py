@@ -133,7 +133,9 @@ def _of_the_same_data(rows: Sequence[BestRow], data: str | None) -> list[BestRow
     if data is None:
         wanted = list(groups)[:1]
     else:
-        wanted = [k for k, of in names.items() if any(name and name.startswith(data) for name in of)]
+        wanted = [
+            k for k, of in names.items() if any(name and name.startswith(data) for name in of)
+        ]
         if rows and len(wanted) != 1:
             each = ", ".join(_data_name(key) for key in groups)
             are = "none" if not wanted else "several"

@@ -414,9 +414,7 @@ class _Connection:
         )
 
 
-def _note_run(
-    database: sqlite3.Connection, number: int, run_id: str, sweep_run_id: str
-) -> None:
+def _note_run(database: sqlite3.Connection, number: int, run_id: str, sweep_run_id: str) -> None:
     database.execute(
         "UPDATE runs SET run_id = ?, sweep_run_id = ? WHERE number = ?",
         (run_id, sweep_run_id, number),

@@ -57,8 +57,11 @@ def launched_here(paths: SweepPaths) -> dict[str, str]:
 
 def fate(run: RunFacts) -> Fate:
     """What has become of the launch of a sweep's run; unknown where it ran on another machine."""
-    if run.status != "running":
-        return "ended"
+    return "ended" if run.status != "running" else launch_of(run)
+
+
+def launch_of(run: RunFacts) -> Fate:
+    """Whether the launch of a sweep's run lives, whatever the run's status is."""
     if run.host != socket.gethostname() or run.folder is None:
         return "unknown"
     folder = Path(run.folder)

@@ -54,9 +54,7 @@ class JobQueue:
     `max_failures` times at most. A group that gives no sign for `silent_s` seconds is said.
     """
 
-    def __init__(
-        self, groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S
-    ) -> None:
+    def __init__(self, groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S) -> None:
         self._number_of_groups, self._max_failures = groups, max_failures
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[str] = deque()
@@ -342,9 +340,7 @@ def _in_words(job_id: str) -> str:
     return f"{kind} {int(number)}" if number.isdigit() else job_id
 
 
-def start_job_queue(
-    groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S
-) -> Any:
+def start_job_queue(groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S) -> Any:
     """Start the queue as a Ray actor that many callers can wait on at once.
 
     It lives on the driver's node, so that the sweep outlasts the loss of any other.

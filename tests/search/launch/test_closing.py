@@ -81,6 +81,18 @@ def test_who_reads_a_sweep_whose_launch_is_gone_is_told(
     assert caplog.messages[-1].startswith("films is interrupted (its launch is gone)")
 
 
+def test_a_launch_that_could_close_its_sweep_alone_has_its_trials_closed(
+    database: str, paths: SweepPaths
+) -> None:
+    tracker, sweep = begun(database, launched_here(paths))
+    trial = start_trial(tracker, sweep, 0, CHOICE)
+    tracker.end(sweep, "interrupted", error="Ctrl-C")
+
+    assert close_what_is_gone(paths, database) == [sweep]
+    assert not facts(tracker, trial).is_open
+    assert tracker.run(sweep).data.tags["ranksweep.error"] == "Ctrl-C"
+
+
 @pytest.mark.parametrize("folder_is_gone", [False, True])
 def test_the_record_of_a_launch_that_is_gone_is_closed(
     database: str, paths: SweepPaths, folder_is_gone: bool
