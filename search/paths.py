@@ -88,7 +88,7 @@ class SweepPaths:
 
     @property
     def journal(self) -> Path:
-        """SQLite file of what MLflow is told of the sweep's trials, and of what it has not been yet."""
+        """SQLite file of what befell the sweep's trials, and of what MLflow was not told yet."""
         return self.sweep / "journal.db"
 
     @property

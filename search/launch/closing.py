@@ -78,8 +78,8 @@ def _is_left_open(run: RunFacts, tracker: Tracker) -> bool:
 def _refuse_unknown(paths: SweepPaths) -> None:
     if not paths.sweep.is_dir():
         raise ConfigError(
-            f"SWEEP: there is no sweep {paths.name!r} in {paths.root} nor in MLflow; run this where "
-            "it was launched, with the name of its sweep"
+            f"SWEEP: there is no sweep {paths.name!r} in {paths.root} nor in MLflow; run this "
+            "where it was launched, with the name of its sweep"
         )
 
 

@@ -218,7 +218,7 @@ def recorded(
     repeated: dict[tuple[str | None, str], list[BestRow]] = {}
     firsts: list[tuple[str | None, BestRow]] = []
     found = _complete_trials(tracking_uri, tags, experiment)
-    # Older runs do not say which data is the same where the metrics differ; newer ones tell of them.
+    # Older runs do not say which data is the same where metrics differ; newer ones tell of them.
     same = {run.task_fingerprint: run.data_fingerprint for _, run in found if run.data_fingerprint}
     for experiment_name, run in found:
         row = _row(run, experiment_name, metric, mode)

@@ -98,12 +98,12 @@ def write_confirmation_from_study(
     if known is None:
         return
     number, seed, value = known
-    at_ms, again = now_ms(), journal.new_confirmation()
+    at_ms = now_ms()
     tags = {"seed": seed} | {key: trial.user_attrs[key] for key in (ARM, PLAN_DIGEST)}
     body = {"kind": "confirm", "number": number, **start_body(trial, tags, plan_of)}
-    journal.start(again, body, at_ms, (number, seed))
-    journal.epoch(again, 1, {"metrics": {f"test_{metric}": value}}, at_ms)
-    journal.end(again, end_of_trial("complete", None, {}), at_ms, value)
+    journal.start(run, body, at_ms)
+    journal.epoch(run, 1, {"metrics": {f"test_{metric}": value}}, at_ms)
+    journal.end(run, end_of_trial("complete", None, {}), at_ms)
 
 
 def start_body(

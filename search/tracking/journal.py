@@ -290,11 +290,12 @@ class Journal:
             _note_run(database, number, run_id, sweep_run_id)
 
     def forget(self, number: int) -> None:
-        """Have MLflow told nothing more of a trial; it may be started anew."""
+        """Know nothing more of a trial, which may be started anew; what a confirmation has measured
+        stays."""
         with self.driver as database:
             gone = database.execute("DELETE FROM records WHERE number = ?", (number,)).rowcount
-            for table, column in (("told", "number"), ("runs", "number"), ("confirmations", "run")):
-                database.execute(f"DELETE FROM {table} WHERE {column} = ?", (number,))
+            for table in ("told", "runs"):
+                database.execute(f"DELETE FROM {table} WHERE number = ?", (number,))
             self._kept = int(database.execute("SELECT COUNT(*) FROM told").fetchone()[0])
         self._appended -= gone
 
