@@ -19,7 +19,7 @@ from typing import Any, Self
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ONE_S = 0.1
-"""The same signal within this long is the same interrupt; nobody presses Ctrl-C so fast."""
+"""SIGTERM or SIGHUP again within this long is the same one."""
 
 
 class Interrupts:
@@ -77,7 +77,7 @@ class Interrupts:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         last, now = self._heard_at.get(number, -ONE_S), time.monotonic()
         self._heard_at[number] = now
-        if now - last < ONE_S:
+        if number != signal.SIGINT and now - last < ONE_S:
             return
         self._count += 1
         if self._count == 1:

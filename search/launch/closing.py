@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 
 from search.paths import SweepPaths
+from search.redaction import redacted
 from search.tracking.facts import RunFacts
 from search.tracking.liveness import launch_of
 from search.tracking.runs import RecordedRuns
@@ -46,16 +47,15 @@ def close_what_is_gone(paths: SweepPaths, tracking_uri: str, *, gone: bool = Fal
             f"the sweep {paths.name!r} is not running; what MLflow has of it is unknown ({error})"
         ) from error
     if not runs:
-        _refuse_unknown(paths)
+        raise _unknown(paths, tracking_uri)
     trackers = {
         key: Tracker(tracking_uri, experiments[key]) for key in {r.experiment_id for r in runs}
     }
     left = [run for run in runs if _is_left_open(run, trackers[run.experiment_id])]
     if not left:
-        state = runs[0].status if runs else "before its first trial"
         raise JobError(
-            f"the sweep {paths.name!r} has ended ({state}) and is not running; there is nothing to "
-            "stop"
+            f"the sweep {paths.name!r} has ended ({runs[0].status}) and is not running; there is "
+            "nothing to stop"
         )
     if not gone:
         for run in left:
@@ -75,12 +75,16 @@ def _is_left_open(run: RunFacts, tracker: Tracker) -> bool:
     return any(child.is_open for child in tracker.children(run.run_id))
 
 
-def _refuse_unknown(paths: SweepPaths) -> None:
-    if not paths.sweep.is_dir():
-        raise ConfigError(
-            f"SWEEP: there is no sweep {paths.name!r} in {paths.root} nor in MLflow; run this "
-            "where it was launched, with the name of its sweep"
+def _unknown(paths: SweepPaths, tracking_uri: str) -> ConfigError | JobError:
+    if paths.sweep.is_dir():
+        return JobError(
+            f"the sweep {paths.name!r} is not running, and {redacted(tracking_uri)} has no record "
+            "of it; there is nothing to stop"
         )
+    return ConfigError(
+        f"SWEEP: there is no sweep {paths.name!r} in {paths.root} nor in MLflow; run this where it "
+        "was launched, with the name of its sweep"
+    )
 
 
 def _refuse_elsewhere(run: RunFacts) -> None:

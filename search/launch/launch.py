@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import yaml
 
 from search.config.database import check_database
 from search.config.sweep import SweepConfig
-from search.interrupts import Interrupts
+from search.interrupts import EXIT_INTERRUPTED, Interrupts
 from search.launch.begun import Begun
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
@@ -74,7 +77,8 @@ def launch(
         result.profile_cached = stage.profile is not None
         if profile_only and result.profile_cached:
             return result
-        with ray_cluster(config, interrupts):
+        ray_is_gone = partial(_leave_without_ray, tracker, result, view, interrupts)
+        with ray_cluster(config, interrupts, ray_is_gone):
             if not profile_only:
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, view, resume)
             result.seconds["prepare"] = time.monotonic() - started
@@ -213,6 +217,23 @@ def _last_words(tracker: Tracker, run_id: str | None, interrupts: Interrupts) ->
         left.set()
         if run_id is not None:
             thread.join(5.0)
+
+
+def _leave_without_ray(
+    tracker: Tracker, result: LaunchResult, view: Progress, interrupts: Interrupts, died: str
+) -> None:
+    """End the process, which Ray would do itself a minute later: no call to it returns any more.
+
+    What was done is in the study and the journal, on disk.
+    """
+    reason = f"the Ray of this launch has ended ({died})"
+    if result.sweep_run_id is not None:
+        with suppress(TrackingError):
+            tracker.impatient().end(result.sweep_run_id, "interrupted", error=reason)
+    view.message(f"{reason}; what is done is kept, and launch --resume goes on with it")
+    sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")  # a live view hides the cursor
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED if interrupts.heard else 1)
 
 
 def _close_sweep(tracker: Tracker, result: LaunchResult, state: State, error: str | None) -> None:

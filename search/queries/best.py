@@ -17,7 +17,6 @@ from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, TrackingError, nearest
 from spaces.methods.registry import method_named
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -220,7 +219,11 @@ def recorded(
     found = _complete_trials(tracking_uri, tags, experiment)
     # Older runs do not say which data is the same where metrics differ; newer ones tell of them.
     same = {run.task_fingerprint: run.data_fingerprint for _, run in found if run.data_fingerprint}
+    seen: set[str] = set()
     for experiment_name, run in found:
+        if run.token in seen:  # a sweep that went on in another experiment has its trials there too
+            continue
+        seen |= {run.token} if run.token else set()
         row = _row(run, experiment_name, metric, mode)
         if row is None:
             continue

@@ -268,6 +268,14 @@ def test_trials_over_other_data_are_not_ranked_together(
     assert unnamed not in [row.run_id for row in best(records.uri, "movie", top=9)]
 
 
+def test_a_trial_that_two_experiments_have_is_one_row(records: Records) -> None:
+    """Where a sweep goes on in another experiment, its trials are logged there again."""
+    for experiment in ("movies", "films"):
+        records.trial(0.5, 100, experiment=experiment, token="a" * 32)
+    records.trial(0.5, 100, token="b" * 32)
+    assert len(best(records.uri, "movie", top=9)) == 2
+
+
 def test_the_same_data_measured_by_two_metrics_is_one(records: Records) -> None:
     """A task's fingerprint covers its metric; older runs have no other."""
     old = records.trial(0.5, 100, metrics={"f1": 0.25}, task_fingerprint="a" * 64)
