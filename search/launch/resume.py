@@ -14,6 +14,7 @@ from search.launch.begun import Begun, refuse_other_data
 from search.launch.prepare import SweepInputs
 from search.launch.sweep_lock import refuse_running
 from search.paths import SweepPaths
+from search.redaction import redacted
 from search.study.shared import GROUNDS, attributes_of, refuse_other_settings
 from spaces.errors import ConfigError
 
@@ -62,11 +63,18 @@ def check_data(config: SweepConfig, paths: SweepPaths, inputs: SweepInputs, resu
     before = Begun.of(paths) if resume else None
     if before is not None:
         refuse_other_data(before.grounds, now, config.name)
+    said: Mapping[str, Any] = {}
     if config.search.study is not None:
         said = attributes_of(config.search.study, config.name)
         if GROUNDS in said:
             refuse_other_data(said[GROUNDS], now, config.name)
         refuse_other_settings(said, config.name, shared_settings(config, inputs))
+    if resume and paths.journal.is_file() and not (said or paths.study_db.is_file()):
+        where = redacted(config.search.study or str(paths.study_db))
+        raise ConfigError(
+            f"name: the study of the sweep {config.name!r} is gone from {where}, and with it what "
+            "was tried; launch under another name (--set name=...)"
+        )
 
 
 def shared_settings(config: SweepConfig, inputs: SweepInputs) -> dict[str, Any]:

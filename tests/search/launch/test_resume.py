@@ -125,6 +125,18 @@ def test_a_sweep_does_not_go_on_over_other_data_or_another_base(
         check_data(with_study(url), elsewhere, now, resume=False)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_sweep_whose_study_is_gone_does_not_go_on(tmp_path: Path, shared: bool) -> None:
+    paths = SweepPaths(tmp_path / "root", name="toy")
+    paths.make_sweep()
+    Begun.by(inputs()).write(paths)
+    config = with_study(f"sqlite:///{tmp_path}/study.db" if shared else None)
+    check_data(config, paths, inputs(), resume=True)  # it ended before its search began
+    paths.journal.touch()
+    with pytest.raises(ConfigError, match=r"^name: the study of the sweep 'toy' is gone from .*db"):
+        check_data(config, paths, inputs(), resume=True)
+
+
 def test_what_an_older_version_has_begun_goes_on(tmp_path: Path) -> None:
     paths = SweepPaths(tmp_path, name="toy")
     paths.make_sweep()
