@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
@@ -73,6 +73,26 @@ class Interrupts:
             yield
         finally:
             self._deferring -= 1
+
+    @contextmanager
+    def followed_by(self, work: Callable[[], object]) -> Iterator[None]:
+        """While open, `work` is done in a thread of its own as soon as one is heard."""
+        left = threading.Event()
+
+        def wait() -> None:
+            # Not for an event that the handler sets: it may come while its own thread sets it.
+            while not left.wait(ONE_S):
+                if self.heard:
+                    work()
+                    return
+
+        thread = threading.Thread(target=wait, name="after an interrupt", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            left.set()
+            thread.join(5.0)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         last, now = self._heard_at.get(number, -ONE_S), time.monotonic()

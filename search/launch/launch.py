@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -177,7 +176,7 @@ def _told_how_it_ends(
     state: State = "failed"
     reason = None
     try:
-        with _last_words(tracker, result.sweep_run_id, interrupts):
+        with interrupts.followed_by(partial(_last_words, tracker, result)):
             yield
         state = "complete"
     except KeyboardInterrupt:
@@ -192,31 +191,15 @@ def _told_how_it_ends(
             _close_sweep(tracker, result, state, reason)
 
 
-@contextmanager
-def _last_words(tracker: Tracker, run_id: str | None, interrupts: Interrupts) -> Iterator[None]:
-    """While open, the sweep's run is closed as soon as a signal is heard, before all else.
+def _last_words(tracker: Tracker, result: LaunchResult) -> None:
+    """Close the sweep's run as soon as a signal is heard, before all else.
 
     To end what runs takes a while, and who sends the signal may kill what is left soon after: Ray's
     jobs have three seconds.
     """
-    left = threading.Event()
-
-    def wait_for_a_signal() -> None:
-        while not left.wait(0.1):
-            if interrupts.heard:
-                with suppress(TrackingError):
-                    tracker.impatient().end(str(run_id), "interrupted", error=BY_SIGNAL)
-                return
-
-    thread = threading.Thread(target=wait_for_a_signal, name="last words", daemon=True)
-    if run_id is not None:
-        thread.start()
-    try:
-        yield
-    finally:
-        left.set()
-        if run_id is not None:
-            thread.join(5.0)
+    if result.sweep_run_id is not None:
+        with suppress(TrackingError):
+            tracker.impatient().end(result.sweep_run_id, "interrupted", error=BY_SIGNAL)
 
 
 def _leave_without_ray(

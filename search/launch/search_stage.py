@@ -292,16 +292,18 @@ class SearchStage:
         assert result.sweep_run_id is not None
         relay = self._relay(planner)
         try:
-            confirmed = confirm_best(
-                chosen,
-                config=config,
-                plans=[planner.plan(row["choice"]) for row in chosen],
-                workers=workers,
-                relay=relay,
-                tracker=self.tracker,
-                sweep_run_id=result.sweep_run_id,
-                view=self.view,
-            )
+            # It waits for all that it has submitted, which must not go on for hours.
+            with self.interrupts.followed_by(workers.cancel):
+                confirmed = confirm_best(
+                    chosen,
+                    config=config,
+                    plans=[planner.plan(row["choice"]) for row in chosen],
+                    workers=workers,
+                    relay=relay,
+                    tracker=self.tracker,
+                    sweep_run_id=result.sweep_run_id,
+                    view=self.view,
+                )
         finally:
             self._closed(relay)
         result.confirmation = confirmed
