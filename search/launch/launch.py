@@ -18,6 +18,7 @@ from search.config.database import check_database
 from search.config.sweep import SweepConfig
 from search.interrupts import EXIT_INTERRUPTED, Interrupts
 from search.launch.begun import Begun
+from search.launch.closing import tracking_of
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
@@ -79,6 +80,7 @@ def launch(
         ray_is_gone = partial(_leave_without_ray, tracker, result, view, interrupts)
         with ray_cluster(config, interrupts, ray_is_gone):
             if not profile_only:
+                tracked_before = tracking_of(paths)
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, view, resume)
             result.seconds["prepare"] = time.monotonic() - started
             with (
@@ -90,7 +92,16 @@ def launch(
                     result.seconds["profile"] = stage.seconds
                     result.profile_kept_in = stage.kept_in
                 if not profile_only:
-                    search = SearchStage(config, prepared, paths, tracker, view, result, interrupts)
+                    search = SearchStage(
+                        config,
+                        prepared,
+                        paths,
+                        tracker,
+                        view,
+                        result,
+                        interrupts,
+                        tracked_before,
+                    )
                     search.search(profile, workers)
                     search.confirm(profile, workers)
     return result

@@ -6,7 +6,6 @@ Which runs are there is told by their tokens.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,14 @@ from typing import Any
 import optuna
 
 from search.paths import SweepPaths, artifacts_beside, private_files
+from search.queries.trial_run import WEIGHTS
 from search.study.left_open import own_trials, write_confirmation_from_study, write_from_study
 from search.tracking.facts import RunFacts
 from search.tracking.journal import Journal, TrialRun
 from search.tracking.mlflow import sqlite_file
+from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
-from spaces.errors import TrackingError
+from spaces.errors import ConfigError, TrackingError
 from spaces.plan import Plan
 
 
@@ -28,7 +29,8 @@ class Recall:
     """What is needed to tell MLflow again of a sweep's trials.
 
     `objective` is what the study's intermediate values are of, `metric` what confirmations measure;
-    `driver` names the launch where others share the study.
+    `driver` names the launch where others share the study, `tracked_before` is where the launch
+    before this one has tracked to.
     """
 
     journal: Journal
@@ -41,6 +43,7 @@ class Recall:
     metric: str
     plan_of: Callable[[Mapping[str, Any]], Plan]
     say: Callable[[str], object]
+    tracked_before: str | None = None
 
     def tell_again(self) -> None:
         """Have the journal tell what MLflow lacks, and say what cannot be had again."""
@@ -111,29 +114,45 @@ class Recall:
         )
 
     def _find_weights(self, lost: list[TrialRun]) -> None:
-        """Take the weights of lost runs from a local database's artifacts, where they still lie."""
-        files = [sqlite_file(self.tracker.uri), self.paths.root / "mlflow.db"]
-        folders = [artifacts_beside(file) for file in files if file is not None]
+        """Take the weights of lost runs from where they were logged, for the new runs."""
         left = []
         for run in lost:
             kept = self.paths.trial_weights(run.number)
-            if kept.is_file() or run.state not in (None, "complete"):
+            if kept.is_file() or run.run_id is None or run.state not in (None, "complete"):
                 continue
-            for folder in folders:
-                found = folder / str(run.run_id) / "artifacts" / kept.name
-                if found.is_file():
-                    with private_files():
-                        kept.parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(found, kept)
-                    break
-            else:
+            weights = self._left_behind(run.run_id, kept.name) or self._before(run.run_id)
+            if weights is None:
                 left.append(run.number)
+                continue
+            with private_files():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_bytes(weights)
         if left:
             numbers = ", ".join(map(str, sorted(left)))
             self.say(
                 f"weights that trials {numbers} may have kept stay with their earlier runs; the "
                 "new ones have none"
             )
+
+    def _left_behind(self, run_id: str, name: str) -> bytes | None:
+        """What lies among the artifacts of a local database that is gone."""
+        databases = (sqlite_file(self.tracker.uri), self.paths.root / "mlflow.db")
+        for folder in (artifacts_beside(file) for file in databases if file is not None):
+            found = folder / run_id / "artifacts" / name
+            if found.is_file():
+                return found.read_bytes()
+        return None
+
+    def _before(self, run_id: str) -> bytes | None:
+        if self.tracked_before is None or self.tracked_before == self.tracker.uri:
+            return None
+        try:
+            recorded = RecordedRuns(self.tracked_before)
+            if recorded.find(run_id) is None or WEIGHTS not in recorded.files(run_id):
+                return None
+            return recorded.artifact(run_id, WEIGHTS)
+        except (ConfigError, TrackingError):
+            return None
 
 
 def _count(number: int, what: str) -> str:

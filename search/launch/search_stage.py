@@ -59,6 +59,8 @@ class SearchStage:
     view: Progress
     result: LaunchResult
     interrupts: Interrupts
+    tracked_before: str | None = None
+    """Where the launch before this one has tracked to."""
 
     @cached_property
     def study(self) -> Study:
@@ -255,6 +257,7 @@ class SearchStage:
                 self.config.task.metric,
                 planner.plan,
                 self.view.message,
+                self.tracked_before,
             ).tell_again()
         return Relay(
             journal,
