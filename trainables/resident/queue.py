@@ -31,7 +31,8 @@ from trainables.resident.jobs import (
 )
 
 POLL_S = 5.0  # whoever waits asks again after this long
-SILENT_S = 120.0  # a group that is up and gives no sign for this long is said
+BEAT_S = 10.0  # every worker gives a sign of life so often
+SILENT_S = 120.0  # one that has given none for this long is said
 MAX_IDLE_STARTS = 8  # starts of one group between two finished jobs
 
 
@@ -51,7 +52,7 @@ class JobQueue:
 
     A job's events, in order: `Started`, what its kind of job tells (any number), then an `Ending`.
     A job whose worker died goes back to the head of the queue and starts again at its first epoch,
-    `max_failures` times at most. A group that gives no sign for `silent_s` seconds is said.
+    `max_failures` times at most. A worker that gives no sign for `silent_s` seconds is said.
     """
 
     def __init__(self, groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S) -> None:
@@ -69,8 +70,9 @@ class JobQueue:
         self._controllers: dict[int, Any] = {}
         self._begun: dict[str, float] = {}
         self._silent_s = silent_s
-        self._signs: dict[int, float] = {}
-        self._silent: set[int] = set()
+        self._signs: dict[tuple[int, int], float] = {}
+        self._beaten: dict[tuple[int, int], GroupFacts] = {}
+        self._silent: set[tuple[int, int]] = set()
         self._notices: deque[str] = deque()
 
     async def submit(self, job: AnyJob) -> str:
@@ -128,11 +130,20 @@ class JobQueue:
         """A group has (re)started. A job that it held when it died is queued again or failed."""
         await self._take_back_all(group)
         self._groups[group] = facts
-        self._silent.discard(group)
-        self._signs[group] = time.monotonic()
         if group in self._died:
             self._died.discard(group)
             await self._notify(f"group {group} is up again on {facts.host}")
+
+    async def beat(self, group: int, rank: int, facts: GroupFacts) -> None:
+        """A sign of life of one worker, which gives one every `BEAT_S` seconds."""
+        worker, now = (group, rank), time.monotonic()
+        if worker in self._silent:
+            self._silent.discard(worker)
+            silent = now - self._signs[worker]
+            await self._notify(
+                f"group {group}: its worker on {facts.host} goes on after {silent:.0f} s"
+            )
+        self._signs[worker], self._beaten[worker] = now, facts
 
     async def worker_died(self, group: int, reason: str) -> None:
         """A worker of the group is gone: its job can be taken by another group at once."""
@@ -140,6 +151,9 @@ class JobQueue:
             return
         self._groups.pop(group, None)
         self._died.add(group)
+        for worker in [worker for worker in self._signs if worker[0] == group]:
+            del self._signs[worker]
+            self._silent.discard(worker)
         again = await self._take_back_all(group)
         then = f"; {again}" if again else ""
         await self._notify(
@@ -160,7 +174,6 @@ class JobQueue:
         self, group: int, timeout_s: float
     ) -> tuple[str, AnyJob] | Literal["closed"] | None:
         """The next job for this group; None when none came in time; "closed" to leave the loop."""
-        await self._heard_of(group)
         if group in self._died:  # what is left of it will be ended and started again
             await asyncio.sleep(timeout_s)
             return "closed" if self._closed else None
@@ -184,7 +197,6 @@ class JobQueue:
         entry = self._entries[job_id]
         if entry.state != "running" or group not in (None, entry.group):
             return True
-        await self._heard_of(entry.group)
         if isinstance(event, Ending):
             await self._finish(entry, event)
         else:
@@ -199,7 +211,6 @@ class JobQueue:
 
     async def is_cancelled(self, job_id: str) -> bool:
         """Whether the driver wants this job stopped."""
-        await self._heard_of(self._entries[job_id].group)
         return self._entries[job_id].cancelled
 
     # -- what the driver asks --------------------------------------------------------------------
@@ -266,36 +277,24 @@ class JobQueue:
         self._notices.append(notice)
         await self._wake()
 
-    async def _heard_of(self, group: int | None) -> None:
-        """Rank 0 of a group has called, as it does at every step, and while it waits for a job."""
-        if group is None or group not in self._groups:
-            return
-        now = time.monotonic()
-        gap, self._signs[group] = now - self._signs[group], now
-        if group in self._silent:
-            self._silent.discard(group)
-            # Steps may take that long here: the next silence is one that is longer.
-            self._silent_s = max(self._silent_s, 1.5 * gap)
-            await self._notify(f"group {group} gives signs of life again, after {gap:.0f} s")
-
     async def _look_for_silence(self) -> None:
-        """Say once which groups hang, as far as can be told from here."""
+        """Say once of each worker that it hangs, as far as can be told from here."""
         now = time.monotonic()
-        for group, facts in self._groups.items():
-            silent = now - self._signs[group]
-            if silent <= self._silent_s or group in self._silent or self._closed:
+        for worker, last in self._signs.items():
+            group = worker[0]
+            if now - last <= self._silent_s or worker in self._silent or group not in self._groups:
                 continue
-            self._silent.add(group)
+            self._silent.add(worker)
             held = [
                 _in_words(job_id)
                 for job_id, entry in self._entries.items()
                 if entry.state == "running" and entry.group == group
             ]
-            in_what = f" in {held[0]}" if held else ""
+            facts = self._beaten[worker]
             await self._notify(
-                f"group {group} on {facts.host} has given no sign for {silent:.0f} s{in_what}: its "
-                f"worker (process {facts.pid}) hangs, or one step takes that long; kill the "
-                "process to have the group start again"
+                f"group {group}: its worker on {facts.host} (process {facts.pid}) has given no "
+                f"sign of life for {now - last:.0f} s{' in ' + held[0] if held else ''}; Ray gives "
+                "it up after ten minutes and starts the group again, and at once if it is killed"
             )
 
     async def _take_back_all(self, group: int) -> str:

@@ -251,29 +251,43 @@ def test_what_a_job_leaves_is_collected_once() -> None:
     run(scenario())
 
 
-def test_a_group_that_hangs_is_said_once_with_its_trial_and_again_when_it_goes_on() -> None:
+def test_a_worker_that_hangs_is_said_once_with_its_trial_and_again_when_it_goes_on() -> None:
     async def scenario() -> None:
-        queue = JobQueue(groups=2, silent_s=0.2)
+        queue = JobQueue(groups=2, silent_s=0.3)
+        workers = {(0, 0): 40, (0, 1): 41, (1, 0): 42}
+
+        async def beats(*which: tuple[int, int]) -> None:
+            for group, rank in which:
+                pid = workers[group, rank]
+                await queue.beat(group, rank, GroupFacts("node", pid))
+
         for group in (0, 1):
-            await queue.register(group, GroupFacts("node", pid=40 + group))
+            await queue.register(group, UP)
         await queue.submit(replace(JOB, job_id="trial-00003"))
-        job_id = await taken(queue, 0)
-        for _ in range(6):  # both give signs: one that waits for a job, and one that trains
-            await asyncio.sleep(0.05)
-            await queue.is_cancelled(job_id)
-            await queue.take(1, 0)
+        await taken(queue, 0)
+        for _ in range(5):
+            await beats(*workers)
+            await asyncio.sleep(0.1)
             assert await queue.next_notice(0) is None
-        await asyncio.sleep(0.25)
-        await queue.take(1, 0)
+        for _ in range(4):
+            await beats((0, 0), (1, 0))
+            await asyncio.sleep(0.1)
         notice = await queue.next_notice(0)
         assert notice is not None
-        assert notice.startswith("group 0 on node has given no sign for ")
-        assert "in trial 3: its worker (process 40) hangs" in notice
+        assert notice.startswith("group 0: its worker on node (process 41) has given no sign of")
+        assert " s in trial 3; " in notice
         assert await queue.next_notice(0) is None, "once"
-        await queue.report(job_id, EPOCH, 0)
+        await beats(*workers)
         again = await queue.next_notice(0)
         assert again is not None
-        assert again.startswith("group 0 gives signs of life again")
+        assert again.startswith("group 0: its worker on node goes on after")
+
+        # One that has died was told of otherwise, and gives no signs any more.
+        await queue.worker_died(0, "killed")
+        assert "lost a worker" in str(await queue.next_notice(0))
+        await asyncio.sleep(0.4)
+        await beats((1, 0))
+        assert await queue.next_notice(0) is None
 
     run(scenario())
 
