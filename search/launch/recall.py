@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-
 from search.paths import SweepPaths, artifacts_beside, private_files
 from search.queries.trial_run import WEIGHTS
 from search.study.left_open import own_trials, write_confirmation_from_study, write_from_study
+from search.study.study import Study
 from search.tracking.facts import RunFacts
 from search.tracking.journal import Journal, TrialRun
 from search.tracking.mlflow import sqlite_file
@@ -34,7 +33,7 @@ class Recall:
     """
 
     journal: Journal
-    study: optuna.Study
+    study: Study
     tracker: Tracker
     sweep_run_id: str
     paths: SweepPaths

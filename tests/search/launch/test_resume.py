@@ -90,7 +90,7 @@ def inputs(base: str = "b" * 8, **changed: str) -> Any:
 
 
 def with_study(url: str | None) -> Any:
-    resolved = {"search": {}, "space": None, "train": {}, "deepspeed": {}}
+    resolved: dict[str, Any] = {"search": {}, "space": None, "train": {}, "deepspeed": {}}
     search = SimpleNamespace(study=url)
     return SimpleNamespace(name="toy", search=search, resolved=lambda: resolved)
 

@@ -279,10 +279,9 @@ def test_a_trial_that_two_experiments_have_is_one_row(records: Records) -> None:
 def test_the_same_data_measured_by_two_metrics_is_one(records: Records) -> None:
     """A task's fingerprint covers its metric; older runs have no other."""
     old = records.trial(0.5, 100, metrics={"f1": 0.25}, task_fingerprint="a" * 64)
-    tags = {"task_fingerprint": "a" * 64, "data_fingerprint": "d" * 64}
-    new = records.trial(0.5, 100, metrics={"f1": 0.5}, **tags)
-    tags = {"task_fingerprint": "b" * 64, "data_fingerprint": "d" * 64}
-    by_f1 = records.trial(0.75, 100, metric="f1", **tags)
+    both: dict[str, Any] = {"task_fingerprint": "a" * 64, "data_fingerprint": "d" * 64}
+    new = records.trial(0.5, 100, metrics={"f1": 0.5}, **both)
+    by_f1 = records.trial(0.75, 100, metric="f1", **both | {"task_fingerprint": "b" * 64})
 
     rows = best(records.uri, "movie", metric="f1", top=9)
     assert [row.run_id for row in rows] == [by_f1, new, old]
