@@ -8,6 +8,7 @@ from search.paths import SweepPaths
 from search.redaction import redacted
 from search.tracking.facts import RunFacts
 from search.tracking.liveness import launch_of
+from search.tracking.mlflow import sqlite_file
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from spaces.errors import ConfigError, JobError, TrackingError
@@ -36,6 +37,9 @@ def close_what_is_gone(paths: SweepPaths, tracking_uri: str, *, gone: bool = Fal
         JobError: it has ended.
         TrackingError: MLflow cannot be asked.
     """
+    database = sqlite_file(tracking_uri)
+    if database is not None and not database.exists():
+        raise _unknown(paths, tracking_uri)
     try:
         recorded = RecordedRuns(tracking_uri)
         experiments = recorded.experiments()

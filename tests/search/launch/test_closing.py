@@ -136,5 +136,11 @@ def test_a_sweep_that_never_was_is_refused_and_one_that_was_cannot_be_stopped(
         close_what_is_gone(absent, database)
     with pytest.raises(JobError, match="is not running"):
         close_what_is_gone(paths, database)
+    absent_database = f"sqlite:///{tmp_path}/absent.db"
+    with pytest.raises(JobError, match=r"is not running, and .*absent\.db has no record of it"):
+        close_what_is_gone(paths, absent_database)
+    with pytest.raises(ConfigError, match="there is no sweep 'other'"):
+        close_what_is_gone(absent, absent_database)
+    nowhere = "http://127.0.0.1:9"
     with pytest.raises(JobError, match="is not running; what MLflow has of it is unknown"):
-        close_what_is_gone(paths, f"sqlite:///{tmp_path}/absent.db")
+        close_what_is_gone(paths, nowhere)
