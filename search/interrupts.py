@@ -1,7 +1,7 @@
 """Ctrl-C while a launch runs: once ends it cleanly, twice at once, three times without a word.
 
 A cluster's scheduler ends a job with SIGTERM, and a terminal that is closed with SIGHUP: both count
-as Ctrl-C does.
+as Ctrl-C does. Some signal a process and then its whole group, as GNU timeout does: that is one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ONE_S = 0.1
+"""SIGTERM or SIGHUP again within this long is the same one."""
 
 
 class Interrupts:
@@ -31,6 +34,7 @@ class Interrupts:
         self._count = 0
         self._deferring = 0
         self._before: dict[int, Any] = {}
+        self._heard_at: dict[int, float] = {}
 
     @property
     def heard(self) -> bool:
@@ -70,7 +74,31 @@ class Interrupts:
         finally:
             self._deferring -= 1
 
+    @contextmanager
+    def followed_by(self, work: Callable[[], object]) -> Iterator[None]:
+        """While open, `work` is done in a thread of its own as soon as one is heard."""
+        left = threading.Event()
+
+        def wait() -> None:
+            # Not for an event that the handler sets: it may come while its own thread sets it.
+            while not left.wait(ONE_S):
+                if self.heard:
+                    work()
+                    return
+
+        thread = threading.Thread(target=wait, name="after an interrupt", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            left.set()
+            thread.join(5.0)
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        last, now = self._heard_at.get(number, -ONE_S), time.monotonic()
+        self._heard_at[number] = now
+        if number != signal.SIGINT and now - last < ONE_S:
+            return
         self._count += 1
         if self._count == 1:
             _say("interrupted: what runs is being cancelled (Ctrl-C again leaves at once)")

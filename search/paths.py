@@ -61,6 +61,11 @@ class SweepPaths:
         return self.sweep / "sweep.yaml"
 
     @property
+    def begun_file(self) -> Path:
+        """What the sweep was begun with: fingerprints of its base and rows, its mark in MLflow."""
+        return self.sweep / "begun.json"
+
+    @property
     def study_db(self) -> Path:
         """SQLite file of the sweep's Optuna study."""
         return self.sweep / "study.db"
@@ -86,7 +91,7 @@ class SweepPaths:
 
     @property
     def journal(self) -> Path:
-        """SQLite file of what MLflow has not been told yet of the sweep's trials."""
+        """SQLite file of what befell the sweep's trials, and of what MLflow was not told yet."""
         return self.sweep / "journal.db"
 
     @property

@@ -43,6 +43,10 @@ def best(
     pareto: Annotated[
         bool, typer.Option("--pareto", help="The front of metric against parameters.")
     ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="D", help="Trials over this data; default: the newest's."),
+    ] = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> Result:
@@ -57,7 +61,7 @@ def best(
         "metric": metric,
         "max_params": max_params,
     }
-    rows = best.best(uri, task, **asked, top=top, pareto=pareto)
+    rows = best.best(uri, task, **asked, top=top, pareto=pareto, data=data)
     error = "" if rows else best.why_none(uri, task, **asked)
     return Result(rows, [best_table(rows)] if rows else [], error)
 
@@ -142,7 +146,8 @@ def best_table(rows: Sequence[BestRow]) -> Table:
     """The rows as a table for the terminal."""
     metric = rows[0].metric if rows else "value"
     table = Table(Column("run", overflow="fold", min_width=16))
-    for name in ("sweep", "method"):
+    bases = len({row.base for row in rows}) > 1
+    for name in ("sweep", *(["base"] if bases else []), "method"):
         table.add_column(name, overflow="fold")
     for name in (metric, "seeds", "params", "head", "epochs"):
         table.add_column(name, justify="right")
@@ -152,6 +157,7 @@ def best_table(rows: Sequence[BestRow]) -> Table:
             table,
             row.run_id,
             row.sweep,
+            *([row.base_uri] if bases else []),
             row.method,
             f"{row.value:.4f}",
             row.seeds,

@@ -57,17 +57,35 @@ def stop(
     now: Annotated[
         bool, typer.Option("--now", help="Do not wait for running steps, as a second Ctrl-C.")
     ] = False,
+    gone: Annotated[
+        bool,
+        typer.Option("--gone", help="Close the record of a launch that is dead, wherever it ran."),
+    ] = False,
+    tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> Result:
-    """End a sweep that another terminal runs, as Ctrl-C would; --resume goes on with it."""
+    """End a sweep that another terminal runs, as Ctrl-C would; --resume goes on with it.
+
+    Where its launch is gone, its record in MLflow is closed.
+    """
+    from search.config.reading import resolve_tracking
     from search.launch import sweep_lock
+    from search.launch.closing import close_what_is_gone, tracking_of
     from search.paths import SweepPaths, check_sweep_name
+    from search.tracking.liveness import running
 
     paths = SweepPaths(name=check_sweep_name(sweep)).absolute()
-    runner = sweep_lock.stop(paths, at_once=now)
+    if running(paths) is not None:
+        runner = sweep_lock.stop(paths, at_once=now)
+        return Result(
+            {"name": sweep, "pid": runner.pid, "host": runner.host, "closed": []},
+            [f"{sweep}: stopped; launch it with --resume to go on"],
+        )
+    uri = tracking or tracking_of(paths) or resolve_tracking()
+    closed = close_what_is_gone(paths, uri, gone=gone)
     return Result(
-        {"name": sweep, "pid": runner.pid, "host": runner.host},
-        [f"{sweep}: stopped; launch it with --resume to go on"],
+        {"name": sweep, "pid": None, "host": None, "closed": closed},
+        [f"{sweep}: its launch was gone; its record is closed as interrupted, --resume goes on"],
     )
 
 
@@ -110,6 +128,11 @@ def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = F
             f" ({result.reason})" if result.reason else "; see their errors above and in MLflow"
         )
         error = f"{config.name}: no trial ran to its end{reason}"
+    elif result.untold:
+        error = (
+            f"{config.name}: {result.untold} records of its trials are not in MLflow; launch with "
+            "--resume once it answers"
+        )
     return Result(result, _drawn_launch(config, result), error)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated_seconds, profile_steps, steps_an_epoch
 from search.launch.prepare import SweepInputs, fewer_trials, prepare
-from search.launch.resume import check_name
-from search.launch.sweep_lock import running
+from search.launch.resume import check_data, check_name
 from search.paths import SweepPaths
 from search.redaction import redacted
+from search.tracking.liveness import running
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_targets
@@ -64,9 +64,11 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     Raises the errors that `launch` would raise before it starts anything: ConfigError, ChoiceError,
     BaseModelError, DataError, StoreError; with `resume` those of a launch that goes on.
     """
+    paths = SweepPaths(name=config.name).absolute()
     if resume:
-        check_name(config, SweepPaths(name=config.name).absolute(), resume)
+        check_name(config, paths, resume)
     inputs = prepare(config)
+    check_data(config, paths, inputs, resume)
     task, targets, space = inputs.task, inputs.targets, inputs.space
     cached = inputs.store.get(inputs.key)
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import yaml
 
 from search.config.database import check_database
 from search.config.sweep import SweepConfig
-from search.interrupts import Interrupts
+from search.interrupts import EXIT_INTERRUPTED, Interrupts
+from search.launch.begun import Begun
+from search.launch.closing import tracking_of
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
 from search.launch.result import LaunchResult
-from search.launch.resume import check_name
+from search.launch.resume import check_data, check_name
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.redaction import redacted
-from search.tracking.facts import State
+from search.tracking.facts import RunFacts, State
+from search.tracking.liveness import launched_here
 from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
 from search.wording import classes_line
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     from trainables.resident.groups import ResidentWorkers
 
 logger = logging.getLogger(__name__)
+BY_SIGNAL = "Ctrl-C"
 
 
 def launch(
@@ -51,6 +59,8 @@ def launch(
     set_ray_environment(config.cluster.address)
     started = time.monotonic()
     prepared = prepare(config)
+    if not profile_only:
+        check_data(config, paths, prepared, resume)
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
     stage = ProfileStage(config, prepared, paths, view)
     result = LaunchResult(
@@ -70,9 +80,11 @@ def launch(
         result.profile_cached = stage.profile is not None
         if profile_only and result.profile_cached:
             return result
-        with ray_cluster(config, interrupts):
+        ray_is_gone = partial(_leave_without_ray, tracker, result, view, interrupts)
+        with ray_cluster(config, interrupts, ray_is_gone):
             if not profile_only:
-                result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)
+                tracked_before = tracking_of(paths)
+                result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, view, resume)
             result.seconds["prepare"] = time.monotonic() - started
             with (
                 _told_how_it_ends(tracker, result, view, interrupts),
@@ -83,7 +95,16 @@ def launch(
                     result.seconds["profile"] = stage.seconds
                     result.profile_kept_in = stage.kept_in
                 if not profile_only:
-                    search = SearchStage(config, prepared, paths, tracker, view, result, interrupts)
+                    search = SearchStage(
+                        config,
+                        prepared,
+                        paths,
+                        tracker,
+                        view,
+                        result,
+                        interrupts,
+                        tracked_before,
+                    )
                     search.search(profile, workers)
                     search.confirm(profile, workers)
     return result
@@ -100,29 +121,65 @@ def _tell_task(task: Task, view: Progress) -> None:
 
 
 def _open_sweep(
-    config: SweepConfig, prepared: SweepInputs, tracker: Tracker, paths: SweepPaths, resume: bool
+    config: SweepConfig,
+    prepared: SweepInputs,
+    tracker: Tracker,
+    paths: SweepPaths,
+    view: Progress,
+    resume: bool,
 ) -> str:
-    run_id = tracker.find_sweep(config.name) if resume else None
-    if run_id is not None:
-        tracker.resume_sweep(run_id)
+    """The sweep's run in MLflow: the one that carries its mark, else a new one."""
+    begun = Begun.of(paths) if resume else None
+    run = None
+    if resume:
+        run = tracker.find_sweep(config.name, None if begun is None else begun.mark)
+    if begun is None:
+        begun = Begun.by(prepared)
+        if run is not None and run.token is not None:
+            begun = replace(begun, mark=run.token)
+    begun.write(paths)
+    if run is not None:
+        _say_if_other_data(run, prepared, view)
+        tracker.resume_sweep(run.run_id)
+        tracker.log(run.run_id, tags=launched_here(paths))
+        run_id = run.run_id
     else:
+        if resume:
+            view.message(
+                f"{redacted(tracker.uri)} has no run of this sweep; what is known of its trials is "
+                "logged there into new runs"
+            )
         run_id = tracker.start_sweep(
-            config.name,
-            config.resolved(),
-            {
-                "task": config.task.name,
-                "task_fingerprint": prepared.task.fingerprint,
-                "base": prepared.base_fingerprint,
-                "base_uri": prepared.base_uri,
-                "metric": config.search.metric,
-                "mode": config.search.mode,
-                "profile_key": prepared.key,
-                **borrowed_from(prepared),
-            },
+            config.name, config.resolved(), _tags(config, prepared, paths), begun.mark
         )
     with private_files():
         paths.sweep_file.write_text(yaml.safe_dump(config.resolved(), sort_keys=False))
     return run_id
+
+
+def _tags(config: SweepConfig, prepared: SweepInputs, paths: SweepPaths) -> dict[str, str]:
+    return {
+        "task": config.task.name,
+        "task_fingerprint": prepared.task.fingerprint,
+        "data_fingerprint": prepared.task.data_fingerprint,
+        "base": prepared.base_fingerprint,
+        "base_uri": prepared.base_uri,
+        "metric": config.search.metric,
+        "mode": config.search.mode,
+        "profile_key": prepared.key,
+        **borrowed_from(prepared),
+        **launched_here(paths),
+    }
+
+
+def _say_if_other_data(run: RunFacts, prepared: SweepInputs, view: Progress) -> None:
+    """Of a sweep that an older ranksweep has begun MLflow alone says on what."""
+    told = (run.task_fingerprint, run.base)
+    if told != (prepared.task.fingerprint, prepared.base_fingerprint):
+        view.message(
+            "MLflow names the base or the rows of this sweep otherwise than they are now; if they "
+            "were changed since, its trials cannot be compared: launch under another name"
+        )
 
 
 def borrowed_from(prepared: SweepInputs) -> dict[str, str]:
@@ -140,10 +197,11 @@ def _told_how_it_ends(
     state: State = "failed"
     reason = None
     try:
-        yield
+        with interrupts.followed_by(partial(_last_words, tracker, result)):
+            yield
         state = "complete"
     except KeyboardInterrupt:
-        state, reason = "interrupted", "Ctrl-C"
+        state, reason = "interrupted", BY_SIGNAL
         view.message("interrupted; launch with --resume goes on with this sweep")
         raise
     except RanksweepError as error:
@@ -152,6 +210,34 @@ def _told_how_it_ends(
     finally:
         with interrupts.deferred():
             _close_sweep(tracker, result, state, reason)
+
+
+def _last_words(tracker: Tracker, result: LaunchResult) -> None:
+    """Close the sweep's run as soon as a signal is heard, before all else.
+
+    To end what runs takes a while, and who sends the signal may kill what is left soon after: Ray's
+    jobs have three seconds.
+    """
+    if result.sweep_run_id is not None:
+        with suppress(TrackingError):
+            tracker.impatient().end(result.sweep_run_id, "interrupted", error=BY_SIGNAL)
+
+
+def _leave_without_ray(
+    tracker: Tracker, result: LaunchResult, view: Progress, interrupts: Interrupts, died: str
+) -> None:
+    """End the process, which Ray would do itself a minute later: no call to it returns any more.
+
+    What was done is in the study and the journal, on disk.
+    """
+    reason = f"the Ray of this launch has ended ({died})"
+    if result.sweep_run_id is not None:
+        with suppress(TrackingError):
+            tracker.impatient().end(result.sweep_run_id, "interrupted", error=reason)
+    view.message(f"{reason}; what is done is kept, and launch --resume goes on with it")
+    sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")  # a live view hides the cursor
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED if interrupts.heard else 1)
 
 
 def _close_sweep(tracker: Tracker, result: LaunchResult, state: State, error: str | None) -> None:

@@ -6,19 +6,26 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
+from search.launch.ray_processes import groups_of_their_own, watched
 from spaces.errors import ConfigError
 
 
 @contextlib.contextmanager
-def ray_cluster(config: SweepConfig, interrupts: Interrupts) -> Iterator[None]:
+def ray_cluster(
+    config: SweepConfig,
+    interrupts: Interrupts,
+    on_death: Callable[[str], None] = lambda _what: None,
+) -> Iterator[None]:
     """While open, this process is connected to the cluster, unless it was before.
+
+    `on_death` hears what has died of one of its own, from a thread.
 
     One of its own listens on loopback alone where `set_ray_environment` was called before this file
     was imported.
@@ -36,7 +43,8 @@ def ray_cluster(config: SweepConfig, interrupts: Interrupts) -> Iterator[None]:
     else:
         options |= {"address": config.cluster.address}
     try:
-        ray.init(**options)
+        with groups_of_their_own():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -46,7 +54,9 @@ def ray_cluster(config: SweepConfig, interrupts: Interrupts) -> Iterator[None]:
         ) from error
     try:
         interrupts.listen()
-        yield
+        own = config.cluster.address == "local"
+        with watched(on_death) if own else contextlib.nullcontext():
+            yield
     finally:
         ray.shutdown()
 

@@ -40,6 +40,7 @@ class Recorder:
         self._methods: dict[int, tuple[str, int]] = {}
         self._epochs: dict[int, int] = {}
         self._queued: dict[int, None] = {}
+        self._unbegun: dict[int, dict[str, Any]] = {}
         self._shown: set[int] = set()
         self._repeats: set[int] = set()
         self._said_that_epochs_go = False
@@ -57,16 +58,21 @@ class Recorder:
         own = self._searcher.tags_of(number)
         if "repeat" in own:
             self._repeats.add(number)
-        body = {
+        self._unbegun[number] = {
             "choice": choice.as_dict(),
             "tags": {"arm": arm, "plan_digest": plan.digest, **own},
             "metrics": plan_counts(plan),
         }
-        self._relay.append(partial(self._relay.journal.start, number, body, now_ms()))
+
+    def trial_began(self, number: int, at_ms: int) -> None:
+        body = self._unbegun.pop(number, None)
+        if body is not None:
+            self._relay.append(partial(self._relay.journal.start, number, body, at_ms))
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
         self._show(number)
+        self.trial_began(number, now_ms())  # where nobody has said when
         self._view.trial_epoch(number, epoch, self._epochs[number], value)
         body = {"metrics": _epoch_metrics(metrics)}
         journal = self._relay.journal
@@ -82,6 +88,7 @@ class Recorder:
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
     ) -> None:
         value = metrics.get(self._config.search.metric)
+        self.trial_began(number, now_ms())
         if state == "cancelled" and number in self._queued:  # it was never shown to begin
             del self._queued[number]
         else:

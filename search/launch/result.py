@@ -28,3 +28,5 @@ class LaunchResult:
     reason: str | None = None
     """Why the search ended before all trials were out."""
     seconds: dict[str, float] = field(default_factory=dict)
+    untold: int = 0
+    """Records of trials that MLflow has not been told; --resume tells them."""

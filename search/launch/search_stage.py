@@ -10,11 +10,13 @@ from functools import cached_property, partial
 
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
+from search.launch.begun import Begun
 from search.launch.confirm import confirm_best
 from search.launch.prepare import SweepInputs, fewer_trials
+from search.launch.recall import Recall
 from search.launch.recorder import Recorder
 from search.launch.result import LaunchResult
-from search.launch.resume import SEARCH_MAY_CHANGE
+from search.launch.resume import shared_settings
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.study.as_begun import space_as_begun
@@ -61,6 +63,8 @@ class SearchStage:
     view: Progress
     result: LaunchResult
     interrupts: Interrupts
+    tracked_before: str | None = None
+    """Where the launch before this one has tracked to."""
 
     @cached_property
     def study(self) -> Study:
@@ -135,17 +139,10 @@ class SearchStage:
         """This launch's part in a study that others may have too; None where it is its own."""
         if self.config.search.study is None:
             return None
-        resolved = self.config.resolved()
-        free = ("study", *SEARCH_MAY_CHANGE)
         check_settings(
             self.study,
-            {
-                "task": self.inputs.task.fingerprint,
-                "base": self.inputs.base_fingerprint,
-                "profile": self.inputs.key,
-                "search": {k: v for k, v in resolved["search"].items() if k not in free},
-                **{key: resolved[key] for key in ("space", "train", "deepspeed")},
-            },
+            shared_settings(self.config, self.inputs),
+            Begun.by(self.inputs).grounds,
         )
         return SharedStudy(self.study, self._driver, GRACE_SECONDS)
 
@@ -228,7 +225,7 @@ class SearchStage:
             collect=lambda number: workers.collect(job_name(number)),
             best=WorthKeeping(study, config.objective),
         )
-        relay = self._relay(searcher.proposals.planner, on_run=searcher.set_run_id)
+        relay = self._relay(searcher.proposals.planner, searcher.set_run_id, recalls=True)
         try:
             yield Recorder(config, self.result.best, relay, self.view, searcher, kept)
         finally:
@@ -237,7 +234,7 @@ class SearchStage:
             runs = self._closed(relay)
             if shared is None:
                 settle(study)  # a trial is open still where the database's answer was lost
-            runs |= run_ids(study)
+            runs = run_ids(study) | runs  # a run of long ago may have been lost since
             problem = kept.log(self.tracker, runs)
             if problem is not None:
                 self.view.message(
@@ -248,16 +245,37 @@ class SearchStage:
             arms = self.inputs.space.arms(config.search.arms)
             self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
             self.result.best = [
-                replace(row, run_id=row.run_id or runs.get(row.number)) for row in self.result.best
+                replace(row, run_id=runs.get(row.number)) for row in self.result.best
             ]
 
     def _relay(
-        self, planner: Planner, on_run: Callable[[int, str], object] = lambda number, run_id: None
+        self,
+        planner: Planner,
+        on_run: Callable[[int, str], object] = lambda number, run_id: None,
+        recalls: bool = False,
     ) -> Relay:
-        """The way to MLflow, through the journal in the sweep's folder."""
+        """The way to MLflow, through the journal in the sweep's folder.
+
+        Where it `recalls`, MLflow is first looked through for what it lacks of earlier launches.
+        """
         assert self.result.sweep_run_id is not None
         journal = Journal(self.paths.journal)
-        end_what_was_left_open(journal, self.study, self.config.search.objectives[0])
+        objective = self.config.search.objectives[0]
+        end_what_was_left_open(journal, self.study, objective)
+        if recalls and self.study.get_trials(deepcopy=False):
+            Recall(
+                journal,
+                self.study,
+                self.tracker,
+                self.result.sweep_run_id,
+                self.paths,
+                self._driver,
+                objective,
+                self.config.task.metric,
+                planner.plan,
+                self.view.message,
+                self.tracked_before,
+            ).tell_again()
         return Relay(
             journal,
             self.tracker,
@@ -270,7 +288,8 @@ class SearchStage:
     def _closed(self, relay: Relay) -> dict[int, str]:
         """Have MLflow told the rest, while it answers; returns the run ids of the trials."""
         assert self.result.sweep_run_id is not None
-        if relay.close(hurried=lambda: self.interrupts.hurried):
+        self.result.untold = relay.close(hurried=lambda: self.interrupts.hurried)
+        if self.result.untold:
             self.tracker.patience = 0.0  # MLflow is away: what follows must not wait for it too
         runs = relay.journal.run_ids(self.result.sweep_run_id)
         relay.journal.close()
@@ -293,16 +312,18 @@ class SearchStage:
         assert result.sweep_run_id is not None
         relay = self._relay(planner)
         try:
-            confirmed = confirm_best(
-                chosen,
-                config=config,
-                plans=[planner.plan(row["choice"]) for row in chosen],
-                workers=workers,
-                relay=relay,
-                tracker=self.tracker,
-                sweep_run_id=result.sweep_run_id,
-                view=self.view,
-            )
+            # It waits for all that it has submitted, which must not go on for hours.
+            with self.interrupts.followed_by(workers.cancel):
+                confirmed = confirm_best(
+                    chosen,
+                    config=config,
+                    plans=[planner.plan(row["choice"]) for row in chosen],
+                    workers=workers,
+                    relay=relay,
+                    tracker=self.tracker,
+                    sweep_run_id=result.sweep_run_id,
+                    view=self.view,
+                )
         finally:
             self._closed(relay)
         result.confirmation = confirmed

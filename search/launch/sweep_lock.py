@@ -8,23 +8,15 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import psutil  # type: ignore[import-untyped]
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from search.paths import SweepPaths
+from search.tracking.liveness import Runner, lock_of, runner_of, running
 from spaces.errors import ConfigError, JobError
 
 POLL_S = 0.2
-
-
-@dataclass(frozen=True)
-class Runner:
-    """The process that runs a sweep."""
-
-    pid: int
-    host: str
 
 
 @contextmanager
@@ -35,23 +27,12 @@ def alone(paths: SweepPaths) -> Iterator[None]:
     """
     paths.make_sweep()
     try:
-        held = _lock(paths).acquire()
+        held = lock_of(paths).acquire()
     except Timeout:
-        raise _run_by(_runner(paths), paths) from None
+        raise _run_by(runner_of(paths), paths) from None
     with held:
         paths.lock.write_text(f"{os.getpid()} {socket.gethostname()}")
         yield
-
-
-def running(paths: SweepPaths) -> Runner | None:
-    """The process that runs the sweep now; None where nobody does."""
-    if not paths.lock.exists():
-        return None
-    try:
-        with _lock(paths):
-            return None
-    except Timeout:
-        return _runner(paths)
 
 
 def refuse_running(paths: SweepPaths) -> None:
@@ -73,14 +54,9 @@ def stop(paths: SweepPaths, *, at_once: bool = False, timeout_s: float = 120.0) 
     """End the launch of a sweep as Ctrl-C would, `at_once` as pressing it twice; wait until it has.
 
     Raises:
-        ConfigError: there is no such sweep, or it is run on another machine.
+        ConfigError: it is run on another machine.
         JobError: nobody runs it, this user may not end it, or it has not ended in time.
     """
-    if not paths.sweep.is_dir():
-        raise ConfigError(
-            f"SWEEP: there is no sweep {paths.name!r} in {paths.root}; run this where it was "
-            "launched, with the name of its sweep"
-        )
     runner = running(paths)
     if runner is None:
         raise JobError(f"the sweep {paths.name!r} is not running; there is nothing to stop")
@@ -121,14 +97,3 @@ def _interrupt(runner: Runner, paths: SweepPaths) -> None:
             f"the sweep {paths.name!r} is run by another user's process {runner.pid}; ask its "
             "owner to stop it"
         ) from None
-
-
-def _lock(paths: SweepPaths) -> FileLock:
-    """The sweep's lock, which is had at once or not at all and ends with its process."""
-    return FileLock(paths.lock, timeout=0, mode=0o600, fallback_to_soft=False)
-
-
-def _runner(paths: SweepPaths) -> Runner:
-    pid, _, host = paths.lock.read_text().strip().partition(" ")
-    # Between the lock and its text there is a moment; 0 is no process.
-    return Runner(int(pid) if pid.isdigit() else 0, host or socket.gethostname())

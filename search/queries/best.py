@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,13 @@ from typing import Any
 from search.objective import Mode, Objective
 from search.redaction import redacted
 from search.tracking.facts import RunFacts, choice_tag
+from search.tracking.liveness import fate, told
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, TrackingError, nearest
 from spaces.methods.registry import method_named
 from spaces.methods.registry import recorded as as_recorded
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class BestRow:
     `value` is the metric after the trial's last epoch, and the mean over `seeds` trials where its
     sweep has repeated the choice with other seeds. `trainable_params` and `head_params` are
     counts (the head, where fresh, is counted apart). `choice` can be given to
-    `spaces.methods.parse_choice` as it is.
+    `spaces.methods.parse_choice` as it is. `task_fingerprint` names the rows, how they become
+    inputs, and the metric; `data` is the same of all rows that can be ranked together.
     """
 
     run_id: str
@@ -43,6 +48,8 @@ class BestRow:
     choice: dict[str, Any]
     profile_key: str | None
     plan_digest: str | None
+    task_fingerprint: str | None = None
+    data: str | None = None
     seeds: int = 1
 
     @property
@@ -63,8 +70,13 @@ def best(
     pareto: bool = False,
     experiment: str | None = None,
     mode: Mode | None = None,
+    data: str | None = None,
 ) -> list[BestRow]:
     """The best complete trials of a task over all experiments, best first.
+
+    Trials over other data cannot be compared, whatever the task is called: other rows, a longer
+    `max_length`, another template. Those of the newest trial's data are ranked, or of the data
+    whose fingerprint starts with `data`; a warning says what is left out.
 
     `base` is the start of a base's fingerprint or a part of its URI; `metric` defaults to the one
     that the trials were searched by, `mode` to what their sweep said (for another metric: `min` for
@@ -77,7 +89,7 @@ def best(
     Raises:
         ChoiceError: there is no such method.
         ConfigError: `top` or `max_params` is below 1, or the trials were searched by several
-            metrics and none was named.
+            metrics and none was named, or `data` is the start of no or of several fingerprints.
         TrackingError: the tracking server or database cannot be read, or has no such experiment.
     """
     if top is not None and top < 1:
@@ -91,6 +103,7 @@ def best(
     tags = {"task": task} if method is None else {"task": task, "method": method}
     found = recorded(tracking_uri, tags, experiment=experiment, metric=metric, mode=mode)
     rows = [row for _, row in found if base is None or _base_matches(row, base)]
+    rows = _of_the_same_data(rows, data)
     names = sorted({row.metric for row in rows})
     if len(names) > 1:
         raise ConfigError(
@@ -109,6 +122,39 @@ def best(
         front = _front(rows)
         return front if top is None else front[:top]
     return rows[: 1 if top is None else top]
+
+
+def _of_the_same_data(rows: Sequence[BestRow], data: str | None) -> list[BestRow]:
+    """The rows over the data that is asked for, else over that of the newest, which come first."""
+    groups: dict[str | None, list[BestRow]] = {}
+    for row in rows:
+        groups.setdefault(row.data, []).append(row)
+    names = {key: {key, *(row.task_fingerprint for row in each)} for key, each in groups.items()}
+    if data is None:
+        wanted = list(groups)[:1]
+    else:
+        wanted = [
+            k for k, of in names.items() if any(name and name.startswith(data) for name in of)
+        ]
+        if rows and len(wanted) != 1:
+            each = ", ".join(_data_name(key) for key in groups)
+            are = "none" if not wanted else "several"
+            raise ConfigError(f"--data: {data!r} is the start of {are} of the data: {each}")
+    left = [
+        f"{len(each)} over {_data_name(key)}" for key, each in groups.items() if key not in wanted
+    ]
+    if left and data is None:
+        logger.warning(
+            "ranked are the trials over the data of the newest, %s; left out for their rows, "
+            "lengths or templates differ: %s (--data shows them)",
+            _data_name(wanted[0]),
+            ", ".join(left),
+        )
+    return [row for key in wanted for row in groups[key]]
+
+
+def _data_name(fingerprint: str | None) -> str:
+    return "data that has no name" if fingerprint is None else fingerprint[:12]
 
 
 def why_none(
@@ -171,10 +217,18 @@ def recorded(
     """
     repeated: dict[tuple[str | None, str], list[BestRow]] = {}
     firsts: list[tuple[str | None, BestRow]] = []
-    for experiment_name, run in _complete_trials(tracking_uri, tags, experiment):
+    found = _complete_trials(tracking_uri, tags, experiment)
+    # Older runs do not say which data is the same where metrics differ; newer ones tell of them.
+    same = {run.task_fingerprint: run.data_fingerprint for _, run in found if run.data_fingerprint}
+    seen: set[str] = set()
+    for experiment_name, run in found:
+        if run.token in seen:  # a sweep that went on in another experiment has its trials there too
+            continue
+        seen |= {run.token} if run.token else set()
         row = _row(run, experiment_name, metric, mode)
         if row is None:
             continue
+        row = replace(row, data=same.get(run.task_fingerprint, run.task_fingerprint))
         if run.repeat is not None:
             repeated.setdefault((run.parent, _recorded(row)), []).append(row)
         else:
@@ -208,8 +262,16 @@ def _complete_trials(
                 f"tracking: {redacted(tracking_uri)} has no experiment {experiment!r}; "
                 "leave --experiment out to search all of them"
             )
+    if "task" in tags:
+        _say_whose_launch_is_gone(every.search({"kind": "sweep", "task": tags["task"]}, names))
     wanted = {"kind": "trial", "status": "complete", **tags}
     return [(names[run.experiment_id], run) for run in every.search(wanted, names)]
+
+
+def _say_whose_launch_is_gone(sweeps: Sequence[RunFacts]) -> None:
+    for run in sweeps:
+        if fate(run) == "gone":
+            logger.warning("%s", told(run))
 
 
 def _base_matches(row: BestRow, base: str) -> bool:
@@ -242,6 +304,7 @@ def _row(run: RunFacts, experiment: str, metric: str | None, mode: Mode | None) 
         choice=dict(run.choice),
         profile_key=run.profile_key,
         plan_digest=run.plan_digest,
+        task_fingerprint=run.task_fingerprint,
     )
 
 

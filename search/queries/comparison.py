@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import ttest_ind
 
 from search.objective import Objective
+from search.tracking import liveness
 from search.tracking.facts import RunFacts
 from search.tracking.runs import RecordedRuns
 from spaces.errors import RanksweepError, UsageError, nearest
@@ -39,8 +40,8 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
             f"{', '.join(names[:10]) or 'none'}"
         )
     children = recorded.search({"status": "complete"}, [newest.experiment_id], newest.run_id)
-    if newest.status == "running":
-        _log.warning("%s still runs, or was killed: what it has not confirmed is missing", sweep)
+    if (told := liveness.told(newest)) is not None:
+        _log.warning("%s; what it has not confirmed is missing", told)
     confirmed = [run for run in children if run.kind == "confirm"]
     if not confirmed:
         raise RanksweepError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from search.tracking.liveness import fate
 from search.tracking.runs import RecordedRuns
 
 
@@ -40,7 +41,8 @@ def profile_uses(tracking_uri: str, key: str | None = None) -> dict[str, Profile
     """Key -> its uses over all experiments, for one profile or for all that are used.
 
     A run uses the profile that its tag `profile_key` names. Runs that were deleted in MLflow do not
-    count; a run that a killed launch has left open counts as running until its sweep is resumed.
+    count; those that a killed launch has left open count as running where it cannot be seen that it
+    is gone.
 
     Raises:
         TrackingError: the tracking server or database cannot be read.
@@ -51,15 +53,18 @@ def profile_uses(tracking_uri: str, key: str | None = None) -> dict[str, Profile
     runs: Counter[str] = Counter()
     running: Counter[str] = Counter()
     running_sweeps: Counter[str] = Counter()
-    for kind in ("trial", "confirm", "sweep"):
+    gone: set[str] = set()
+    for kind in ("sweep", "trial", "confirm"):
         for run in recorded.search({"kind": kind, **wanted}, experiments):
             if run.profile_key is None:
                 continue
             if kind == "sweep":
-                running_sweeps[run.profile_key] += run.is_open
+                if fate(run) == "gone":
+                    gone.add(run.run_id)
+                running_sweeps[run.profile_key] += run.is_open and run.run_id not in gone
             else:
                 runs[run.profile_key] += 1
-                running[run.profile_key] += run.is_open
+                running[run.profile_key] += run.is_open and run.parent not in gone
     return {
         used: ProfileUse(runs[used], running[used], running_sweeps[used])
         for used in runs + running_sweeps

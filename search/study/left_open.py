@@ -1,13 +1,35 @@
-"""What a dead driver has left open in a sweep's journal, ended as the study says of it."""
+"""What a sweep's journal lacks, appended as the study says: ends that a dead driver has left open,
+and whole trials of which an older ranksweep has kept no record."""
 
 from __future__ import annotations
 
-import optuna
-from optuna.trial import FrozenTrial
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
 
-from search.study.study import CURVE, ENDED_AS, INTERRUPTED, REASON
-from search.tracking.facts import now_ms
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from search.study.study import (
+    ARM,
+    CHOICE,
+    CURVE,
+    DRIVER,
+    DUPLICATE_OF,
+    ENDED_AS,
+    INTERRUPTED,
+    PLAN_DIGEST,
+    REASON,
+    REJECTED,
+    REPEAT,
+    SEED,
+    WARM_START_FROM,
+)
+from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import Journal, end_of_trial
+from spaces.errors import RanksweepError
+from spaces.plan import Plan
 
 
 def end_what_was_left_open(journal: Journal, study: optuna.Study, objective: str) -> None:
@@ -24,7 +46,7 @@ def end_what_was_left_open(journal: Journal, study: optuna.Study, objective: str
             if INTERRUPTED not in trial.user_attrs:
                 state = ENDED_AS.get(trial.state.name, "interrupted")
             if trial.datetime_complete is not None:
-                at_ms = int(trial.datetime_complete.timestamp() * 1000)
+                at_ms = _ms(trial.datetime_complete)
             reason = trial.user_attrs.get(REASON)
             curve = _curve(trial, objective)
             newest = max(curve, default=0)
@@ -38,3 +60,63 @@ def _curve(trial: FrozenTrial, objective: str) -> dict[int, dict[str, float]]:
     if CURVE in trial.user_attrs:
         return {int(epoch): values for epoch, values in trial.user_attrs[CURVE].items()}
     return {epoch: {objective: value} for epoch, value in trial.intermediate_values.items()}
+
+
+def own_trials(study: optuna.Study, driver: str) -> dict[int, FrozenTrial]:
+    """Number -> trial, for those that this driver has trained to an end of their own."""
+    ended = study.get_trials(deepcopy=False, states=tuple(map(TrialState.__getitem__, ENDED_AS)))
+    return {
+        trial.number: trial
+        for trial in ended
+        if CHOICE in trial.user_attrs
+        and not trial.user_attrs.keys() & {REJECTED, INTERRUPTED, DUPLICATE_OF}
+        and trial.user_attrs.get(DRIVER, driver) == driver
+    }
+
+
+def write_from_study(
+    journal: Journal, trial: FrozenTrial, objective: str, plan_of: Callable[..., Plan]
+) -> None:
+    """Append a trial to the journal anew, as far as the study knows it."""
+    number, ended = trial.number, _ms(trial.datetime_complete)
+    journal.forget(number)
+    keys = (ARM, PLAN_DIGEST, SEED, REPEAT, WARM_START_FROM)
+    tags = {key: trial.user_attrs[key] for key in keys if key in trial.user_attrs}
+    journal.start(number, start_body(trial, tags, plan_of), _ms(trial.datetime_start))
+    for epoch, values in sorted(_curve(trial, objective).items()):
+        journal.epoch(number, epoch, {"metrics": values}, ended)
+    state = ENDED_AS[trial.state.name]
+    journal.end(number, end_of_trial(state, trial.user_attrs.get(REASON), {}), ended)
+
+
+def write_confirmation_from_study(
+    journal: Journal, run: int, trial: FrozenTrial, metric: str, plan_of: Callable[..., Plan]
+) -> None:
+    """Append a confirmation of a trial to the journal anew: its seed and what it has measured."""
+    known = journal.confirmation(run)
+    journal.forget(run)
+    if known is None:
+        return
+    number, seed, value = known
+    at_ms = now_ms()
+    tags = {"seed": seed} | {key: trial.user_attrs[key] for key in (ARM, PLAN_DIGEST)}
+    body = {"kind": "confirm", "number": number, **start_body(trial, tags, plan_of)}
+    journal.start(run, body, at_ms)
+    journal.epoch(run, 1, {"metrics": {f"test_{metric}": value}}, at_ms)
+    journal.end(run, end_of_trial("complete", None, {}), at_ms)
+
+
+def start_body(
+    trial: FrozenTrial, tags: Mapping[str, Any], plan_of: Callable[..., Plan]
+) -> dict[str, Any]:
+    """What the journal says where a trial starts."""
+    choice = json.loads(trial.user_attrs[CHOICE])
+    try:
+        counts = plan_counts(plan_of(choice))
+    except RanksweepError:  # its plan cannot be made any more
+        counts = {}
+    return {"choice": choice, "tags": dict(tags), "metrics": counts}
+
+
+def _ms(moment: datetime | None) -> int:
+    return now_ms() if moment is None else int(moment.timestamp() * 1000)

@@ -26,6 +26,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from search.config.database import reached
 from search.study.private_optuna import beat, beat_seconds, trial_id, without_a_beat
 from search.study.study import DRIVER
 from spaces.errors import ConfigError, JobError
@@ -33,6 +34,8 @@ from spaces.errors import ConfigError, JobError
 logger = logging.getLogger(__name__)
 
 _SETTINGS = "ranksweep_settings"
+GROUNDS = "ranksweep_grounds"
+"""Attribute of a study: what base and rows its trials are of."""
 
 
 def driver_of(folder: Path) -> str:
@@ -45,20 +48,45 @@ def own_seed(seed: int, driver: str) -> int:
     return (seed + zlib.crc32(driver.encode())) % 2**32
 
 
-def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
+def check_settings(
+    study: optuna.Study, settings: Mapping[str, Any], grounds: Mapping[str, Any]
+) -> None:
     """Write what the trials of a study have in common, or refuse a driver that would train others.
+
+    `grounds` name the base and the rows, for those that come later.
 
     Raises:
         ConfigError: another driver has begun the study with other settings.
     """
+    digest = refuse_other_settings(study.user_attrs, study.study_name, settings)
+    study.set_user_attr(_SETTINGS, digest)
+    study.set_user_attr(GROUNDS, dict(grounds))
+
+
+def attributes_of(storage: str, name: str) -> dict[str, Any]:
+    """What a study in this database says of itself; nothing where it is not there.
+
+    Raises ConfigError where the database cannot be reached.
+    """
+    with reached(storage, StorageInternalError):
+        try:
+            return dict(optuna.load_study(study_name=name, storage=storage).user_attrs)
+        except KeyError:
+            return {}
+
+
+def refuse_other_settings(
+    attributes: Mapping[str, Any], name: str, settings: Mapping[str, Any]
+) -> str:
+    """Raise ConfigError where a study was begun with other settings; returns their digest."""
     text = json.dumps(settings, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    if study.user_attrs.get(_SETTINGS, digest) != digest:
+    if attributes.get(_SETTINGS, digest) != digest:
         raise ConfigError(
-            f"search.study: its sweep {study.study_name!r} was begun with another base, task, "
+            f"search.study: its sweep {name!r} was begun with another base, task, "
             "space, search, train or deepspeed; use the same, or give this sweep another name"
         )
-    study.set_user_attr(_SETTINGS, digest)
+    return digest
 
 
 def ended_last_trial(study: optuna.Study, driver: str) -> bool:

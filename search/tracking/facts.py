@@ -37,6 +37,7 @@ MLFLOW_STATUS: Mapping[str, str] = {
 INHERITED = (
     "task",
     "task_fingerprint",
+    "data_fingerprint",
     "base",
     "base_uri",
     "metric",
@@ -91,6 +92,8 @@ class RunFacts:
     sweep: str = ""
     task: str = ""
     task_fingerprint: str | None = None
+    data_fingerprint: str | None = None
+    """As `task_fingerprint`, without the metric; older runs do not say it."""
     base: str = ""
     base_uri: str = ""
     method: str = ""
@@ -103,6 +106,11 @@ class RunFacts:
     mode: Mode | None = None
     profile_key: str | None = None
     plan_digest: str | None = None
+    token: str | None = None
+    """What no other run has; of a sweep the mark that its folder has too."""
+    host: str | None = None
+    folder: str | None = None
+    """Of a sweep: where it was last launched."""
 
     @classmethod
     def of(cls, run: Run) -> RunFacts:

@@ -1,8 +1,9 @@
 """The journal of a sweep: what MLflow is to be told of its trials and confirmations.
 
 One SQLite file in the sweep's folder. The driver appends and never waits for MLflow; the relay
-(search/tracking/relay.py) tells MLflow and takes off what it has told. A driver that is killed
-leaves the rest to the next launch of the sweep. What confirmations have measured stays.
+(search/tracking/relay.py) tells MLflow and puts aside what it has told. A driver that is killed
+leaves the rest to the next launch of the sweep. What has been told stays: an MLflow that has lost
+it, or another one, is told it again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from spaces.errors import RanksweepError
 
 Kind = Literal["start", "epoch", "end"]
 
-#: Records that may wait, some 60 MB; beyond it a trial keeps the newest of its epochs only.
+#: Records that may wait, some 60 MB, and that are kept once they are told; beyond it a trial keeps
+#: the newest of its epochs only.
 MOST_RECORDS = 100_000
 
 _TABLES = """
@@ -36,6 +38,14 @@ CREATE TABLE IF NOT EXISTS records (
     body TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS records_of_trial ON records (number, kind);
+CREATE TABLE IF NOT EXISTS told (
+    id INTEGER PRIMARY KEY,
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    body TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS told_of_trial ON told (number, kind);
 CREATE TABLE IF NOT EXISTS runs (
     number INTEGER PRIMARY KEY,
     token TEXT NOT NULL,
@@ -85,8 +95,24 @@ class RunInMlflow:
     sweep_run_id: str | None
 
 
+@dataclass(frozen=True)
+class TrialRun:
+    """A run of the journal: whose it is, and what MLflow calls it.
+
+    `state` is how it has ended as far as MLflow was told; None where the rest waits, or where an
+    older ranksweep has told it, which kept no record (`is_kept` False).
+    """
+
+    number: int
+    token: str
+    run_id: str | None
+    sweep_run_id: str | None
+    state: str | None
+    is_kept: bool
+
+
 class Journal:
-    """What MLflow has not been told yet of a sweep's trials, and the ids of their runs.
+    """What befell a sweep's trials, what of it MLflow has not been told, and the ids of their runs.
 
     A trial has one ``start``, any number of ``epoch`` and one ``end``; what comes twice is taken
     once. So has a confirmation, under the number that `new_confirmation` gives it, and each try at
@@ -104,6 +130,7 @@ class Journal:
             # To move what was appended into the main file is work for the relay.
             database.execute("PRAGMA wal_autocheckpoint = 0")
             self._appended = int(database.execute("SELECT COUNT(*) FROM records").fetchone()[0])
+            self._kept = int(database.execute("SELECT COUNT(*) FROM told").fetchone()[0])
             lowest = database.execute("SELECT MIN(number) FROM runs WHERE number < 0").fetchone()[0]
         self._unused = itertools.count((lowest or 0) - 1, -1)
         self._taken = 0
@@ -200,6 +227,15 @@ class Journal:
             )
             return {(number, seed): value for number, seed, value in rows.fetchall()}
 
+    def confirmation(self, run: int) -> tuple[int, int, float] | None:
+        """Trial number, seed and value of the confirmation with this number of its own."""
+        with self.driver as database:
+            row = database.execute(
+                "SELECT number, seed, value FROM confirmations WHERE run = ? AND value IS NOT NULL",
+                (run,),
+            ).fetchone()
+        return None if row is None else (int(row[0]), int(row[1]), float(row[2]))
+
     def run_ids(self, sweep_run_id: str) -> dict[int, str]:
         """Trial number -> id of its MLflow run, for the trials that have one under this sweep."""
         with self.driver as database:
@@ -208,6 +244,66 @@ class Journal:
                 (sweep_run_id,),
             )
             return dict(rows.fetchall())
+
+    # What a launch that goes on does, before the relay is at work --------------------------------
+
+    def trial_runs(self) -> list[TrialRun]:
+        """The runs of all trials and confirmations."""
+        with self.driver as database:
+            rows = database.execute(
+                "SELECT number, token, run_id, sweep_run_id, "
+                "(SELECT body FROM told WHERE told.number = runs.number AND kind = 'end'), "
+                "EXISTS (SELECT 1 FROM told WHERE told.number = runs.number AND kind = 'start') OR "
+                "EXISTS (SELECT 1 FROM records r WHERE r.number = runs.number AND kind = 'start') "
+                "FROM runs"
+            ).fetchall()
+        return [
+            TrialRun(
+                number,
+                token,
+                run_id,
+                sweep_run_id,
+                state=None if end is None else json.loads(end)["state"],
+                is_kept=bool(is_kept),
+            )
+            for number, token, run_id, sweep_run_id, end, is_kept in rows
+        ]
+
+    def tell_again(self, number: int) -> None:
+        """Have MLflow told all of a trial again, in a run that is looked for by its token."""
+        with self.driver as database:
+            database.execute(
+                "INSERT OR IGNORE INTO records (id, number, kind, at_ms, body) "
+                "SELECT id, number, kind, at_ms, body FROM told WHERE number = ?", (number,)
+            )  # fmt: skip
+            moved = database.execute("DELETE FROM told WHERE number = ?", (number,)).rowcount
+            database.execute(
+                "UPDATE runs SET run_id = NULL, sweep_run_id = NULL, tries = 1 WHERE number = ?",
+                (number,),
+            )
+        self._appended += moved
+        self._kept -= moved
+
+    def found(self, number: int, run_id: str, sweep_run_id: str) -> None:
+        """Note that a trial's run is there, under this run of the sweep."""
+        with self.driver as database:
+            _note_run(database, number, run_id, sweep_run_id)
+
+    def forget(self, number: int) -> None:
+        """Know nothing more of a trial, which may be started anew; what a confirmation has measured
+        stays."""
+        with self.driver as database:
+            gone = database.execute("DELETE FROM records WHERE number = ?", (number,)).rowcount
+            for table in ("told", "runs"):
+                database.execute(f"DELETE FROM {table} WHERE number = ?", (number,))
+            self._kept = int(database.execute("SELECT COUNT(*) FROM told").fetchone()[0])
+        self._appended -= gone
+
+    def drop_waiting(self, number: int) -> None:
+        """Have MLflow told nothing more of a trial whose run somebody has deleted there."""
+        with self.driver as database:
+            gone = database.execute("DELETE FROM records WHERE number = ?", (number,)).rowcount
+        self._appended -= gone
 
     # What the relay does ----------------------------------------------------------------------
 
@@ -242,17 +338,24 @@ class Journal:
     def created(self, number: int, run_id: str, sweep_run_id: str) -> None:
         """Note the run of a trial, and the sweep's run above it."""
         with self._relay as database:
-            database.execute(
-                "UPDATE runs SET run_id = ?, sweep_run_id = ? WHERE number = ?",
-                (run_id, sweep_run_id, number),
-            )
+            _note_run(database, number, run_id, sweep_run_id)
 
-    def remove(self, records: Sequence[Record]) -> None:
-        """Take off what MLflow has been told."""
+    def put_aside(self, records: Sequence[Record]) -> None:
+        """Put what MLflow has been told of one trial with what it was told before."""
+        ids = [(record.id,) for record in records]
         with self._relay as database:
-            gone = database.executemany(
-                "DELETE FROM records WHERE id = ?", [(record.id,) for record in records]
-            ).rowcount
+            kept = database.executemany(
+                "INSERT INTO told (id, number, kind, at_ms, body) "
+                "SELECT id, number, kind, at_ms, body FROM records WHERE id = ?", ids
+            ).rowcount  # fmt: skip
+            gone = database.executemany("DELETE FROM records WHERE id = ?", ids).rowcount
+            if self._kept >= self._most and records:
+                of_trial = "FROM told WHERE number = ? AND kind = 'epoch'"
+                kept -= database.execute(
+                    f"DELETE {of_trial} AND id < (SELECT MAX(id) {of_trial})",
+                    (records[0].number,) * 2,
+                ).rowcount
+        self._kept += kept
         self._taken += gone
 
 
@@ -310,6 +413,13 @@ class _Connection:
             f"{self._path}: the journal cannot be used ({error}); check the free space and the "
             "folder's permissions"
         )
+
+
+def _note_run(database: sqlite3.Connection, number: int, run_id: str, sweep_run_id: str) -> None:
+    database.execute(
+        "UPDATE runs SET run_id = ?, sweep_run_id = ? WHERE number = ?",
+        (run_id, sweep_run_id, number),
+    )
 
 
 def _append(

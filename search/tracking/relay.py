@@ -182,7 +182,7 @@ class Relay:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             self._failed[number] = f"{_named(number)} cannot be logged now ({reason})"
             return True
-        self.journal.remove(records)
+        self.journal.put_aside(records)
         self._plans.pop(number, None)
         with self._changed:
             self._told += len(records)

@@ -44,6 +44,7 @@ from search.tracking.facts import (
 )
 from search.tracking.mlflow import (
     PATIENCE_S,
+    RefusedError,
     Result,
     absolute_uri,
     call,
@@ -90,9 +91,13 @@ class Tracker:
     # Sweeps -----------------------------------------------------------------------------------
 
     def start_sweep(
-        self, name: str, config: Mapping[str, Any], tags: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, Any] | None = None,
+        mark: str | None = None,
     ) -> str:
-        """Open the run of a sweep; returns its run id.
+        """Open the run of a sweep; returns its run id. `mark` is what `find_sweep` knows it by.
 
         `config` is the resolved sweep: its scalars become params, the whole is kept as
         `sweep.yaml`, both without the credentials of any URI in it. Tags are given without the
@@ -101,25 +106,27 @@ class Tracker:
         """
         shown = without_credentials(dict(config))
         own = {**provenance(), **tag_texts(tags), "sweep": name}
-        run_id = self._create_run(name, "sweep", own, parent=None)
+        run_id = self._create_run(name, "sweep", own, parent=None, token=mark)
         self._sweeps[run_id] = own
         self.log(run_id, params=flattened(shown))
         self._log_files(run_id, {"sweep.yaml": yaml.safe_dump(shown, sort_keys=False)})
         return run_id
 
-    def find_sweep(self, name: str) -> str | None:
-        """The run id of the newest sweep of this name in the experiment; None without one."""
-        runs = self._search({"kind": "sweep", "sweep": name})
-        return runs[0].run_id if runs else None
+    def find_sweep(self, name: str, mark: str | None = None) -> RunFacts | None:
+        """The newest run of a sweep of this name, and mark, in the experiment; None without one."""
+        marked = {} if mark is None else {"token": mark}
+        return next(iter(self._search({"kind": "sweep", "sweep": name, **marked})), None)
 
     def resume_sweep(self, sweep_run_id: str) -> list[str]:
         """Open the run of a sweep again and close the trials that its last launch left open.
 
-        Returns the run ids of those trials.
+        Returns the run ids of those trials. What the last launch ended with is no longer said.
         """
         closed = self.close_interrupted(sweep_run_id)
         self._call(lambda: self.client.update_run(sweep_run_id, status="RUNNING"))
         self.log(sweep_run_id, tags={"status": "running"})
+        if PREFIX + "error" in self.run(sweep_run_id).data.tags:
+            self._call(lambda: self.client.delete_tag(sweep_run_id, PREFIX + "error"))
         return closed
 
     def close_interrupted(self, sweep_run_id: str) -> list[str]:
@@ -280,6 +287,13 @@ class Tracker:
         """The run as MLflow has it now."""
         return self._call(lambda: self.client.get_run(run_id))
 
+    def was_deleted(self, run_id: str) -> bool:
+        """Whether somebody has deleted this run; one that MLflow has lost was not."""
+        try:
+            return bool(self.run(run_id).info.lifecycle_stage == "deleted")
+        except RefusedError:
+            return False
+
     # Inside -----------------------------------------------------------------------------------
 
     def _open_experiment(self) -> str:
@@ -322,7 +336,7 @@ class Tracker:
         def create() -> str:
             nonlocal in_doubt
             # An answer that was lost says nothing of the run: it may have been created.
-            if in_doubt and (found := self._search({"token": token})):
+            if in_doubt and (found := self._search({"token": token}, parent)):
                 return found[-1].run_id
             in_doubt = True
             run = self.client.create_run(self.experiment_id, started_ms, every, name)

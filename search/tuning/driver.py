@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from spaces.plan import Plan
 
 logger = logging.getLogger(__name__)
 
+#: How often the queue is asked which jobs were taken.
+LOOK_S = 0.2
 _TUNE_KEYS = frozenset({*AUTO_RESULT_KEYS, DONE, TRIAL_ID, "experiment_tag"})
 
 
@@ -29,6 +32,9 @@ class Observer(Protocol):
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
         """Tune has started the trial; its job may still wait in the queue."""
+
+    def trial_began(self, number: int, at_ms: int) -> None:
+        """A group has taken the trial's job, at this moment (milliseconds of Unix time)."""
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         """The trial has ended an epoch (from 1)."""
@@ -65,6 +71,9 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._started: set[str] = set()
         self._metrics: dict[str, dict[str, Any]] = {}
         self._cancels: list[Any] = []
+        self._begun: Any = None
+        self._waiting: dict[str, int] = {}
+        self._next_look = 0.0
         self._interrupts = interrupts
         self.stop_reason: str | None = None
         searcher.read_error = self._error_of
@@ -80,6 +89,7 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._started.add(trial.trial_id)
         found = self._searcher.open_trial(trial.trial_id)
         if found is not None:
+            self._waiting[job_name(found.number)] = found.number
             self._tell("trial_started", found.number, found.choice, found.plan)
 
     def on_trial_result(
@@ -93,6 +103,8 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         """Tell the observer of an epoch."""
         if self._searcher.open_trial(trial.trial_id) is None:
             return  # it was cut off and has not heard of it yet
+        if job_name(trial.config["number"]) in self._waiting:
+            self._hear_who_began(wait=True)
         metrics = {k: v for k, v in result.items() if k not in _TUNE_KEYS}
         self._metrics[trial.trial_id] = metrics
         self._tell("trial_epoch", trial.config["number"], int(result["epoch"]), metrics)
@@ -112,8 +124,9 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
     on_trial_error = on_trial_complete
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Find the trials that Tune has ended without a word."""
+        """Find the trials that Tune has ended without a word, and those that now train."""
         self._meet(trials)
+        self._hear_who_began()
         for trial in self._just_over:
             # The means of each metric over its last epochs: 30 KB a trial, and nothing reads them.
             trial.metric_analysis.clear()
@@ -170,12 +183,36 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
                 logger.debug("a job could not be cancelled: %s", one_line(str(error)))
         self._cancels.clear()
 
+    def _hear_who_began(self, wait: bool = False) -> None:
+        """Tell the observer of the jobs that groups have taken, which the queue knows.
+
+        It is asked a few times a second, and waited for only where an epoch has come already.
+        """
+        now = time.monotonic()
+        if self._begun is None and self._waiting and (wait or now >= self._next_look):
+            self._next_look = now + LOOK_S
+            self._begun = self._queue.begun.remote()
+        if self._begun is None:
+            return
+        try:
+            if not ray.wait([self._begun], timeout=5.0 if wait else 0)[0]:
+                return
+            begun, self._begun = ray.get(self._begun), None
+        except ray.exceptions.RayError:  # whoever waits for a job says so
+            self._begun = None
+            return
+        for job_id, at in begun.items():
+            number = self._waiting.pop(job_id, None)
+            if number is not None:
+                self._tell("trial_began", number, int(at * 1000))
+
     def _meet(self, trials: list[Trial]) -> None:
         # Tune appends to its list, and a step must not cost more for the trials that are over.
         self._trials.update({each.trial_id: each for each in trials[len(self._trials) :]})
 
     def _tell_end(self, trial_id: str, ended: EndedTrial) -> None:
         metrics = self._metrics.pop(trial_id, {})
+        self._waiting.pop(job_name(ended.number), None)
         if trial_id in self._started:  # Tune may come to the end of one that was cut off
             self._started.discard(trial_id)
             self._tell("trial_ended", ended.number, ended.state, metrics, ended.reason)

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from search.launch.recorder import Recorder
+from search.tracking.facts import now_ms
 from search.tracking.journal import Journal
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
@@ -101,7 +102,11 @@ class Watched:
     def steps(self, number: int) -> list[Callable[[], None]]:
         """What befalls a trial: two epochs and an end, one and stopped, or a failure at once."""
         recorder, choice = self.recorder, choice_of(number)
-        start = lambda: recorder.trial_started(number, choice, plan_of(choice.as_dict()))  # noqa: E731
+
+        def start() -> None:
+            recorder.trial_started(number, choice, plan_of(choice.as_dict()))
+            recorder.trial_began(number, now_ms())
+
         epochs = [
             lambda e=e: recorder.trial_epoch(number, e, metrics_of(number, e)) for e in (1, 2)
         ]

@@ -133,6 +133,11 @@ class ResidentWorkers:
             raise JobError(f"the job queue does not answer ({one_line(error)})") from error
         return left
 
+    def cancel(self) -> None:
+        """End every job that runs or waits; no more are taken."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.queue.close.remote(cancel=True), timeout=10)
+
     def lost(self) -> str | None:
         """Why no group is left to serve a job; None while there is one."""
         if len(self._lost) < self._settings.groups:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from trainables.resident.jobs import (
 )
 
 POLL_S = 5.0  # whoever waits asks again after this long
+BEAT_S = 10.0  # every worker gives a sign of life so often
+SILENT_S = 120.0  # one that has given none for this long is said
 MAX_IDLE_STARTS = 8  # starts of one group between two finished jobs
 
 
@@ -49,10 +52,10 @@ class JobQueue:
 
     A job's events, in order: `Started`, what its kind of job tells (any number), then an `Ending`.
     A job whose worker died goes back to the head of the queue and starts again at its first epoch,
-    `max_failures` times at most.
+    `max_failures` times at most. A worker that gives no sign for `silent_s` seconds is said.
     """
 
-    def __init__(self, groups: int = 1, max_failures: int = 2) -> None:
+    def __init__(self, groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S) -> None:
         self._number_of_groups, self._max_failures = groups, max_failures
         self._entries: dict[str, _Entry] = {}
         self._waiting: deque[str] = deque()
@@ -65,6 +68,11 @@ class JobQueue:
         self._cancelled_early: set[str] = set()
         self._lost: dict[int, str] = {}
         self._controllers: dict[int, Any] = {}
+        self._begun: dict[str, float] = {}
+        self._silent_s = silent_s
+        self._signs: dict[tuple[int, int], float] = {}
+        self._beaten: dict[tuple[int, int], GroupFacts] = {}
+        self._silent: set[tuple[int, int]] = set()
         self._notices: deque[str] = deque()
 
     async def submit(self, job: AnyJob) -> str:
@@ -126,12 +134,26 @@ class JobQueue:
             self._died.discard(group)
             await self._notify(f"group {group} is up again on {facts.host}")
 
+    async def beat(self, group: int, rank: int, facts: GroupFacts) -> None:
+        """A sign of life of one worker, which gives one every `BEAT_S` seconds."""
+        worker, now = (group, rank), time.monotonic()
+        if worker in self._silent:
+            self._silent.discard(worker)
+            silent = now - self._signs[worker]
+            await self._notify(
+                f"group {group}: its worker on {facts.host} goes on after {silent:.0f} s"
+            )
+        self._signs[worker], self._beaten[worker] = now, facts
+
     async def worker_died(self, group: int, reason: str) -> None:
         """A worker of the group is gone: its job can be taken by another group at once."""
         if group in self._died or self._closed:
             return
         self._groups.pop(group, None)
         self._died.add(group)
+        for worker in [worker for worker in self._signs if worker[0] == group]:
+            del self._signs[worker]
+            self._silent.discard(worker)
         again = await self._take_back_all(group)
         then = f"; {again}" if again else ""
         await self._notify(
@@ -162,6 +184,8 @@ class JobQueue:
         job_id = self._waiting.popleft()
         entry = self._entries[job_id]
         entry.state, entry.group = "running", group
+        if entry.deaths == 0:
+            self._begun[job_id] = time.time()
         assert entry.job is not None
         return job_id, entry.job
 
@@ -190,6 +214,11 @@ class JobQueue:
         return self._entries[job_id].cancelled
 
     # -- what the driver asks --------------------------------------------------------------------
+
+    async def begun(self) -> dict[str, float]:
+        """Jobs that groups have taken since this was last asked: id -> when, in Unix time."""
+        begun, self._begun = self._begun, {}
+        return begun
 
     async def collect(self, job_id: str) -> bytes | None:
         """What a job has left, once; None where it left nothing."""
@@ -224,6 +253,7 @@ class JobQueue:
 
         "" once the queue is closed.
         """
+        await self._look_for_silence()
         if not await self._comes(lambda: self._notices or self._closed, timeout_s):
             return None
         return self._notices.popleft() if self._notices else ""
@@ -246,6 +276,26 @@ class JobQueue:
     async def _notify(self, notice: str) -> None:
         self._notices.append(notice)
         await self._wake()
+
+    async def _look_for_silence(self) -> None:
+        """Say once of each worker that it hangs, as far as can be told from here."""
+        now = time.monotonic()
+        for worker, last in self._signs.items():
+            group = worker[0]
+            if now - last <= self._silent_s or worker in self._silent or group not in self._groups:
+                continue
+            self._silent.add(worker)
+            held = [
+                _in_words(job_id)
+                for job_id, entry in self._entries.items()
+                if entry.state == "running" and entry.group == group
+            ]
+            facts = self._beaten[worker]
+            await self._notify(
+                f"group {group}: its worker on {facts.host} (process {facts.pid}) has given no "
+                f"sign of life for {now - last:.0f} s{' in ' + held[0] if held else ''}; Ray gives "
+                "it up after ten minutes and starts the group again, and at once if it is killed"
+            )
 
     async def _take_back_all(self, group: int) -> str:
         """Queue or fail the jobs that a dead group held; returns what became of them, in words."""
@@ -289,14 +339,14 @@ def _in_words(job_id: str) -> str:
     return f"{kind} {int(number)}" if number.isdigit() else job_id
 
 
-def start_job_queue(groups: int = 1, max_failures: int = 2) -> Any:
+def start_job_queue(groups: int = 1, max_failures: int = 2, silent_s: float = SILENT_S) -> Any:
     """Start the queue as a Ray actor that many callers can wait on at once.
 
     It lives on the driver's node, so that the sweep outlasts the loss of any other.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
-    return actor.remote(groups, max_failures)
+    return actor.remote(groups, max_failures, silent_s)
 
 
 def events_of(queue: Any, job_id: str) -> Iterator[Event]:

@@ -6,8 +6,10 @@ import gc
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -41,7 +43,7 @@ from trainables.resident.jobs import (
     TrialJob,
     TrialResult,
 )
-from trainables.resident.queue import POLL_S
+from trainables.resident.queue import BEAT_S, POLL_S
 from trainables.tasks.task import Task
 from trainables.trained.weights import Trained, TrainedFacts
 from trainables.training.finetune import finetune
@@ -74,6 +76,11 @@ def serve(config: dict[str, Any]) -> None:
         error = f"a worker could not load the base: {one_line(failure)}"
         ray.get(queue.group_lost.remote(group, error))
         return
+    with _signs_of_life(queue, group, resident.workers.rank):
+        _serve_jobs(resident, queue, group)
+
+
+def _serve_jobs(resident: Resident, queue: Any, group: int) -> None:
     gc.freeze()  # what a job leaves behind is then all that the collector has to look at
     workers = resident.workers
     if workers.rank == 0:
@@ -88,6 +95,25 @@ def serve(config: dict[str, Any]) -> None:
             return
         if taken is not None:
             run_job(resident, queue, group, *taken)
+
+
+@contextmanager
+def _signs_of_life(queue: Any, group: int, rank: int) -> Iterator[None]:
+    """While open, a thread tells the queue every `BEAT_S` seconds that this worker lives."""
+    facts, left = GroupFacts(socket.gethostname(), os.getpid()), threading.Event()
+
+    def beat() -> None:
+        while True:
+            queue.beat.remote(group, rank, facts)
+            if left.wait(BEAT_S):
+                return
+
+    thread = threading.Thread(target=beat, name="signs of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 def _load(config: dict[str, Any]) -> Resident:

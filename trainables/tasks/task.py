@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainables.tasks.classes import counted, positive_index
@@ -22,6 +22,7 @@ class Task:
     `train_fingerprint` covers the training rows and how they become inputs, which is all that a
     profile depends on; `fingerprint` adds dev, test and the metric. `positive` is the index of the
     class that f1 counts as positive, of two; `notes` is what a user should know before a launch.
+    `rows` has, of each split, what names its rows alone.
     """
 
     name: str
@@ -33,6 +34,13 @@ class Task:
     fingerprint: str
     positive: int = 1
     notes: tuple[str, ...] = ()
+    rows: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """`fingerprint` without the metric: measurements are of the same data where it is equal."""
+        others = {split: rows for split, rows in self.rows.items() if split != "train"}
+        return _fingerprint({"train": self.train_fingerprint, "rows": others})
 
     @property
     def num_labels(self) -> int:
@@ -80,6 +88,7 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
         fingerprint=_fingerprint({"train": train, **measured}),
         positive=positive,
         notes=rows.notes,
+        rows={split: _fingerprint({"rows": each.hashes}) for split, each in rows.splits.items()},
     )
 
 

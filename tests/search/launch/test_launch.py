@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,8 @@ from typing import Any
 
 import mlflow
 import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -20,6 +23,8 @@ from mlflow import MlflowClient
 from search.cli.view import View
 from search.config.reading import load_sweep
 from search.config.sweep import SweepConfig
+from search.launch.begun import Begun
+from search.launch.dry_run import dry_run
 from search.launch.launch import launch
 from search.launch.prepare import prepare
 from search.launch.result import LaunchResult
@@ -286,15 +291,31 @@ def test_a_second_sweep_takes_the_profile_from_the_store(
 def test_a_resumed_sweep_goes_on_where_it_stopped(
     launched: tuple[SweepConfig, LaunchResult], tiny_sweep: dict[str, Any], folder: Path
 ) -> None:
+    """Here with another MLflow, which is told of the trials before too."""
+    moved = folder / "moved"
     config = config_of(tiny_sweep, folder, **{"name": "again", "search.trials": 4,
-        "search.objectives": ["accuracy", "trainable_params"]})  # fmt: skip
+        "search.objectives": ["accuracy", "trainable_params"],
+        "tracking.uri": f"sqlite:///{moved / 'mlflow.db'}"})  # fmt: skip
     before = [t.number for t in study_of(folder, "again").get_trials()]
     result = run(config, folder, resume=True)
     trials = study_of(folder, "again").get_trials()
     assert result.states == {"complete": 4}
     assert [t.number for t in trials][: len(before)] == before
-    assert len(runs_of(folder, "sweep", "again")) == 1
-    assert len(runs_of(folder, "trial", "again")) == 4
+
+    (sweep,) = runs_of(moved, "sweep", "again")
+    assert sweep.data.tags["ranksweep.status"] == "complete"
+    told = {int(r.data.tags["ranksweep.number"]): r for r in runs_of(moved, "trial", "again")}
+    earlier = {int(r.data.tags["ranksweep.number"]): r for r in runs_of(folder, "trial", "again")}
+    assert sorted(told) == [0, 1, 2, 3]
+    assert sorted(earlier) == before
+    for number, logged in earlier.items():
+        assert told[number].data.metrics == logged.data.metrics
+        assert told[number].data.params == logged.data.params
+        assert told[number].info.start_time == logged.info.start_time
+    for row in result.best:
+        files = {file.path for file in client_of(moved).list_artifacts(row.run_id)}
+        assert {"plan.safetensors", "weights.safetensors"} <= files
+    assert result.untold == 0
 
 
 @pytest.mark.ray
@@ -311,6 +332,35 @@ def test_a_name_is_used_once_and_resumed_as_it_was(
     fresh = config_of(tiny_sweep, folder, name="never-launched")
     with pytest.raises(ConfigError, match="no sweep 'never-launched'"):
         run(fresh, folder, resume=True)
+
+
+def test_rows_that_were_corrected_since_are_refused_and_a_moved_folder_is_not(
+    tiny_sweep: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(tiny_sweep["base"].removeprefix("path:")).parent, tmp_path / "a")
+
+    def moved_to(place: str) -> SweepConfig:
+        where = {split: str(tmp_path / place / f"{split}.parquet") for split in ("train", "dev")}
+        sweep = copy.deepcopy(tiny_sweep) | {"base": f"path:{tmp_path / place / 'base'}"}
+        sweep["task"]["data"] |= where
+        return config_of(sweep, tmp_path)
+
+    config = moved_to("a")
+    paths = SweepPaths(tmp_path / ".ranksweep", config.name)
+    paths.make_sweep()
+    Begun.by(prepare(config)).write(paths)
+    paths.sweep_file.write_text(yaml.safe_dump(config.resolved()))
+
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    assert dry_run(moved_to("b"), resume=True).config["base"].endswith("/b/base")
+
+    rows = pq.read_table(tmp_path / "b" / "dev.parquet").to_pylist()
+    rows[3]["label"] = {"positive": "negative", "negative": "positive"}[rows[3]["label"]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b" / "dev.parquet")
+    with pytest.raises(ConfigError, match=r"^task\.data: dev has other rows than the sweep 'tiny'"):
+        run(moved_to("b"), tmp_path, resume=True)
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize(

@@ -189,3 +189,24 @@ def test_the_journal_knows_the_runs_that_came_after_the_trials_had_ended(
     runs = {run.number: run.run_id for run in tracker.children(sweep)}
     assert watched.journal.run_ids(sweep) == runs
     assert watched.journal.run_ids("another run of the sweep") == {}
+
+
+def test_a_run_begins_when_its_trial_trains_not_when_it_is_queued(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "movie")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+    recorder = watched.recorder
+    for number in (0, 3):
+        choice = choice_of(number)
+        recorder.trial_started(number, choice, plan_of(choice.as_dict()))
+    recorder.trial_began(0, 1_000_000)
+    assert set(watched.journal.left_open()) == {0}
+    recorder.trial_ended(0, "cancelled", {}, "interrupted")
+    recorder.trial_ended(3, "cancelled", {}, "interrupted")
+    assert watched.close() == 0
+
+    runs = {run.number: tracker.run(run.run_id).info for run in tracker.children(sweep)}
+    assert runs[0].start_time == 1_000_000
+    assert runs[3].start_time == runs[3].end_time, "it never began"

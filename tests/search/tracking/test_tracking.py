@@ -102,11 +102,31 @@ def test_a_sweep_keeps_its_config_and_where_it_came_from(
 
 def test_a_sweep_is_found_again_by_its_name(tracker: Tracker) -> None:
     assert tracker.find_sweep("movie's") is None
-    tracker.start_sweep("movie's", {}, {})
+    own = tracker.start_sweep("movie's", {}, {}, mark="m" * 32)
     newest = tracker.start_sweep("movie's", {}, {})
     tracker.start_sweep("another", {}, {})
 
-    assert tracker.find_sweep("movie's") == newest
+    found = tracker.find_sweep("movie's")
+    assert found is not None
+    assert found.run_id == newest
+    # A sweep of another folder that has the same name is another sweep.
+    marked = tracker.find_sweep("movie's", "m" * 32)
+    assert marked is not None
+    assert marked.run_id == own
+    assert tracker.find_sweep("movie's", "n" * 32) is None
+
+
+def test_a_sweep_that_goes_on_no_longer_says_what_it_had_ended_with(
+    tracker: Tracker, uri: str
+) -> None:
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    tracker.end(sweep, "interrupted", error="Ctrl-C")
+    tracker.resume_sweep(sweep)
+    assert "ranksweep.error" not in run_of(uri, sweep).data.tags
+    tracker.end(sweep, "complete")
+    run = run_of(uri, sweep)
+    assert (run.info.status, run.data.tags["ranksweep.status"]) == ("FINISHED", "complete")
+    assert "ranksweep.error" not in run.data.tags
 
 
 def test_a_config_of_any_size_is_kept(tracker: Tracker, uri: str, tmp_path: Path) -> None:
@@ -266,7 +286,9 @@ def test_a_resumed_sweep_closes_what_its_last_launch_left_open(uri: str) -> None
     stranger = start_trial(dead, dead.start_sweep("another", {}, TAGS), 0, CHOICE)
 
     alive = Tracker(uri, "resume")
-    assert alive.find_sweep("sweep") == sweep
+    found = alive.find_sweep("sweep")
+    assert found is not None
+    assert found.run_id == sweep
     assert set(alive.resume_sweep(sweep)) == {left, half}
 
     for run_id in (left, half):

@@ -46,6 +46,7 @@ class Notebook:
     def __init__(self) -> None:
         self.started: list[int] = []
         self.placement_groups: list[int] = []
+        self.began: dict[int, int] = {}
         self.epochs: dict[int, list[int]] = {}
         self.ended: dict[int, tuple[str, dict[str, Any], str | None]] = {}
 
@@ -54,6 +55,11 @@ class Notebook:
         self.placement_groups.append(len(live_placement_groups()))
         if len(self.started) == 1:
             raise RuntimeError("the tracking server is away")
+
+    def trial_began(self, number: int, at_ms: int) -> None:
+        assert number in self.started
+        assert number not in self.epochs, "told before anything else of it"
+        self.began[number] = at_ms
 
     def trial_epoch(self, number: int, epoch: int, metrics: Any) -> None:
         self.epochs.setdefault(number, []).append(epoch)
@@ -183,6 +189,7 @@ def test_a_search_ends_with_a_study_that_is_true_to_the_trial(
     assert study.trials[9].user_attrs["reason"] == "accuracy is inf after epoch 3"
     assert [t.user_attrs["method"] for t in study.trials] == ["lora", "taso"] * 5
     assert sorted(notebook.started) == list(range(10))
+    assert sorted(notebook.began, key=notebook.began.__getitem__) == list(range(10))
     assert searcher.counts == {"lora": 5, "taso": 5}
 
     written = [path for path in (tmp_path / "tune").rglob("*") if path.is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -246,5 +247,67 @@ def test_what_a_job_leaves_is_collected_once() -> None:
         assert await queue.collect(job_id) == b"weights"
         assert await queue.collect(job_id) is None
         assert await queue.collect("never-heard-of") is None
+
+    run(scenario())
+
+
+def test_a_worker_that_hangs_is_said_once_with_its_trial_and_again_when_it_goes_on() -> None:
+    async def scenario() -> None:
+        queue = JobQueue(groups=2, silent_s=0.3)
+        workers = {(0, 0): 40, (0, 1): 41, (1, 0): 42}
+
+        async def beats(*which: tuple[int, int]) -> None:
+            for group, rank in which:
+                pid = workers[group, rank]
+                await queue.beat(group, rank, GroupFacts("node", pid))
+
+        for group in (0, 1):
+            await queue.register(group, UP)
+        await queue.submit(replace(JOB, job_id="trial-00003"))
+        await taken(queue, 0)
+        for _ in range(5):
+            await beats(*workers)
+            await asyncio.sleep(0.1)
+            assert await queue.next_notice(0) is None
+        for _ in range(4):
+            await beats((0, 0), (1, 0))
+            await asyncio.sleep(0.1)
+        notice = await queue.next_notice(0)
+        assert notice is not None
+        assert notice.startswith("group 0: its worker on node (process 41) has given no sign of")
+        assert " s in trial 3; " in notice
+        assert await queue.next_notice(0) is None, "once"
+        await beats(*workers)
+        again = await queue.next_notice(0)
+        assert again is not None
+        assert again.startswith("group 0: its worker on node goes on after")
+
+        # One that has died was told of otherwise, and gives no signs any more.
+        await queue.worker_died(0, "killed")
+        assert "lost a worker" in str(await queue.next_notice(0))
+        await asyncio.sleep(0.4)
+        await beats((1, 0))
+        assert await queue.next_notice(0) is None
+
+    run(scenario())
+
+
+def test_the_queue_knows_when_a_job_was_first_taken() -> None:
+    async def scenario() -> None:
+        queue = JobQueue()
+        one, two = await queue.submit(JOB), await queue.submit(JOB)
+        assert await queue.begun() == {}
+        before = time.time()
+        await taken(queue, 0)
+        begun = await queue.begun()
+        assert list(begun) == [one]
+        assert before <= begun[one] <= time.time()
+        await queue.worker_died(0, "killed")
+        await queue.register(0, UP)
+        assert await taken(queue, 0) == one
+        assert await queue.begun() == {}, "it had begun before"
+        await queue.report(one, DONE)
+        await taken(queue, 0)
+        assert list(await queue.begun()) == [two]
 
     run(scenario())

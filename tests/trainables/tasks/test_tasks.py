@@ -258,6 +258,21 @@ def test_the_fingerprints_of_divided_pairs_stay_what_they_were(tmp_path: Path) -
     assert task.fingerprint == "1b5286611fbc02dcc04c284a26cef807b827633fa8319454d2a312f07c82a63b"
 
 
+def test_each_split_has_a_name_of_its_own_and_the_data_one_without_the_metric(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    task = build_task(settings(files), MINILM)
+    dev = write(tmp_path / "other.jsonl", make_rows(6, seed=9))
+    changed = build_task(settings(files | {"dev": dev}), MINILM)
+    assert {split for split in task.rows if task.rows[split] != changed.rows[split]} == {"dev"}
+    assert changed.data_fingerprint != task.data_fingerprint
+    by_f1 = build_task(settings(files, metric="f1"), MINILM)
+    assert by_f1.data_fingerprint == task.data_fingerprint
+    shorter = build_task(settings(files, max_length=12), MINILM)
+    assert shorter.rows == task.rows
+    assert shorter.data_fingerprint != task.data_fingerprint
+
+
 def _parsed(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes as the values that a parsed section holds."""
     template: dict[str, Any] = {"name": "t", "data": {"train": "a.csv"}, "text": "text"}
