@@ -10,12 +10,17 @@ import typer
 from rich.table import Column, Table
 
 from search.cli.app import JsonOption, TrackingOption, app
-from search.cli.output import Result, add_row, prints_result
+from search.cli.output import ByWidth, Result, add_row, prints_result
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from search.queries.best import BestRow
     from search.queries.comparison import Confirmation
     from search.trained.compose import Composition
+
+WIDE_BEST = 130
+"""From so many columns on a trial of `best` stands on a line of its own."""
 
 
 @app.command()
@@ -138,10 +143,32 @@ def compose_trials(
 # -- drawing ---------------------------------------------------------------------------------------
 
 
-def best_table(rows: Sequence[BestRow]) -> Table:
-    """The rows as a table for the terminal."""
+def best_table(rows: Sequence[BestRow]) -> RenderableType:
+    """The rows as a table for the terminal; run ids, which are copied, are never broken."""
+    return ByWidth(_wide_best_table(rows), _narrow_best_table(rows), at=WIDE_BEST)
+
+
+def _narrow_best_table(rows: Sequence[BestRow]) -> Table:
+    """The same with all that is not compared by eye in one column."""
     metric = rows[0].metric if rows else "value"
-    table = Table(Column("run", overflow="fold", min_width=16))
+    table = Table(Column("run", no_wrap=True), Column(metric, justify="right", no_wrap=True))
+    table.add_column("trial", overflow="fold")
+    for row in rows:
+        told = [
+            f"{row.method}, {row.trainable_params:,} parameters",
+            f"head {row.head_params:,}, {row.epochs} epochs",
+            *([f"{row.seeds} seeds"] if row.seeds > 1 else []),
+            f"sweep {row.sweep}",
+            _choice_text(row.choice),
+        ]
+        add_row(table, row.run_id, f"{row.value:.4f}", "\n".join(told))
+        table.add_section()
+    return table
+
+
+def _wide_best_table(rows: Sequence[BestRow]) -> Table:
+    metric = rows[0].metric if rows else "value"
+    table = Table(Column("run", no_wrap=True))
     for name in ("sweep", "method"):
         table.add_column(name, overflow="fold")
     for name in (metric, "seeds", "params", "head", "epochs"):

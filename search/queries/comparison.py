@@ -173,7 +173,7 @@ def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:
     beside = called(reference)
     compared = [(row.arm, row.difference) for row in rows if row.difference is not None]
     if not compared:
-        return f"no difference can be told: that takes {beside} and two seeds of each choice"
+        return _why_none_is_told(rows, reference)
     above = [arm for arm, (low, _) in compared if low > 0]
     below = [arm for arm, (_, high) in compared if high < 0]
     if not above and not below:
@@ -188,6 +188,17 @@ def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:
         f"{'; '.join(told)} (of {len(compared)} compared; by chance alone about {chance:.1f} "
         "would be)"
     )
+
+
+def _why_none_is_told(rows: Sequence[Confirmation], reference: str) -> str:
+    beside = called(reference)
+    own = next((row for row in rows if reference in (row.arm, row.method)), None)
+    if own is not None and all(row.number == own.number for row in rows):
+        return f"nothing but {beside} was confirmed: there is no difference to tell"
+    lacks = [] if own is not None else [beside]
+    lacks += ["two seeds of each choice"] if any(len(row.values) < 2 for row in rows) else []
+    takes = f": that takes {' and '.join(lacks)}" if lacks else " from these values"
+    return f"no difference can be told{takes}"
 
 
 def called(reference: str) -> str:

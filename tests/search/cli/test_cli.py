@@ -236,7 +236,7 @@ from search.study.ranking import BestChoice
 def launched(best, **rest):
     return LaunchResult(best=[BestChoice(**each) for each in best], **rest)
 
-def launch(config, *, view, resume=False, profile_only=False):
+def launch(config, *, view, resume=False, profile_only=False, on_result=None):
     print("noise from a library")
     os.system("echo noise from a child")
     view.stage("search", f"resume={{resume}} profile_only={{profile_only}}")

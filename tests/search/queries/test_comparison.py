@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,16 @@ def test_the_verdict_says_who_differs_and_how_many_would_by_chance(sweeps: Sweep
     assert "of 3 compared; by chance alone about 0.2" in said
     within = [row for row in rows if row.within_noise is not False]
     assert verdict(within) == "no difference from tuned LoRA is beyond the noise (1 compared)"
-    assert "no difference can be told" in verdict([row for row in rows if row.arm == "taso"])
+    lora = next(row for row in rows if row.arm == "lora" and row.difference is None)
+    taso = next(row for row in rows if row.arm == "taso")
+    pilora = replace(next(row for row in rows if row.method == "pilora"), difference=None)
+    cannot = "no difference can be told: that takes"
+    assert verdict([taso]) == f"{cannot} tuned LoRA and two seeds of each choice"
+    assert verdict([lora, taso]) == f"{cannot} two seeds of each choice"
+    assert verdict([pilora]) == f"{cannot} tuned LoRA"
+    assert verdict([lora]) == (
+        "nothing but tuned LoRA was confirmed: there is no difference to tell"
+    )
 
 
 def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
