@@ -58,7 +58,7 @@ def drawn_dry_run(result: DryRun) -> Group:
     for name in ("start", "profile", "search", "confirm", "total"):
         each = (result.seconds_low, result.seconds, result.seconds_high)
         times.add_row(name, *(duration(seconds[name]) for seconds in each))
-    config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=76)
+    config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=60)
     return Group(
         Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
         Text(),

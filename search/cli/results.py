@@ -81,11 +81,15 @@ def compare(
     from search.config.reading import resolve_tracking
     from search.queries import comparison
 
-    rows = comparison.compare(resolve_tracking(tracking), sweep, against)
+    uri = resolve_tracking(tracking)
+    rows = comparison.compare(uri, sweep, against)
     verdict = comparison.verdict(rows, against)
-    return Result(
-        {"choices": rows, "verdict": verdict}, [confirmation_table(rows, against), verdict]
-    )
+    drawn: list[RenderableType] = [confirmation_table(rows, against), verdict]
+    constant = comparison.constant_answer_on_test(uri, sweep)
+    if constant is not None and rows:
+        drawn.append(f"a constant answer on test: {rows[0].metric} {constant:.4f}")
+    document = {"choices": rows, "verdict": verdict, "constant_answer": constant}
+    return Result(document, drawn)
 
 
 @app.command("export")

@@ -30,14 +30,7 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
     MLflow cannot be read.
     """
     recorded = RecordedRuns(tracking_uri)
-    sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
-    newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
-    if newest is None:
-        names = sorted({run.sweep for run in sweeps})
-        raise RanksweepError(
-            f"{sweep}: no sweep of this name or run id in MLflow; it has "
-            f"{', '.join(names[:10]) or 'none'}"
-        )
+    newest = _newest(recorded, sweep)
     children = recorded.search({"status": "complete"}, [newest.experiment_id], newest.run_id)
     if newest.status == "running":
         _log.warning("%s still runs, or was killed: what it has not confirmed is missing", sweep)
@@ -54,6 +47,26 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
     return summarize(choices, objective, against)
+
+
+def constant_answer_on_test(tracking_uri: str, sweep: str) -> float | None:
+    """What a model that answers every test row alike would reach; None where no launch said so.
+
+    Raises as `compare` does.
+    """
+    return _newest(RecordedRuns(tracking_uri), sweep).metrics.get("constant_answer_test")
+
+
+def _newest(recorded: RecordedRuns, sweep: str) -> RunFacts:
+    sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
+    newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
+    if newest is None:
+        names = sorted({run.sweep for run in sweeps})
+        raise RanksweepError(
+            f"{sweep}: no sweep of this name or run id in MLflow; it has "
+            f"{', '.join(names[:10]) or 'none'}"
+        )
+    return newest
 
 
 def _choices(

@@ -217,9 +217,7 @@ def test_what_other_processes_take_of_the_machine_is_not_counted(
             now["own"] += 1e-3
             return now["own"]
 
-        def wall_time(
-            now: dict[str, float] = now, load: int = load, draw: Any = draw
-        ) -> float:
+        def wall_time(now: dict[str, float] = now, load: int = load, draw: Any = draw) -> float:
             now["wall"] += 1e-3 * (1 if load == 1 else draw.uniform(1, 2 * load))
             return now["wall"]
 
@@ -229,7 +227,8 @@ def test_what_other_processes_take_of_the_machine_is_not_counted(
             found[load] = Cost.measured(config, layers, {"query"})
     assert found[1].step == pytest.approx(found[5].step)
     assert found[1].step == pytest.approx(2 * 1e-3 / 512)
-    assert found[1].busy < 1.5 < 3 < found[5].busy
+    assert found[1].busy < 1.5
+    assert found[5].busy > 3
 
 
 def test_a_constant_answer_stands_beside_the_rows(result: DryRun) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
-from search.queries.comparison import compare, verdict
+from search.queries.comparison import compare, constant_answer_on_test, verdict
 from spaces.errors import RanksweepError, UsageError
 
 
@@ -105,6 +105,15 @@ def test_another_arm_can_be_what_the_others_are_set_beside(sweeps: Sweeps) -> No
     assert rows[against, 3].difference is None
     low, high = rows["pilora partition.rule=hits", 2].difference or (0, 0)
     assert (low + high) / 2 == pytest.approx(0.81 - 0.72333, abs=1e-4)
+
+
+def test_what_a_constant_answer_reaches_on_test_is_the_sweep_s_own(tmp_path: Path) -> None:
+    made = Sweeps(tmp_path)
+    sweep = made.sweep("movie")
+    assert constant_answer_on_test(made.uri, "movie") is None
+    made.client.log_metric(sweep, "constant_answer_test", 0.625)
+    made.client.log_metric(sweep, "constant_answer_dev", 0.5)
+    assert constant_answer_on_test(made.uri, "movie") == 0.625
 
 
 def test_the_verdict_says_who_differs_and_how_many_would_by_chance(sweeps: Sweeps) -> None:
