@@ -56,8 +56,8 @@ def drawn_dry_run(result: DryRun) -> Group:
         "stage", *(Column(name, justify="right") for name in ("at least", "about", "at most"))
     )
     for name in ("start", "profile", "search", "confirm", "total"):
-        each = (result.seconds_low, result.seconds, result.seconds_high)
-        times.add_row(name, *(duration(seconds[name]) for seconds in each))
+        span = (result.seconds_low, result.seconds, result.seconds_high)
+        times.add_row(name, *(duration(seconds[name]) for seconds in span))
     config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=60)
     return Group(
         Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),

@@ -59,7 +59,7 @@ class View(Progress, AbstractContextManager["View"]):
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.listener = None
+        self.listener: Callable[[str], object] | None = None
         self._name = name
         self._metric = metric
         self._console = console if console is not None else Console(stderr=True)
@@ -89,12 +89,11 @@ class View(Progress, AbstractContextManager["View"]):
         with self._lock:
             if (name, detail) == (self._stage, self._detail):
                 return
-            self._stage, self._detail = name, detail
-            self._profile = self._line_at = None
-            if trials:
+            if name != self._stage:
                 self._trials, self._later = trials, later
                 self._states.clear()
-                self._line_at = self._clock()
+            self._stage, self._detail = name, detail
+            self._profile, self._line_at = None, self._clock() if trials else None
             self._say(f"{name}: {detail}" if detail else name, keep=False)
 
     def profile_step(self, done: int, total: int, learning_rate: float | None = None) -> None:

@@ -204,6 +204,17 @@ def test_a_wrong_store_is_told(tmp_path: Path) -> None:
 
 # -- launching, with the launch itself replaced ----------------------------------------------------
 
+BEST = {
+    "method": "taso",
+    "arm": "taso",
+    "value": 0.75,
+    "values": [0.75],
+    "seeds": 1,
+    "trainable_params": 45624,
+    "number": 3,
+    "run_id": None,
+    "choice": {"method": "taso", "learning_rate": 0.001, "retention": 0.1},
+}
 LAUNCHED = {
     "name": "movie",
     "profile_key": KEY,
@@ -211,19 +222,7 @@ LAUNCHED = {
     "tracking_uri": "sqlite:////tmp/x.db",
     "sweep_run_id": "abc",
     "states": {"complete": 2, "pruned": 1},
-    "best": [
-        {
-            "method": "taso",
-            "arm": "taso",
-            "value": 0.75,
-            "values": [0.75],
-            "seeds": 1,
-            "trainable_params": 45624,
-            "number": 3,
-            "run_id": None,
-            "choice": {"method": "taso", "learning_rate": 0.001, "retention": 0.1},
-        }
-    ],
+    "best": [BEST],
     "seconds": {"profile": 2.0, "search": float("nan")},
 }
 
@@ -317,7 +316,7 @@ def test_a_launch_that_has_learned_nothing_says_so(
 
 
 def test_a_search_for_two_objectives_ends_with_the_front(tmp_path: Path) -> None:
-    front = [{**LAUNCHED["best"][0], "arm": "smallest", "number": 7, "trainable_params": 12}]
+    front = [{**BEST, "arm": "smallest", "number": 7, "trainable_params": 12}]
     body = f"return launched(front=[BestChoice(**each) for each in {front!r}], **{TOOK!r})"
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path))
     assert "smallest" in done.out.partition("front of accuracy against parameters")[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,6 @@ from rich.console import Console
 from search.cli.dry_run_view import drawn_dry_run
 from search.config.reading import parse_sweep
 from search.config.sweep import SweepConfig
-from search.launch import cost
 from search.launch.cost import BESIDE_A_FORWARD, BESIDE_THE_LAYERS, START_SECONDS, Cost
 from search.launch.dry_run import DryRun, dry_run
 from search.store.profiles import ProfileStore
@@ -222,8 +222,8 @@ def test_what_other_processes_take_of_the_machine_is_not_counted(
             return now["wall"]
 
         with monkeypatch.context() as patch:
-            patch.setattr(cost.time, "thread_time", own_time)
-            patch.setattr(cost.time, "perf_counter", wall_time)
+            patch.setattr(time, "thread_time", own_time)
+            patch.setattr(time, "perf_counter", wall_time)
             found[load] = Cost.measured(config, layers, {"query"})
     assert found[1].step == pytest.approx(found[5].step)
     assert found[1].step == pytest.approx(2 * 1e-3 / 512)
