@@ -260,14 +260,15 @@ def estimated(
     cost: Cost,
     profile: Mapping[str, Any],
     confirm: Mapping[str, Any] | None,
+    times: float = 1.0,
 ) -> Estimate:
-    """What a sweep takes by what its layers take."""
+    """What a sweep takes; a trial has on average `times` the epochs of `train`."""
     on_cpu, train = cost.device == "cpu", config.train
     at_once = max(1, train.batch_size // train.gradient_accumulation_steps)
     work = Work.of_training(task.splits["train"], at_once, on_cpu)
     dev = cost.evaluation(Work.of_measuring(task.splits["dev"]))
     workers = config.cluster.workers_per_group
-    trial = config.train.epochs * (cost.training(work) + dev) / workers
+    trial = times * config.train.epochs * (cost.training(work) + dev) / workers
     profiled = 0.0 if profile["cached"] else _profile_seconds(config, task, cost, profile)
     rounds = math.ceil(config.search.trials / config.cluster.groups)
     confirmed = math.ceil(confirm["trials"] / config.cluster.groups) if confirm else 0
