@@ -184,7 +184,7 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
     planner = Planner(targets, profile)
     settings = SearchSettings(trials=trials)
     searcher = StudySearcher(Proposals(study, space, planner, settings, TrainSettings(epochs=1)))
-    view = View("driver-cost", trials, console=Console(file=io.StringIO()))
+    view = View("driver-cost", console=Console(file=io.StringIO()))
     journal = Journal(paths.journal)
     relay = Relay(
         journal, tracker, sweep_run_id, on_run=searcher.set_run_id,

@@ -163,7 +163,7 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
         def on_ready(self) -> None:
             at["ready"] = time.time()
 
-        def on_step(self, step: int) -> None:
+        def on_step(self, step: int, steps: int, learning_rate: float) -> None:
             at.setdefault("first_step", time.time())
 
     settings = config["train"]

@@ -142,7 +142,7 @@ def profile(base: Base, task: Task, settings: ProfileSettings, workers: Workers)
 
     ends: dict[str, float] = {}
 
-    def on_progress(phase: str, _done: int, _total: int) -> None:
+    def on_progress(phase: str, _done: int, _total: int, _rate: float | None = None) -> None:
         ends[phase] = time.perf_counter()
 
     with _peak_memory() as peak:

@@ -82,7 +82,7 @@ def run(limit: int | None, out: Path) -> dict[str, Any]:
     static_pass.StaticPass._room = room  # type: ignore[method-assign]  # to report what it found
     static_pass.StaticPass.run = static  # type: ignore[method-assign]
 
-    def on_progress(phase: str, _done: int, total: int) -> None:
+    def on_progress(phase: str, _done: int, total: int, _rate: float | None = None) -> None:
         nonlocal passes
         if phase == "static pass":
             passes = total // (ROWS // BATCH)

@@ -7,24 +7,46 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Hears how a sweep goes; its methods may be called from any thread."""
+    """Hears how a sweep goes; its methods may be called from any thread.
+
+    A trial is known by its number, and one that is trained again for the confirmation by its seed
+    as well.
+    """
 
     listener: Callable[[str], object] | None
-    """Hears every message as well; a launch keeps them in its log."""
+    """Hears all that is told as a line, but how far a step or a trial is; a launch keeps it in its
+    log."""
 
-    def stage(self, name: str, detail: str = "") -> None:
-        """The sweep has come to a stage: "profile", "search", "confirm"."""
+    def stage(self, name: str, detail: str = "", trials: int = 0, later: int = 0) -> None:
+        """The sweep has come to a stage: "profile", "search", "confirm".
 
-    def profile_step(self, done: int, total: int) -> None:
-        """`done` of the profile's `total` steps are over."""
+        It has so many `trials` before it, and what follows it so many `later`.
+        """
 
-    def trial_started(self, number: int, method: str, params: int | None = None) -> None:
+    def profile_step(self, done: int, total: int, learning_rate: float | None = None) -> None:
+        """`done` of the `total` steps of a phase of the profile are over."""
+
+    def trial_started(
+        self, number: int, method: str, params: int | None = None, seed: int | None = None
+    ) -> None:
         """A trial of `method` has started; its plan trains `params` parameters."""
+
+    def trial_steps(
+        self,
+        number: int,
+        done: int,
+        total: int,
+        learning_rate: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """A running trial has done so many of its steps."""
 
     def trial_epoch(self, number: int, epoch: int, epochs: int, value: float | None) -> None:
         """A trial has finished `epoch` of its `epochs` with this dev value."""
 
-    def trial_finished(self, number: int, state: str, value: float | None = None) -> None:
+    def trial_finished(
+        self, number: int, state: str, value: float | None = None, seed: int | None = None
+    ) -> None:
         """A trial is over: complete, pruned, failed or cancelled."""
 
     def best(self, number: int, method: str, value: float, params: int | None = None) -> None:

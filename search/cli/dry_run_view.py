@@ -21,6 +21,13 @@ def drawn_dry_run(result: DryRun) -> Group:
     facts.add_row("base", f"{result.base['uri']}, {result.base['params']:,} parameters")
     facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
     facts.add_row("classes", Text(classes_line(result.task["classes"])))
+    for split, constant in result.task["constant_answers"].items():
+        answer = "the classes' shares" if constant["answer"] is None else repr(constant["answer"])
+        facts.add_row(
+            "",
+            f"a constant answer ({answer}) has {constant['metric']} {figure(constant['value'])} "
+            f"on {split}",
+        )
     facts.add_row("profile", f"{profile['key']} ({cached} in {profile['store']})")
     facts.add_row(
         "",
@@ -46,10 +53,13 @@ def drawn_dry_run(result: DryRun) -> Group:
             low if each.exact else f"{low} to {high}",
             f"learning_rate={figure(each.choice['learning_rate'])} {knobs(each.choice)}",
         )
-    times = Table("stage", "about")
+    times = Table(
+        "stage", *(Column(name, justify="right") for name in ("at least", "about", "at most"))
+    )
     for name in ("start", "profile", "search", "confirm", "total"):
-        times.add_row(name, duration(result.seconds[name]))
-    config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=76)
+        span = (result.seconds_low, result.seconds, result.seconds_high)
+        times.add_row(name, *(duration(seconds[name]) for seconds in span))
+    config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=60)
     return Group(
         Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
         Text(),

@@ -24,6 +24,14 @@ from spaces.errors import RanksweepError
 
 __all__ = ["app", "main"]
 
+NO_BARS = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "TQDM_DISABLE": "1",
+}
+"""What libraries read at import: their bars would run through a command's own lines."""
+
 
 def _complain(message: str) -> None:
     """One red line on stderr."""
@@ -37,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    for name, value in NO_BARS.items():
+        os.environ.setdefault(name, value)
     # Wherever it stands, also behind the command's name.
     given = [argument for argument in given if argument != "--debug"]
     sys.exit(_run(given, debug))

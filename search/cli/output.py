@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from rich.text import Text
 from spaces.errors import ConfigError, RanksweepError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
 PIPE_WIDTH = 160
@@ -31,12 +32,13 @@ class Result:
     """What a command prints on stdout and how it ends.
 
     With --json `document` is printed, a dataclass as its fields; else each of `drawn`, a string as
-    it stands and the rest as Rich draws it. `error` is told afterwards, on stderr.
+    it stands and the rest as Rich draws it. `error` is told afterwards, on stderr; what cut the
+    command off is raised again.
     """
 
     document: Any
     drawn: Iterable[RenderableType] = ()
-    error: str = ""
+    error: str | BaseException = ""
     exit_code: int = 0
 
 
@@ -54,6 +56,8 @@ def prints_result(command: Callable[P, Result]) -> Callable[P, None]:
             print(json.dumps(_jsonable(result.document), indent=2, allow_nan=False))
         else:
             _draw(result.drawn)
+        if isinstance(result.error, BaseException):
+            raise result.error
         if result.error:
             raise RanksweepError(result.error)
         if result.exit_code:
@@ -84,7 +88,19 @@ def _draw(drawn: Iterable[RenderableType]) -> None:
 
     # A pipe has no width of its own: what reads it wants whole values.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    console = Console(width=width, highlight=False)
+    _draw_on(Console(width=width, highlight=False), drawn)
+
+
+def plain_text(drawn: Iterable[RenderableType]) -> str:
+    """What a command prints, for a file."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=PIPE_WIDTH, highlight=False)
+    _draw_on(console, drawn)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def _draw_on(console: Console, drawn: Iterable[RenderableType]) -> None:
     for each in drawn:
         if isinstance(each, str):
             # A line stays a line, for a path or a sentence may be copied; tables know their width.
@@ -104,6 +120,18 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_jsonable(inner) for inner in value]
     return value
+
+
+@dataclass(frozen=True)
+class ByWidth:
+    """One of two renderings, by whether there are `at` columns at least."""
+
+    wide: RenderableType
+    narrow: RenderableType
+    at: int
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.wide if options.max_width >= self.at else self.narrow
 
 
 def add_row(table: Table, *cells: object) -> None:

@@ -10,12 +10,17 @@ import typer
 from rich.table import Column, Table
 
 from search.cli.app import JsonOption, TrackingOption, app
-from search.cli.output import Result, add_row, prints_result
+from search.cli.output import ByWidth, Result, add_row, prints_result
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from search.queries.best import BestRow
     from search.queries.comparison import Confirmation
     from search.trained.compose import Composition
+
+WIDE_BEST = 130
+"""From so many columns on a trial of `best` stands on a line of its own."""
 
 
 @app.command()
@@ -80,11 +85,15 @@ def compare(
     from search.config.reading import resolve_tracking
     from search.queries import comparison
 
-    rows = comparison.compare(resolve_tracking(tracking), sweep, against)
+    uri = resolve_tracking(tracking)
+    rows = comparison.compare(uri, sweep, against)
     verdict = comparison.verdict(rows, against)
-    return Result(
-        {"choices": rows, "verdict": verdict}, [confirmation_table(rows, against), verdict]
-    )
+    drawn: list[RenderableType] = [confirmation_table(rows, against), verdict]
+    constant = comparison.constant_answer_on_test(uri, sweep)
+    if constant is not None and rows:
+        drawn.append(f"a constant answer on test: {rows[0].metric} {constant:.4f}")
+    document = {"choices": rows, "verdict": verdict, "constant_answer": constant}
+    return Result(document, drawn)
 
 
 @app.command("export")
@@ -142,12 +151,36 @@ def compose_trials(
 # -- drawing ---------------------------------------------------------------------------------------
 
 
-def best_table(rows: Sequence[BestRow]) -> Table:
-    """The rows as a table for the terminal."""
+def best_table(rows: Sequence[BestRow]) -> RenderableType:
+    """The rows as a table for the terminal; run ids, which are copied, are never broken."""
+    return ByWidth(_wide_best_table(rows), _narrow_best_table(rows), at=WIDE_BEST)
+
+
+def _narrow_best_table(rows: Sequence[BestRow]) -> Table:
+    """The same with all that is not compared by eye in one column."""
     metric = rows[0].metric if rows else "value"
-    table = Table(Column("run", overflow="fold", min_width=16))
-    bases = len({row.base for row in rows}) > 1
-    for name in ("sweep", *(["base"] if bases else []), "method"):
+    table = Table(Column("run", no_wrap=True), Column(metric, justify="right", no_wrap=True))
+    table.add_column("trial", overflow="fold")
+    several = _several_bases(rows)
+    for row in rows:
+        told = [
+            f"{row.method}, {row.trainable_params:,} parameters",
+            f"head {row.head_params:,}, {row.epochs} epochs",
+            *([f"{row.seeds} seeds"] if row.seeds > 1 else []),
+            f"sweep {row.sweep}",
+            *([f"base {row.base_uri}"] if several else []),
+            _choice_text(row.choice),
+        ]
+        add_row(table, row.run_id, f"{row.value:.4f}", "\n".join(told))
+        table.add_section()
+    return table
+
+
+def _wide_best_table(rows: Sequence[BestRow]) -> Table:
+    metric = rows[0].metric if rows else "value"
+    table = Table(Column("run", no_wrap=True))
+    several = _several_bases(rows)
+    for name in ("sweep", *(["base"] if several else []), "method"):
         table.add_column(name, overflow="fold")
     for name in (metric, "seeds", "params", "head", "epochs"):
         table.add_column(name, justify="right")
@@ -157,7 +190,7 @@ def best_table(rows: Sequence[BestRow]) -> Table:
             table,
             row.run_id,
             row.sweep,
-            *([row.base_uri] if bases else []),
+            *([row.base_uri] if several else []),
             row.method,
             f"{row.value:.4f}",
             row.seeds,
@@ -167,6 +200,10 @@ def best_table(rows: Sequence[BestRow]) -> Table:
             _choice_text(row.choice),
         )
     return table
+
+
+def _several_bases(rows: Sequence[BestRow]) -> bool:
+    return len({row.base for row in rows}) > 1
 
 
 def _choice_text(choice: Mapping[str, Any]) -> str:

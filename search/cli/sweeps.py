@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
 
 from search.cli.app import JsonOption, Overrides, StoreOption, SweepFile, TrackingOption, app
-from search.cli.output import Result, add_row, prints_result
-from search.cli.results import confirmation_table
-from search.redaction import redacted
-from search.wording import duration, figure, knobs
+from search.cli.output import Result, plain_text, prints_result
+from spaces.errors import RanksweepError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from search.config.sweep import SweepConfig
     from search.launch.result import LaunchResult
-    from search.study.ranking import BestChoice
 
 
 @app.command()
@@ -114,14 +107,27 @@ def _dry_run(config: SweepConfig, resume: bool) -> Result:
 
 
 def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = False) -> Result:
+    from search.cli.launch_view import drawn_launch, drawn_profile
     from search.cli.view import View
 
-    with View(config.name, config.search.trials, metric=config.search.metric) as view:
+    known: list[LaunchResult] = []
+    with View(config.name, metric=config.search.metric) as view:
         from search.launch.launch import launch as launch_sweep
 
-        result = launch_sweep(config, resume=resume, profile_only=profile_only, view=view)
+        def note(result: LaunchResult) -> None:
+            known.append(result)
+            view.log(plain_text(drawn_launch(config, result)))
+
+        try:
+            result = launch_sweep(
+                config, resume=resume, profile_only=profile_only, view=view, on_result=note
+            )
+        except (KeyboardInterrupt, RanksweepError) as cut_off:
+            if not known:
+                raise
+            return Result(known[-1], drawn_launch(config, known[-1]), cut_off)
     if profile_only:
-        return Result(result, _drawn_profile(config, result))
+        return Result(result, drawn_profile(config, result))
     error = ""
     if not result.best:
         reason = (
@@ -133,73 +139,4 @@ def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = F
             f"{config.name}: {result.untold} records of its trials are not in MLflow; launch with "
             "--resume once it answers"
         )
-    return Result(result, _drawn_launch(config, result), error)
-
-
-# -- drawing ---------------------------------------------------------------------------------------
-
-
-def _profile_line(result: LaunchResult) -> str:
-    where = "taken from the store" if result.profile_cached else "computed"
-    return f"profile {result.profile_key} ({where})"
-
-
-def _drawn_profile(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
-    yield _profile_line(result)
-    if result.profile_kept_in is None:
-        at = f" --store {redacted(config.store)}"
-        yield f"  ranksweep profiles show {result.profile_key[:12]}{at}"
-
-
-def _drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
-    from search.queries.comparison import verdict
-
-    yield _profile_line(result)
-    states = ", ".join(f"{count} {state}" for state, count in sorted(result.states.items()))
-    took = duration(sum(result.seconds.values()))
-    yield f"trials: {states or 'none'}; this launch took {took}"
-    if not result.best:
-        return
-    title = f"best of each method on dev ({config.search.metric})"
-    yield results_table(result.best, config.search.metric, title)
-    if result.unranked:
-        yield f"no trial ran to its end: {', '.join(result.unranked)}"
-    if result.confirmation:
-        yield confirmation_table(result.confirmation)
-        yield verdict(result.confirmation)
-    uri = redacted(result.tracking_uri)
-    yield (
-        "look further:\n"
-        f"  ranksweep best --task {config.task.name} --tracking {uri} --top 10\n"
-        f"  mlflow ui --backend-store-uri {uri}"
-    )
-
-
-def results_table(
-    rows: Sequence[BestChoice], metric: str = "value", title: str | None = None
-) -> Table:
-    """A table of the best trials, best first; with how many seeds, where one was repeated."""
-    repeated = any(row.seeds > 1 for row in rows)
-    table = Table(
-        Column("method", style="cyan"),
-        Column(metric, justify="right"),
-        *([Column("seeds", justify="right")] if repeated else []),
-        Column("params", justify="right"),
-        Column("learning rate", justify="right"),
-        Column("choice", overflow="fold"),
-        Column("trial", overflow="fold"),
-        title=title,
-        title_justify="left",
-    )
-    for row in rows:
-        add_row(
-            table,
-            row.arm,
-            figure(row.value),
-            *([row.seeds] if repeated else []),
-            f"{row.trainable_params:,}",
-            figure(row.choice.get("learning_rate")),
-            knobs(row.choice),
-            row.number,
-        )
-    return table
+    return Result(result, drawn_launch(config, result), error)

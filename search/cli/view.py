@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,12 +16,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.cli.pace import Standing, Steps, trials_left_seconds
 from search.progress import Progress
 from search.wording import duration, figure
 
-STEP_LINE_SECONDS = 5.0
+LINE_SECONDS = 60.0
+"""Where there is no terminal, how far a stage is stands on one line in so many seconds."""
 LAST_LINES = 5
+WIDE = 110
+"""From so many columns on the table of what runs has all its columns."""
 STATE_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red"}
+DONE = ("complete", "pruned")
+"""The states of trials that fill the bar: the others were not measured."""
+Trial = tuple[int, int | None]
 
 
 @dataclass
@@ -32,28 +39,28 @@ class _Running:
     epoch: int = 0
     epochs: int = 0
     value: float | None = None
+    steps: Steps = field(default_factory=Steps)
+    learning_rate: float | None = None
 
 
 class View(Progress, AbstractContextManager["View"]):
-    """Progress of one sweep of `trials` trials.
+    """Progress of one sweep.
 
     On a terminal it keeps one panel up to date, which starts with the first call; elsewhere it
-    writes a line per event, those of single profile steps at most every few seconds. `console` is
-    the stderr of this process unless given; `clock` gives seconds.
+    writes a line per event, and once a minute how far it is. `console` is the stderr of this
+    process unless given; `clock` gives seconds.
     """
 
     def __init__(
         self,
         name: str = "",
-        trials: int = 0,
         *,
         metric: str = "value",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.listener = None
+        self.listener: Callable[[str], object] | None = None
         self._name = name
-        self._trials = trials
         self._metric = metric
         self._console = console if console is not None else Console(stderr=True)
         self._draws = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -62,11 +69,13 @@ class View(Progress, AbstractContextManager["View"]):
         self._started = clock()
         self._stage = ""
         self._detail = ""
-        self._profile: tuple[int, int] | None = None
-        self._step_line_at: float | None = None
-        self._running: dict[int, _Running] = {}
+        self._trials = self._later = 0
+        self._profile: Steps | None = None
+        self._rate: float | None = None
+        self._line_at: float | None = None
+        self._running: dict[Trial, _Running] = {}
         self._states: Counter[str] = Counter()
-        self._durations: list[float] = []
+        self._durations: dict[str, list[float]] = {state: [] for state in DONE}
         self._widest = 0
         self._best = ""
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -76,36 +85,57 @@ class View(Progress, AbstractContextManager["View"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def stage(self, name: str, detail: str = "") -> None:
+    def stage(self, name: str, detail: str = "", trials: int = 0, later: int = 0) -> None:
         with self._lock:
             if (name, detail) == (self._stage, self._detail):
                 return
+            if name != self._stage:
+                self._trials, self._later = trials, later
+                self._states.clear()
             self._stage, self._detail = name, detail
-            self._profile = None
-            self._step_line_at = None
+            self._profile, self._line_at = None, self._clock() if trials else None
             self._say(f"{name}: {detail}" if detail else name, keep=False)
 
-    def profile_step(self, done: int, total: int) -> None:
+    def profile_step(self, done: int, total: int, learning_rate: float | None = None) -> None:
         with self._lock:
-            self._profile = (done, total)
-            now = self._clock()
-            due = self._step_line_at is None or now - self._step_line_at >= STEP_LINE_SECONDS
-            if self._draws or (not due and done < total):
-                self._refresh()
-                return
-            self._step_line_at = now
-            self._say(f"profile: step {done} of {total}", keep=False)
+            if self._profile is None:
+                self._profile = Steps()
+            self._profile.tell(self._clock(), done, total)
+            self._rate = learning_rate
+            self._refresh()
+            if self._is_time_for_a_line() or done == total:
+                self._say_how_far(f"profile: {self._profile_in_words()}")
 
-    def trial_started(self, number: int, method: str, params: int | None = None) -> None:
+    def trial_started(
+        self, number: int, method: str, params: int | None = None, seed: int | None = None
+    ) -> None:
         with self._lock:
-            self._running[number] = _Running(method, params, self._clock())
+            self._running[number, seed] = _Running(method, params, self._clock())
             self._widest = max(self._widest, len(self._running))
             size = f", {params:,} parameters" if params is not None else ""
-            self._say(f"trial {number}: {method}{size}", keep=False)
+            self._say(f"{_named(number, seed)}: {method}{size}", keep=False)
+
+    def trial_steps(
+        self,
+        number: int,
+        done: int,
+        total: int,
+        learning_rate: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        with self._lock:
+            running = self._running.get((number, seed))
+            if running is None:
+                return
+            running.steps.tell(self._clock(), done, total)
+            running.learning_rate = learning_rate
+            self._refresh()
+            if self._is_time_for_a_line():
+                self._say_how_far(self._trials_in_words())
 
     def trial_epoch(self, number: int, epoch: int, epochs: int, value: float | None) -> None:
         with self._lock:
-            running = self._running.get(number)
+            running = self._running.get((number, None))
             if running is not None:
                 running.epoch, running.epochs, running.value = epoch, epochs, value
             self._say(
@@ -113,18 +143,22 @@ class View(Progress, AbstractContextManager["View"]):
                 keep=False,
             )
 
-    def trial_finished(self, number: int, state: str, value: float | None = None) -> None:
+    def trial_finished(
+        self, number: int, state: str, value: float | None = None, seed: int | None = None
+    ) -> None:
         with self._lock:
-            running = self._running.pop(number, None)
+            running = self._running.pop((number, seed), None)
             self._states[state] += 1
             took = ""
             if running is not None:
                 seconds = self._clock() - running.started
-                self._durations.append(seconds)
+                if state in DONE:
+                    self._durations[state].append(seconds)
                 took = f" after {duration(seconds)}"
             method = f" {running.method}" if running is not None else ""
             what = f", {self._metric} {figure(value)}" if value is not None else ""
-            self._say(f"trial {number}:{method} {state}{what}{took}")
+            if seed is None:  # the confirmation tells by itself what it has measured
+                self._say(f"trial {number}:{method} {state}{what}{took}")
 
     def best(self, number: int, method: str, value: float, params: int | None = None) -> None:
         size = f" with {params:,} parameters" if params is not None else ""
@@ -135,11 +169,13 @@ class View(Progress, AbstractContextManager["View"]):
                 self._say(f"best so far: {best}", keep=False)
 
     def message(self, text: str) -> None:
-        line = " ".join(text.split())
-        if self.listener is not None:
-            self.listener(line)
         with self._lock:
-            self._say(line)
+            self._say(" ".join(text.split()))
+
+    def log(self, text: str) -> None:
+        """Lines for the log of the launch alone."""
+        if self.listener is not None:
+            self.listener(f"the end\n{text.rstrip()}")
 
     def close(self) -> None:
         """Take the panel down; its last state stays on the screen. May be called twice."""
@@ -152,26 +188,54 @@ class View(Progress, AbstractContextManager["View"]):
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds until the last trial ends, from the trials that are over, or None."""
+        """Estimated seconds until the last trial ends, those of later stages too, or None.
+
+        By the trials that are over and by the steps of those that run; nothing before there are
+        such.
+        """
         with self._lock:
-            left = self._trials - sum(self._states.values())
-            if not self._durations or left <= 0:
-                return None
-            mean = sum(self._durations) / len(self._durations)
             now = self._clock()
-            spent = sum(min(now - running.started, mean) for running in self._running.values())
-            return max(0.0, left * mean - spent) / max(1, self._widest)
+            if self._profile is not None:
+                return self._profile.seconds_left(now)
+            waiting = max(0, self._trials - sum(self._states.values()) - len(self._running))
+            if waiting + self._later + len(self._running) == 0:
+                return None
+            return trials_left_seconds(
+                waiting=waiting,
+                later=self._later,
+                running=[
+                    Standing(now - each.started, each.steps.seconds_left(now))
+                    for each in self._running.values()
+                ],
+                complete=self._durations["complete"],
+                pruned=self._durations["pruned"],
+                at_once=self._widest,
+            )
 
     # -- drawing -----------------------------------------------------------------------------------
 
     def _say(self, line: str, *, keep: bool = True) -> None:
         """A line where there is no terminal; on one, it joins the panel if worth keeping."""
+        if self.listener is not None:
+            self.listener(line)
         if not self._draws:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._print(line)
             return
         if keep:
             self._lines.append(line)
         self._refresh()
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _is_time_for_a_line(self) -> bool:
+        return self._line_at is None or self._clock() - self._line_at >= LINE_SECONDS
+
+    def _say_how_far(self, line: str) -> None:
+        """A line where there is no terminal; it is not for the log."""
+        self._line_at = self._clock()
+        if not self._draws:
+            self._print(line)
 
     def _refresh(self) -> None:
         if self._closed or not self._draws:
@@ -186,13 +250,15 @@ class View(Progress, AbstractContextManager["View"]):
         with self._lock:
             parts: list[RenderableType] = [self._headline()]
             if self._profile is not None:
-                done, total = self._profile
-                parts.append(_bar("profile steps", done, total))
+                parts.append(_bar("profile steps", self._profile.done, self._profile.total))
+                if self._rate is not None:
+                    parts.append(Text(f"learning rate {figure(self._rate)}", style="dim"))
             if self._trials and (self._running or self._states):
-                parts.append(_bar("trials", sum(self._states.values()), self._trials))
+                done = sum(self._states[state] for state in DONE)
+                parts.append(_bar("trials", done, self._trials))
                 parts.append(self._counts())
-            for number, running in sorted(self._running.items()):
-                parts.append(_running_line(number, running, self._metric))
+            if self._running:
+                parts.append(self._what_runs())
             if self._best:
                 parts.append(Text.assemble(("best  ", "bold"), self._best))
             parts.extend(Text(line, style="dim", overflow="ellipsis") for line in self._lines)
@@ -200,13 +266,15 @@ class View(Progress, AbstractContextManager["View"]):
 
     def _headline(self) -> Text:
         elapsed = duration(self._clock() - self._started)
-        left = self.seconds_left
-        ahead = f", about {duration(left)} left" if left is not None else ""
         return Text.assemble(
             (self._stage or "starting", "bold cyan"),
             f"  {self._detail}" if self._detail else "",
-            (f"  [{elapsed}{ahead}]", "dim"),
+            (f"  [{elapsed}{self._left_in_words()}]", "dim"),
         )
+
+    def _left_in_words(self) -> str:
+        left = self.seconds_left
+        return f", about {duration(left)} left" if left is not None else ""
 
     def _counts(self) -> Text:
         text = Text(f"{len(self._running)} running")
@@ -214,21 +282,71 @@ class View(Progress, AbstractContextManager["View"]):
             text.append(f", {count} {state}", style=STATE_STYLES.get(state, ""))
         return text
 
+    def _what_runs(self) -> Table:
+        """A row for every trial that runs: how far it is, and what it was last measured to be."""
+        rows = [
+            self._cells(trial, each)
+            for trial, each in sorted(self._running.items(), key=lambda item: item[1].started)
+        ]
+        hidden: set[str] = set() if self._console.width >= WIDE else {"params", "epoch"}
+        hidden |= {
+            name for name in ("seed", "epoch", self._metric) if not any(r[name] for r in rows)
+        }
+        shown = [name for name in rows[0] if name not in hidden]
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for name in shown:
+            if name == "method":  # the one column that gives way where there is little room
+                table.add_column(name, overflow="ellipsis")
+            else:
+                table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(row[name] or "-", no_wrap=True) for name in shown))
+        return table
+
+    def _cells(self, trial: Trial, each: _Running) -> dict[str, str]:
+        now = self._clock()
+        left = each.steps.seconds_left(now)
+        return {
+            "trial": str(trial[0]),
+            "seed": "" if trial[1] is None else str(trial[1]),
+            "method": each.method,
+            "params": "" if each.params is None else f"{each.params:,}",
+            "epoch": f"{each.epoch}/{each.epochs}" if each.epochs else "",
+            "step": f"{each.steps.done}/{each.steps.total}" if each.steps.total else "",
+            "lr": "" if each.learning_rate is None else figure(each.learning_rate),
+            "elapsed": duration(now - each.started),
+            "left": "" if left is None else duration(left),
+            self._metric: "" if each.value is None else figure(each.value),
+        }
+
+    def _profile_in_words(self) -> str:
+        assert self._profile is not None
+        words = f"step {self._profile.done} of {self._profile.total}"
+        if self._rate is not None:
+            words += f", learning rate {figure(self._rate)}"
+        return words + self._left_in_words()
+
+    def _trials_in_words(self) -> str:
+        """How far the stage is, and every trial that runs."""
+        done = sum(self._states[state] for state in DONE)
+        words = [f"{done} of {self._trials} trials are done{self._left_in_words()}"]
+        for trial, each in sorted(self._running.items(), key=lambda item: item[1].started):
+            cells = self._cells(trial, each)
+            step = f" at step {each.steps.done} of {each.steps.total}" if cells["step"] else ""
+            told = [f"{_named(*trial)}{step}"]
+            told += [f"learning rate {cells['lr']}"] if cells["lr"] else []
+            told += [f"{cells['elapsed']} elapsed"]
+            told += [f"about {cells['left']} left"] if cells["left"] else []
+            words.append(", ".join(told))
+        return "; ".join(words)
+
+
+def _named(number: int, seed: int | None) -> str:
+    return f"trial {number}" if seed is None else f"trial {number}, seed {seed}"
+
 
 def _bar(label: str, done: int, total: int) -> Table:
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(
-        label, ProgressBar(total=max(total, 1), completed=done, width=30), f"{done}/{total}"
-    )
+    bar = ProgressBar(total=max(total, 1), completed=done, width=30)
+    grid.add_row(label, bar, f"{done}/{total}")
     return grid
-
-
-def _running_line(number: int, running: _Running, metric: str) -> Text:
-    text = f"trial {number}  {running.method}"
-    if running.params is not None:
-        text += f"  {running.params:,} parameters"
-    if running.epochs:
-        text += f"  epoch {running.epoch}/{running.epochs}"
-    if running.value is not None:
-        text += f"  {metric} {figure(running.value)}"
-    return Text(text, overflow="ellipsis")

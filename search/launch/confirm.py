@@ -21,9 +21,10 @@ from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
+from search.tuning.trial import job_name
 from spaces.errors import JobError, TrackingError
 from spaces.plan import Plan
-from trainables.resident.jobs import TrialJob
+from trainables.resident.jobs import Event, Started, TrialJob
 
 if TYPE_CHECKING:
     from trainables.resident.groups import ResidentWorkers
@@ -56,8 +57,9 @@ def confirm_best(
     for row, plan in zip(chosen, plans, strict=True):
         once.setdefault(row["number"], (row, plan))
     jobs = [(row, plan, seed) for row, plan in once.values() for seed in seeds]
-    view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test")
     known = {**_logged(tracker, sweep_run_id, config.task.metric), **relay.journal.confirmed()}
+    left = sum((row["number"], seed) not in known for row, _, seed in jobs)
+    view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test", left)
     done = 0
 
     def run(job: tuple[Mapping[str, Any], Plan, int]) -> float | None:
@@ -65,7 +67,7 @@ def confirm_best(
         row, plan, seed = job
         value = known.get((row["number"], seed))
         if value is None:
-            value = _run_one(row, plan, seed, config, workers, relay)
+            value = _run_one(row, plan, seed, config, workers, relay, view)
         done += 1
         shown = "failed" if value is None else f"{config.task.metric} {value:.4f}"
         view.message(f"confirm {done}/{len(jobs)}: {row['arm']} seed {seed}: {shown}")
@@ -102,6 +104,7 @@ def _run_one(
     config: SweepConfig,
     workers: ResidentWorkers,
     relay: Relay,
+    view: Progress,
 ) -> float | None:
     choice, metric, journal = row["choice"], config.task.metric, relay.journal
     run = journal.new_confirmation()
@@ -116,18 +119,25 @@ def _run_one(
     relay.append(partial(journal.start, run, body, now_ms(), (row["number"], seed)))
     state, error_text = "complete", None
     metrics: Mapping[str, float] = {}
+
+    def begun(event: Event) -> None:
+        if isinstance(event, Started):
+            view.trial_started(row["number"], row["arm"], plan.trainable_params, seed)
+
     try:
         job = TrialJob(
+            job_id=job_name(row["number"], seed),
             plan=plan.to_bytes(),
             learning_rate=choice["learning_rate"],
             seed=seed,
             train=config.train,
             split="test",
         )
-        metrics = workers.run(job).metrics
+        metrics = workers.run(job, on_event=begun).metrics
     except JobError as error:
         state, error_text = "failed", str(error)
         logger.warning("confirmation of trial %s, seed %s: %s", row["number"], seed, error)
+    view.trial_finished(row["number"], state, None, seed)
     if metrics:
         body = {"metrics": _on_test(metrics, metric)}
         epochs = config.train.epochs * plan.length

@@ -6,9 +6,10 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,30 @@ from spaces.target import TargetModule
 from trainables.bases.parts import load_config
 from trainables.tasks.split import Split
 from trainables.tasks.task import Task
+from trainables.training.batches import of_like_length
+from trainables.training.evaluate import EVALUATION_ROWS
 
 TYPICAL_RANK = 8
 """Rank of the adapters that the probe times: every method stays near it."""
 PROBE_FLOPS = 1e10
 """Work of one timed layer at most; a larger one is timed on fewer tokens."""
-BESIDE_THE_LAYERS = 1.3
-"""A step takes so many times what its linear layers take: normalisation, optimizer, batching."""
+PROBE_SECONDS = 0.4
+"""For so long each layer is timed again and again, by each way to time it."""
+LEAST_ROUNDS, MOST_ROUNDS = 3, 40
+BESIDE_THE_LAYERS = 1.45
+"""A step takes so many times what its linear layers take: normalisation, activations, softmax."""
+BESIDE_A_FORWARD = 1.6
+"""As `BESIDE_THE_LAYERS`, where nothing is trained."""
+PASS_SECONDS_PER_LAYER = 6e-4
+"""What every layer adds to a forward and backward pass, however few tokens go through it."""
 START_SECONDS = 30.0
 """Until Ray, the worker group and the base stand ready."""
 SORT_SECONDS_PER_WEIGHT = 6e-8
 """Two top-k masks of one weight, on a CPU."""
+SAMPLED_BATCHES = 500
+"""So many batches of an epoch stand for all."""
+LOW, HIGH = 0.7, 1.5
+"""What an estimate is multiplied by for its range: methods and machines differ by so much."""
 
 
 def steps_an_epoch(task: Task, batch_size: int) -> int:
@@ -56,7 +70,8 @@ class Cost:
 
     `step` is forward and backward through a frozen base with adapters, `forward` without either;
     `flops` is what the device does in a second on the largest layer; `attention` the forward FLOPs
-    of one token per token that it looks at.
+    of one token per token that it looks at; `layers` how many linear layers there are. They are of
+    a machine that does nothing else; `busy` says how many times longer it takes just now.
     """
 
     step: float
@@ -64,62 +79,113 @@ class Cost:
     flops: float
     attention: float
     device: str
+    layers: int = 0
+    busy: float = 1.0
 
     @classmethod
     def measured(
         cls, config: SweepConfig, linear: Sequence[TargetModule], adapted: set[str]
     ) -> Cost:
-        """Time each shape of layer once, as many threads wide as a worker is."""
+        """Time each shape of layer, as many threads wide as a worker is."""
         device = _device(config)
+        wanted = int(config.cluster.resources_per_worker.get("CPU", 1))
+        threads = max(1, min(wanted, os.cpu_count() or 1))
         layers = Counter((each.shape, each.name in adapted) for each in linear)
         step = forward = 0.0
-        flops = 1.0
-        with _threads(config):
-            for (shape, with_adapter), number in layers.items():
-                timed = _time_layer(shape, with_adapter, device)
-                step += number * timed[0]
-                forward += number * timed[1]
-                flops = max(flops, 2 * math.prod(shape) / timed[1])
+        flops, busy = 1.0, []
+        for (shape, with_adapter), number in layers.items():
+            tokens, run = _layer(shape, with_adapter, device)
+            times = [_time(run, train, device, threads) for train in (True, False)]
+            step += number * times[0].seconds / tokens
+            forward += number * times[1].seconds / tokens
+            flops = max(flops, 2 * math.prod(shape) * tokens / times[1].seconds)
+            busy += [each.busy for each in times]
         text = load_config(config.base).get_text_config()
         width = int(getattr(text, "hidden_size", 0) or 0)
         depth = int(getattr(text, "num_hidden_layers", 0) or 0)
-        return cls(step, forward, flops, 4.0 * width * depth, str(device))
+        attention = 4.0 * width * depth
+        return cls(step, forward, flops, attention, str(device), len(linear), median(busy or [1.0]))
 
-    def training(self, tokens: float, length: float) -> float:
-        """Seconds of forward and backward over `tokens` in rows of `length`."""
-        attention = 3 * self.attention * length / self.flops
-        return BESIDE_THE_LAYERS * tokens * (self.step + attention)
+    def training(self, work: Work) -> float:
+        """Seconds of forward and backward."""
+        attention = 3 * self.attention * work.length / self.flops
+        layers = BESIDE_THE_LAYERS * work.tokens * (self.step + attention)
+        return layers + work.passes * self.layers * PASS_SECONDS_PER_LAYER
 
-    def evaluation(self, tokens: float, length: float) -> float:
-        """Seconds of a forward pass over `tokens` in rows of `length`."""
-        return BESIDE_THE_LAYERS * tokens * (self.forward + self.attention * length / self.flops)
+    def evaluation(self, work: Work) -> float:
+        """Seconds of forward passes."""
+        attention = self.attention * work.length / self.flops
+        layers = BESIDE_A_FORWARD * work.tokens * (self.forward + attention)
+        return layers + work.passes * self.layers * PASS_SECONDS_PER_LAYER / 3
 
 
-def _time_layer(shape: tuple[int, int], adapted: bool, device: torch.device) -> tuple[float, float]:
-    """Seconds per token of one layer: forward and backward, and forward alone."""
+@dataclass(frozen=True)
+class _Timed:
+    """Seconds of a pass on a machine that does nothing else, and how many times longer it takes."""
+
+    seconds: float
+    busy: float = 1.0
+
+
+def _layer(
+    shape: tuple[int, int], adapted: bool, device: torch.device
+) -> tuple[int, Callable[[bool], None]]:
+    """How many tokens go through a layer, and its pass: forward, and backward where it trains."""
     out_features, in_features = shape
     tokens = max(16, min(512, int(PROBE_FLOPS / (4 * out_features * in_features))))
     weight = torch.randn(out_features, in_features, device=device)
     down = torch.randn(TYPICAL_RANK, in_features, device=device, requires_grad=True)
     up = torch.randn(out_features, TYPICAL_RANK, device=device, requires_grad=True)
     x = torch.randn(tokens, in_features, device=device, requires_grad=True)
+    gradient = torch.ones(tokens, out_features, device=device)
 
-    def forward() -> torch.Tensor:
-        y = linear(x, weight)
-        return y + linear(linear(x, down), up) if adapted else y
-
-    def timed(train: bool) -> float:
-        started = time.perf_counter()
+    def run(train: bool) -> None:
         with torch.set_grad_enabled(train):
-            y = forward()
+            y = linear(x, weight)
+            if adapted:
+                y = y + linear(linear(x, down), up)
         if train:
-            y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
+            y.backward(gradient)  # type: ignore[no-untyped-call]
+
+    return tokens, run
+
+
+def _time(run: Callable[[bool], None], train: bool, device: torch.device, threads: int) -> _Timed:
+    """Time a pass.
+
+    On a CPU other processes disturb it, many threads far more than one, which wait for each other.
+    So what it takes is the processor time of a single thread, shared out among the threads by what
+    the quickest of many tries gains of them.
+    """
+    if device.type == "cuda":
+        return _Timed(median(wall for wall, _ in _tries(run, train, device)))
+    with _threads(1):
+        alone = _tries(run, train, device)
+    processor = median(cpu for _, cpu in alone)
+    busy = max(1.0, median(wall for wall, _ in alone) / processor)
+    if threads == 1:
+        return _Timed(processor, busy)
+    with _threads(threads):
+        quickest = min(wall for wall, _ in _tries(run, train, device))
+    return _Timed(min(max(quickest, processor / threads), processor / threads**0.6), busy)
+
+
+def _tries(
+    run: Callable[[bool], None], train: bool, device: torch.device
+) -> list[tuple[float, float]]:
+    """The wall time and this thread's processor time of many passes."""
+    run(train)  # the first allocates
+    found: list[tuple[float, float]] = []
+    began = time.perf_counter()
+    while len(found) < LEAST_ROUNDS or (
+        len(found) < MOST_ROUNDS and time.perf_counter() - began < PROBE_SECONDS
+    ):
+        wall, processor = time.perf_counter(), time.thread_time()
+        run(train)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - started) / tokens
-
-    timed(train=True)  # the first pass allocates
-    return min(timed(train=True) for _ in range(3)), min(timed(train=False) for _ in range(3))
+        found.append((time.perf_counter() - wall, time.thread_time() - processor))
+    return found
 
 
 def _device(config: SweepConfig) -> torch.device:
@@ -129,66 +195,125 @@ def _device(config: SweepConfig) -> torch.device:
 
 
 @contextmanager
-def _threads(config: SweepConfig) -> Iterator[None]:
-    """As many threads as a worker has CPUs, for a while."""
+def _threads(number: int) -> Iterator[None]:
+    """So many threads, for a while."""
     before = torch.get_num_threads()
-    wanted = int(config.cluster.resources_per_worker.get("CPU", 1))
-    torch.set_num_threads(max(1, min(wanted, os.cpu_count() or 1)))
+    torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _padded(split: Split, batch_size: int, *, shuffled: bool) -> tuple[float, float]:
-    """Tokens of one pass over a split, padding included, and the mean padded length of a row."""
-    lengths = split.lengths
-    order = np.random.default_rng(0).permutation(len(lengths)) if shuffled else lengths.argsort()
-    batches = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
-    tokens = float(sum(len(batch) * batch.max() for batch in batches))
-    return tokens, tokens / max(1, len(lengths))
+@dataclass(frozen=True)
+class Work:
+    """What goes through the base: tokens, padding included, in so many passes, each row padded to
+    `length` tokens on the mean."""
+
+    tokens: float
+    passes: float
+    length: float
+
+    @classmethod
+    def of_training(cls, split: Split, batch_size: int, on_cpu: bool) -> Work:
+        """One epoch, told by a sample; on a CPU rows of like length go through together."""
+        rows = len(split.labels)
+        order = np.random.default_rng(0).permutation(rows)[: SAMPLED_BATCHES * batch_size]
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        if on_cpu:
+            batches = [
+                batch[group] for batch in batches for group in of_like_length(split.lengths[batch])
+            ]
+        sample, times = cls._of(split, batches), rows / max(1, len(order))
+        return cls(sample.tokens * times, sample.passes * times, sample.length)
+
+    @classmethod
+    def of_measuring(cls, split: Split) -> Work:
+        """One pass over a split in the order of its lengths."""
+        order = split.lengths.argsort()
+        return cls._of(
+            split,
+            [order[i : i + EVALUATION_ROWS] for i in range(0, len(order), EVALUATION_ROWS)],
+        )
+
+    @classmethod
+    def _of(cls, split: Split, batches: Sequence[Any]) -> Work:
+        tokens = float(sum(len(batch) * split.lengths[batch].max() for batch in batches))
+        return cls(tokens, len(batches), tokens / max(1, sum(map(len, batches))))
 
 
-def estimated_seconds(
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of every stage and of one trial, each with the range that it will be in.
+
+    `about` lets every trial train to its end, `low` has those stopped early that may be.
+    """
+
+    about: dict[str, float]
+    low: dict[str, float]
+    high: dict[str, float]
+
+
+def estimated(
     config: SweepConfig,
     task: Task,
     cost: Cost,
     profile: Mapping[str, Any],
     confirm: Mapping[str, Any] | None,
     times: float = 1.0,
-) -> dict[str, float]:
-    """Seconds of each part of a launch; a trial has on average `times` the epochs of `train`."""
+) -> Estimate:
+    """What a sweep takes; a trial has on average `times` the epochs of `train`."""
+    on_cpu, train = cost.device == "cpu", config.train
+    at_once = max(1, train.batch_size // train.gradient_accumulation_steps)
+    work = Work.of_training(task.splits["train"], at_once, on_cpu)
+    dev = cost.evaluation(Work.of_measuring(task.splits["dev"]))
     workers = config.cluster.workers_per_group
-    train, length = _padded(task.splits["train"], config.train.batch_size, shuffled=True)
-    dev = cost.evaluation(*_padded(task.splits["dev"], 64, shuffled=False))
-    trial = times * config.train.epochs * (cost.training(train, length) + dev) / workers
+    trial = times * config.train.epochs * (cost.training(work) + dev) / workers
+    profiled = 0.0 if profile["cached"] else _profile_seconds(config, task, cost, profile)
     rounds = math.ceil(config.search.trials / config.cluster.groups)
-    search = rounds * trial
-    if config.search.time_budget is not None:
-        search = min(search, config.search.time_budget + trial)
-    seconds = {
-        "start": START_SECONDS,
-        "profile": 0.0 if profile["cached"] else _profile_seconds(config, task, cost, profile),
-        "trial": trial,
-        "search": search,
-        "confirm": 0.0,
-    }
-    if confirm is not None:
-        seconds["confirm"] = math.ceil(confirm["trials"] / config.cluster.groups) * trial
-    seconds["total"] = sum(seconds[name] for name in ("start", "profile", "search", "confirm"))
-    return {name: round(value, 1) for name, value in seconds.items()}
+    confirmed = math.ceil(confirm["trials"] / config.cluster.groups) if confirm else 0
+
+    def seconds(factor: float, start: float, share: float = 1.0) -> dict[str, float]:
+        """With trials of which the search trains `share` on the mean."""
+        search = rounds * share * trial * factor
+        if config.search.time_budget is not None:
+            search = min(search, config.search.time_budget + trial * factor)
+        found = {
+            "start": start,
+            "profile": profiled * factor,
+            "trial": trial * factor,
+            "search": search,
+            "confirm": confirmed * trial * factor,
+        }
+        found["total"] = sum(found[name] for name in ("start", "profile", "search", "confirm"))
+        return {name: round(value, 1) for name, value in found.items()}
+
+    return Estimate(
+        about=seconds(1.0, START_SECONDS),
+        low=seconds(LOW, START_SECONDS / 2, _least_share(config)),
+        high=seconds(HIGH * cost.busy, START_SECONDS * 2),
+    )
+
+
+def _least_share(config: SweepConfig) -> float:
+    """The share of all epochs that is trained where as many trials as can be are stopped early."""
+    scheduler = config.search.scheduler
+    if scheduler.name != "asha":
+        return 1.0
+    stopped = 1 - 1 / scheduler.reduction_factor
+    return 1 - stopped * (1 - scheduler.grace_epochs / config.train.epochs)
 
 
 def _profile_seconds(
     config: SweepConfig, task: Task, cost: Cost, profile: Mapping[str, Any]
 ) -> float:
     settings, weights = config.profile, profile["weights"]
-    tokens, length = _padded(task.splits["train"], settings.batch_size, shuffled=True)
-    initial = settings.epochs * cost.training(tokens, length)
+    work = Work.of_training(task.splits["train"], settings.batch_size, cost.device == "cpu")
+    initial = settings.epochs * cost.training(work)
     # G = B G^A + G^B A of every module (PiLoRA, Eq. 7), on the scored steps alone.
     scoring = profile["scored_steps"] * 4 * settings.rank * weights / cost.flops
     share = profile["calibration_batches"] / steps_an_epoch(task, settings.batch_size)
     # The static pass also forms the gradient of every weight: half as much again.
-    static = 1.5 * share * cost.training(tokens, length)
+    static = 1.5 * share * cost.training(work)
     shared: float = (initial + scoring + static) / config.cluster.workers_per_group
     return shared + float(weights * SORT_SECONDS_PER_WEIGHT * len(settings.top_percent))

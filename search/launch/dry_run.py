@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from search.config.sweep import SweepConfig
-from search.launch.cost import Cost, estimated_seconds, profile_steps, steps_an_epoch
+from search.launch.cost import Cost, estimated, profile_steps, steps_an_epoch
 from search.launch.prepare import SweepInputs, fewer_trials, prepare
+from search.launch.result import constant_answers
 from search.launch.resume import check_data, check_name
 from search.paths import SweepPaths
 from search.redaction import redacted
@@ -19,7 +20,11 @@ from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_targets
 from trainables.settings import ALL_LINEAR
+from trainables.tasks.constant_answer import ConstantAnswer
 from trainables.tasks.task import Task
+
+BUSY = 1.2
+"""From so many times on a machine's other work is worth a word."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class MethodCount:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What `launch` would do with a sweep. `seconds` are estimates; no trial is stopped early.
+    """What `launch` would do with a sweep. `seconds` are estimates where no trial is stopped early;
+    `seconds_low` and `seconds_high` are the range in which they will be.
 
     `base` has uri, fingerprint and params; `task` classes, rows and token lengths of each split;
     `profile` its key, whether it is cached, and what computing it takes; `search` and `confirm`
@@ -55,6 +61,8 @@ class DryRun:
     search: dict[str, Any]
     confirm: dict[str, Any] | None
     seconds: dict[str, float]
+    seconds_low: dict[str, float]
+    seconds_high: dict[str, float]
     notes: tuple[str, ...]
 
 
@@ -91,6 +99,8 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     confirm = _confirm(config, task, len(methods))
     linear = meta_targets(inputs.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
     cost = Cost.measured(config, linear, {target.name for target in targets})
+    times = fmean(each.length for each in methods)
+    estimate = estimated(config, task, cost, profile, confirm, times)
     return DryRun(
         config=config.resolved(),
         base={
@@ -98,14 +108,14 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
             "fingerprint": inputs.base_fingerprint,
             "params": base_parameters(inputs.base_uri),
         },
-        task=_task_summary(task),
+        task=_task_summary(task, constant_answers(config, task)),
         profile=profile,
         methods=methods,
         search=search,
         confirm=confirm,
-        seconds=estimated_seconds(
-            config, task, cost, profile, confirm, fmean(each.length for each in methods)
-        ),
+        seconds=estimate.about,
+        seconds_low=estimate.low,
+        seconds_high=estimate.high,
         notes=(*task.notes, *_notes(config, cost, methods, resume)),
     )
 
@@ -130,13 +140,14 @@ def _confirm(config: SweepConfig, task: Task, methods: int) -> dict[str, Any] | 
     }
 
 
-def _task_summary(task: Task) -> dict[str, Any]:
+def _task_summary(task: Task, constant: Mapping[str, ConstantAnswer]) -> dict[str, Any]:
     lengths = {name: split.lengths for name, split in task.splits.items()}
     return {
         "name": task.name,
         "labels": list(task.labels),
         "classes": task.class_counts(),
         "fingerprint": task.fingerprint,
+        "constant_answers": {split: asdict(each) for split, each in constant.items()},
         "rows": {name: len(split.labels) for name, split in task.splits.items()},
         "mean_tokens": {name: round(float(each.mean()), 1) for name, each in lengths.items()},
         "most_tokens": {name: int(each.max()) for name, each in lengths.items()},
@@ -156,6 +167,11 @@ def _notes(
             remedy = f"process {runner.pid} on {runner.host} runs it; launch under another name"
         notes.append(f"the sweep {config.name!r} exists: {remedy}")
     notes.append(f"times are estimates from a short probe of this machine ({cost.device})")
+    if cost.busy > BUSY:
+        notes.append(
+            f"this machine is busy: a layer takes {cost.busy:.1f} times what it takes alone; the "
+            "longest times are as long as it stays so"
+        )
     if config.search.trials < len(methods):
         notes.append(fewer_trials(config, len(methods)))
     longer = [f"{each.method} {each.length:.3g} times" for each in methods if each.length > 1]
@@ -182,7 +198,7 @@ def _notes(
         study = redacted(config.search.study)
         notes.append(f"the trials are shared with other launches of the sweep through {study}")
     if config.search.scheduler.name != "none":
-        notes.append("no trial is taken to be stopped early, so the search may well be shorter")
+        notes.append("about: where no trial is stopped early; at least: where all that may be are")
     if config.cluster.resources_per_worker.get("GPU", 0) > 0 and cost.device == "cpu":
         notes.append("the workers ask for a GPU, which this machine has not: they will be faster")
     if config.cluster.address != "local":

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -22,13 +22,13 @@ from search.launch.closing import tracking_of
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
-from search.launch.result import LaunchResult
+from search.launch.result import LaunchResult, constant_answers
 from search.launch.resume import check_data, check_name
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.redaction import redacted
-from search.tracking.facts import RunFacts, State
+from search.tracking.facts import RunFacts, State, at_step
 from search.tracking.liveness import launched_here
 from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
@@ -38,16 +38,24 @@ from trainables.tasks.task import Task
 
 if TYPE_CHECKING:
     from trainables.resident.groups import ResidentWorkers
+    from trainables.resident.jobs import Steps
 
 logger = logging.getLogger(__name__)
 BY_SIGNAL = "Ctrl-C"
 
 
 def launch(
-    config: SweepConfig, *, view: Progress, resume: bool = False, profile_only: bool = False
+    config: SweepConfig,
+    *,
+    view: Progress,
+    resume: bool = False,
+    profile_only: bool = False,
+    on_result: Callable[[LaunchResult], object] = lambda _result: None,
 ) -> LaunchResult:
     """Run a sweep to its end; with `profile_only` compute its profile and stop there.
 
+    `on_result` hears what was done once there are trials, however the launch ends, while its log is
+    still kept.
     Raises a UsageError before anything is started where the sweep cannot be run as written, and
     KeyboardInterrupt on Ctrl-C, with what is done kept for `resume`.
     """
@@ -68,6 +76,7 @@ def launch(
         profile_key=prepared.key,
         profile_cached=profile_only and stage.is_cached(),
         tracking_uri=redacted(absolute_uri(config.tracking.uri)),
+        constant_answers=constant_answers(config, prepared.task),
     )
     if result.profile_cached:
         return result
@@ -85,9 +94,10 @@ def launch(
             if not profile_only:
                 tracked_before = tracking_of(paths)
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, view, resume)
+                tracker.log(result.sweep_run_id, metrics=at_step(result.constant_metrics, 0))
             result.seconds["prepare"] = time.monotonic() - started
             with (
-                _told_how_it_ends(tracker, result, view, interrupts),
+                _told_how_it_ends(tracker, result, view, interrupts, on_result),
                 _resident_workers(config, prepared, paths, view, interrupts) as workers,
             ):
                 profile = stage.obtained(workers, tracker, result.sweep_run_id)
@@ -191,7 +201,11 @@ def borrowed_from(prepared: SweepInputs) -> dict[str, str]:
 
 @contextmanager
 def _told_how_it_ends(
-    tracker: Tracker, result: LaunchResult, view: Progress, interrupts: Interrupts
+    tracker: Tracker,
+    result: LaunchResult,
+    view: Progress,
+    interrupts: Interrupts,
+    on_result: Callable[[LaunchResult], object],
 ) -> Iterator[None]:
     """Close the sweep's run with the state in which what is done meanwhile has ended."""
     state: State = "failed"
@@ -210,6 +224,8 @@ def _told_how_it_ends(
     finally:
         with interrupts.deferred():
             _close_sweep(tracker, result, state, reason)
+            if result.states:
+                on_result(result)
 
 
 def _last_words(tracker: Tracker, result: LaunchResult) -> None:
@@ -298,5 +314,16 @@ def _resident_workers(
         ),
         storage_path=str(paths.tune),
         on_notice=view.message,
+        on_steps=partial(_show_steps, view),
         hurried=lambda: interrupts.hurried,
     )
+
+
+def _show_steps(view: Progress, job_id: str, steps: Steps) -> None:
+    """Show how far a trial is; the profile's job tells of its steps itself."""
+    from search.tuning.trial import trial_of_job
+
+    trial = trial_of_job(job_id)
+    if trial is not None:
+        number, seed = trial
+        view.trial_steps(number, steps.done, steps.total, steps.learning_rate, seed)

@@ -207,9 +207,9 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             match event:
                 case Started():
                     view.stage("profile", modules)
-                case ProfileSteps(phase, done, total):
+                case ProfileSteps(phase, done, total, learning_rate):
                     view.stage("profile", phase)
-                    view.profile_step(done, total)
+                    view.profile_step(done, total, learning_rate)
                 case Message(text):
                     view.message(text)
 

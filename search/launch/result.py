@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from search.config.sweep import SweepConfig
 from search.queries.comparison import Confirmation
 from search.study.ranking import BestChoice
+from trainables.tasks.constant_answer import ConstantAnswer, constant_answer
+from trainables.tasks.task import Task
 
 
 @dataclass
@@ -21,8 +25,16 @@ class LaunchResult:
     sweep_run_id: str | None = None
     states: dict[str, int] = field(default_factory=dict)
     best: list[BestChoice] = field(default_factory=list)
+    front: list[BestChoice] = field(default_factory=list)
+    """Of a search with two objectives, the trials that no other beats in one without losing in the
+    other, fewest parameters first."""
     unranked: list[str] = field(default_factory=list)
     """Methods and arms of which no trial ran to its end."""
+    constant_answers: Mapping[str, ConstantAnswer] = field(default_factory=dict)
+    """What a model that has learned nothing would be measured to be: on dev by what is searched
+    for, on test by the task's metric."""
+    nothing_learned: str | None = None
+    """What to tell where no trial beats a constant answer on dev."""
     confirmation: list[Confirmation] | None = None
     ended_by: str | None = None
     reason: str | None = None
@@ -30,3 +42,34 @@ class LaunchResult:
     seconds: dict[str, float] = field(default_factory=dict)
     untold: int = 0
     """Records of trials that MLflow has not been told; --resume tells them."""
+
+    @property
+    def constant_metrics(self) -> dict[str, float]:
+        """`constant_answers` as the sweep's run in MLflow has them."""
+        return {
+            f"constant_answer_{split}": each.value for split, each in self.constant_answers.items()
+        }
+
+    def judge(self) -> None:
+        """Set `nothing_learned` by what is best now."""
+        self.nothing_learned = None
+        constant = self.constant_answers.get("dev")
+        if constant is None or not self.best or constant.is_beaten_by(self.best[0].value):
+            return
+        self.nothing_learned = (
+            f"nothing was learned: the best {constant.metric}, {self.best[0].value:.4g}, does not "
+            f"beat a constant answer ({constant.in_words}); try a higher learning rate "
+            "(space.learning_rate) and more epochs (train.epochs), and look whether the labels "
+            "belong to their rows"
+        )
+
+
+def constant_answers(config: SweepConfig, task: Task) -> dict[str, ConstantAnswer]:
+    """The best constant answers for dev and test, where the metric has such."""
+    asked = {"dev": config.search.metric, "test": task.metric}
+    found = {
+        split: constant_answer(task, split, metric)
+        for split, metric in asked.items()
+        if split in task.splits
+    }
+    return {split: each for split, each in found.items() if each is not None}

@@ -23,7 +23,7 @@ from search.study.as_begun import space_as_begun
 from search.study.first_choices import first_choices
 from search.study.left_open import end_what_was_left_open
 from search.study.proposals import Proposals
-from search.study.ranking import WorthKeeping, best_of_each_method
+from search.study.ranking import WorthKeeping, best_of_each_method, pareto_front
 from search.study.shared import SharedStudy, check_settings, driver_of, ended_last_trial, own_seed
 from search.study.standing import interrupted, settle
 from search.study.study import (
@@ -190,7 +190,9 @@ class SearchStage:
         left = max(0, wanted - done)
         kept = f" ({done} of {wanted} are done)" if done else ""
         trials = f"{left} trial{'' if left == 1 else 's'}"
-        self.view.stage("search", f"{trials}{kept} over {', '.join(arms)}")
+        confirm = self.config.confirm
+        later = 0 if confirm is None else len(arms) * confirm.top * confirm.seeds
+        self.view.stage("search", f"{trials}{kept} over {', '.join(arms)}", left, later)
         if not done and wanted < len(arms):
             self.view.message(fewer_trials(self.config, len(arms)))
 
@@ -212,6 +214,9 @@ class SearchStage:
     def _take_stock(self) -> None:
         self.result.states = states_of(self.study)
         self.result.best = best_of_each_method(self.study, self.config.objective)
+        if len(self.config.search.objectives) > 1:
+            self.result.front = pareto_front(self.study, self.config.objective)
+        self.result.judge()
 
     @contextlib.contextmanager
     def _recorded(
@@ -244,9 +249,8 @@ class SearchStage:
             ranked = {row.arm for row in self.result.best}
             arms = self.inputs.space.arms(config.search.arms)
             self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
-            self.result.best = [
-                replace(row, run_id=runs.get(row.number)) for row in self.result.best
-            ]
+            for rows in (self.result.best, self.result.front):
+                rows[:] = [replace(row, run_id=runs.get(row.number)) for row in rows]
 
     def _relay(
         self,

@@ -31,14 +31,7 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
     MLflow cannot be read.
     """
     recorded = RecordedRuns(tracking_uri)
-    sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
-    newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
-    if newest is None:
-        names = sorted({run.sweep for run in sweeps})
-        raise RanksweepError(
-            f"{sweep}: no sweep of this name or run id in MLflow; it has "
-            f"{', '.join(names[:10]) or 'none'}"
-        )
+    newest = _newest(recorded, sweep)
     children = recorded.search({"status": "complete"}, [newest.experiment_id], newest.run_id)
     if (told := liveness.told(newest)) is not None:
         _log.warning("%s; what it has not confirmed is missing", told)
@@ -55,6 +48,26 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
     return summarize(choices, objective, against)
+
+
+def constant_answer_on_test(tracking_uri: str, sweep: str) -> float | None:
+    """What a model that answers every test row alike would reach; None where no launch said so.
+
+    Raises as `compare` does.
+    """
+    return _newest(RecordedRuns(tracking_uri), sweep).metrics.get("constant_answer_test")
+
+
+def _newest(recorded: RecordedRuns, sweep: str) -> RunFacts:
+    sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
+    newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
+    if newest is None:
+        names = sorted({run.sweep for run in sweeps})
+        raise RanksweepError(
+            f"{sweep}: no sweep of this name or run id in MLflow; it has "
+            f"{', '.join(names[:10]) or 'none'}"
+        )
+    return newest
 
 
 def _choices(
@@ -174,7 +187,7 @@ def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:
     beside = called(reference)
     compared = [(row.arm, row.difference) for row in rows if row.difference is not None]
     if not compared:
-        return f"no difference can be told: that takes {beside} and two seeds of each choice"
+        return _why_none_is_told(rows, reference)
     above = [arm for arm, (low, _) in compared if low > 0]
     below = [arm for arm, (_, high) in compared if high < 0]
     if not above and not below:
@@ -189,6 +202,17 @@ def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:
         f"{'; '.join(told)} (of {len(compared)} compared; by chance alone about {chance:.1f} "
         "would be)"
     )
+
+
+def _why_none_is_told(rows: Sequence[Confirmation], reference: str) -> str:
+    beside = called(reference)
+    own = next((row for row in rows if reference in (row.arm, row.method)), None)
+    if own is not None and all(row.number == own.number for row in rows):
+        return f"nothing but {beside} was confirmed: there is no difference to tell"
+    lacks = [] if own is not None else [beside]
+    lacks += ["two seeds of each choice"] if any(len(row.values) < 2 for row in rows) else []
+    takes = f": that takes {' and '.join(lacks)}" if lacks else " from these values"
+    return f"no difference can be told{takes}"
 
 
 def called(reference: str) -> str:

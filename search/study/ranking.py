@@ -107,20 +107,37 @@ def _best_of_arms(
         for arm, trial in by_arm.items():
             taken[arm] += 1
             if taken[arm] <= top:
-                rows.append(
-                    BestChoice(
-                        method=trial.user_attrs[METHOD],
-                        arm=arm,
-                        value=each.value,
-                        values=[float(t.values[0]) for t in each.trials],
-                        seeds=len(each.trials),
-                        trainable_params=each.params,
-                        number=each.first.number,
-                        run_id=each.first.user_attrs.get(RUN_ID),
-                        choice=choice_of(trial).as_dict(),
-                    )
-                )
+                rows.append(_best_choice(each, trial))
     return rows
+
+
+def _best_choice(each: Measured, trial: FrozenTrial) -> BestChoice:
+    """A training, as the trial has it that stands for it."""
+    return BestChoice(
+        method=trial.user_attrs[METHOD],
+        arm=trial.user_attrs[ARM],
+        value=each.value,
+        values=[float(t.values[0]) for t in each.trials],
+        seeds=len(each.trials),
+        trainable_params=each.params,
+        number=each.first.number,
+        run_id=each.first.user_attrs.get(RUN_ID),
+        choice=choice_of(trial).as_dict(),
+    )
+
+
+def pareto_front(study: optuna.Study, objective: Objective) -> list[BestChoice]:
+    """The choices that no other beats in value or parameters without losing in the other, fewest
+    parameters first."""
+    return _front_of(study.get_trials(deepcopy=False), objective)
+
+
+def _front_of(trials: Iterable[FrozenTrial], objective: Objective) -> list[BestChoice]:
+    rows: list[BestChoice] = []
+    for each in measured(trials, objective):  # best first, of equal ones the smaller
+        if not rows or each.params < rows[-1].trainable_params:
+            rows.append(_best_choice(each, each.first))
+    return rows[::-1]
 
 
 class WorthKeeping:
@@ -145,11 +162,7 @@ class WorthKeeping:
         trials = [trial for trial in every if trial.user_attrs.get(TRAINING) in trainings]
         self._kept = {row.number for row in _best_of_arms(trials, self._objective)}
         if len(self._study.directions) > 1:
-            fewest = float("inf")
-            for each in measured(trials, self._objective):  # best first
-                if each.params < fewest:
-                    fewest = each.params
-                    self._kept.add(each.first.number)
+            self._kept |= {row.number for row in _front_of(trials, self._objective)}
         return set(self._kept)
 
 

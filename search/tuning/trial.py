@@ -41,9 +41,22 @@ class TrialContext:
         return Planner(self.targets, profile, self.size)
 
 
-def job_name(number: int) -> str:
-    """The id that the job of an Optuna trial asks the queue for; the driver cancels by it."""
-    return f"trial-{number:05d}"
+def job_name(number: int, seed: int | None = None) -> str:
+    """The id that the job of an Optuna trial asks the queue for; the driver cancels by it.
+
+    With the `seed` of a confirmation it is that of the choice's job there.
+    """
+    return f"trial-{number:05d}" if seed is None else f"confirm-{number}-seed-{seed}"
+
+
+def trial_of_job(job_id: str) -> tuple[int, int | None] | None:
+    """The number and the seed that `job_name` was given; None for a job of another kind."""
+    match job_id.split("-"):
+        case ["trial", number]:
+            return int(number), None
+        case ["confirm", number, "seed", seed]:
+            return int(number), int(seed)
+    return None
 
 
 def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -> None:

@@ -60,8 +60,10 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def hearing(**hooks: Callable[..., Any]) -> Observer:
-    """Who hears of a training job by functions named as an observer's."""
+    """Who hears of a training job by functions named as an observer's; `on_step` of the step."""
     observer = Observer()
+    if (on_step := hooks.pop("on_step", None)) is not None:
+        hooks["on_step"] = lambda step, *_: on_step(step)
     vars(observer).update(hooks)
     return observer
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from spaces.errors import BaseModelError, one_line
 
+_log = logging.getLogger(__name__)
+SLOW_S = 5.0
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -163,13 +169,29 @@ def _hub_snapshot(uri: str, weights: bool) -> Path:
     elif weights:
         patterns.append("*.safetensors")
     try:
-        root = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        with _said_if_slow(uri):
+            root = huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=patterns
+            )
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise BaseModelError(
             f"base: {uri} cannot be had from the hub nor from its local cache "
             f"({one_line(error)}); check the name and the network, or use path:DIR"
         ) from error
     return Path(root) / file if file is not None else Path(root)
+
+
+@contextmanager
+def _said_if_slow(uri: str) -> Iterator[None]:
+    """Say once that a base is being fetched, where it takes longer than a look into the cache."""
+    said = f"base: {uri} is being fetched from the hub"
+    timer = threading.Timer(SLOW_S, _log.warning, [said])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _hub_commit(uri: str) -> str:

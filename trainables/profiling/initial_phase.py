@@ -162,8 +162,8 @@ class _Phase(Observer):
         self._progress, self._should_stop = progress, should_stop
         self.steps_done = saved.step if saved is not None else 0
 
-    def on_step(self, step: int) -> None:
-        self._progress("initial phase", step, self._steps)
+    def on_step(self, step: int, steps: int, learning_rate: float) -> None:
+        self._progress("initial phase", step, steps, learning_rate)
 
     def should_stop(self) -> bool:
         return self._should_stop()

@@ -45,7 +45,7 @@ def compute_profile(
     workers: Workers,
     deepspeed: Mapping[str, Any] | None = None,
     base_fingerprint: str = "",
-    on_progress: Progress = lambda _phase, _done, _total: None,
+    on_progress: Progress = lambda _phase, _done, _total, _learning_rate=None: None,
     checkpoints: Checkpoints | None = None,
     on_message: Message = _log.warning,
     should_stop: Callable[[], bool] = lambda: False,

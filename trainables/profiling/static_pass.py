@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,7 +40,14 @@ from trainables.training.stage import CancelledError
 
 # Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
 FLOAT16_LOSS_SCALE = 1024.0
-Progress = Callable[[str, int, int], None]
+
+
+class Progress(Protocol):
+    """Hears how a profile goes: `done` of the `total` steps of a phase, and a step's rate."""
+
+    def __call__(
+        self, phase: str, done: int, total: int, learning_rate: float | None = None, /
+    ) -> None: ...
 
 
 class StaticPass:

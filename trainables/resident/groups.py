@@ -23,8 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from spaces.errors import JobError, one_line
 from trainables.resident.group_watch import GroupWatch
-from trainables.resident.jobs import Done, Event, Failed, Job, Result
-from trainables.resident.queue import POLL_S, events_of, start_job_queue
+from trainables.resident.jobs import Done, Event, Failed, Job, Result, Steps
+from trainables.resident.queue import POLL_S, STEPS_S, events_of, start_job_queue
 
 logger = logging.getLogger(__name__)
 CLOSING_S = 60.0  # a group that serves ends its last step, its engine and its processes within this
@@ -45,7 +45,8 @@ class ResidentWorkers:
     """The driver's side: a context manager that starts the groups and closes them.
 
     `storage_path` is where Ray Train writes its own small state. `dtype` names the torch dtype that
-    the base is loaded in. `on_notice` hears, from a thread, what a user should know of the groups.
+    the base is loaded in. `on_notice` hears, from a thread, what a user should know of the groups,
+    and `on_steps` from another, about once a second, the id of each running job and how far it is.
     Once `hurried`, closing does not wait for jobs to end.
     """
 
@@ -60,6 +61,7 @@ class ResidentWorkers:
         settings: GroupSettings,
         storage_path: str,
         on_notice: Callable[[str], None] = logger.warning,
+        on_steps: Callable[[str, Steps], None] | None = None,
         hurried: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings, self._storage_path = settings, storage_path
@@ -70,7 +72,7 @@ class ResidentWorkers:
             "deepspeed": dict(deepspeed),
         }
         self._task = task
-        self._on_notice, self._hurried = on_notice, hurried
+        self._on_notice, self._on_steps, self._hurried = on_notice, on_steps, hurried
         self._threads: list[threading.Thread] = []
         self._leaving = threading.Event()
         self._lost: dict[int, str] = {}
@@ -82,6 +84,8 @@ class ResidentWorkers:
         for group in range(self._settings.groups):
             self._start_thread(self._run_group, group)
         self._start_thread(self._pass_notices_on)
+        if self._on_steps is not None:
+            self._start_thread(self._pass_steps_on, self._on_steps)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
@@ -164,6 +168,16 @@ class ResidentWorkers:
                     self._tell_of_slow_starts(len(ray.get(self.queue.groups.remote())))
             except ray.exceptions.RayError:
                 return
+
+    def _pass_steps_on(self, on_steps: Callable[[str, Steps], None]) -> None:
+        """Ask the queue again and again how far the jobs are that run."""
+        while not self._leaving.wait(STEPS_S):
+            try:
+                running = ray.get(self.queue.steps.remote())
+            except ray.exceptions.RayError:
+                return
+            for job_id, steps in running.items():
+                on_steps(job_id, steps)
 
     def _tell_of_slow_starts(self, up: int) -> None:
         settings = self._settings

@@ -96,12 +96,22 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """How many of its optimizer steps a running job has done, and the last one's learning rate."""
+
+    done: int
+    total: int
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
 class ProfileSteps:
-    """A profile has done so many steps of a phase."""
+    """A profile has done so many steps of a phase; one that trains nothing has no learning rate."""
 
     phase: str
     done: int
     total: int
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,13 @@ from trainables.resident.jobs import (
     Failed,
     GroupFacts,
     Requeued,
+    Steps,
 )
 
 POLL_S = 5.0  # whoever waits asks again after this long
 BEAT_S = 10.0  # every worker gives a sign of life so often
 SILENT_S = 120.0  # one that has given none for this long is said
+STEPS_S = 1.0  # a running job tells how far it is, and the driver asks, once in so many seconds
 MAX_IDLE_STARTS = 8  # starts of one group between two finished jobs
 
 
@@ -45,6 +47,7 @@ class _Entry:
     deaths: int = 0
     cancelled: bool = False
     left: bytes | None = None
+    steps: Steps | None = None
 
 
 class JobQueue:
@@ -203,6 +206,12 @@ class JobQueue:
             await self._append(entry, event)
         return entry.cancelled
 
+    async def tell_steps(self, job_id: str, steps: Steps, group: int) -> None:
+        """Note how far a running job is; nobody is woken, and what was told before is forgotten."""
+        entry = self._entries[job_id]
+        if entry.state == "running" and entry.group == group:
+            entry.steps = steps
+
     async def leave(self, job_id: str, made: bytes) -> None:
         """Keep what a running job has made (a trial's weights) until the driver collects it."""
         entry = self._entries[job_id]
@@ -219,6 +228,11 @@ class JobQueue:
         """Jobs that groups have taken since this was last asked: id -> when, in Unix time."""
         begun, self._begun = self._begun, {}
         return begun
+
+    async def steps(self) -> dict[str, Steps]:
+        """How far the running jobs are that have told: job id -> steps."""
+        running = {k: entry.steps for k, entry in self._entries.items() if entry.state == "running"}
+        return {job_id: steps for job_id, steps in running.items() if steps is not None}
 
     async def collect(self, job_id: str) -> bytes | None:
         """What a job has left, once; None where it left nothing."""
@@ -307,7 +321,7 @@ class JobQueue:
 
     async def _take_back(self, job_id: str, entry: _Entry) -> str:
         entry.deaths += 1
-        entry.group = None
+        entry.group = entry.steps = None
         if entry.cancelled:
             await self._finish(entry, Cancelled())
             return f"{_in_words(job_id)} was cancelled"

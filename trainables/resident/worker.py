@@ -40,10 +40,11 @@ from trainables.resident.jobs import (
     ProfileResult,
     ProfileSteps,
     Started,
+    Steps,
     TrialJob,
     TrialResult,
 )
-from trainables.resident.queue import BEAT_S, POLL_S
+from trainables.resident.queue import BEAT_S, POLL_S, STEPS_S
 from trainables.tasks.task import Task
 from trainables.trained.weights import Trained, TrainedFacts
 from trainables.training.finetune import finetune
@@ -162,12 +163,18 @@ class Channel:
         self._queue, self._group, self._job_id, self._speaks = queue, group, job_id, speaks
         self._stop = False
         self._asked: Any = None
-        self._next_poll = 0.0
+        self._next_poll = self._next_steps = 0.0
 
     def send(self, event: Event) -> None:
         """Tell the queue an event of the job."""
         if self._speaks:
             self._stop |= ray.get(self._queue.report.remote(self._job_id, event, self._group))
+
+    def tell_steps(self, steps: Steps) -> None:
+        """Tell the queue how far the job is, now and then and without waiting for its answer."""
+        if self._speaks and time.monotonic() >= self._next_steps:
+            self._next_steps = time.monotonic() + STEPS_S
+            self._queue.tell_steps.remote(self._job_id, steps, self._group)
 
     def leave(self, made: Callable[[], bytes]) -> None:
         """Leave what the job has made with the queue, for the driver to collect."""
@@ -205,8 +212,9 @@ class _TrialObserver(Observer):
     def on_ready(self) -> None:
         self.ready_at = time.time()
 
-    def on_step(self, step: int) -> None:
+    def on_step(self, step: int, steps: int, learning_rate: float) -> None:
         self.first_step_at = self.first_step_at or time.time()
+        self._channel.tell_steps(Steps(step, steps, learning_rate))
 
     def should_stop(self) -> bool:
         return self._channel.should_stop()
@@ -268,11 +276,11 @@ def _profile(job: ProfileJob, resident: Resident, channel: Channel) -> ProfileRe
     targets = resolve_targets(base.model, base.head_modules, settings.target_modules)
     started, last = time.monotonic(), 0.0
 
-    def on_progress(phase: str, done: int, total: int) -> None:
+    def on_progress(phase: str, done: int, total: int, learning_rate: float | None = None) -> None:
         nonlocal last
         if time.monotonic() - last > 0.5 or done == total:
             last = time.monotonic()
-            channel.send(ProfileSteps(phase, done, total))
+            channel.send(ProfileSteps(phase, done, total, learning_rate))
 
     profile = compute_profile(
         base.model, fresh_head(base, settings.seed), targets, resident.task, settings,

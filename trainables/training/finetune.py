@@ -122,7 +122,7 @@ def _train_epoch(
         trained += kind.loss_count(split.labels[batch]) if stages.trains else 0
         times.append(time.perf_counter() - started)
         stages.keep(step)
-        observer.on_step(step)
+        observer.on_step(step, stages.steps, stages.last_learning_rate)
         if step % LOSS_CHECK_EVERY == 0 or step == done + len(batches):
             _check_finite(loss_sum, step, workers)
         if workers.agree(observer.should_stop()):

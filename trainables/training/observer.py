@@ -23,8 +23,9 @@ class Observer:
     def keep(self, step: int, engine: Any, schedule: Any) -> None:
         """Called after every step, before `on_step`, with the number of steps done."""
 
-    def on_step(self, step: int) -> None:
-        """Called after every step with the number of steps done."""
+    def on_step(self, step: int, steps: int, learning_rate: float) -> None:
+        """Called after every step with how many of the job's `steps` are done, and the learning
+        rate (of scale 1) that the last was trained with."""
 
     def should_stop(self) -> bool:
         """Asked after every step; rank 0's answer counts."""

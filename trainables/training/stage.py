@@ -116,6 +116,11 @@ class Stages(AbstractContextManager["Stages"]):
         self._end()
 
     @property
+    def steps(self) -> int:
+        """All optimizer steps of the job."""
+        return self._schedule.steps
+
+    @property
     def trains(self) -> bool:
         """Whether the stage has anything to train: not with an empty core and no head."""
         return self._engine is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -227,6 +228,17 @@ def test_rows_writes_the_rows_of_each_split(tmp_path: Path) -> None:
 
 # -- launching, with the launch itself replaced ----------------------------------------------------
 
+BEST = {
+    "method": "taso",
+    "arm": "taso",
+    "value": 0.75,
+    "values": [0.75],
+    "seeds": 1,
+    "trainable_params": 45624,
+    "number": 3,
+    "run_id": None,
+    "choice": {"method": "taso", "learning_rate": 0.001, "retention": 0.1},
+}
 LAUNCHED = {
     "name": "movie",
     "profile_key": KEY,
@@ -234,21 +246,11 @@ LAUNCHED = {
     "tracking_uri": "sqlite:////tmp/x.db",
     "sweep_run_id": "abc",
     "states": {"complete": 2, "pruned": 1},
-    "best": [
-        {
-            "method": "taso",
-            "arm": "taso",
-            "value": 0.75,
-            "values": [0.75],
-            "seeds": 1,
-            "trainable_params": 45624,
-            "number": 3,
-            "run_id": None,
-            "choice": {"method": "taso", "learning_rate": 0.001, "retention": 0.1},
-        }
-    ],
+    "best": [BEST],
     "seconds": {"profile": 2.0, "search": float("nan")},
 }
+
+TOOK = LAUNCHED | {"seconds": {"search": 2.0}}
 
 REPLACED = """
 import os, sys
@@ -260,7 +262,7 @@ from search.study.ranking import BestChoice
 def launched(best, **rest):
     return LaunchResult(best=[BestChoice(**each) for each in best], **rest)
 
-def launch(config, *, view, resume=False, profile_only=False):
+def launch(config, *, view, resume=False, profile_only=False, on_result=None):
     print("noise from a library")
     os.system("echo noise from a child")
     view.stage("search", f"resume={{resume}} profile_only={{profile_only}}")
@@ -278,7 +280,7 @@ def replaced(folder: Path, body: str, *arguments: str) -> Done:
 
 
 def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> None:
-    body = f"return launched(**{LAUNCHED!r})".replace("nan", "1.0")
+    body = f"return launched(**{TOOK!r})"
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--resume")
     assert done.code == 0
     for words in (KEY, "2 complete, 1 pruned", "taso", "0.75", "45,624", "retention=0.1"):
@@ -287,6 +289,109 @@ def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> No
     assert "mlflow ui --backend-store-uri sqlite:////tmp/x.db" in done.out
     assert "search: resume=True profile_only=False" in done.err
     assert "noise" not in done.out
+
+
+def test_the_commands_that_a_launch_hints_at_can_be_given_as_they_stand(tmp_path: Path) -> None:
+    body = f"return launched(**{TOOK!r})"
+    task = {
+        "name": "film's genre", "data": {"train": "a.csv", "dev": "b.csv"}, "text": "t",
+        "metric": "f1",
+    }  # fmt: skip
+    search = {"metric": "f1", "objectives": ["f1", "trainable_params"]}
+    sweep = sweep_file(tmp_path, task=task, search=search, name="genres")
+    for elsewhere in ([], ["--tracking", "sqlite:////tmp/my runs.db"]):
+        done = replaced(tmp_path, body, "launch", sweep, *elsewhere)
+        (hint,) = [line for line in done.out.splitlines() if "ranksweep best" in line]
+        told = shlex.split(hint)
+        at = ["--tracking", LAUNCHED["tracking_uri"]] if elsewhere else []
+        asked = ["--task", "film's genre", "--metric", "f1", "--pareto"]
+        assert told == ["ranksweep", "best", *asked, *at]
+    understood = ranksweep(tmp_path, *told[1:-1], f"sqlite:///{tmp_path}/absent.db")
+    assert "absent.db" in understood.error
+
+
+def test_a_server_of_mlflow_is_named_by_its_own_address(tmp_path: Path) -> None:
+    uri = "http://mlflow:5000"
+    body = f"return launched(**{TOOK | {'tracking_uri': uri}!r})"
+    sweep = sweep_file(tmp_path, tracking={"uri": uri})
+    shown = replaced(tmp_path, body, "launch", sweep).out.splitlines()
+    assert shown[-1].strip() == uri
+    assert not any("mlflow ui" in line for line in shown)
+    assert any(line.endswith(f"--tracking {uri}") for line in shown)
+
+
+@pytest.mark.parametrize(("constant", "learned"), [(0.75, False), (0.74, True)])
+def test_a_launch_that_has_learned_nothing_says_so(
+    tmp_path: Path, constant: float, learned: bool
+) -> None:
+    body = f"""
+    from trainables.tasks.constant_answer import ConstantAnswer
+    of = ConstantAnswer("dev", "accuracy", {constant}, "no", "max")
+    result = launched(constant_answers={{"dev": of}}, **{TOOK!r})
+    result.judge()
+    return result
+"""
+    done = replaced(tmp_path, body, "launch", sweep_file(tmp_path))
+    assert f"a constant answer has {constant}, always 'no'" in done.out
+    assert ("nothing was learned" in done.out) != learned
+    document = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--json").document
+    assert document["constant_answers"]["dev"]["value"] == constant
+    assert (document["nothing_learned"] is None) == learned
+
+
+def test_a_search_for_two_objectives_ends_with_the_front(tmp_path: Path) -> None:
+    front = [{**BEST, "arm": "smallest", "number": 7, "trainable_params": 12}]
+    body = f"return launched(front=[BestChoice(**each) for each in {front!r}], **{TOOK!r})"
+    done = replaced(tmp_path, body, "launch", sweep_file(tmp_path))
+    assert "smallest" in done.out.partition("front of accuracy against parameters")[2]
+
+
+@pytest.mark.parametrize(
+    ("cut_off", "code", "last"),
+    [
+        ("KeyboardInterrupt", 130, "error: interrupted"),
+        ("JobError('no workers are left')", 1, "error: no workers are left"),
+    ],
+)
+def test_a_launch_that_is_cut_off_shows_what_is_done(
+    tmp_path: Path, cut_off: str, code: int, last: str
+) -> None:
+    body = f"""
+    from spaces.errors import JobError
+    view.listener = lambda text: print("log:", text)
+    on_result(launched(**{TOOK!r}))
+    raise {cut_off}
+"""
+    done = replaced(tmp_path, body, "launch", sweep_file(tmp_path))
+    assert done.code == code
+    assert done.err.splitlines()[-1] == last
+    for words in ("2 complete, 1 pruned", "retention=0.1"):
+        assert words in done.out
+        assert words in done.err.partition("log:")[2]
+    done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--json")
+    assert (done.code, done.document["states"]) == (code, LAUNCHED["states"])
+
+
+def test_no_bars_of_libraries_run_through_what_a_command_prints(tmp_path: Path) -> None:
+    code = """if True:
+        import contextlib
+        from search.cli.main import main
+        with contextlib.suppress(SystemExit):
+            main(["--version"])
+        import tqdm.auto
+        from datasets import Dataset
+        from huggingface_hub.utils import tqdm as of_the_hub
+        from mlflow.utils.file_utils import ArtifactProgressBar
+        from transformers.utils.logging import tqdm as of_transformers
+        for bar in (tqdm.auto.tqdm, of_transformers, of_the_hub):
+            list(bar(range(9)))
+        Dataset.from_dict({"a": [1, 2]}).map(lambda row: row)
+        with ArtifactProgressBar.files("down", 2) as bar:
+            bar.update()
+    """
+    done = python(tmp_path, "-c", code)
+    assert done.code == 0
+    assert "%|" not in done.err
 
 
 def test_json_is_the_one_document_on_stdout_whatever_libraries_print(tmp_path: Path) -> None:

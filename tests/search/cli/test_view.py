@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from dataclasses import replace
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from search.cli.sweeps import results_table
-from search.cli.view import STEP_LINE_SECONDS, View
+from search.cli.launch_view import results_table
+from search.cli.view import LINE_SECONDS, View
 from search.study.ranking import BestChoice
 from search.wording import duration, figure, knobs
 
@@ -29,7 +31,11 @@ def plain(trials: int = 0) -> tuple[View, io.StringIO, Clock]:
     """A view that writes where there is no terminal."""
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=False, width=40)
-    return View("movie", trials, metric="accuracy", console=console, clock=clock), out, clock
+    view = View("movie", metric="accuracy", console=console, clock=clock)
+    if trials:
+        view.stage("search", trials=trials)
+        out.truncate(0), out.seek(0)
+    return view, out, clock
 
 
 def lines(out: io.StringIO) -> list[str]:
@@ -68,13 +74,57 @@ def test_a_failed_trial_and_one_that_was_never_started_are_told() -> None:
     ]
 
 
-def test_profile_steps_are_told_at_most_every_few_seconds_and_at_the_end() -> None:
+def test_profile_steps_are_told_once_a_minute_and_at_the_end_with_the_time_left() -> None:
     view, out, clock = plain()
+    view.stage("profile", "initial phase")
     for step in range(1, 101):
-        view.profile_step(step, 100)
-        clock.now += STEP_LINE_SECONDS / 20
-    told = [int(line.split()[2]) for line in lines(out)]
+        view.profile_step(step, 100, 1e-3 / step)
+        clock.now += LINE_SECONDS / 20
+    assert lines(out)[1:4] == [
+        "profile: step 1 of 100, learning rate 0.001",
+        "profile: step 21 of 100, learning rate 4.762e-05, about 3 min 57 s left",
+        "profile: step 41 of 100, learning rate 2.439e-05, about 2 min 57 s left",
+    ]
+    told = [int(line.split()[2]) for line in lines(out)[1:]]
     assert told == [1, 21, 41, 61, 81, 100]
+
+
+def test_how_far_trials_are_is_told_once_a_minute_in_one_line() -> None:
+    view, out, clock = plain(trials=3)
+    view.trial_started(0, "lora", 1000)
+    clock.now += 100
+    view.trial_finished(0, "complete", 0.75)
+    view.trial_started(1, "taso", 1000)
+    view.trial_started(2, "joint", 1000)
+    before = len(lines(out))
+    for second in range(119):
+        view.trial_steps(1, second, 400, 2e-3)
+        view.trial_steps(2, 2 * second, 400)
+        clock.now += 1
+    assert lines(out)[before:] == [
+        "1 of 3 trials are done, about 1 min 40 s left; trial 1 at step 0 of 400, learning rate "
+        "0.002, 0.0 s elapsed; trial 2, 0.0 s elapsed",
+        "1 of 3 trials are done, about 5 min 40 s left; trial 1 at step 60 of 400, learning rate "
+        "0.002, 1 min 00 s elapsed, about 5 min 40 s left; trial 2 at step 118 of 400, 1 min 00 s "
+        "elapsed, about 2 min 20 s left",
+    ]
+
+
+def test_the_log_hears_of_trials_and_not_how_far_they_are() -> None:
+    view, _, clock = plain(trials=1)
+    heard: list[str] = []
+    view.listener = heard.append
+    view.trial_started(0, "lora", 1000)
+    for step in range(10):
+        clock.now += LINE_SECONDS
+        view.trial_steps(0, step, 10, 1e-3)
+    view.trial_finished(0, "complete", 0.75)
+    view.best(0, "lora", 0.75, 1000)
+    assert heard == [
+        "trial 0: lora, 1,000 parameters",
+        "trial 0: lora complete, accuracy 0.75 after 10 min 00 s",
+        "best so far: accuracy 0.75, trial 0 (lora) with 1,000 parameters",
+    ]
 
 
 def test_a_stage_that_goes_on_is_not_told_again() -> None:
@@ -88,6 +138,12 @@ def test_a_stage_that_goes_on_is_not_told_again() -> None:
         "profile: step 0 of 100",
         "profile: static pass",
     ]
+
+
+def test_steps_of_a_trial_that_is_not_shown_are_passed_over() -> None:
+    view, out, _ = plain(trials=2)
+    view.trial_steps(7, 1, 10, 1e-3)
+    assert lines(out) == []
 
 
 def test_a_best_that_does_not_change_is_told_once() -> None:
@@ -116,6 +172,38 @@ def test_time_left_is_that_of_the_trials_to_come_shared_by_those_that_run_at_onc
     assert view.seconds_left is None
 
 
+def test_time_left_follows_the_steps_of_what_runs_and_knows_of_the_confirmation() -> None:
+    view, _, clock = plain()
+    view.stage("search", trials=3, later=2)
+    view.trial_started(0, "lora")
+    clock.now += 10  # until the first step
+    view.trial_steps(0, 0, 100)
+    assert view.seconds_left is None, "no step tells how long one takes"
+    clock.now += 30
+    view.trial_steps(0, 25, 100)
+    # 75 steps of 1.2 s; that trial will have taken 130 s, and two and two more follow.
+    assert view.seconds_left == pytest.approx(90 + 4 * 130)
+    clock.now += 60
+    view.trial_finished(0, "complete", 0.5)
+    view.trial_started(1, "lora")
+    clock.now += 40
+    view.trial_finished(1, "pruned", 0.4)
+    # Searched trials take 70 s on the mean, confirmed ones 100 s.
+    assert view.seconds_left == pytest.approx(70 + 2 * 100)
+
+
+def test_a_trial_that_begins_anew_is_timed_anew() -> None:
+    view, _, clock = plain(trials=1)
+    view.trial_started(0, "lora")
+    for done in (0, 50):
+        clock.now += 100
+        view.trial_steps(0, done, 100)
+    view.trial_steps(0, 1, 100)
+    clock.now += 9
+    view.trial_steps(0, 10, 100)
+    assert view.seconds_left == pytest.approx(90.0)
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -123,8 +211,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
 
 
 def test_a_terminal_shows_stage_trials_best_and_last_messages(terminal: Console) -> None:
-    with View("movie", 4, metric="accuracy", console=terminal) as view:
-        view.stage("search", "over 5 methods")
+    with View("movie", metric="accuracy", console=terminal) as view:
+        view.stage("search", "over 5 methods", 4)
         view.trial_started(0, "lora", 1000)
         view.trial_started(1, "taso", 2000)
         view.trial_finished(0, "complete", 0.75)
@@ -135,21 +223,71 @@ def test_a_terminal_shows_stage_trials_best_and_last_messages(terminal: Console)
     last = shown[shown.rindex("ranksweep movie") :]
     for words in ("search", "over 5 methods", "1/4", "1 running", "1 complete", "accuracy 0.75"):
         assert words in last
-    assert "trial 1  taso  2,000 parameters  epoch 1/3  accuracy 0.5" in last
+    assert re.search(r"1 +taso .* 0\.5 ", last)
     assert "profile is cached" in last
     assert "left" in last
 
 
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_terminal_shows_how_far_every_trial_is(width: int, terminal: Console) -> None:
+    terminal.width = width
+    clock = Clock()
+    with View("movie", metric="accuracy", console=terminal, clock=clock) as view:
+        view.stage("search", trials=12)
+        view.trial_started(10, "pilora partition.rule=cumulative", 253_987)
+        view.trial_started(11, "taso", 45_624)
+        for done in (100, 1100):
+            clock.now += 100
+            view.trial_steps(10, done, 2500, 1.25e-3)
+        view.trial_epoch(10, 1, 3, 0.8125)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    last = shown[shown.rindex("ranksweep movie") :]
+    (row,) = [line for line in last.splitlines() if "1100/2500" in line]
+    for words in ("10", "pilora", "0.00125", "3 min 20 s", "2 min 20 s", "0.8125"):
+        assert words in row
+    assert ("253,987" in row) == ("1/3" in row) == (width == 160)
+    assert all(cell_len(line) <= width for line in re.sub(r"\x1b\[[^m]*m", "", last).splitlines())
+
+
+def test_trials_that_were_not_measured_do_not_fill_the_bar(terminal: Console) -> None:
+    with View("movie", console=terminal) as view:
+        view.stage("search", trials=5)
+        for number, state in enumerate(("complete", "pruned", "failed", "cancelled")):
+            view.trial_finished(number, state)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    last = shown[shown.rindex("ranksweep movie") :]
+    assert "2/5" in last
+    assert "1 cancelled, 1 complete, 1 failed, 1 pruned" in re.sub(r"\x1b\[[^m]*m", "", last)
+
+
+def test_the_confirmation_is_a_stage_of_trials_with_seeds(terminal: Console) -> None:
+    with View("movie", metric="accuracy", console=terminal) as view:
+        view.stage("search", trials=1)
+        view.trial_started(3, "lora", 1000)
+        view.trial_finished(3, "complete", 0.75)
+        view.stage("confirm", "1 choices x 3 seeds on test", 3)
+        for seed in (1, 2):
+            view.trial_started(3, "lora", 1000, seed)
+            view.trial_steps(3, 5, 10, 1e-3, seed)
+        view.trial_finished(3, "complete", None, 1)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    last = re.sub(r"\x1b\[[^m]*m", "", shown[shown.rindex("ranksweep movie") :])
+    assert "1/3" in last
+    assert re.search(r"trial +seed", last)
+    assert re.search(r"3 +2 +lora +.*5/10", last)
+
+
 def test_a_terminal_shows_the_profile_s_steps_until_the_next_stage(terminal: Console) -> None:
-    with View("movie", 4, console=terminal) as view:
+    with View("movie", console=terminal) as view:
         view.stage("profile", "36 modules")
-        view.profile_step(7, 50)
+        view.profile_step(7, 50, 1e-3)
     shown = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "7/50" in shown
+    assert "learning rate 0.001" in shown
 
 
 def test_nothing_is_drawn_after_the_view_was_closed(terminal: Console) -> None:
-    view = View("movie", 4, console=terminal)
+    view = View("movie", console=terminal)
     view.stage("search")
     view.close()
     view.close()
@@ -159,7 +297,8 @@ def test_nothing_is_drawn_after_the_view_was_closed(terminal: Console) -> None:
 
 
 def test_many_threads_may_report_at_once(terminal: Console) -> None:
-    view = View("movie", 200, console=terminal)
+    view = View("movie", console=terminal)
+    view.stage("search", trials=200)
 
     def report(first: int) -> None:
         for number in range(first, first + 50):

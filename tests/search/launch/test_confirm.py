@@ -39,7 +39,7 @@ class Workers:
         self._before = before
         self._one_at_a_time = threading.Lock()
 
-    def run(self, job: TrialJob) -> TrialResult:
+    def run(self, job: TrialJob, **_: Any) -> TrialResult:
         with self._one_at_a_time:
             self.trained.append(job.seed)
             self._before(len(self.trained))

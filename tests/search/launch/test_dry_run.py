@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from search.cli.dry_run_view import drawn_dry_run
 from search.config.reading import parse_sweep
 from search.config.sweep import SweepConfig
-from search.launch.cost import BESIDE_THE_LAYERS, START_SECONDS, Cost
+from search.launch.cost import BESIDE_A_FORWARD, BESIDE_THE_LAYERS, START_SECONDS, Cost
 from search.launch.dry_run import DryRun, dry_run
 from search.store.profiles import ProfileStore
 from spaces.errors import BaseModelError, ChoiceError, ConfigError, DataError
@@ -81,8 +82,8 @@ def sweep(**sections: Any) -> SweepConfig:
 @pytest.fixture
 def known_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that take a known time per token, and no attention."""
-    cost = Cost(step=1e-3, forward=4e-4, flops=1e12, attention=0.0, device="cpu")
-    monkeypatch.setattr(Cost, "measured", lambda *_: cost)
+    known = Cost(step=1e-3, forward=4e-4, flops=1e12, attention=0.0, device="cpu")
+    monkeypatch.setattr(Cost, "measured", lambda *_: known)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_counts_are_exact_where_the_profile_is_cached(
 def test_times_follow_from_the_tokens_of_every_pass(folder: Path, known_cost: None) -> None:
     seconds = dry_run(sweep()).seconds
     # Three epochs of 50 rows forward and backward and of 20 dev rows forward.
-    trial = 3 * BESIDE_THE_LAYERS * TOKENS * (50 * 1e-3 + 20 * 4e-4)
+    trial = 3 * TOKENS * (BESIDE_THE_LAYERS * 50 * 1e-3 + BESIDE_A_FORWARD * 20 * 4e-4)
     assert seconds["trial"] == pytest.approx(trial, abs=0.051)
     assert seconds["search"] == pytest.approx(6 * trial, abs=0.051)
     assert seconds["confirm"] == pytest.approx(2 * 5 * trial, abs=0.051)
@@ -169,6 +170,71 @@ def test_times_follow_from_the_tokens_of_every_pass(folder: Path, known_cost: No
     assert seconds["profile"] == pytest.approx(profile, abs=0.5)
     parts = [seconds[stage] for stage in ("profile", "search", "confirm")]
     assert seconds["total"] == pytest.approx(START_SECONDS + sum(parts), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "share"),
+    [
+        ("none", 1.0),
+        # Two of three trials are stopped after one epoch of three.
+        ({"name": "asha", "grace_epochs": 1, "reduction_factor": 3}, 5 / 9),
+        ({"name": "asha", "grace_epochs": 3, "reduction_factor": 3}, 1.0),
+    ],
+)
+def test_the_range_holds_trials_that_are_stopped_early_and_a_machine_that_is_busy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, scheduler: Any, share: float
+) -> None:
+    low, about, high = [], [], []
+    for busy in (1.0, 3.0):
+        known = Cost(step=1e-2, forward=4e-3, flops=1e12, attention=0.0, device="cpu", busy=busy)
+        monkeypatch.setattr(Cost, "measured", lambda *_, known=known: known)
+        result = dry_run(sweep(search={"trials": 6, "scheduler": scheduler}))
+        low.append(result.seconds_low)
+        about.append(result.seconds)
+        high.append(result.seconds_high)
+        assert any("busy" in note for note in result.notes) == (busy > 1)
+    assert about[0] == about[1]
+    assert low[0] == low[1]
+    each = low[0]["trial"] / about[0]["trial"]
+    assert low[0]["search"] == pytest.approx(about[0]["search"] * each * share, rel=0.01)
+    assert high[1]["search"] == pytest.approx(3 * high[0]["search"], rel=0.01)
+    for stage in ("start", "profile", "search", "confirm", "total"):
+        assert low[0][stage] < about[0][stage] < high[0][stage] <= high[1][stage]
+
+
+def test_what_other_processes_take_of_the_machine_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every pass takes a millisecond of this thread, and on a busy machine much longer to end."""
+    config = sweep(cluster={"resources_per_worker": {"CPU": 1}})
+    layers = [TargetModule("query", (WIDTH, WIDTH)), TargetModule("value", (WIDTH, WIDTH))]
+    found = {}
+    for load in (1, 5):
+        draw = np.random.default_rng(0)
+        now = {"wall": 0.0, "own": 0.0}
+
+        def own_time(now: dict[str, float] = now) -> float:
+            now["own"] += 1e-3
+            return now["own"]
+
+        def wall_time(now: dict[str, float] = now, load: int = load, draw: Any = draw) -> float:
+            now["wall"] += 1e-3 * (1 if load == 1 else draw.uniform(1, 2 * load))
+            return now["wall"]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "thread_time", own_time)
+            patch.setattr(time, "perf_counter", wall_time)
+            found[load] = Cost.measured(config, layers, {"query"})
+    assert found[1].step == pytest.approx(found[5].step)
+    assert found[1].step == pytest.approx(2 * 1e-3 / 512)
+    assert found[1].busy < 1.5
+    assert found[5].busy > 3
+
+
+def test_a_constant_answer_stands_beside_the_rows(result: DryRun) -> None:
+    for split in ("dev", "test"):
+        told = result.task["constant_answers"][split]
+        assert (told["metric"], told["value"]) == ("accuracy", 0.5)
 
 
 def test_a_time_budget_bounds_the_search(folder: Path, known_cost: None) -> None:
@@ -278,6 +344,8 @@ def test_it_can_be_read_as_json_and_on_a_terminal(result: DryRun) -> None:
     for words in (result.profile["key"], "not cached", "pilora", "36,864", "22,713,216", "total"):
         assert words in shown
     assert "estimates" in shown
+    for words in ("at least", "about", "at most", "a constant answer", "accuracy 0.5 on dev"):
+        assert words in shown
     assert "target_modules: [query, value]" in shown
 
 

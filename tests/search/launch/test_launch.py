@@ -152,6 +152,10 @@ def test_mlflow_holds_the_sweep_the_profile_and_every_trial(
     trials = runs_of(folder, "trial", "tiny")
     assert sweep.info.run_id == result.sweep_run_id
     assert sweep.data.tags["ranksweep.status"] == "complete"
+    for split, constant in result.constant_answers.items():
+        assert constant.value >= 0.5, "the larger of two classes"
+        assert sweep.data.metrics[f"constant_answer_{split}"] == constant.value
+    assert set(result.constant_answers) == {"dev", "test"}
     assert profile.data.tags["ranksweep.profile_key"] == result.profile_key
     assert len(trials) == 7
     for trial in trials:
@@ -249,6 +253,17 @@ def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
         assert again["accuracy"] == run_of_trial.data.metrics["accuracy"]
         assert again["dev_loss"] == pytest.approx(run_of_trial.data.metrics["dev_loss"], rel=1e-5)
     assert not list(SweepPaths(folder / ".ranksweep", "tiny").weights.glob("*"))
+
+
+@pytest.mark.ray
+def test_the_log_of_a_launch_has_its_trials_and_its_confirmation(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
+    log = SweepPaths(folder / ".ranksweep", "tiny").log.read_text()
+    for number in range(7):
+        assert f"trial {number}: " in log
+    assert log.count(" complete, accuracy ") == 7
+    assert log.count("ranksweep: confirm ") == 10
 
 
 @pytest.mark.ray

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from search.paths import SweepPaths
 from tests.search.launches import (
     Launch,
     check_nothing_runs,
@@ -48,6 +49,11 @@ def test_accident_after_accident_loses_no_finished_trial(
     assert "--resume" in launch.said
     first = check_nothing_runs(tmp_path)
     assert first
+    # What is done is shown, and is in the log.
+    assert launch.result()["states"]["complete"] == len(first)
+    log = SweepPaths(tmp_path / ".ranksweep", "tiny").log.read_text()
+    assert f"{len(first)} complete" in log
+    assert "best of each method on dev" in log
 
     # Stopped from another terminal.
     launch = launched(tmp_path, "--resume")

@@ -78,7 +78,7 @@ class Launch:
     def __init__(self, config: SweepConfig, folder: Path) -> None:
         self.prepared = prepare(config)
         self._said = io.StringIO()
-        view = View(config.name, 1, console=Console(file=self._said, width=500))
+        view = View(config.name, console=Console(file=self._said, width=500))
         self.paths = SweepPaths(folder / ".ranksweep", config.name).absolute()
         self.paths.make_sweep()
         self.tracker = Tracker(config.tracking.uri, config.tracking.experiment)

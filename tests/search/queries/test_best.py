@@ -417,8 +417,22 @@ def test_bases_are_shown_where_there_are_several(records: Records) -> None:
     }
 
 
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_run_ids_are_whole_and_choices_shown_however_narrow(records: Records, width: int) -> None:
+    sweep = "a-sweep-with-a-name-that-is-rather-long"
+    records.trial(0.875, 1234567, sweep=sweep, metrics={"head_params": 770})
+    rows = best(records.uri, "movie")
+    screen = Console(file=io.StringIO(), width=width)
+    screen.print(best_table(rows))
+    shown = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in shown)
+    assert sum(rows[0].run_id in line for line in shown) == 1
+    for words in ("0.8750", "1,234,567", "770", "partition.rule=top", "learning_rate=0.0003"):
+        assert any(words in line for line in shown), words
+
+
 def test_an_empty_result_can_be_shown() -> None:
-    assert best_table([]).row_count == 0
+    Console(file=io.StringIO()).print(best_table([]))
 
 
 def test_a_missing_database_is_said(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
-from search.queries.comparison import compare, verdict
+from search.queries.comparison import compare, constant_answer_on_test, verdict
 from spaces.errors import RanksweepError, UsageError
 
 
@@ -106,6 +107,15 @@ def test_another_arm_can_be_what_the_others_are_set_beside(sweeps: Sweeps) -> No
     assert (low + high) / 2 == pytest.approx(0.81 - 0.72333, abs=1e-4)
 
 
+def test_what_a_constant_answer_reaches_on_test_is_the_sweep_s_own(tmp_path: Path) -> None:
+    made = Sweeps(tmp_path)
+    sweep = made.sweep("movie")
+    assert constant_answer_on_test(made.uri, "movie") is None
+    made.client.log_metric(sweep, "constant_answer_test", 0.625)
+    made.client.log_metric(sweep, "constant_answer_dev", 0.5)
+    assert constant_answer_on_test(made.uri, "movie") == 0.625
+
+
 def test_the_verdict_says_who_differs_and_how_many_would_by_chance(sweeps: Sweeps) -> None:
     rows = compare(sweeps.uri, "movie")
     said = verdict(rows)
@@ -115,7 +125,16 @@ def test_the_verdict_says_who_differs_and_how_many_would_by_chance(sweeps: Sweep
     assert "of 3 compared; by chance alone about 0.2" in said
     within = [row for row in rows if row.within_noise is not False]
     assert verdict(within) == "no difference from tuned LoRA is beyond the noise (1 compared)"
-    assert "no difference can be told" in verdict([row for row in rows if row.arm == "taso"])
+    lora = next(row for row in rows if row.arm == "lora" and row.difference is None)
+    taso = next(row for row in rows if row.arm == "taso")
+    pilora = replace(next(row for row in rows if row.method == "pilora"), difference=None)
+    cannot = "no difference can be told: that takes"
+    assert verdict([taso]) == f"{cannot} tuned LoRA and two seeds of each choice"
+    assert verdict([lora, taso]) == f"{cannot} two seeds of each choice"
+    assert verdict([pilora]) == f"{cannot} tuned LoRA"
+    assert verdict([lora]) == (
+        "nothing but tuned LoRA was confirmed: there is no difference to tell"
+    )
 
 
 def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:

@@ -286,7 +286,7 @@ def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path: P
     trained = []
 
     class Workers:
-        def run(self, job: TrialJob) -> TrialResult:
+        def run(self, job: TrialJob, **_: Any) -> TrialResult:
             trained.append((job.learning_rate, job.seed))
             metrics = {"accuracy": job.seed / 10}
             return TrialResult(metrics, head_params=0, ready_at=0.0, first_step_at=0.0)

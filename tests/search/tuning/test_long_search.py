@@ -12,7 +12,7 @@ from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.objective import Mode, Objective
-from search.study.ranking import WorthKeeping, best_of_each_method, measured
+from search.study.ranking import WorthKeeping, best_of_each_method, measured, pareto_front
 from search.study.sampling import NEWEST, Snapshot
 from search.study.standing import Standings
 from search.study.study import (
@@ -108,6 +108,10 @@ def test_asked_after_each_trial_the_same_are_worth_keeping_as_asked_at_once(
                 )
             }  # fmt: skip
             assert front <= kept
+            rows = pareto_front(study, ACCURACY)
+            assert {row.number for row in rows} == front
+            counts = [row.trainable_params for row in rows]
+            assert counts == sorted(counts)
 
 
 def test_weights_that_are_held_are_not_dropped_for_weights_that_are_gone() -> None:

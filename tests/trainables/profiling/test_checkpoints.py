@@ -29,6 +29,7 @@ from trainables.profiling.accumulators import Accumulators
 from trainables.profiling.checkpoints import MANIFEST, remove_checkpoints
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
+from trainables.profiling.static_pass import Progress
 from trainables.resident.groups import GroupSettings, ResidentWorkers
 from trainables.resident.jobs import Done, Event, ProfileJob, ProfileResult, ProfileSteps, Requeued
 from trainables.resident.queue import events_of
@@ -72,7 +73,7 @@ def profile_of(
     dtype: torch.dtype = torch.float32,
     stage: int = 0,
     factor: float = 1.0,
-    progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None,
+    progress: Progress = lambda *_: None,
 ) -> tuple[Profile, list[str]]:
     """A profile of the tiny base, and what its job said."""
     model = tiny_bert(dtype, dropout=0.2 if settings.base_dropout else 0.0)
@@ -88,8 +89,8 @@ def profile_of(
     return profile, said
 
 
-def stopping_at(phase: str, step: int) -> Callable[[str, int, int], None]:
-    def progress(now: str, done: int, _total: int) -> None:
+def stopping_at(phase: str, step: int) -> Progress:
+    def progress(now: str, done: int, _total: int, _learning_rate: float | None = None) -> None:
         if (now, done) == (phase, step):
             raise Interrupted
 
@@ -476,7 +477,7 @@ def test_a_profile_within_a_memory_limit_is_the_same_bit_for_bit(
     seen: list[int] = []
     profile, _ = profile_of(
         alone, None, settings,
-        progress=lambda phase, _done, total: seen.append(total) if phase[0] == "s" else None,
+        progress=lambda phase, _, total, *_r: seen.append(total) if phase[0] == "s" else None,
     )  # fmt: skip
     assert seen == [5 * passes] * (5 * passes)
     assert_same(profile, undisturbed[drops])

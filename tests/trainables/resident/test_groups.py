@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +31,7 @@ from trainables.resident.jobs import (
     ProfileJob,
     ProfileSteps,
     Requeued,
+    Steps,
     TrialJob,
 )
 from trainables.resident.queue import events_of
@@ -48,7 +49,11 @@ def task(tiny_sweep: dict[str, Any]) -> Task:
 
 @contextmanager
 def group_of(
-    tiny_sweep: dict[str, Any], task: Task, tmp_path: Path, **settings: Any
+    tiny_sweep: dict[str, Any],
+    task: Task,
+    tmp_path: Path,
+    on_steps: Callable[[str, Steps], None] | None = None,
+    **settings: Any,
 ) -> Iterator[ResidentWorkers]:
     """One group on the tiny base."""
     with ResidentWorkers(
@@ -59,8 +64,15 @@ def group_of(
         deepspeed={},
         settings=GroupSettings(resources_per_worker={"CPU": 1}, **settings),
         storage_path=str(tmp_path),
+        on_steps=on_steps,
     ) as workers:
         yield workers
+
+
+@pytest.fixture(scope="module")
+def told() -> list[tuple[str, Steps]]:
+    """What the shared group tells of how far its jobs are."""
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +80,15 @@ def group(
     ray_cluster: None,
     tiny_sweep: dict[str, Any],
     task: Task,
+    told: list[tuple[str, Steps]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ResidentWorkers]:
     """A group of two workers that the tests of this file share."""
-    folder = tmp_path_factory.mktemp("group")
-    with group_of(tiny_sweep, task, folder, workers_per_group=2, max_failures=1) as workers:
+    with group_of(
+        tiny_sweep, task, tmp_path_factory.mktemp("group"),
+        on_steps=lambda job_id, steps: told.append((job_id, steps)),
+        workers_per_group=2, max_failures=1,
+    ) as workers:  # fmt: skip
         yield workers
 
 
@@ -137,17 +153,24 @@ def test_a_job_that_fails_leaves_the_group_at_work(
     assert len(losses(group, trial(tiny_sweep, LORA, epochs=1))) == 1
 
 
-def test_a_cancelled_job_stops_long_before_its_end(
-    group: ResidentWorkers, tiny_sweep: dict[str, Any]
+def test_a_cancelled_job_tells_how_far_it_is_and_stops_long_before_its_end(
+    group: ResidentWorkers, tiny_sweep: dict[str, Any], told: list[tuple[str, Steps]]
 ) -> None:
     job_id = ray.get(group.queue.submit.remote(trial(tiny_sweep, LORA, epochs=100_000)))
-    seen = []
+    told.clear()
+    seen: list[type[Event]] = []
     for event in events_of(group.queue, job_id):
         seen.append(type(event))
-        if seen.count(Epoch) == 2:
+        if seen.count(Epoch) >= 2 and told:
             ray.get(group.queue.cancel.remote(job_id))
     assert seen[-1] is Cancelled
-    assert seen.count(Epoch) < 1000
+    assert seen.count(Epoch) < 10_000
+    of_job, steps = told[0]
+    assert of_job == job_id
+    assert steps.total == 6 * 100_000  # 96 rows in batches of 16
+    assert 0 < steps.done <= 6 * seen.count(Epoch) + 6
+    assert steps.learning_rate is not None
+    assert 0 < steps.learning_rate <= 5e-3
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from trainables.resident.jobs import (
     Failed,
     GroupFacts,
     Requeued,
+    Steps,
     TrialJob,
     TrialResult,
 )
@@ -64,6 +65,27 @@ def test_jobs_are_taken_in_order_and_their_events_read_once() -> None:
         assert await events(queue, one) == []
         assert await taken(queue, 0) == two
         assert await queue.take(0, 0.01) is None
+
+    run(scenario())
+
+
+def test_how_far_a_job_is_is_known_while_it_runs_and_only_of_its_own_group() -> None:
+    async def scenario() -> None:
+        queue = JobQueue(groups=2)
+        one, two = await queue.submit(JOB), await queue.submit(JOB)
+        assert await taken(queue, 0) == one
+        assert await taken(queue, 1) == two
+        assert await queue.steps() == {}
+        for done in (1, 2):
+            await queue.tell_steps(one, Steps(done, 9, 1e-3), 0)
+        await queue.tell_steps(two, Steps(7, 9, None), 0)
+        assert await queue.steps() == {one: Steps(2, 9, 1e-3)}
+        assert await events(queue, one) == []
+        await queue.worker_died(0, "killed")
+        assert await queue.steps() == {}
+        await queue.tell_steps(two, Steps(7, 9, None), 1)
+        await queue.report(two, DONE)
+        assert await queue.steps() == {}
 
     run(scenario())
 
