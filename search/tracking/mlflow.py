@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
-from search.paths import private_files
+from search.paths import artifacts_beside, private_files, sqlite_uri
 from search.redaction import redacted, redacted_text
 from search.tracking.facts import PARENT, PREFIX, RunFacts
 from spaces.errors import ConfigError, TrackingError, nearest
@@ -73,7 +73,7 @@ def absolute_uri(uri: str) -> str:
         raise ConfigError(
             f"tracking.uri: {uri} names no file; use sqlite:///FILE.db or sqlite:////dir/FILE.db"
         )
-    return f"sqlite:///{file}"
+    return sqlite_uri(file)
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -227,8 +227,24 @@ def _opening(file: Path) -> Iterator[None]:
         if not os.access(file.parent, os.W_OK):
             yield
             return
-        with FileLock(f"{file}.lock", mode=0o600):
+        with FileLock(f"{file}.lock", mode=0o600), _default_artifacts(artifacts_beside(file)):
             yield
+
+
+@contextmanager
+def _default_artifacts(folder: Path) -> Iterator[None]:
+    """While open, a new database's experiment `Default` keeps its artifacts in this folder.
+
+    MLflow would take the current directory, and write its name into SQL as it stands.
+    """
+    name = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+    ours = name not in os.environ
+    os.environ.setdefault(name, folder.as_uri())
+    try:
+        yield
+    finally:
+        if ours:
+            os.environ.pop(name, None)
 
 
 def _silence() -> None:
