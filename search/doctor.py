@@ -184,7 +184,7 @@ def check_devices() -> list[Check]:
 
 def check_disk(root: Path) -> Check:
     """Whether there is room for a sweep's files where they are written."""
-    place = _nearest_folder(root)
+    place = _nearest(root)
     free = shutil.disk_usage(place).free
     enough, needed = free >= SMALLEST_DISK, _size(SMALLEST_DISK)
     return _tried("disk", enough, f"{_size(free)} free in {place}", f"free at least {needed}")
@@ -275,11 +275,12 @@ def check_tracking(uri: str) -> Check:
     try:
         file = sqlite_file(absolute_uri(uri))
         if file is not None and not file.exists():
-            folder = _nearest_folder(file.parent)
-            writable = os.access(folder, os.W_OK)
+            above = _nearest(file.parent)
+            writable = above.is_dir() and os.access(above, os.W_OK)
             detail = f"{shown} is not there yet"
             if not writable:
-                detail += f", and {folder} is read-only"
+                why = "is read-only" if above.is_dir() else "is no folder"
+                detail += f", and {above} {why}"
             return _tried("tracking", writable, detail, "name another database with --tracking")
         found = experiment_names(connect(uri), uri)
     except RanksweepError as error:
@@ -348,10 +349,10 @@ def _end_with_children(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def _nearest_folder(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there."""
+def _nearest(path: Path) -> Path:
+    """The path itself, or the nearest above it that is there."""
     path = path.absolute()
-    while not path.is_dir():
+    while not path.exists():
         path = path.parent
     return path
 

@@ -82,9 +82,13 @@ def _logs_on_stderr() -> Iterator[None]:
 def _draw(drawn: Iterable[RenderableType]) -> None:
     from rich.console import Console
 
+    class OnStdout(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for `main`, as where JSON is printed
+
     # A pipe has no width of its own: what reads it wants whole values.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    console = Console(width=width, highlight=False)
+    console = OnStdout(width=width, highlight=False)
     for each in drawn:
         if isinstance(each, str):
             # A line stays a line, for a path or a sentence may be copied; tables know their width.

@@ -275,7 +275,11 @@ class ObjectStorage:
             "backoff": {"max_backoff": timedelta(seconds=4)},
         }
         try:
-            options = _aws_options() if self.uri.startswith("s3://") else {}
+            options = {}
+            if self.uri.startswith("s3://"):
+                # One object at a time is removed, and some gateways answer S3's DeleteObjects
+                # without the names that obstore then looks for.
+                options = {**_aws_options(), "disable_bulk_delete": True}
             if _plain_http_endpoint(options):
                 client["allow_http"] = True
             return from_url(self.uri, client_options=client, retry_config=retry, **options)
