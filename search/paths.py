@@ -128,8 +128,8 @@ def check_sweep_name(name: str) -> str:
 def sqlite_uri(file: Path) -> str:
     """The URI of a SQLite database, as SQLAlchemy, MLflow and Optuna read it alike.
 
-    SQLAlchemy takes `?` for the start of a query and `%41` for an A, and Optuna fills in what stands
-    in braces; all else stands as it is.
+    SQLAlchemy takes `?` for the start of a query and `%41` for an A, and Optuna fills in what
+    stands in braces; all else stands as it is.
     """
     quoted = _quoted(file)
     # MLflow makes the folders of what follows `sqlite:///` unread, and so one of another name.

@@ -27,6 +27,7 @@ from spaces.errors import RanksweepError
 __all__ = ["app", "main"]
 
 EXIT_READER_GONE = 141
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def _complain(message: str) -> None:
@@ -40,6 +41,7 @@ def _complain(message: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     _open_what_is_closed()
+    _reach_this_machine()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     # Wherever it stands, also behind the command's name.
@@ -61,6 +63,14 @@ def _open_what_is_closed() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that is not UTF-8 shows the rest, as it does on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _reach_this_machine() -> None:
+    """Let no proxy be asked for what listens on this machine, such as an MLflow server."""
+    if any(os.environ.get(name) for name in (*_PROXIES, *(name.upper() for name in _PROXIES))):
+        named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        without = ",".join([*([named] if named else []), "localhost", "127.0.0.1", "::1"])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = without
 
 
 def _flushed(code: int) -> int:

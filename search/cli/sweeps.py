@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,11 +145,12 @@ def _drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Rendera
     if result.confirmation:
         yield confirmation_table(result.confirmation)
         yield verdict(result.confirmation)
-    uri = redacted(result.tracking_uri)
+    uri = shlex.quote(redacted(result.tracking_uri))
+    page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     yield (
         "look further:\n"
         f"  ranksweep best --task {config.task.name} --tracking {uri} --top 10\n"
-        f"  mlflow ui --backend-store-uri {uri}"
+        f"  {page}"
     )
 
 

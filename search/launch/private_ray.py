@@ -7,8 +7,8 @@ import os
 import secrets
 from collections.abc import Iterator
 
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[import-untyped]
 from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[import-untyped]
 from ray.job_config import JobConfig
 
 from search.launch.ray_environment import carried_path
@@ -32,8 +32,11 @@ class OwnPath(JobConfig):  # type: ignore[misc]
 
 
 def joined_address(address: str) -> str:
-    """HOST:PORT of the cluster that an address joins; `auto` is the one that RAY_ADDRESS names, else
-    the one that was last started here. Raises ConnectionError where there is none."""
+    """HOST:PORT of the cluster that an address joins.
+
+    `auto` is the one that RAY_ADDRESS names, else the one that was last started here. Raises
+    ConnectionError where there is none.
+    """
     return str(canonicalize_bootstrap_address(address))
 
 

@@ -12,7 +12,6 @@ import socket
 import sys
 import tempfile
 from collections.abc import Mapping
-from importlib.machinery import PathFinder
 from itertools import takewhile
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def own_cpus() -> int:
 
 
 def short_folder(environment: Mapping[str, str] = os.environ) -> str | None:
-    """A folder for Ray's own files where the one that it would take does not do; None where it does.
+    """A folder for Ray's own files where the one that it would take does not do, else None.
 
     Ray takes RAY_TMPDIR, else TMPDIR, else /tmp, and ends where its sockets' paths get too long, as
     in a batch job's own TMPDIR, or where it cannot write.
@@ -90,21 +89,13 @@ def _fits(folder: str) -> bool:
 def carried_path() -> list[str]:
     """What the workers get before all they have: the folder of ranksweep's packages, or nothing.
 
-    Nothing where it is installed, for every node has it then. A checkout that runs as it stands is
-    carried, and so is one that something on this process's path would hide.
+    A checkout that runs as it stands, as from its own folder or by PYTHONPATH, is carried. What is
+    installed every node must have itself.
     """
     installed = {os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersitepackages())}
     places = [os.path.realpath(place) for place in sys.path]
-    runs_as_it_stands = str(ROOT) in takewhile(lambda place: place not in installed, places)
-    return [str(ROOT)] if runs_as_it_stands or _hidden() else []
-
-
-def _hidden() -> bool:
-    found = [PathFinder.find_spec(name) for name in FLOORS]
-    return any(
-        spec is not None and (spec.origin is None or ROOT not in Path(spec.origin).parents)
-        for spec in found
-    )
+    before = list(takewhile(lambda place: place not in installed, places))
+    return [str(ROOT)] if str(ROOT) in before else []
 
 
 def check_listens(address: str) -> None:

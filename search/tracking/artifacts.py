@@ -53,8 +53,7 @@ def check_artifacts(client: MlflowClient, uri: str, experiment: Experiment) -> N
 
 
 def local_folder(place: str) -> Path | None:
-    """The folder of this machine that an artifact location or URI of MLflow names; None for others.
-    """
+    """The folder that an artifact location or URI of MLflow names; None where it is no folder."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from search.tracking.facts import RunFacts
 from search.tracking.artifacts import moved_with_database
+from search.tracking.facts import RunFacts
 from search.tracking.mlflow import (
     call,
     connect,

@@ -33,7 +33,7 @@ def why(failure: BaseException) -> str:
 
 
 def _inner(failure: BaseException) -> BaseException | None:
-    """What a failure wraps: Ray Train's errors of the controller and of workers, Ray's of a task."""
+    """What a failure of Ray Train's controller, of its workers or of a task wraps."""
     workers = getattr(failure, "worker_failures", None) or {}
     inside = (
         getattr(failure, "controller_failure", None),
