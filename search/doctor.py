@@ -80,7 +80,8 @@ try:
 finally:
     ray.shutdown()
 """
-_NEEDED = (*FLOORS, "torch", "deepspeed", "transformers", "peft")
+NEEDED = (*FLOORS, "torch", "deepspeed", "transformers", "peft")
+"""What a worker imports, and so every node must have."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def check_ray(address: str = "local", timeout: float = 90.0) -> list[Check]:
     process = subprocess.Popen(
         # -P: what lies in the working directory is no package of ours or Ray's
         [sys.executable, "-P", "-c", _RAY_SCRIPT, address]
-        + [json.dumps(each) for each in (options, carried_path(), _NEEDED)],
+        + [json.dumps(each) for each in (options, carried_path(), NEEDED)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

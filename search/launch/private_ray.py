@@ -31,13 +31,12 @@ class OwnPath(JobConfig):  # type: ignore[misc]
         return True
 
 
-def joined_address(address: str) -> str:
-    """HOST:PORT of the cluster that an address joins.
+def running_cluster() -> str:
+    """HOST:PORT of the cluster that RAY_ADDRESS names, else of the last that was started here.
 
-    `auto` is the one that RAY_ADDRESS names, else the one that was last started here. Raises
-    ConnectionError where there is none.
+    Raises ConnectionError where there is none.
     """
-    return str(canonicalize_bootstrap_address(address))
+    return str(canonicalize_bootstrap_address("auto"))
 
 
 @contextlib.contextmanager

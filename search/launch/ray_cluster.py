@@ -13,7 +13,7 @@ from ray.exceptions import AuthenticationError
 
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
-from search.launch.private_ray import OwnPath, joined_address, token_of_our_own
+from search.launch.private_ray import OwnPath, running_cluster, token_of_our_own
 from search.launch.ray_environment import (
     check_listens,
     local_remedy,
@@ -73,7 +73,7 @@ def _start() -> None:
 
 def _join(address: str) -> None:
     try:
-        check_listens(joined_address(address))
+        check_listens(running_cluster() if address == "auto" else address)
         ray.init(address=address, **_options())
     except ConfigError:
         raise

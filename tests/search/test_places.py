@@ -14,7 +14,7 @@ from search.study.study import open_study
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 
-WILD = "50% of 100%25 a?b #1 {SCHEMA_VERSION} Größe 日本 :x it's \"so\" [1]* \\n a+b=c;d&e@f"
+WILD = '50% of 100%25 a?b #1 {SCHEMA_VERSION} Größe 日本 :x it\'s "so" [1]* \\n a+b=c;d&e@f'
 NAMES = ["two words", "50% off", "100%25", "a?b", "a#b", "Größe 日本", "{x}", "~x", WILD]
 
 
@@ -25,7 +25,7 @@ def folder(
     monkeypatch: pytest.MonkeyPatch,
     empty_database: Path,
 ) -> Path:
-    """The working directory, with a database of MLflow's in place; in one MLflow makes it itself."""
+    """The working directory, with a database of MLflow's in all but one, where it makes its own."""
     folder: Path = tmp_path / request.param
     folder.mkdir()
     monkeypatch.chdir(folder)

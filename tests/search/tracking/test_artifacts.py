@@ -1,4 +1,4 @@
-"""An experiment whose files are elsewhere: refused before the start, and found where it has moved."""
+"""An experiment whose files are elsewhere: refused before the start, found where they moved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def uri_in(folder: Path) -> str:
 def test_an_experiment_of_a_server_is_refused_over_its_bare_database(project: Path) -> None:
     client = MlflowClient(tracking_uri=uri_in(project))
     client.create_experiment("movies", "mlflow-artifacts:/1")
-    with pytest.raises(ConfigError, match=r"tracking.experiment: 'movies' .* behind an MLflow serv"):
+    with pytest.raises(ConfigError, match=r"tracking.experiment: 'movies' .* behind an MLflow"):
         Tracker(uri_in(project), "movies")
     experiment = client.get_experiment_by_name("movies")
     assert client.search_runs([experiment.experiment_id]) == []
