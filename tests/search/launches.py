@@ -32,8 +32,10 @@ class Launch:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.process = subprocess.Popen(
             # -P: as an installed command, it does not import what lies in the folder
-            [*(sys.executable, "-P", "-m", "search.cli.main"), "launch", "sweep.yaml", "--json"]
-            + [*arguments],
+            [
+                *(sys.executable, "-P", "-m", "search.cli.main"),
+                *("launch", "sweep.yaml", "--json", *arguments),
+            ],
             cwd=folder, env=environment(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from mlflow.tracking import MlflowClient
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from spaces.errors import ConfigError, TrackingError
+
+FAULTS = Path(__file__).parents[3] / "docs" / "faults.md"
 
 
 @pytest.fixture
@@ -55,6 +60,21 @@ def test_a_launch_in_a_moved_project_is_refused_and_makes_nothing_in_the_old_pla
     assert not project.exists()
     Tracker(uri_in(moved), "other").start_sweep("s", {"a": 1})
     assert (moved / "mlartifacts").is_dir()
+
+
+def test_mlflow_is_told_of_a_move_as_the_docs_say(project: Path) -> None:
+    run_id = Tracker(uri_in(project), "movies").start_sweep("s", {"a": 1})
+    moved = project.rename(project.parent / "renamed folder")
+    (told,) = re.findall(r'mlflow\.db "(.*?)"', FAULTS.read_text(), re.DOTALL)
+    told = told.replace("file:///old/place/", f"{project.as_uri()}/")
+    with closing(sqlite3.connect(moved / "mlflow.db")) as books:
+        books.executescript(told.replace("file:///new/place/", f"{moved.as_uri()}/"))
+
+    again = Tracker(uri_in(moved), "movies")
+    assert again.find_sweep("s") == run_id
+    again.log_file(run_id, moved / "mlflow.db")
+    assert RecordedRuns(uri_in(moved)).files(run_id) == {"sweep.yaml", "mlflow.db"}
+    assert not project.exists()
 
 
 def test_artifacts_that_are_nowhere_are_not_told_as_never_kept(project: Path) -> None:
