@@ -14,6 +14,7 @@ from search.launch.resume import check_name
 from search.launch.sweep_lock import running
 from search.paths import SweepPaths
 from search.redaction import redacted
+from search.tracking.artifacts import check_experiment
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_targets
@@ -59,6 +60,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     """
     if resume:
         check_name(config, SweepPaths(name=config.name).absolute(), resume)
+    check_experiment(config.tracking.uri, config.tracking.experiment)
     inputs = prepare(config)
     task, targets, space = inputs.task, inputs.targets, inputs.space
     cached = inputs.store.get(inputs.key)

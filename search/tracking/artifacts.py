@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING
 
 from search.paths import artifacts_beside
 from search.redaction import redacted
-from search.tracking.mlflow import sqlite_file
+from search.tracking.mlflow import absolute_uri, call, connect, sqlite_file
 from spaces.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
+
+
+def check_experiment(uri: str, name: str) -> None:
+    """Raise what a launch would for an experiment of a SQLite database; nothing is made for it."""
+    file = sqlite_file(absolute_uri(uri))
+    if file is None or not file.exists():
+        return
+    client = connect(uri)
+    found = call(absolute_uri(uri), lambda: client.get_experiment_by_name(name))
+    if found is not None:
+        check_artifacts(client, absolute_uri(uri), found)
 
 
 def check_artifacts(client: MlflowClient, uri: str, experiment: Experiment) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from search.tracking.artifacts import check_experiment
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from spaces.errors import ConfigError, TrackingError
@@ -36,6 +37,11 @@ def test_an_experiment_of_a_server_is_refused_over_its_bare_database(project: Pa
     client.create_experiment("movies", "mlflow-artifacts:/1")
     with pytest.raises(ConfigError, match=r"tracking.experiment: 'movies' .* behind an MLflow"):
         Tracker(uri_in(project), "movies")
+    with pytest.raises(ConfigError, match="behind an MLflow server"):
+        check_experiment(uri_in(project), "movies")  # as a dry run does
+    check_experiment(uri_in(project), "another")
+    check_experiment(f"sqlite:///{project}/new.db", "movies")
+    assert not (project / "new.db").exists()
     experiment = client.get_experiment_by_name("movies")
     assert client.search_runs([experiment.experiment_id]) == []
 
@@ -72,8 +78,10 @@ def test_mlflow_is_told_of_a_move_as_the_docs_say(project: Path) -> None:
 
     again = Tracker(uri_in(moved), "movies")
     assert again.find_sweep("s") == run_id
-    again.log_file(run_id, moved / "mlflow.db")
-    assert RecordedRuns(uri_in(moved)).files(run_id) == {"sweep.yaml", "mlflow.db"}
+    new = again.start_sweep("t", {"a": 2})
+    for kept in (run_id, new):
+        assert (moved / "mlartifacts" / kept / "artifacts" / "sweep.yaml").is_file()
+        assert RecordedRuns(uri_in(moved)).files(kept) == {"sweep.yaml"}
     assert not project.exists()
 
 
