@@ -71,7 +71,7 @@ def test_a_launch_in_a_moved_project_is_refused_and_makes_nothing_in_the_old_pla
 def test_mlflow_is_told_of_a_move_as_the_docs_say(project: Path) -> None:
     run_id = Tracker(uri_in(project), "movies").start_sweep("s", {"a": 1})
     moved = project.rename(project.parent / "renamed folder")
-    (told,) = re.findall(r'mlflow\.db "(.*?)"', FAULTS.read_text(), re.DOTALL)
+    (told,) = re.findall(r"```sql\n(.*?)```", FAULTS.read_text(), re.DOTALL)
     told = told.replace("file:///old/place/", f"{project.as_uri()}/")
     with closing(sqlite3.connect(moved / "mlflow.db")) as books:
         books.executescript(told.replace("file:///new/place/", f"{moved.as_uri()}/"))
