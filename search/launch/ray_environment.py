@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from itertools import takewhile
 from pathlib import Path
 
@@ -89,13 +90,19 @@ def _fits(folder: str) -> bool:
 def carried_path() -> list[str]:
     """What the workers get before all they have: the folder of ranksweep's packages, or nothing.
 
-    A checkout that runs as it stands, as from its own folder or by PYTHONPATH, is carried. What is
-    installed every node must have itself.
+    A checkout that runs as it stands, as from its own folder or by PYTHONPATH, is carried, and so
+    is what something on the path would hide. What is installed every node must have itself.
     """
     installed = {os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersitepackages())}
     places = [os.path.realpath(place) for place in sys.path]
     before = list(takewhile(lambda place: place not in installed, places))
-    return [str(ROOT)] if str(ROOT) in before else []
+    return [str(ROOT)] if str(ROOT) in before or _hidden() else []
+
+
+def _hidden() -> bool:
+    """Whether the path alone leads to another package of the name of one of ours."""
+    found = [PathFinder.find_spec(floor) for floor in FLOORS]
+    return any(each and ROOT not in Path(each.origin or "/").parents for each in found)
 
 
 def check_listens(address: str) -> None:

@@ -49,6 +49,14 @@ def test_a_checkout_that_runs_as_it_stands_is_carried(monkeypatch: pytest.Monkey
     assert OwnPath()._py_driver_sys_path == [ROOT]
 
 
+def test_what_something_of_the_users_would_hide_is_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spaces.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *site.getsitepackages(), ROOT])
+    assert carried_path() == [ROOT]
+
+
 def test_what_is_installed_every_node_has_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["/somewhere", *site.getsitepackages(), ROOT])
     assert carried_path() == []
