@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,16 @@ from humanize import naturalsize
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from search.launch.ray_environment import ray_environment
+from search.launch.ray_environment import (
+    FLOORS,
+    carried_path,
+    check_listens,
+    local_remedy,
+    own_cpus,
+    ray_environment,
+    short_folder,
+    token_remedy,
+)
 from search.paths import SweepPaths
 from search.redaction import redacted
 from search.store.profiles import ProfileStore
@@ -33,23 +43,45 @@ SMALLEST_DISK = 2 * 2**30
 # Run in a process of its own: a Ray that hangs must not hang the doctor, and this process must not
 # be left connected to a cluster.
 _RAY_SCRIPT = """
-import json, sys, ray
-address = sys.argv[1]
-options = dict(log_to_driver=False, logging_level="ERROR")
-if address == "local":
-    options |= dict(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
-ray.init(address=address, **options)
+import importlib.util, json, socket, sys, ray
+from ray._private.services import canonicalize_bootstrap_address
+from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+class OwnPath(JobConfig):
+    def _runtime_env_has_working_dir(self):
+        return True
+
+def missing(names):
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+address, options, carried, names = sys.argv[1], *map(json.loads, sys.argv[2:])
+if address == "auto":
+    host, _, port = canonicalize_bootstrap_address(address).rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+job = OwnPath(_py_driver_sys_path=carried)
+ray.init(address=address, log_to_driver=False, logging_level="ERROR", job_config=job, **options)
 try:
-    if address == "local":
-        answer = ray.get(ray.remote(num_cpus=1)(lambda: 42).remote(), timeout=60)
-        assert answer == 42, answer
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    asked = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(missing)
+        asked[node["NodeManagerAddress"] + " " + node["NodeID"][:6]] = task.remote(names)
+    lacks = {}
+    for node, answer in asked.items():
+        try:
+            lacks[node] = ", ".join(ray.get(answer, timeout=60))
+        except Exception as error:
+            lacks[node] = str(error).strip().splitlines()[-1]
     total = ray.cluster_resources()
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    print("RANKSWEEP", json.dumps({"nodes": nodes, "CPU": total.get("CPU", 0),
-                                   "GPU": total.get("GPU", 0)}))
+    print("RANKSWEEP", json.dumps({"nodes": len(nodes), "CPU": total.get("CPU", 0),
+                                   "GPU": total.get("GPU", 0), "lacks": lacks}))
 finally:
     ray.shutdown()
 """
+NEEDED = (*FLOORS, "torch", "deepspeed", "transformers", "peft")
+"""What a worker imports, and so every node must have."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +105,14 @@ def examine(
     """Try everything that a sweep needs; nothing that is started outlives the call.
 
     The URIs default to those under `root`. `ray_address` is `local` (a Ray of one CPU is started on
-    loopback and stopped again), `auto`, `host:port` or `ray://...`; `ray_timeout` is in seconds.
+    loopback and stopped again), `auto` or `host:port`; `ray_timeout` is in seconds.
     """
     paths = SweepPaths(root)
     return [
         check_python(),
         *check_packages(),
         *check_devices(),
-        check_ray(ray_address, ray_timeout),
+        *check_ray(ray_address, ray_timeout),
         *check_store(store_uri or paths.store_uri),
         check_tracking(tracking_uri or paths.tracking_uri),
         check_disk(paths.root),
@@ -127,8 +159,7 @@ def check_packages() -> list[Check]:
 def check_devices() -> list[Check]:
     """The processors that torch can train on, with their memory."""
     memory = psutil.virtual_memory().total
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    checks = [Check("cpu", True, f"{cores} cores, {_size(memory)} of memory")]
+    checks = [Check("cpu", True, f"{own_cpus()} cores, {_size(memory)} of memory")]
     try:
         import torch  # here, for its absence is a finding
     except (ImportError, OSError) as error:
@@ -154,7 +185,7 @@ def check_devices() -> list[Check]:
 
 def check_disk(root: Path) -> Check:
     """Whether there is room for a sweep's files where they are written."""
-    place = _nearest_folder(root)
+    place = _nearest(root)
     free = shutil.disk_usage(place).free
     enough, needed = free >= SMALLEST_DISK, _size(SMALLEST_DISK)
     return _tried("disk", enough, f"{_size(free)} free in {place}", f"free at least {needed}")
@@ -163,31 +194,66 @@ def check_disk(root: Path) -> Check:
 # What a sweep talks to ------------------------------------------------------------------------
 
 
-def check_ray(address: str = "local", timeout: float = 90.0) -> Check:
-    """Whether a Ray starts here (`local`) or answers at `address`, within `timeout` seconds."""
+def check_ray(address: str = "local", timeout: float = 90.0) -> list[Check]:
+    """Whether a Ray starts here (`local`) or answers at `address`, within `timeout` seconds.
+
+    And whether each of its nodes has the packages that a worker needs.
+    """
     name = f"ray {redacted(address)}"
+    try:
+        if address not in ("local", "auto"):
+            check_listens(address)
+        options = _local_options() if address == "local" else {}
+    except RanksweepError as error:
+        return [Check(name, False, *_split(error))]
     process = subprocess.Popen(
-        [sys.executable, "-c", _RAY_SCRIPT, address],
+        # -P: what lies in the working directory is no package of ours or Ray's
+        [sys.executable, "-P", "-c", _RAY_SCRIPT, address]
+        + [json.dumps(each) for each in (options, carried_path(), NEEDED)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | ray_environment(address),
+        env=_ray_variables(address),
         start_new_session=True,
     )
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        return Check(name, False, f"no answer in {timeout:g} s", _ray_remedy(address))
+        return [Check(name, False, f"no answer in {timeout:g} s", _ray_remedy(address))]
     finally:
         _end_with_children(process)
     for line in output.splitlines():
         if line.startswith("RANKSWEEP "):
-            found = json.loads(line.removeprefix("RANKSWEEP "))
-            verb = "starts" if address == "local" else "answers"
-            sizes = ", ".join(f"{key} {found[key]:g}" for key in ("nodes", "CPU", "GPU"))
-            return Check(name, True, f"{verb} ({sizes})")
-    last = [line for line in errors.splitlines() if line.strip()][-1:] or ["no reason given"]
-    return Check(name, False, last[0].strip(), _ray_remedy(address))
+            return _ray_found(name, address, json.loads(line.removeprefix("RANKSWEEP ")))
+    said = [line.strip() for line in errors.splitlines() if line.strip()]
+    token = any("authentication token" in line.lower() for line in said)
+    remedy = token_remedy() if token else _ray_remedy(address)
+    return [Check(name, False, (said or ["no reason given"])[-1][:300], remedy)]
+
+
+def _local_options() -> dict[str, Any]:
+    options = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    folder = short_folder()
+    return options if folder is None else {**options, "_temp_dir": folder}
+
+
+def _ray_variables(address: str) -> dict[str, str]:
+    variables = os.environ | ray_environment(address)
+    if address == "local" and variables.get("RAY_AUTH_MODE", "token") == "token":
+        # Else Ray writes a token of its own into the home.
+        variables.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    return variables
+
+
+def _ray_found(name: str, address: str, found: Mapping[str, Any]) -> list[Check]:
+    verb = "starts" if address == "local" else "answers"
+    sizes = ", ".join(f"{key} {found[key]:g}" for key in ("nodes", "CPU", "GPU"))
+    checks = [Check(name, True, f"{verb} ({sizes})")]
+    for node, lacks in found["lacks"].items():
+        if lacks:
+            remedy = "install the same ranksweep on every node, with all that it depends on"
+            checks.append(Check(f"node {node}", False, f"has no {lacks}", remedy))
+    return checks
 
 
 def check_store(uri: str) -> list[Check]:
@@ -210,11 +276,12 @@ def check_tracking(uri: str) -> Check:
     try:
         file = sqlite_file(absolute_uri(uri))
         if file is not None and not file.exists():
-            folder = _nearest_folder(file.parent)
-            writable = os.access(folder, os.W_OK)
+            above = _nearest(file.parent)
+            writable = above.is_dir() and os.access(above, os.W_OK)
             detail = f"{shown} is not there yet"
             if not writable:
-                detail += f", and {folder} is read-only"
+                why = "is read-only" if above.is_dir() else "is no folder"
+                detail += f", and {above} {why}"
             return _tried("tracking", writable, detail, "name another database with --tracking")
         found = experiment_names(connect(uri), uri)
     except RanksweepError as error:
@@ -261,7 +328,7 @@ def _project() -> dict[str, Any]:
 
 def _ray_remedy(address: str) -> str:
     if address == "local":
-        return "see the newest logs under /tmp/ray, and that /dev/shm and the memory suffice"
+        return local_remedy(short_folder())
     return "check cluster.address, and that the cluster runs this Python and this Ray"
 
 
@@ -283,10 +350,10 @@ def _end_with_children(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def _nearest_folder(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there."""
+def _nearest(path: Path) -> Path:
+    """The path itself, or the nearest above it that is there."""
     path = path.absolute()
-    while not path.is_dir():
+    while not path.exists():
         path = path.parent
     return path
 

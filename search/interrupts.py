@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -112,4 +111,5 @@ class Interrupts:
 
 def _say(text: str) -> None:
     # Not through a console or a logger: the signal may have come while it held its lock.
-    os.write(sys.stderr.fileno(), f"{text}\n".encode())
+    with suppress(OSError):  # it may be closed
+        os.write(2, f"{text}\n".encode())

@@ -41,12 +41,12 @@ class SweepPaths:
     @property
     def store_uri(self) -> str:
         """URI of the default store; relative to the current directory when the root is."""
-        return f"file://{self.root / 'store'}"
+        return store_uri(self.root / "store")
 
     @property
     def tracking_uri(self) -> str:
         """URI of the default tracking database."""
-        return f"sqlite:///{self.root / 'mlflow.db'}"
+        return sqlite_uri(self.root / "mlflow.db")
 
     @property
     def sweep(self) -> Path:
@@ -73,7 +73,7 @@ class SweepPaths:
     @property
     def study_uri(self) -> str:
         """URI of the sweep's Optuna study."""
-        return f"sqlite:///{self.study_db}"
+        return sqlite_uri(self.study_db)
 
     @property
     def tune(self) -> Path:
@@ -131,6 +131,27 @@ def check_sweep_name(name: str) -> str:
             "and '-', the first a letter or a digit"
         )
     return name
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of a SQLite database, as SQLAlchemy, MLflow and Optuna read it alike.
+
+    SQLAlchemy takes `?` for the start of a query and `%41` for an A, and Optuna fills in what
+    stands in braces; all else stands as it is.
+    """
+    quoted = _quoted(file)
+    # MLflow makes the folders of what follows `sqlite:///` unread, and so one of another name.
+    scheme = "sqlite" if quoted == str(file) else "sqlite+pysqlite"
+    return f"{scheme}:///{quoted}"
+
+
+def store_uri(folder: Path) -> str:
+    """The URI of a store in a folder."""
+    return f"file://{_quoted(folder)}"
+
+
+def _quoted(path: Path) -> str:
+    return re.sub(r"[%?#{}]", lambda match: f"%{ord(match[0]):02X}", str(path))
 
 
 def artifacts_beside(tracking_db: Path) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -22,3 +25,21 @@ def test_a_floor_says_that_it_is_typed(floor: str) -> None:
 def test_every_room_is_a_package_that_is_found(floor: str) -> None:
     for file in (ROOT / floor).rglob("*.py"):
         assert (file.parent / "__init__.py").is_file(), f"{file.parent} would not be installed"
+
+
+def test_the_command_finds_its_own_packages_whatever_the_path_has(tmp_path: Path) -> None:
+    for name in ("search.py", "spaces.py", "trainables.py"):
+        (tmp_path / name).write_text("raise ValueError('a module of the user')")
+    done = subprocess.run(
+        [sys.executable, "-P", str(ROOT / "ranksweep.py"), "--version"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ranksweep ")
+
+
+def test_the_command_is_that_of_the_module_that_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"ranksweep": "ranksweep:main"}
+    assert project["tool"]["setuptools"]["py-modules"] == ["ranksweep"]

@@ -86,9 +86,13 @@ def _logs_on_stderr() -> Iterator[None]:
 def _draw(drawn: Iterable[RenderableType]) -> None:
     from rich.console import Console
 
+    class OnStdout(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for `main`, as where JSON is printed
+
     # A pipe has no width of its own: what reads it wants whole values.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    _draw_on(Console(width=width, highlight=False), drawn)
+    _draw_on(OnStdout(width=width, highlight=False), drawn)
 
 
 def plain_text(drawn: Iterable[RenderableType]) -> str:

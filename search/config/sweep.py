@@ -50,6 +50,25 @@ def known_store(uri: str) -> str:
 StoreUri = Annotated[str, AfterValidator(known_store)]
 
 
+def known_address(address: str) -> str:
+    """The address itself, when it can be a Ray's: local, auto or HOST:PORT. Raises ValueError."""
+    if address in ("local", "auto"):
+        return address
+    if "://" in address:
+        raise ValueError(
+            f"a launch cannot run through {redacted(address)!r}; use HOST:PORT of the cluster's "
+            "head (its port is 6379 unless another was given) from a machine of its network, or "
+            "run the launch there with `ray job submit`"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(f"{address!r} is no address; use local, auto or HOST:PORT")
+    return address
+
+
+RayAddress = Annotated[str, AfterValidator(known_address)]
+
+
 class SchedulerSettings(Settings):
     """How Ray Tune stops trials that fall behind."""
 
@@ -144,8 +163,8 @@ class SearchSettings(Settings):
 class ClusterSettings(Settings):
     """Where the resident workers run and what each may take."""
 
-    address: Annotated[str, Field(min_length=1)] = "local"
-    """`local` starts Ray on this machine and ends it again; `auto` or an address joins a running
+    address: RayAddress = "local"
+    """`local` starts Ray on this machine and ends it again; `auto` or `HOST:PORT` joins a running
     cluster."""
     groups: PositiveInt = 1
     """Groups of resident workers; each trains one trial at a time."""

@@ -15,6 +15,7 @@ from search.launch.result import constant_answers
 from search.launch.resume import check_data, check_name
 from search.paths import SweepPaths
 from search.redaction import redacted
+from search.tracking.artifacts import check_experiment
 from search.tracking.liveness import running
 from spaces.profile import Profile
 from spaces.search_space import Arm
@@ -75,6 +76,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     paths = SweepPaths(name=config.name).absolute()
     if resume:
         check_name(config, paths, resume)
+    check_experiment(config.tracking.uri, config.tracking.experiment)
     inputs = prepare(config)
     check_data(config, paths, inputs, resume)
     task, targets, space = inputs.task, inputs.targets, inputs.space

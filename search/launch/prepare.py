@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from search.config.sweep import ClusterSettings, SweepConfig, check_against_targets
+from search.launch.ray_environment import own_cpus
 from search.store.profiles import ProfileStore, profile_key
 from spaces.errors import ConfigError, ProfileError, StoreError
 from spaces.methods.registry import count_range
@@ -151,7 +151,7 @@ def check_resources(cluster: ClusterSettings) -> None:
     if cluster.address != "local":
         return
     workers = cluster.groups * cluster.workers_per_group
-    have = {"CPU": float(os.cpu_count() or 1)}
+    have = {"CPU": float(own_cpus())}
     if cluster.resources_per_worker.get("GPU", 0):
         have["GPU"] = float(torch.cuda.device_count())
     for name, amount in cluster.resources_per_worker.items():

@@ -5,16 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
+from search.launch.private_ray import OwnPath, running_cluster, token_of_our_own
+from search.launch.ray_environment import (
+    check_listens,
+    local_remedy,
+    own_cpus,
+    short_folder,
+    token_remedy,
+)
 from search.launch.ray_processes import groups_of_their_own, watched
-from spaces.errors import ConfigError
+from spaces.errors import ConfigError, JobError, one_line
 
 
 @contextlib.contextmanager
@@ -29,47 +37,63 @@ def ray_cluster(
 
     One of its own listens on loopback alone where `set_ray_environment` was called before this file
     was imported.
+
+    Raises:
+        ConfigError: no cluster answers at the address, or it asks for another token.
+        JobError: a Ray of our own does not start on this machine.
     """
     if ray.is_initialized():
         yield
         return
-    _check_address(config.cluster.address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if config.cluster.address == "local":
-        # one CPU more than there are, for the light trials; they only wait
-        cpus = (os.cpu_count() or 1) + 1
-        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    else:
-        options |= {"address": config.cluster.address}
+    address = config.cluster.address
+    with token_of_our_own() if address == "local" else contextlib.nullcontext():
+        if address == "local":
+            _start()
+        else:
+            _join(address)
+        try:
+            interrupts.listen()
+            with watched(on_death) if address == "local" else contextlib.nullcontext():
+                yield
+        finally:
+            ray.shutdown()
+
+
+def _options() -> dict[str, Any]:
+    return {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": OwnPath()}
+
+
+def _start() -> None:
+    folder = short_folder()
+    # one CPU more than there are, for the light trials; they only wait
+    options = {**_options(), "num_cpus": own_cpus() + 1, "include_dashboard": False}
+    if folder is not None:
+        options["_temp_dir"] = folder
     try:
         with groups_of_their_own():
-            ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"cluster.address: no Ray cluster answers at {config.cluster.address} ({reason}); "
-            "start one with `ray start --head` or `ray up cluster.yaml`, or use local; set "
-            "RAY_AUTH_MODE=token where the cluster asks for one"
+            ray.init(address="local", **options)
+    except Exception as error:  # whatever keeps its processes from starting, it is this machine's
+        ray.shutdown()  # what has started of them
+        raise JobError(
+            f"ray: does not start on this machine ({one_line(error)}); {local_remedy(folder)}"
         ) from error
-    try:
-        interrupts.listen()
-        own = config.cluster.address == "local"
-        with watched(on_death) if own else contextlib.nullcontext():
-            yield
-    finally:
-        ray.shutdown()
 
 
-def _check_address(address: str) -> None:
-    """Ray itself goes on trying for minutes where nobody listens."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
-        return
+def _join(address: str) -> None:
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
+        check_listens(running_cluster() if address == "auto" else address)
+        ray.init(address=address, **_options())
+    except ConfigError:
+        raise
+    except AuthenticationError as error:
         raise ConfigError(
-            f"cluster.address: nobody listens at {address} ({error.strerror or error}); start Ray "
-            "there with `ray start --head` or `ray up cluster.yaml`, or use local"
-        ) from None
+            f"cluster.address: the cluster at {address} asks for a token, or for another than this "
+            f"launch has; {token_remedy()}"
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"cluster.address: no Ray cluster answers at {address} ({one_line(error)}); start one "
+            "with `ray start --head` or `ray up cluster.yaml`, or use local; where the cluster "
+            f"asks for a token, {token_remedy()}"
+        ) from error

@@ -22,7 +22,7 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, from_url
 
-from search.paths import STORE_SCHEMES, private_files
+from search.paths import STORE_SCHEMES, private_files, store_uri
 from search.redaction import redacted, redacted_text
 from spaces.errors import ConfigError, StoreError, nearest
 
@@ -86,7 +86,7 @@ class ObjectStorage:
 
     def __init__(self, uri: str) -> None:
         folder = _local_folder(uri)
-        self.uri = uri if folder is None else f"file://{folder}"
+        self.uri = uri if folder is None else store_uri(folder)
         """The store's URI, absolute for a local store. It may hold credentials: show `name`."""
         self.name = redacted(self.uri)
         """The store's URI as it may be shown."""
@@ -275,7 +275,11 @@ class ObjectStorage:
             "backoff": {"max_backoff": timedelta(seconds=4)},
         }
         try:
-            options = _aws_options() if self.uri.startswith("s3://") else {}
+            options = {}
+            if self.uri.startswith("s3://"):
+                # One object at a time is removed, and some gateways answer S3's DeleteObjects
+                # without the names that obstore then looks for.
+                options = {**_aws_options(), "disable_bulk_delete": True}
             if _plain_http_endpoint(options):
                 client["allow_http"] = True
             return from_url(self.uri, client_options=client, retry_config=retry, **options)

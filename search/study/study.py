@@ -112,7 +112,8 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wanted = directions(objectives, mode)
-    with reached(storage, StorageInternalError):
+    # a RuntimeError: the tables are of another version of Optuna
+    with reached(storage, StorageInternalError, RuntimeError):
         study = optuna.create_study(
             storage=_storage(storage, beat_seconds, grace_seconds, impatient),
             study_name=name,

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from filelock import FileLock
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
-from search.paths import private_files
+from search.paths import artifacts_beside, private_files, sqlite_uri
 from search.redaction import redacted, redacted_text
 from search.tracking.facts import PARENT, PREFIX, RunFacts
-from spaces.errors import ConfigError, TrackingError, nearest
+from spaces.errors import ConfigError, RanksweepError, TrackingError, nearest, one_line
 
 if TYPE_CHECKING:
     from mlflow.store.entities import PagedList
@@ -40,6 +41,30 @@ PAGE = 1000
 # What MLflow itself says of a run that is gone or a value that it does not take; a proxy in front
 # of a server that is away says other things.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+_UNKNOWN_USER = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+_CREDENTIALS = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to those "
+    "of a user who may write there"
+)
+_REMEDIES = (
+    (r"Invalid Host header", "have the server started with --allowed-hosts and this host's name"),
+    (r"error code 40[13]\b", _CREDENTIALS),
+    (
+        r"error code 407\b|ProxyError",
+        "a proxy is in the way: check HTTPS_PROXY and HTTP_PROXY, and name the server in NO_PROXY",
+    ),
+    (
+        r"SSLError|CERTIFICATE_VERIFY_FAILED",
+        "set MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE to the certificates that it is "
+        "signed by, and check https in its address",
+    ),
+    (
+        r"database schema|Can't locate revision",
+        "another MLflow has written it: after a copy, run `mlflow db upgrade` with its address "
+        "where that was an older one, else install the newer; or name another database",
+    ),
+)
+"""What MLflow's client says where another try would not help, and what does."""
 Result = TypeVar("Result")
 
 
@@ -73,7 +98,7 @@ def absolute_uri(uri: str) -> str:
         raise ConfigError(
             f"tracking.uri: {uri} names no file; use sqlite:///FILE.db or sqlite:////dir/FILE.db"
         )
-    return f"sqlite:///{file}"
+    return sqlite_uri(file)
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -133,7 +158,6 @@ def call(uri: str, work: Callable[[], Result], patience: float = PATIENCE_S) -> 
             `RefusedError` where another try would be refused too.
     """
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     local = sqlite_file(uri) is not None
 
@@ -142,7 +166,7 @@ def call(uri: str, work: Callable[[], Result], patience: float = PATIENCE_S) -> 
             return False
         # A write that met a lock was rolled back whole, so that it can be done again.
         busy = "database is locked" in str(error) or "already exists" in str(error)
-        return busy if local else not is_refused(error)
+        return busy if local else not (is_refused(error) or _known_remedy(error))
 
     tries = Retrying(
         retry=retry_if_exception(may_pass),
@@ -152,15 +176,31 @@ def call(uri: str, work: Callable[[], Result], patience: float = PATIENCE_S) -> 
     )
     try:
         return tries(work)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        remedy = (
+    except RanksweepError:
+        raise
+    except Exception as error:  # of MLflow, its database, or of what it keeps artifacts with
+        remedy = _known_remedy(error) or (
             "check the file, its folder's permissions and the free space"
             if local
             else "check that the server runs and that --tracking names it"
         )
         kind = RefusedError if is_refused(error) else TrackingError
-        reason = _one_line(str(error), uri)
+        ours = isinstance(error, (MlflowException, SQLAlchemyError, OSError))
+        reason = _one_line(str(error) if ours else one_line(error), uri)
         raise kind(f"tracking: {redacted(uri)}: {reason}; {remedy}") from error
+
+
+def _known_remedy(error: BaseException) -> str | None:
+    """What helps against an error that no other try would pass; None for every other."""
+    if isinstance(error, ImportError):
+        return "install what MLflow lacks for this address, or name another"
+    if isinstance(error, ArgumentError):
+        return "write for example sqlite:////directory/file.db or postgresql://user@host/database"
+    text = str(error)
+    found = next((remedy for sign, remedy in _REMEDIES if re.search(sign, text)), None)
+    if found is None and getattr(error, "error_code", None) in _UNKNOWN_USER:
+        return _CREDENTIALS
+    return found
 
 
 def is_refused(error: BaseException) -> bool:
@@ -227,8 +267,24 @@ def _opening(file: Path) -> Iterator[None]:
         if not os.access(file.parent, os.W_OK):
             yield
             return
-        with FileLock(f"{file}.lock", mode=0o600):
+        with FileLock(f"{file}.lock", mode=0o600), _default_artifacts(artifacts_beside(file)):
             yield
+
+
+@contextmanager
+def _default_artifacts(folder: Path) -> Iterator[None]:
+    """While open, a new database's experiment `Default` keeps its artifacts in this folder.
+
+    MLflow would take the current directory, and write its name into SQL as it stands.
+    """
+    name = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+    ours = name not in os.environ
+    os.environ.setdefault(name, folder.as_uri())
+    try:
+        yield
+    finally:
+        if ours:
+            os.environ.pop(name, None)
 
 
 def _silence() -> None:

@@ -7,8 +7,15 @@ import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from search.tracking.artifacts import moved_with_database
 from search.tracking.facts import RunFacts
-from search.tracking.mlflow import call, connect, experiment_names, is_refused, search_runs
+from search.tracking.mlflow import (
+    call,
+    connect,
+    experiment_names,
+    is_refused,
+    search_runs,
+)
 
 
 class RecordedRuns:
@@ -52,12 +59,23 @@ class RecordedRuns:
 
     def files(self, run_id: str) -> frozenset[str]:
         """The names of a run's artifacts."""
+        moved = self._moved(run_id)
+        if moved is not None:
+            return frozenset(each.name for each in moved.iterdir())
         found = call(self.uri, lambda: self._client.list_artifacts(run_id))
         return frozenset(file.path for file in found)
 
     def artifact(self, run_id: str, name: str) -> bytes:
         """One artifact of a run."""
+        moved = self._moved(run_id)
+        if moved is not None:
+            return (moved / name).read_bytes()
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
             path = call(self.uri, lambda: self._client.download_artifacts(run_id, name, folder))
             return Path(path).read_bytes()
+
+    def _moved(self, run_id: str) -> Path | None:
+        """The folder of a run's artifacts where they have moved with their database."""
+        run = call(self.uri, lambda: self._client.get_run(run_id))
+        return moved_with_database(self.uri, str(run.info.artifact_uri))

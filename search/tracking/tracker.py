@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from search import paths
+from search.tracking.artifacts import check_artifacts
 from search.tracking.facts import (
     ENTITIES_PER_BATCH,
     INHERITED,
@@ -315,6 +316,7 @@ class Tracker:
                 f"tracking.experiment: {self.experiment!r} is deleted in MLflow; restore it "
                 f"(mlflow experiments restore -x {found.experiment_id}) or name another"
             )
+        check_artifacts(self.client, self.uri, found)
         return str(found.experiment_id)
 
     def _create_run(

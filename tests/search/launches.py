@@ -16,6 +16,7 @@ import optuna
 import psutil
 from mlflow import MlflowClient
 
+from search.paths import sqlite_uri
 from search.study.study import INTERRUPTED, REJECTED
 
 
@@ -30,7 +31,11 @@ class Launch:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "search.cli.main", "launch", "sweep.yaml", "--json", *arguments],
+            # -P: as an installed command, it does not import what lies in the folder
+            [
+                *(sys.executable, "-P", "-m", "search.cli.main"),
+                *("launch", "sweep.yaml", "--json", *arguments),
+            ],
             cwd=folder, env=environment(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
@@ -74,7 +79,7 @@ class Launch:
 
 def study_in(folder: Path) -> optuna.Study:
     file = folder / ".ranksweep" / "sweeps" / "tiny" / "study.db"
-    return optuna.load_study(study_name="tiny", storage=f"sqlite:///{file}")
+    return optuna.load_study(study_name="tiny", storage=sqlite_uri(file))
 
 
 def states_in_study(folder: Path) -> dict[int, str]:
@@ -89,7 +94,7 @@ def states_in_study(folder: Path) -> dict[int, str]:
 
 def states_in_mlflow(folder: Path) -> dict[int, str]:
     """Number -> how MLflow says that the trial ended."""
-    client = MlflowClient(f"sqlite:///{folder / '.ranksweep' / 'mlflow.db'}")
+    client = MlflowClient(sqlite_uri(folder / ".ranksweep" / "mlflow.db"))
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert not [run.info.run_name for run in runs if run.info.status == "RUNNING"]
     found: dict[int, str] = {}

@@ -148,6 +148,11 @@ def test_tracking_answers_or_says_why_not(tmp_path: Path) -> None:
     assert present.ok is True
     assert "2 experiments" in present.detail, "MLflow's own and ours"
 
+    (tmp_path / "file").write_text("in the way")
+    hidden = doctor.check_tracking(f"sqlite:///{tmp_path}/file/mlflow.db")
+    assert hidden.ok is False
+    assert f"{tmp_path}/file is no folder" in hidden.detail
+
     silent = doctor.check_tracking("http://user:hunter2@127.0.0.1:9")
     assert silent.ok is False
     assert "hunter2" not in silent.detail + silent.remedy
@@ -167,9 +172,19 @@ def test_disk_space_is_that_of_the_folder_above(
 
 
 @pytest.mark.ray
-def test_a_ray_is_started_on_loopback_and_stopped(watch: Watch) -> None:
-    check = doctor.check_ray("local")
+def test_a_ray_is_started_on_loopback_and_stopped(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "spaces.py").write_text("raise ValueError('of the user')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "NEEDED", (*doctor.NEEDED, "a_package_that_nobody_has"))
 
+    check, lacking = doctor.check_ray("local")
+
+    assert (lacking.ok, lacking.detail) == (False, "has no a_package_that_nobody_has")
+    assert lacking.name.startswith("node ")
+    assert [each.name for each in tmp_path.iterdir()] == ["spaces.py"], "no token in the home"
     assert check.ok is True, check
     assert "CPU 1" in check.detail
     assert {"raylet", "gcs_server"} <= watch.names
@@ -177,11 +192,11 @@ def test_a_ray_is_started_on_loopback_and_stopped(watch: Watch) -> None:
 
 
 @pytest.mark.usefixtures("watch")
-@pytest.mark.parametrize("address", ["local", "127.0.0.1:9"])
+@pytest.mark.parametrize("address", ["local", "127.0.0.1:9", "ray://127.0.0.1:9"])
 def test_a_ray_that_does_not_answer_is_given_up(address: str) -> None:
     started = time.monotonic()
 
-    check = doctor.check_ray(address, timeout=2.5)
+    (check,) = doctor.check_ray(address, timeout=2.5)
 
     assert check.ok is False
     assert check.detail
@@ -210,9 +225,9 @@ def test_the_verdict_is_that_of_the_worst_check() -> None:
 def test_everything_is_examined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[str, float]] = []
 
-    def answer(address: str, timeout: float) -> Check:
+    def answer(address: str, timeout: float) -> list[Check]:
         asked.append((address, timeout))
-        return Check("ray", True, "")
+        return [Check("ray", True, "")]
 
     monkeypatch.setattr(doctor, "check_ray", answer)
 

@@ -11,6 +11,8 @@ from typing import Any
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
+from trainables.resident.causes import why
+
 
 class GroupWatch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Runs in the controller's process; these are the hooks that Ray calls."""
@@ -27,7 +29,5 @@ class GroupWatch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         """The workers were asked how they are, as every second or so."""
         errors = worker_group_status.errors
         if errors:
-            error = next(iter(errors.values()))
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[0][:200].rstrip(".") if lines else type(error).__name__
+            reason = why(next(iter(errors.values()))).rstrip(".")
             self._queue.worker_died.remote(self._group, reason)

@@ -22,6 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from spaces.errors import JobError, one_line
+from trainables.resident.causes import why
 from trainables.resident.group_watch import GroupWatch
 from trainables.resident.jobs import Done, Event, Failed, Job, Result, Steps
 from trainables.resident.queue import POLL_S, STEPS_S, events_of, start_job_queue
@@ -194,7 +195,7 @@ class ResidentWorkers:
         try:
             self._trainer(group).fit()
         except Exception as failure:
-            error = f"{error}: {one_line(failure)}"
+            error = f"{error} ({why(failure)})"
         if self._leaving.is_set():  # Ray may be gone by now, and asking it would start it anew
             return
         try:
@@ -202,6 +203,11 @@ class ResidentWorkers:
         except ray.exceptions.RayError:
             logger.debug("the queue was gone before group %d", group)
         self._lost[group] = error
+        said = f"group {group} is given up: {error}"
+        if self.lost() is None:
+            self._on_notice(said)  # the others go on, and nothing else would tell of it
+        else:
+            logger.error("%s", said)
 
     def _trainer(self, group: int) -> Any:
         resources = dict(self._settings.resources_per_worker or {"CPU": 1})

@@ -68,6 +68,7 @@ class JobQueue:
         self._groups: dict[int, GroupFacts] = {}
         self._idle_starts: dict[int, int] = {}
         self._died: set[int] = set()
+        self._last_death: dict[int, str] = {}
         self._cancelled_early: set[str] = set()
         self._lost: dict[int, str] = {}
         self._controllers: dict[int, Any] = {}
@@ -126,7 +127,8 @@ class JobQueue:
         self._idle_starts[group] = self._idle_starts.get(group, 0) + 1
         if self._idle_starts[group] <= MAX_IDLE_STARTS * size:
             return True
-        await self.group_lost(group, "the workers keep dying while they start; see Ray's logs")
+        reason = self._last_death.get(group, "see Ray's logs")
+        await self.group_lost(group, f"the workers keep dying while they start ({reason})")
         return False
 
     async def register(self, group: int, facts: GroupFacts) -> None:
@@ -150,6 +152,7 @@ class JobQueue:
 
     async def worker_died(self, group: int, reason: str) -> None:
         """A worker of the group is gone: its job can be taken by another group at once."""
+        self._last_death[group] = reason
         if group in self._died or self._closed:
             return
         self._groups.pop(group, None)

@@ -6,15 +6,19 @@ import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from search.config.database import study_url
 from search.config.reading import parse_sweep
@@ -274,6 +278,30 @@ def test_a_storage_that_cannot_be_opened_is_an_error_of_one_line_without_its_pas
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("search.study: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "The runtime optuna version 5.0 is no longer compatible with the table schema"
+        ),
+        StorageInternalError("An exception is raised during the commit"),
+        OperationalError("x", {}, sqlite3.OperationalError("attempt to write a readonly database")),
+        OperationalError("x", {}, sqlite3.OperationalError("database or disk is full")),
+        DatabaseError("x", {}, sqlite3.DatabaseError("file is not a database")),
+    ],
+)
+def test_what_a_storage_raises_when_it_is_opened_is_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_study(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(optuna, "create_study", create_study)
+    with pytest.raises(ConfigError, match=r"^search\.study: .* cannot be opened \(") as caught:
+        toy_study(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])

@@ -1,0 +1,65 @@
+"""What ranksweep takes of Ray beyond what it promises: after an upgrade, look here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[import-untyped]
+from ray.job_config import JobConfig
+
+from search.launch.ray_environment import carried_path
+
+_TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+
+
+class OwnPath(JobConfig):  # type: ignore[misc]
+    """Lets the workers import what is installed, and not what lies in the driver's directory.
+
+    Ray puts that directory, and the one of the driver's script, before everything else on a
+    worker's path, unless the job brings a working directory of its own. A `search.py` or a
+    `datasets/` of the user's would then stand in for ranksweep's packages and those that it needs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_py_driver_sys_path=carried_path())
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
+def running_cluster() -> str:
+    """HOST:PORT of the cluster that RAY_ADDRESS names, else of the last that was started here.
+
+    Raises ConnectionError where there is none.
+    """
+    return str(canonicalize_bootstrap_address("auto"))
+
+
+@contextlib.contextmanager
+def token_of_our_own() -> Iterator[None]:
+    """While open, a Ray that is started asks for a token that is written nowhere.
+
+    Ray would write one to ~/.ray/auth_token, and every cluster that is started from that home
+    afterwards would ask its nodes for it. Where RAY_AUTH_MODE is `disabled`, nothing is done.
+    """
+    before = {name: os.environ.get(name) for name in _TOKEN_VARIABLES}
+    if (before["RAY_AUTH_MODE"] or "token").lower() != "token" or before["RAY_AUTH_TOKEN"]:
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        # A later launch of this process may join a cluster that asks for another token, or none.
+        AuthenticationTokenLoader.instance().reset_cache()
+        Config.initialize("")
