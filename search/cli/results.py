@@ -79,7 +79,8 @@ def compare(
     rows = comparison.compare(resolve_tracking(tracking), sweep, against)
     verdict = comparison.verdict(rows, against)
     return Result(
-        {"choices": rows, "verdict": verdict}, [confirmation_table(rows, against), verdict]
+        {"choices": rows, "verdict": verdict},
+        [confirmation_table(rows, against), verdict, *comparison.resolution(rows)],
     )
 
 
@@ -174,7 +175,10 @@ def _choice_text(choice: Mapping[str, Any]) -> str:
 
 
 def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") -> Table:
-    """The confirmations as a table: mean, deviation, parameters, difference from the reference."""
+    """The confirmations as a table: mean, deviation, parameters, difference from the reference.
+
+    The interval is the one for all comparisons together, which the verdict goes by.
+    """
     from search.queries.comparison import called
 
     metric = rows[0].metric if rows else "metric"
@@ -183,10 +187,9 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
         table.add_column(name, justify="right")
     for row in rows:
         difference = None
-        if row.difference is not None:
-            low, high = row.difference
-            noise = ", within the noise" if row.within_noise else ""
-            difference = f"{low:+.4f} to {high:+.4f}{noise}"
+        if row.adjusted is not None:
+            low, high = row.adjusted
+            difference = f"{low:+.4f} to {high:+.4f}, {row.verdict}"
         add_row(
             table,
             row.arm,

@@ -129,7 +129,7 @@ def _drawn_profile(config: SweepConfig, result: LaunchResult) -> Iterator[Render
 
 
 def _drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
-    from search.queries.comparison import verdict
+    from search.queries.comparison import resolution, verdict
 
     yield _profile_line(result)
     states = ", ".join(f"{count} {state}" for state, count in sorted(result.states.items()))
@@ -144,6 +144,7 @@ def _drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Rendera
     if result.confirmation:
         yield confirmation_table(result.confirmation)
         yield verdict(result.confirmation)
+        yield from resolution(result.confirmation)
     uri = redacted(result.tracking_uri)
     yield (
         "look further:\n"

@@ -14,6 +14,7 @@ from search.launch.recorder import Recorder
 from search.tracking.journal import Journal
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
+from search.tracking.weights import WeightFiles
 from spaces.choice import Choice
 from spaces.methods.registry import parse_choice
 from spaces.plan import Plan
@@ -80,6 +81,7 @@ class Watched:
     ) -> None:
         self.silent = Silent()
         self.journal = Journal(folder / "journal.db")
+        self.confirmed = WeightFiles(folder / "confirmed", "confirmation")
         self.relay = Relay(
             self.journal,
             tracker,
