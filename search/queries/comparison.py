@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from search.objective import Objective
-from search.queries.differences import CONFIDENCE, Difference, Floats, difference, drawn_values, holm
+from search.queries.differences import (
+    CONFIDENCE,
+    Difference,
+    Floats,
+    difference,
+    drawn_values,
+    holm,
+)
 from search.tracking.facts import TEST_ROWS, RunFacts
 from search.tracking.runs import RecordedRuns
 from spaces.errors import RanksweepError, TrackingError, UsageError, nearest
@@ -98,7 +105,10 @@ def _choices(
             "trainable_params": int(first.metrics["trainable_params"]),
         }
         found.append(
-            (row, {s: OnTest(run.metrics[name], rows.get(run.run_id)) for s, run in by_seed.items()})
+            (
+                row,
+                {s: OnTest(run.metrics[name], rows.get(run.run_id)) for s, run in by_seed.items()},
+            )
         )
     return found
 

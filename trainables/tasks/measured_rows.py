@@ -181,7 +181,7 @@ def _f1(counts: Counts, positive: int) -> Floats:
 
 
 def _matthews(counts: Counts, positive: int) -> Floats:
-    """Gorodkin's R_K, as scikit-learn has it; 0 where all rows are, or are said to be, one class."""
+    """Gorodkin's R_K, as scikit-learn has it; 0 where rows or predictions are of one class."""
     rows, hits = counts.true.sum(axis=1), counts.hits.sum(axis=1)
     together = (counts.true * counts.predicted).sum(axis=1)
     spread = (rows**2 - (counts.true**2).sum(axis=1)) * (

@@ -41,8 +41,15 @@ def compared(hits: Hits) -> list[Confirmation]:
 
 
 def simulated(
-    generator: np.random.Generator, *, arms: int, seeds: int, rows: int, by_seed: float,
-    shared: float = 0.0, by_row: float = 0.3, gain: float = 0.0,
+    generator: np.random.Generator,
+    *,
+    arms: int,
+    seeds: int,
+    rows: int,
+    by_seed: float,
+    shared: float = 0.0,
+    by_row: float = 0.3,
+    gain: float = 0.0,
 ) -> Hits:
     """Arms that hit a row where a score is above 0: of one true accuracy, but for a `gain` of all
     arms but the first.
@@ -110,7 +117,7 @@ def test_of_sweeps_without_a_difference_one_in_twenty_shows_one(sweep: dict[str,
 
 
 def test_where_seeds_are_all_that_differs_the_level_is_used_up() -> None:
-    """Not one in a hundred but about one in twenty: the intervals are no wider than they must be."""
+    """Not one in a hundred but one in twenty: the intervals are no wider than they must be."""
     assert 0.03 <= share_of_wrong_sweeps(1000, arms=2, by_seed=0.6) <= 0.07
 
 
