@@ -94,7 +94,8 @@ def difference(
     """How far one choice's test metric is from another's, each given by seed.
 
     `drawn` holds, by seed, the metric on each of the resamples of the `rows` test rows, the same
-    resamples in both; without them the seeds speak for all. None where either has fewer than two seeds, or nothing varies that is known.
+    resamples in both; without them the seeds speak for all. None where either has fewer than two
+    seeds, or nothing varies that is known.
     """
     if len(values) < 2 or len(beside) < 2:
         return None
