@@ -99,6 +99,10 @@ def export_trial(
         str | None,
         typer.Option("--base", metavar="BASE", help="Where the trial's base is now."),
     ] = None,
+    as_searched: Annotated[
+        bool,
+        typer.Option("--as-searched", help="The trial itself, not the confirmation of it."),
+    ] = False,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> Result:
@@ -106,8 +110,15 @@ def export_trial(
     from search.config.reading import resolve_tracking
     from search.trained.export import export
 
-    written = export(resolve_tracking(tracking), run_id, form, out, base)
-    return Result(written, ["\n  ".join([f"wrote {written['out']}", *written["files"]])])
+    uri = resolve_tracking(tracking)
+    written = export(uri, run_id, form, out, base, as_searched=as_searched)
+    lines = ["\n  ".join([f"wrote {written['out']}", *written["files"]])]
+    if written["confirms"]:
+        lines.append(
+            f"it is {written['run_id']}, the best on dev of the seeds that confirm this trial; "
+            "--as-searched writes the trial itself"
+        )
+    return Result(written, lines)
 
 
 @app.command("compose")
