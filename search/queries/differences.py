@@ -8,20 +8,21 @@ same rows. With d_s the difference at seed s of S, and d its mean:
   would give (S - 1) / S of it and a normal's tails; its variance is known in closed form, so it is
   corrected instead of drawn.
 - rows: V_r from a bootstrap over the n test rows, the same rows for every seed and both choices,
-  the metric computed anew: the mean covariance of d_s and d_s' (s not s'). What rows do to each
-  seed by itself is in V_s already; V_s is at least that, so that seeds which happen to agree are no
-  certainty.
+  the metric computed anew: the mean covariance of d_s and d_s' (s not s').
+- rows of each seed by itself: V_i, what the rows' variance of d_s exceeds that covariance by,
+  divided by S. It is in V_s already, and bounds it from below, so that seeds which happen to agree
+  are no certainty.
 
-The interval is d +- sqrt(t^2 V_s + u^2 V_r), with the quantiles t and u of Student's t at S - 1
-and n - 1 degrees of freedom (Howe 1974, JASA 69:789). It is exact where either is all that varies
-and too wide in between; p is the level whose interval ends at zero. Over the methods of a sweep p
-is adjusted as by Holm (1979).
+The interval is d +- sqrt(max(t^2 V_s, u^2 V_i) + u^2 V_r), with the quantiles t and u of Student's
+t at S - 1 and n - 1 degrees of freedom (Howe 1974, JASA 69:789). It is exact where either seeds or
+rows are all that varies, and too wide in between; p is the level whose interval ends at zero. Over
+the methods of a sweep p is adjusted as by Holm (1979).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,20 +45,19 @@ Part = tuple[float, float]
 class Difference:
     """The difference of two means, and the independent parts of its variance.
 
-    `seeds` says how many seeds were paired (None: they are no pairs), `rows` how many test rows
-    were resampled (None: the rows are not known, and the seeds stand for all).
+    Of a part that is known in two ways the larger counts. `seeds` says how many seeds were paired
+    (None: they are no pairs), `rows` how many test rows were resampled (None: the rows are not
+    known, and the seeds stand for all).
     """
 
     gap: float
-    parts: tuple[Part, ...]
+    parts: tuple[tuple[Part, ...], ...]
     seeds: int | None
     rows: int | None
 
     def half_width(self, level: float) -> float:
         """Half of the interval that misses the true difference in a share `level` of cases."""
-        return math.sqrt(
-            sum(variance * float(student.isf(level / 2, df)) ** 2 for variance, df in self.parts)
-        )
+        return self._spread(lambda df: float(student.isf(level / 2, df)))
 
     def interval(self, level: float) -> tuple[float, float]:
         """The interval of the difference that misses it in a share `level` of cases."""
@@ -67,7 +67,7 @@ class Difference:
     @property
     def p_value(self) -> float:
         """The level whose interval ends at zero; 1 where nothing varies."""
-        if self.gap == 0 or all(variance == 0 for variance, _ in self.parts):
+        if self.gap == 0 or self.half_width(0.5) == 0:
             return 1.0
         smallest = 1e-15
         beyond = lambda level: abs(self.gap) - self.half_width(level)  # noqa: E731
@@ -77,11 +77,14 @@ class Difference:
 
     def detectable(self, level: float) -> float:
         """The smallest difference that is told from none at `level` with a probability of 80 %."""
-        half = sum(
-            variance * float(student.isf(level / 2, df) + student.isf(1 - POWER, df)) ** 2
-            for variance, df in self.parts
+        return self._spread(
+            lambda df: float(student.isf(level / 2, df) + student.isf(1 - POWER, df))
         )
-        return math.sqrt(half)
+
+    def _spread(self, quantile: Callable[[float], float]) -> float:
+        return math.sqrt(
+            sum(max(each * quantile(df) ** 2 for each, df in known) for known in self.parts)
+        )
 
 
 def difference(
@@ -109,8 +112,12 @@ def difference(
     seeds = len(shared)
     each = float(np.trace(covariance)) / seeds
     common = (float(covariance.sum()) - seeds * each) / (seeds * (seeds - 1))
-    by_seed = max(float(paired.var(ddof=1)), each - common) / seeds
-    parts = ((by_seed, seeds - 1.0), (max(common, 0.0), max(rows - 1.0, 1.0)))
+    of_rows = max(rows - 1.0, 1.0)
+    by_seed = (
+        (float(paired.var(ddof=1)) / seeds, seeds - 1.0),
+        (max(each - common, 0.0) / seeds, of_rows),
+    )
+    parts = (by_seed, ((max(common, 0.0), of_rows),))
     return Difference(float(paired.mean()), parts, seeds, rows)
 
 
@@ -120,13 +127,13 @@ def _by_seeds_alone(
     """The wider of Welch's interval and the paired one; None where no seed tells another value."""
     a, b = np.array(list(values.values())), np.array(list(beside.values()))
     gap = float(a.mean() - b.mean())
-    welch = Difference(gap, (_welch(a, b),), None, None)
-    found = [welch] if welch.parts[0][0] else []
+    welch = _welch(a, b)
+    found = [Difference(gap, ((welch,),), None, None)] if welch[0] else []
     if len(shared) > 1:
         paired = np.array([values[seed] - beside[seed] for seed in shared])
         part = (_no_rounding(float(paired.var(ddof=1))) / len(shared), len(shared) - 1.0)
         if part[0]:
-            found.append(Difference(float(paired.mean()), (part,), len(shared), None))
+            found.append(Difference(float(paired.mean()), ((part,),), len(shared), None))
     level = 1 - CONFIDENCE
     return max(found, key=lambda each: each.half_width(level), default=None)
 
@@ -141,7 +148,7 @@ def _unpaired(
     """Seeds that are no pairs: Welch's variance, and all that the rows do to the means."""
     a, b = np.array(list(values.values())), np.array(list(beside.values()))
     means = np.mean(list(drawn.values()), axis=0) - np.mean(list(drawn_beside.values()), axis=0)
-    parts = (_welch(a, b), (float(means.var(ddof=1)), max(rows - 1.0, 1.0)))
+    parts = ((_welch(a, b),), ((float(means.var(ddof=1)), max(rows - 1.0, 1.0)),))
     return Difference(float(a.mean() - b.mean()), parts, None, rows)
 
 
