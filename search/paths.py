@@ -99,9 +99,10 @@ class SweepPaths:
         """Folder of the weights of trials that MLflow has not been given yet."""
         return self.sweep / "weights"
 
-    def trial_weights(self, number: int) -> Path:
-        """File of the weights of one trial, under the name that it has in MLflow."""
-        return self.weights / f"{number:05d}" / "weights.safetensors"
+    @property
+    def confirmed_weights(self) -> Path:
+        """Folder of the weights of confirmations that MLflow has not been given yet."""
+        return self.sweep / "confirmed"
 
     @property
     def log(self) -> Path:

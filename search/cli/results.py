@@ -88,7 +88,11 @@ def compare(
     uri = resolve_tracking(tracking)
     rows = comparison.compare(uri, sweep, against)
     verdict = comparison.verdict(rows, against)
-    drawn: list[RenderableType] = [confirmation_table(rows, against), verdict]
+    drawn: list[RenderableType] = [
+        confirmation_table(rows, against),
+        verdict,
+        *comparison.resolution(rows),
+    ]
     constant = comparison.constant_answer_on_test(uri, sweep)
     if constant is not None and rows:
         drawn.append(f"a constant answer on test: {rows[0].metric} {constant:.4f}")
@@ -111,6 +115,10 @@ def export_trial(
         str | None,
         typer.Option("--base", metavar="BASE", help="Where the trial's base is now."),
     ] = None,
+    as_searched: Annotated[
+        bool,
+        typer.Option("--as-searched", help="The trial itself, not the confirmation of it."),
+    ] = False,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> Result:
@@ -118,8 +126,15 @@ def export_trial(
     from search.config.reading import resolve_tracking
     from search.trained.export import export
 
-    written = export(resolve_tracking(tracking), run_id, form, out, base)
-    return Result(written, ["\n  ".join([f"wrote {written['out']}", *written["files"]])])
+    uri = resolve_tracking(tracking)
+    written = export(uri, run_id, form, out, base, as_searched=as_searched)
+    lines = ["\n  ".join([f"wrote {written['out']}", *written["files"]])]
+    if written["confirms"]:
+        lines.append(
+            f"it is {written['run_id']}, the best on dev of the seeds that confirm this trial; "
+            "--as-searched writes the trial itself"
+        )
+    return Result(written, lines)
 
 
 @app.command("compose")
@@ -217,7 +232,10 @@ def _choice_text(choice: Mapping[str, Any]) -> str:
 
 
 def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") -> Table:
-    """The confirmations as a table: mean, deviation, parameters, difference from the reference."""
+    """The confirmations as a table: mean, deviation, parameters, difference from the reference.
+
+    The interval is the one for all comparisons together, which the verdict goes by.
+    """
     from search.queries.comparison import called
 
     metric = rows[0].metric if rows else "metric"
@@ -226,10 +244,9 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
         table.add_column(name, justify="right")
     for row in rows:
         difference = None
-        if row.difference is not None:
-            low, high = row.difference
-            noise = ", within the noise" if row.within_noise else ""
-            difference = f"{low:+.4f} to {high:+.4f}{noise}"
+        if row.adjusted is not None:
+            low, high = row.adjusted
+            difference = f"{low:+.4f} to {high:+.4f}, {row.verdict}"
         add_row(
             table,
             row.arm,

@@ -191,7 +191,8 @@ class TrackingSettings(Settings):
     keep_weights: Literal["best", "all", "none"] = "best"
     """Whose trained weights are kept as an artifact, for `export`: the best trial's of each method
     or arm (and those on the Pareto front of a search for two objectives), every complete trial's,
-    or nobody's."""
+    or nobody's. `best` and `all` keep those of every confirmation too, but for `full`, whose
+    weights are as large as the base: `best` keeps its first seed's."""
 
 
 class ConfirmSettings(Settings):
@@ -199,8 +200,8 @@ class ConfirmSettings(Settings):
 
     top: PositiveInt = 1
     """Choices of each method to confirm."""
-    seeds: PositiveInt = 3
-    """Seeds of each choice: `train.seed` + 1 and on."""
+    seeds: PositiveInt = 5
+    """Seeds of each choice: `train.seed` + 1 and on, the same for all choices."""
 
 
 class SweepConfig(Settings):
@@ -233,7 +234,7 @@ class SweepConfig(Settings):
     tracking: TrackingSettings = TrackingSettings()
     confirm: ConfirmSettings | None = ConfirmSettings()
     """What is retrained and measured on test at the end; `null` skips it; default:
-    `{top: 1, seeds: 3}`, or `null` for a task without a test split."""
+    `{top: 1, seeds: 5}`, or `null` for a task without a test split."""
 
     @cached_property
     def search_space(self) -> SearchSpace:

@@ -1,8 +1,8 @@
 """Confirmation: the best choices retrained with other seeds and measured on test.
 
 LoRA variants differ by little once the learning rate is tuned. The summary therefore sets each
-method beside tuned LoRA with Welch's interval for the difference of two means, and says plainly
-when the difference is within the noise.
+method beside tuned LoRA, seed by seed and on the same test rows, and says plainly when the
+difference is within the noise.
 """
 
 from __future__ import annotations
@@ -10,27 +10,56 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search.config.sweep import SweepConfig
 from search.objective import Objective
 from search.progress import Progress
-from search.queries.comparison import Confirmation, summarize
+from search.queries.comparison import Confirmation, OnTest, kept_rows, summarize
 from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
+from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
+from search.tracking.weights import WeightFiles
 from search.tuning.trial import job_name
 from spaces.errors import JobError, TrackingError
 from spaces.plan import Plan
 from trainables.resident.jobs import Event, Started, TrialJob
+from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
 
 if TYPE_CHECKING:
     from trainables.resident.groups import ResidentWorkers
 
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _ToConfirm:
+    """A choice to be trained with one more seed; `is_first` of the choice's seeds."""
+
+    row: Mapping[str, Any]
+    plan: Plan
+    seed: int
+    is_first: bool
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The number of the trial that it confirms, and the seed."""
+        return self.row["number"], self.seed
+
+    @property
+    def job_id(self) -> str:
+        """Its name in the queue."""
+        return job_name(*self.key)
+
+    def keeps_weights(self, which: str) -> bool:
+        """Whether its weights are kept; those of a whole base only once, unless all are wanted."""
+        is_whole = self.plan.tuner is not None and self.plan.tuner.name == "full"
+        return which == "all" or (which == "best" and (self.is_first or not is_whole))
 
 
 def confirm_best(
@@ -43,69 +72,95 @@ def confirm_best(
     tracker: Tracker,
     sweep_run_id: str,
     view: Progress,
+    kept: WeightFiles,
 ) -> list[Confirmation]:
     """Retrain each row of `chosen` (best first) with `confirm.seeds` seeds; every run is logged.
 
     A run that fails is told and left out; a choice without any value is left out of the summary. A
     run that an earlier launch of the sweep has ended is not done again, where the journal or MLflow
     has it; nor is one for a choice that another row stands for too: rows of one trial's number are
-    the same training.
+    the same training. `kept` takes the weights of each, by its number in the journal, negated.
     """
     assert config.confirm is not None
     seeds = [config.train.seed + 1 + i for i in range(config.confirm.seeds)]
     once: dict[int, tuple[Mapping[str, Any], Plan]] = {}
     for row, plan in zip(chosen, plans, strict=True):
         once.setdefault(row["number"], (row, plan))
-    jobs = [(row, plan, seed) for row, plan in once.values() for seed in seeds]
-    known = {**_logged(tracker, sweep_run_id, config.task.metric), **relay.journal.confirmed()}
-    left = sum((row["number"], seed) not in known for row, _, seed in jobs)
+    jobs = [
+        _ToConfirm(row, plan, seed, is_first=seed == seeds[0])
+        for row, plan in once.values()
+        for seed in seeds
+    ]
+    known = _known(relay, tracker, sweep_run_id, config.task.metric)
+    left = sum(job.key not in known for job in jobs)
     view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test", left)
     done = 0
 
-    def run(job: tuple[Mapping[str, Any], Plan, int]) -> float | None:
+    def run(job: _ToConfirm) -> OnTest | None:
         nonlocal done
-        row, plan, seed = job
-        value = known.get((row["number"], seed))
-        if value is None:
-            value = _run_one(row, plan, seed, config, workers, relay, view)
+        tested = known.get(job.key)
+        if tested is None:
+            tested = _run_one(job, config, workers, relay, view, kept)
         done += 1
-        shown = "failed" if value is None else f"{config.task.metric} {value:.4f}"
-        view.message(f"confirm {done}/{len(jobs)}: {row['arm']} seed {seed}: {shown}")
-        return value
+        shown = "failed" if tested is None else f"{config.task.metric} {tested.value:.4f}"
+        view.message(f"confirm {done}/{len(jobs)}: {job.row['arm']} seed {job.seed}: {shown}")
+        return tested
 
-    values: dict[int, tuple[float, ...]] = dict.fromkeys(once, ())
+    measured: dict[int, dict[int, OnTest]] = {number: {} for number in once}
     with ThreadPoolExecutor(max_workers=config.cluster.groups + 1) as pool:
-        for (row, _, _), value in zip(jobs, pool.map(run, jobs), strict=True):
-            values[row["number"]] += () if value is None else (value,)
-    found = [(row, values[row["number"]]) for row in chosen]
+        for job, tested in zip(jobs, pool.map(run, jobs), strict=True):
+            if tested is not None:
+                measured[job.row["number"]][job.seed] = tested
+    found = [(row, measured[row["number"]]) for row in chosen]
     return summarize(found, Objective(config.task.metric, config.search.mode))
 
 
-def _logged(tracker: Tracker, sweep_run_id: str, metric: str) -> dict[tuple[int, int], float]:
-    """(trial number, seed) -> test metric of the confirmation runs that MLflow already has."""
+def _known(
+    relay: Relay, tracker: Tracker, sweep_run_id: str, metric: str
+) -> dict[tuple[int, int], OnTest]:
+    """(trial number, seed) -> what earlier launches of the sweep have measured."""
+    journal = relay.journal
+    rows = journal.confirmed_rows()
+    own = {key: OnTest(value, _read(rows.get(key))) for key, value in journal.confirmed().items()}
+    return {**_logged(tracker, sweep_run_id, metric, own), **own}
+
+
+def _read(test_rows: bytes | None) -> MeasuredRows | None:
+    return None if test_rows is None else read_measured_rows(test_rows)
+
+
+def _logged(
+    tracker: Tracker, sweep_run_id: str, metric: str, known: Mapping[tuple[int, int], OnTest]
+) -> dict[tuple[int, int], OnTest]:
+    """What MLflow alone has: (trial number, seed) -> what the confirmation has measured."""
     try:
         runs = tracker.children(sweep_run_id)
     except TrackingError as error:
         logger.warning("earlier confirmation runs are not looked up: %s", error)
         return {}
     name = f"test_{metric}"
-    return {
-        (run.number, run.seed): run.metrics[name]
+    found = {
+        (run.number, run.seed): run
         for run in runs
         if run.kind == "confirm" and run.status == "complete" and name in run.metrics
         if run.number is not None and run.seed is not None
+        if (run.number, run.seed) not in known
     }
+    if not found:
+        return {}
+    rows = kept_rows(RecordedRuns(tracker.uri), [run.run_id for run in found.values()])
+    return {key: OnTest(run.metrics[name], rows.get(run.run_id)) for key, run in found.items()}
 
 
 def _run_one(
-    row: Mapping[str, Any],
-    plan: Plan,
-    seed: int,
+    confirmed: _ToConfirm,
     config: SweepConfig,
     workers: ResidentWorkers,
     relay: Relay,
     view: Progress,
-) -> float | None:
+    kept: WeightFiles,
+) -> OnTest | None:
+    row, plan, seed = confirmed.row, confirmed.plan, confirmed.seed
     choice, metric, journal = row["choice"], config.task.metric, relay.journal
     run = journal.new_confirmation()
     relay.keep_plan(run, plan)
@@ -116,9 +171,11 @@ def _run_one(
         "tags": {"seed": seed, "arm": row["arm"], "plan_digest": plan.digest},
         "metrics": plan_counts(plan),
     }
-    relay.append(partial(journal.start, run, body, now_ms(), (row["number"], seed)))
+    relay.append(partial(journal.start, run, body, now_ms(), confirmed.key))
     state, error_text = "complete", None
     metrics: Mapping[str, float] = {}
+    test_rows: bytes | None = None
+    keeps_weights = confirmed.keeps_weights(config.tracking.keep_weights)
 
     def begun(event: Event) -> None:
         if isinstance(event, Started):
@@ -126,14 +183,17 @@ def _run_one(
 
     try:
         job = TrialJob(
-            job_id=job_name(row["number"], seed),
+            job_id=confirmed.job_id,
             plan=plan.to_bytes(),
             learning_rate=choice["learning_rate"],
             seed=seed,
             train=config.train,
             split="test",
+            method=row["method"],
+            keep_weights=keeps_weights,
         )
-        metrics = workers.run(job, on_event=begun).metrics
+        result = workers.run(job, on_event=begun)
+        metrics, test_rows = result.metrics, result.test_rows
     except JobError as error:
         state, error_text = "failed", str(error)
         logger.warning("confirmation of trial %s, seed %s: %s", row["number"], seed, error)
@@ -142,10 +202,21 @@ def _run_one(
         body = {"metrics": _on_test(metrics, metric)}
         epochs = config.train.epochs * plan.length
         relay.append(partial(journal.epoch, run, epochs, body, now_ms()))
+        if keeps_weights:
+            _keep_weights(kept, run, workers, confirmed.job_id)
     value = float(metrics[metric]) if metrics else None
     end = end_of_trial(state, error_text, {})
-    relay.append(partial(journal.end, run, end, now_ms(), value))
-    return value
+    relay.append(partial(journal.end, run, end, now_ms(), value, test_rows))
+    return None if value is None else OnTest(value, _read(test_rows))
+
+
+def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id: str) -> None:
+    try:
+        weights = workers.collect(job_id)
+        if weights is not None:
+            kept.keep(-run, weights)
+    except (OSError, JobError) as error:  # a full disk must not end the confirmation
+        logger.warning("the weights of %s are not kept: %s", job_id, error)
 
 
 def _on_test(metrics: Mapping[str, float], metric: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 
@@ -40,7 +40,7 @@ from search.study.warm_start import Earlier, announcement, earlier_choices, reme
 from search.tracking.journal import Journal
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
-from search.tracking.weights import KeptWeights
+from search.tracking.weights import KeptWeights, WeightFiles
 from search.tuning.searcher import StudySearcher
 from search.tuning.trial import job_name
 from search.tuning.tune import TuneOutcome, tune_search
@@ -225,7 +225,7 @@ class SearchStage:
         """While open, trials go to the view and the journal; then to MLflow and the result."""
         config, study = self.config, self.study
         kept = KeptWeights(
-            self.paths,
+            self.paths.weights,
             config.tracking.keep_weights,
             collect=lambda number: workers.collect(job_name(number)),
             best=WorthKeeping(study, config.objective),
@@ -240,17 +240,18 @@ class SearchStage:
             if shared is None:
                 settle(study)  # a trial is open still where the database's answer was lost
             runs = run_ids(study) | runs  # a run of long ago may have been lost since
-            problem = kept.log(self.tracker, runs)
-            if problem is not None:
-                self.view.message(
-                    f"{problem}; weights are left in {self.paths.weights}, for --resume"
-                )
+            self._log_weights(kept, runs)
             self._take_stock()
             ranked = {row.arm for row in self.result.best}
             arms = self.inputs.space.arms(config.search.arms)
             self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
             for rows in (self.result.best, self.result.front):
                 rows[:] = [replace(row, run_id=runs.get(row.number)) for row in rows]
+
+    def _log_weights(self, kept: WeightFiles, runs: Mapping[int, str]) -> None:
+        problem = kept.log(self.tracker, runs)
+        if problem is not None:
+            self.view.message(f"{problem}; weights are left in {kept.folder}, for --resume")
 
     def _relay(
         self,
@@ -290,12 +291,16 @@ class SearchStage:
         )
 
     def _closed(self, relay: Relay) -> dict[int, str]:
-        """Have MLflow told the rest, while it answers; returns the run ids of the trials."""
+        """Have MLflow told the rest, while it answers.
+
+        Returns the run ids of trials and, by their numbers below zero, of confirmations.
+        """
         assert self.result.sweep_run_id is not None
         self.result.untold = relay.close(hurried=lambda: self.interrupts.hurried)
         if self.result.untold:
             self.tracker.patience = 0.0  # MLflow is away: what follows must not wait for it too
         runs = relay.journal.run_ids(self.result.sweep_run_id)
+        runs |= relay.journal.confirmation_run_ids(self.result.sweep_run_id)
         relay.journal.close()
         return runs
 
@@ -315,10 +320,11 @@ class SearchStage:
         planner = self.inputs.planner(profile)
         assert result.sweep_run_id is not None
         relay = self._relay(planner)
+        kept = WeightFiles(self.paths.confirmed_weights, "confirmation")
         try:
             # It waits for all that it has submitted, which must not go on for hours.
             with self.interrupts.followed_by(workers.cancel):
-                confirmed = confirm_best(
+                result.confirmation = confirm_best(
                     chosen,
                     config=config,
                     plans=[planner.plan(row["choice"]) for row in chosen],
@@ -327,8 +333,9 @@ class SearchStage:
                     tracker=self.tracker,
                     sweep_run_id=result.sweep_run_id,
                     view=self.view,
+                    kept=kept,
                 )
         finally:
-            self._closed(relay)
-        result.confirmation = confirmed
+            runs = self._closed(relay)
+            self._log_weights(kept, {-number: runs[number] for number in runs if number < 0})
         result.seconds["confirm"] = time.monotonic() - started

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_ind
 
 from search.objective import Objective
+from search.queries.differences import (
+    CONFIDENCE,
+    Difference,
+    Floats,
+    difference,
+    drawn_values,
+    holm,
+)
 from search.tracking import liveness
-from search.tracking.facts import RunFacts
+from search.tracking.facts import TEST_ROWS, RunFacts
 from search.tracking.runs import RecordedRuns
-from spaces.errors import RanksweepError, UsageError, nearest
+from spaces.errors import RanksweepError, TrackingError, UsageError, nearest
+from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
 
 _log = logging.getLogger(__name__)
-CONFIDENCE = 0.95
+WITHIN = "within the noise"
+
+
+@dataclass(frozen=True)
+class OnTest:
+    """What one confirmation has measured on test; `rows` is None where they were not kept."""
+
+    value: float
+    rows: MeasuredRows | None = None
+
+
+Found = tuple[Mapping[str, Any], Mapping[int, OnTest]]
+"""Method, arm, number, choice and size of a choice, and what its confirmations measured by seed."""
 
 
 def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confirmation]:
@@ -43,8 +62,8 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
         )
     objective = Objective(newest.metric or "accuracy", newest.mode or "max")
     trials = [run for run in children if run.kind == "trial"]
-    choices = _choices(confirmed, trials, objective)
-    arms = {str(row["arm"]) for row, _ in choices} | {str(row["method"]) for row, _ in choices}
+    choices = _choices(confirmed, trials, objective, recorded)
+    arms = {str(row[key]) for row, _ in choices for key in ("arm", "method")}
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
     return summarize(choices, objective, against)
@@ -71,9 +90,12 @@ def _newest(recorded: RecordedRuns, sweep: str) -> RunFacts:
 
 
 def _choices(
-    confirmed: Sequence[RunFacts], trials: Sequence[RunFacts], objective: Objective
-) -> list[tuple[dict[str, object], tuple[float, ...]]]:
-    """(method, number, choice and size; test values by seed) of each choice, best on dev first."""
+    confirmed: Sequence[RunFacts],
+    trials: Sequence[RunFacts],
+    objective: Objective,
+    recorded: RecordedRuns,
+) -> list[Found]:
+    """Every choice with what its seeds measured, best on dev first."""
     name = f"test_{objective.metric}"
     runs: dict[int, dict[int, RunFacts]] = {}
     for run in confirmed:
@@ -84,18 +106,38 @@ def _choices(
         for run in trials
         if objective.metric in run.metrics
     }
-    rows = []
+    rows = kept_rows(recorded, [run.run_id for seeds in runs.values() for run in seeds.values()])
+    found: list[Found] = []
     for number in sorted(runs, key=lambda number: (-gains.get(number, -math.inf), number)):
-        by_seed = [runs[number][seed] for seed in sorted(runs[number])]
+        by_seed = {seed: runs[number][seed] for seed in sorted(runs[number])}
+        first = next(iter(by_seed.values()))
         row = {
-            "method": by_seed[0].method,
-            "arm": by_seed[0].arm or by_seed[0].method,
+            "method": first.method,
+            "arm": first.arm or first.method,
             "number": number,
-            "choice": by_seed[0].choice,
-            "trainable_params": int(by_seed[0].metrics["trainable_params"]),
+            "choice": first.choice,
+            "trainable_params": int(first.metrics["trainable_params"]),
         }
-        rows.append((row, tuple(run.metrics[name] for run in by_seed)))
-    return rows
+        found.append(
+            (
+                row,
+                {s: OnTest(run.metrics[name], rows.get(run.run_id)) for s, run in by_seed.items()},
+            )
+        )
+    return found
+
+
+def kept_rows(recorded: RecordedRuns, run_ids: Sequence[str]) -> dict[str, MeasuredRows]:
+    """What confirmations said of each test row, by run id, as far as their runs have kept it."""
+    found: dict[str, MeasuredRows] = {}
+    try:
+        for run_id in run_ids:
+            if TEST_ROWS in recorded.files(run_id):
+                data = recorded.artifact(run_id, TEST_ROWS)
+                found[run_id] = read_measured_rows(data, f"{run_id}/{TEST_ROWS}")
+    except (OSError, TrackingError, UsageError) as error:
+        _log.warning("what confirmations said of each test row cannot be had: %s", error)
+    return found
 
 
 @dataclass(frozen=True)
@@ -103,10 +145,15 @@ class Confirmation:
     """One choice over several seeds: its test metric, and its difference from tuned LoRA's.
 
     `arm` is the method, with the keys that `search.arms` divides it by. `deviation` is the sample
-    standard deviation (None of a single value). `difference` is [low, high], Welch's 95% interval
-    of mean minus the reference's mean (tuned LoRA's unless another arm is named); None for the
-    reference itself and where either has fewer than two values. `within_noise` says whether it
-    holds zero.
+    standard deviation (None of a single value). What follows is of mean minus the reference's mean
+    (tuned LoRA's unless another arm is named); None for the reference itself and where no interval
+    can be told: either has fewer than two values, or all their values are equal and the test rows
+    are not known. `difference` is [low, high], the 95% interval of this comparison by itself;
+    `p_value` belongs to it. `adjusted` and `p_adjusted` are for all comparisons of the sweep
+    together (Holm): `within_noise` says whether `adjusted` holds zero, and `verdict` is "better",
+    "worse" or "within the noise". `detectable` is the smallest difference that would have been seen
+    in four of five such sweeps. `paired_seeds` counts the seeds that both have (None: the seeds are
+    no pairs), `test_rows` the rows that were resampled (None: the seeds alone were looked at).
     """
 
     method: str
@@ -120,88 +167,138 @@ class Confirmation:
     deviation: float | None
     difference: tuple[float, float] | None
     within_noise: bool | None
+    adjusted: tuple[float, float] | None
+    p_value: float | None
+    p_adjusted: float | None
+    verdict: str | None
+    detectable: float | None
+    paired_seeds: int | None
+    test_rows: int | None
 
 
 def summarize(
-    found: Sequence[tuple[Mapping[str, Any], tuple[float, ...]]],
-    objective: Objective,
-    reference: str = "lora",
+    found: Sequence[Found], objective: Objective, reference: str = "lora"
 ) -> list[Confirmation]:
-    """The choices, best on dev first, with their test values, beside the reference; best first.
+    """The choices, best on dev first, with what they measured, beside the reference; best first.
 
-    A row has method, arm, number, choice and trainable_params. One without any value is left out.
-    `reference` is the arm (its best choice) or method that all are set beside.
+    One without any value is left out. `reference` is the arm (its best choice) or method that all
+    are set beside.
     """
-    number: object = None
-    beside: tuple[float, ...] = ()
-    for row, values in found:
-        if values and reference in (row["arm"], row["method"]):
-            number, beside = row["number"], values
-            break
+    measured = [(row, tested) for row, tested in found if tested]
+    beside = next(
+        (each for each in measured if reference in (each[0]["arm"], each[0]["method"])), None
+    )
+    differences: list[Difference | None] = [None] * len(measured)
+    if beside is not None:
+        # Two arms of one trial are one training: compared with itself it says nothing.
+        others = {i for i, (row, _) in enumerate(measured) if row["number"] != beside[0]["number"]}
+        drawn = _drawn([tested for _, tested in measured], objective.metric)
+        for i in others:
+            differences[i] = _difference(measured[i][1], beside[1], drawn)
+    known = [each for each in differences if each is not None]
+    levels = iter(holm([each.p_value for each in known]))
     summary = [
-        _summary(row, values, () if row["number"] == number else beside, objective.metric)
-        for row, values in found
-        if values
+        _summary(row, tested, objective, each, None if each is None else next(levels), len(known))
+        for (row, tested), each in zip(measured, differences, strict=True)
     ]
     return sorted(summary, key=lambda each: -objective.gain(each.mean))
 
 
+def _drawn(every: Sequence[Mapping[int, OnTest]], metric: str) -> dict[int, Floats]:
+    """Id of the rows of a confirmation -> its metric on resamples of them, where all are alike."""
+    kept = [each.rows for tested in every for each in tested.values() if each.rows is not None]
+    kept = [rows for rows in kept if rows.metric == metric and rows.is_of(kept[0])]
+    drawn = drawn_values(kept) if kept else None
+    return {} if drawn is None else dict(zip(map(id, kept), drawn, strict=True))
+
+
+def _difference(
+    tested: Mapping[int, OnTest], beside: Mapping[int, OnTest], drawn: Mapping[int, Floats]
+) -> Difference | None:
+    values, others = ({s: each.value for s, each in t.items()} for t in (tested, beside))
+    both = [*tested.values(), *beside.values()]
+    if any(id(each.rows) not in drawn for each in both):
+        return difference(values, others)
+    ours, theirs = ({s: drawn[id(each.rows)] for s, each in t.items()} for t in (tested, beside))
+    rows = both[0].rows
+    return difference(values, others, ours, theirs, None if rows is None else len(rows.labels))
+
+
 def _summary(
-    row: Mapping[str, Any], values: tuple[float, ...], beside: tuple[float, ...], metric: str
+    row: Mapping[str, Any],
+    tested: Mapping[int, OnTest],
+    objective: Objective,
+    found: Difference | None,
+    adjustment: tuple[float, float] | None,
+    compared: int,
 ) -> Confirmation:
-    difference = welch_interval(values, beside)
+    values = tuple(tested[seed].value for seed in sorted(tested))
+    told: dict[str, Any] = dict.fromkeys(
+        ("difference", "within_noise", "adjusted", "p_value", "p_adjusted", "verdict", "detectable",
+         "paired_seeds", "test_rows")
+    )  # fmt: skip
+    if found is not None and adjustment is not None:
+        p_adjusted, level = adjustment
+        low, high = found.interval(level)
+        is_within = low <= 0 <= high
+        better = objective.gain(found.gap) > 0
+        told = {
+            "difference": found.interval(1 - CONFIDENCE),
+            "within_noise": is_within,
+            "adjusted": (low, high),
+            "p_value": found.p_value,
+            "p_adjusted": p_adjusted,
+            "verdict": WITHIN if is_within else "better" if better else "worse",
+            "detectable": found.detectable((1 - CONFIDENCE) / compared),
+            "paired_seeds": found.seeds,
+            "test_rows": found.rows,
+        }
     return Confirmation(
         method=row["method"],
         arm=row["arm"],
         number=row["number"],
         choice=row["choice"],
         trainable_params=row["trainable_params"],
-        metric=metric,
+        metric=objective.metric,
         values=values,
         mean=float(np.mean(values)),
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        difference=difference,
-        within_noise=None if difference is None else difference[0] <= 0 <= difference[1],
+        **told,
     )
-
-
-def welch_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
-    """Welch's 95% interval of mean(a) - mean(b), unequal variances; None below two values each.
-
-    Two samples without any spread have the interval of their difference alone.
-    """
-    if len(a) < 2 or len(b) < 2:
-        return None
-    gap = float(np.mean(a) - np.mean(b))
-    if math.isclose(float(np.var(a)) + float(np.var(b)), 0.0, abs_tol=1e-24):
-        return gap, gap
-    with warnings.catch_warnings():
-        # One sample of equal values is no loss of precision here: its variance is zero.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        interval = ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
-    return float(interval.low), float(interval.high)
 
 
 def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:
     """One sentence on what the confirmations show of the methods beside the reference."""
     beside = called(reference)
-    compared = [(row.arm, row.difference) for row in rows if row.difference is not None]
+    compared = [row for row in rows if row.difference is not None]
     if not compared:
         return _why_none_is_told(rows, reference)
-    above = [arm for arm, (low, _) in compared if low > 0]
-    below = [arm for arm, (_, high) in compared if high < 0]
-    if not above and not below:
-        return f"no difference from {beside} is beyond the noise ({len(compared)} compared)"
     told = [
-        f"{sign} than {beside} beyond the noise: {', '.join(names)}"
-        for sign, names in (("higher", above), ("lower", below))
-        if names
+        f"{how} than {beside} beyond the noise: {', '.join(names)}"
+        for how in ("better", "worse")
+        if (names := [row.arm for row in compared if row.verdict == how])
     ]
-    chance = (1 - CONFIDENCE) * len(compared)
-    return (
-        f"{'; '.join(told)} (of {len(compared)} compared; by chance alone about {chance:.1f} "
-        "would be)"
-    )
+    if not told:
+        return f"no difference from {beside} is beyond the noise ({len(compared)} compared)"
+    return f"{'; '.join(told)} ({len(compared)} compared, at 5% over all of them)"
+
+
+def resolution(rows: Sequence[Confirmation]) -> list[str]:
+    """What the comparison could have seen, and what it lacks: lines for below the verdict."""
+    compared = [row for row in rows if row.detectable is not None]
+    if not compared:
+        return []
+    lines = []
+    smallest = [row.detectable for row in compared if row.detectable is not None]
+    low, high = (f"{value:.4f}" for value in (min(smallest), max(smallest)))
+    size = low if low == high else f"{low} to {high}, by method,"
+    lines.append(f"a difference of {size} would be seen in four of five such sweeps")
+    if any(row.test_rows is None for row in compared):
+        lines.append(
+            "what each test row was taken for is not kept of all these runs: the seeds alone were "
+            "compared"
+        )
+    return lines
 
 
 def _why_none_is_told(rows: Sequence[Confirmation], reference: str) -> str:

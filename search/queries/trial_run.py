@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.config.yaml_file import parse_yaml
+from search.objective import Objective
 from search.redaction import redacted
 from search.tracking.facts import RunFacts
 from search.tracking.runs import RecordedRuns
@@ -65,11 +66,52 @@ class TrialRun:
         sweep: dict[str, Any] = parse_yaml(text, f"{parent}/{SWEEP}")
         return sweep
 
+    @property
+    def objective(self) -> Objective:
+        """The metric that its sweep has searched for, and the direction that is better."""
+        return Objective(self.facts.metric or "accuracy", self.facts.mode or "max")
+
+    def confirmations(self) -> list[RunFacts]:
+        """The complete confirmations of its choice in its sweep, one of each seed, by seed."""
+        if self.facts.parent is None:
+            return []
+        found = self.recorded.search(
+            {"kind": "confirm", "status": "complete"},
+            [self.facts.experiment_id],
+            self.facts.parent,
+        )
+        by_seed: dict[int, RunFacts] = {}
+        for run in found:
+            is_its = run.number == self.facts.number or run.choice == self.facts.choice
+            if is_its and run.seed is not None:
+                by_seed.setdefault(run.seed, run)
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
+    def confirmed_best(self) -> TrialRun:
+        """The confirmation of its choice that is best on dev, of those that have weights.
+
+        Itself where it is a confirmation, or none of its choice has weights. What was measured on
+        test decides nothing: that would flatter the test score.
+        """
+        if self.facts.kind == "confirm":
+            return self
+        objective, best = self.objective, None
+        name = f"dev_{objective.metric}"
+        for run in self.confirmations():
+            if name not in run.metrics:
+                continue
+            files = self.recorded.files(run.run_id)
+            if WEIGHTS in files and (
+                best is None or objective.is_better(run.metrics[name], best.facts.metrics[name])
+            ):
+                best = TrialRun(run, files, self.recorded)
+        return best or self
+
     def _why_no_weights(self) -> str:
         if self.facts.kind == "confirm":
             number = "?" if self.facts.number is None else self.facts.number
             return (
-                "is a confirmation, which keeps no weights; export the trial that it confirms "
+                "is a confirmation that has kept no weights; export the trial that it confirms "
                 f"(number {number} of its sweep)"
             )
         status = self.facts.status or "running"

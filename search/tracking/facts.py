@@ -24,6 +24,8 @@ PREFIX = "ranksweep."
 STATUS = PREFIX + "status"
 TOKEN = PREFIX + "token"
 PARENT = "mlflow.parentRunId"
+TEST_ROWS = "test_rows.safetensors"
+"""Artifact of a confirmation: what it said of every test row."""
 State = Literal["complete", "pruned", "failed", "cancelled", "interrupted"]
 MLFLOW_STATUS: Mapping[str, str] = {
     "complete": "FINISHED",

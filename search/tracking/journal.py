@@ -61,6 +61,10 @@ CREATE TABLE IF NOT EXISTS confirmations (
     seed INTEGER NOT NULL,
     value REAL
 );
+CREATE TABLE IF NOT EXISTS test_rows (
+    run INTEGER PRIMARY KEY,
+    content BLOB NOT NULL
+);
 """
 
 
@@ -193,11 +197,17 @@ class Journal:
         self._appended += new - dropped
 
     def end(
-        self, number: int, body: Mapping[str, Any], at_ms: int, value: float | None = None
+        self,
+        number: int,
+        body: Mapping[str, Any],
+        at_ms: int,
+        value: float | None = None,
+        test_rows: bytes | None = None,
     ) -> None:
         """Append that a trial is over; the record holds the last `epoch` that was appended.
 
-        `value` is what a confirmation has measured.
+        `value` is what a confirmation has measured, `test_rows` the file of what it said of each
+        test row.
         """
         with self.driver as database:
             ended = database.execute(
@@ -209,6 +219,11 @@ class Journal:
             if value is not None:
                 database.execute(
                     "UPDATE confirmations SET value = ? WHERE run = ?", (value, number)
+                )
+            if test_rows is not None:
+                database.execute(
+                    "INSERT OR REPLACE INTO test_rows (run, content) VALUES (?, ?)",
+                    (number, test_rows),
                 )
         self._appended += len(ended)
 
@@ -235,6 +250,24 @@ class Journal:
                 (run,),
             ).fetchone()
         return None if row is None else (int(row[0]), int(row[1]), float(row[2]))
+
+    def confirmed_rows(self) -> dict[tuple[int, int], bytes]:
+        """(trial number, seed) -> what was said of each test row, of confirmations that told it."""
+        with self.driver as database:
+            rows = database.execute(
+                "SELECT number, seed, content FROM confirmations JOIN test_rows USING (run) "
+                "WHERE value IS NOT NULL ORDER BY run DESC"
+            )
+            return {(number, seed): content for number, seed, content in rows.fetchall()}
+
+    def confirmation_run_ids(self, sweep_run_id: str) -> dict[int, str]:
+        """Number in the journal -> id of its MLflow run, for this sweep's confirmations."""
+        with self.driver as database:
+            rows = database.execute(
+                "SELECT number, run_id FROM runs WHERE sweep_run_id = ? AND number < 0",
+                (sweep_run_id,),
+            )
+            return dict(rows.fetchall())
 
     def run_ids(self, sweep_run_id: str) -> dict[int, str]:
         """Trial number -> id of its MLflow run, for the trials that have one under this sweep."""
@@ -329,6 +362,14 @@ class Journal:
                 "SELECT token, tries, run_id, sweep_run_id FROM runs WHERE number = ?", (number,)
             ).fetchone()
         return RunInMlflow(*row)
+
+    def test_rows_of(self, number: int) -> bytes | None:
+        """The file of what a confirmation said of each test row; None of any other run."""
+        with self._relay as database:
+            row = database.execute(
+                "SELECT content FROM test_rows WHERE run = ?", (number,)
+            ).fetchone()
+        return None if row is None else bytes(row[0])
 
     def about_to_create(self, number: int) -> None:
         """Note that from now on a trial's run may be there."""

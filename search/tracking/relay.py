@@ -217,6 +217,8 @@ class Relay:
             tags=None if end is None else {"error": end.body["error"]},
         )
         if end is not None:
+            if (test_rows := self.journal.test_rows_of(number)) is not None:
+                tracker.log_test_rows(run_id, test_rows)
             if tries > 1:
                 tracker.delete_doubles(run_id, run.token)
             tracker.end(run_id, end.body["state"], ended_ms=end.at_ms)

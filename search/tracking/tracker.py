@@ -30,6 +30,7 @@ from search.tracking.facts import (
     PARENT,
     PREFIX,
     STATUS,
+    TEST_ROWS,
     TOKEN,
     Point,
     RunFacts,
@@ -222,6 +223,10 @@ class Tracker:
             files["plan.safetensors"] = plan.to_bytes()
             files["plan.json"] = json.dumps(plan.summary(), indent=2)
         self._log_files(run_id, files)
+
+    def log_test_rows(self, run_id: str, content: bytes) -> None:
+        """Keep `test_rows.safetensors`: what a confirmation said of each test row."""
+        self._log_files(run_id, {TEST_ROWS: content})
 
     def delete_doubles(self, run_id: str, token: str) -> None:
         """Delete every other run that carries the token of this one.

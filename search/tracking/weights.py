@@ -1,8 +1,8 @@
 """Which trials' trained weights are kept, and their way from the workers to MLflow.
 
-A worker leaves the weights of a finished trial with the queue. The driver takes those that are
-wanted into the sweep's folder and gives them to the trials' MLflow runs when the search is over: a
-driver that dies in between leaves files that the next launch finds.
+A worker leaves the weights of a finished trial, or confirmation, with the queue. The driver takes
+those that are wanted into the sweep's folder and gives them to their MLflow runs when the search,
+or the confirmation, is over: a driver that dies in between leaves files that the next launch finds.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Literal
 
-from search.paths import SweepPaths, private_files
+from search.paths import private_files
 from search.tracking.tracker import Tracker
 from spaces.errors import TrackingError
 
@@ -21,8 +22,55 @@ logger = logging.getLogger(__name__)
 Which = Literal["best", "all", "none"]
 
 
-class KeptWeights:
-    """The weights of a sweep's trials on this machine.
+class WeightFiles:
+    """The weights of runs in a folder of this machine, by number, until MLflow has them.
+
+    `what` is what a message calls one of the runs.
+    """
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.folder, self._what = folder, what
+
+    def file(self, number: int) -> Path:
+        """The weights of one run, under the name that they have in MLflow."""
+        return self.folder / f"{number:05d}" / "weights.safetensors"
+
+    def keep(self, number: int, weights: bytes) -> None:
+        """Hold the weights of a run. Raises OSError where they cannot be written."""
+        file = self.file(number)
+        with private_files():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(weights)
+
+    def log(self, tracker: Tracker, run_ids: Mapping[int, str]) -> str | None:
+        """Give what is held to the runs, whose ids are those of `run_ids` by number.
+
+        Returns why some could not be given; these stay on this machine.
+        """
+        problem = None
+        for number in sorted(self._held()):
+            if number not in run_ids:
+                problem = f"{self._what} {number} has no run in MLflow"
+                continue
+            try:
+                tracker.log_file(run_ids[number], self.file(number))
+            except TrackingError as error:
+                problem = str(error)
+                continue
+            self._drop(number)
+        return problem
+
+    def _held(self) -> set[int]:
+        if not self.folder.is_dir():
+            return set()
+        return {int(folder.name) for folder in self.folder.iterdir()}
+
+    def _drop(self, number: int) -> None:
+        shutil.rmtree(self.file(number).parent, ignore_errors=True)
+
+
+class KeptWeights(WeightFiles):
+    """Those of a sweep's trials.
 
     `collect` fetches what the job of a trial, by its number, has left; `best` gives the numbers of
     the trials that are worth keeping among those complete so far.
@@ -30,12 +78,13 @@ class KeptWeights:
 
     def __init__(
         self,
-        paths: SweepPaths,
+        folder: Path,
         which: Which,
         collect: Callable[[int], bytes | None],
         best: Callable[[], Collection[int]],
     ) -> None:
-        self._paths, self._which, self._collect, self._best = paths, which, collect, best
+        super().__init__(folder, "trial")
+        self._which, self._collect, self._best = which, collect, best
 
     def trial_completed(self, number: int) -> None:
         """Keep the weights of a trial if they are wanted, and drop those that no longer are."""
@@ -44,35 +93,6 @@ class KeptWeights:
         weights = self._collect(number)
         wanted = {number, *self._held()} if self._which == "all" else set(self._best())
         if weights is not None and number in wanted:
-            file = self._paths.trial_weights(number)
-            with private_files():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(weights)
+            self.keep(number, weights)
         for held in self._held() - wanted:
             self._drop(held)
-
-    def log(self, tracker: Tracker, run_ids: Mapping[int, str]) -> str | None:
-        """Give what is held to the trials' runs, whose ids are those of `run_ids` by number.
-
-        Returns why some could not be given; these stay on this machine.
-        """
-        problem = None
-        for number in sorted(self._held()):
-            if number not in run_ids:
-                problem = f"trial {number} has no run in MLflow"
-                continue
-            try:
-                tracker.log_file(run_ids[number], self._paths.trial_weights(number))
-            except TrackingError as error:
-                problem = str(error)
-                continue
-            self._drop(number)
-        return problem
-
-    def _held(self) -> set[int]:
-        if not self._paths.weights.is_dir():
-            return set()
-        return {int(folder.name) for folder in self._paths.weights.iterdir()}
-
-    def _drop(self, number: int) -> None:
-        shutil.rmtree(self._paths.trial_weights(number).parent, ignore_errors=True)

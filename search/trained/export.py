@@ -12,20 +12,25 @@ from typing import Any, Literal
 
 import yaml
 
-from search.queries.trial_run import CHOICE, PLAN, TrialRun, find_trial
-from search.redaction import redacted
-from search.tracking.facts import choice_tag
-from search.tracking.mlflow import absolute_uri
+from search.queries.trial_run import CHOICE, PLAN, find_trial
+from search.trained.readme import (
+    Written,
+    base_note,
+    bullets,
+    inputs_note,
+    merged_code,
+    origin,
+    peft_code,
+    scores,
+    title,
+)
 from spaces.errors import ConfigError, RanksweepError
 from spaces.methods.registry import completed
 from spaces.plan import Plan
-from trainables.bases.loading import Base
-from trainables.bases.location import from_pretrained_arguments
-from trainables.bases.parts import auto_class, load_config
 from trainables.trained.merged_checkpoint import write_merged_checkpoint
 from trainables.trained.peft_checkpoint import write_peft_checkpoint
+from trainables.trained.processor import write_processor
 from trainables.trained.restored import load_its_base, restored
-from trainables.trained.weights import TrainedFacts
 
 Form = Literal["peft", "merged", "plan"]
 README = "README.md"
@@ -33,26 +38,45 @@ _WHERE = "The folder is named as from the one that it lies in; from elsewhere, g
 
 
 def export(
-    tracking_uri: str, run_id: str, form: Form, out: Path, base_uri: str | None = None
+    tracking_uri: str,
+    run_id: str,
+    form: Form,
+    out: Path,
+    base_uri: str | None = None,
+    *,
+    as_searched: bool = False,
 ) -> dict[str, Any]:
     """Write a trial as a new folder `out`; returns what was written, ready for JSON.
 
-    The folder appears when it is complete. `base_uri` is where the base is now, when it is no
+    Of a trial whose choice was confirmed, the confirmation that is best on dev is written, unless
+    it is wanted `as_searched`; a plan is the same for all. The folder appears when it is complete.
+    `base_uri` is where the base is now, when it is no
     longer where the trial found it. Raises ConfigError for a folder that is in use or a run that is
     no trial, UsageError where the run has no weights or PEFT or transformers has no such form, and
     BaseModelError where the base cannot be had or is another; RanksweepError for a full disk.
     """
     check_free(out)
-    run = find_trial(tracking_uri, run_id)
+    asked = find_trial(tracking_uri, run_id)
+    run = asked if as_searched or form == "plan" else asked.confirmed_best()
+    task = {} if form == "plan" else run.sweep().get("task") or {}
+    subject = Written(run, asked, run.confirmations(), task)
     with _made_whole(out) as folder:
-        about = {"peft": _peft, "merged": _merged, "plan": _plan}[form](run, folder, base_uri)
+        about = {"peft": _peft, "merged": _merged, "plan": _plan}[form](subject, folder, base_uri)
         (folder / README).write_text(about)
         written = sorted(file for file in folder.rglob("*") if file.is_file())
         # safetensors keeps its files from others; who may read the folder may read them.
         for file in written:
             file.chmod((folder / README).stat().st_mode)
         files = [str(file.relative_to(folder)) for file in written]
-    return {"run_id": run_id, "method": run.method, "to": form, "out": str(out), "files": files}
+    confirms = asked.run_id if run.run_id != asked.run_id else None
+    return {
+        "run_id": run.run_id,
+        "confirms": confirms,
+        "method": run.method,
+        "to": form,
+        "out": str(out),
+        "files": files,
+    }
 
 
 def check_free(out: Path) -> None:
@@ -96,7 +120,8 @@ def _made_whole(out: Path) -> Iterator[Path]:
 # -- the three forms -------------------------------------------------------------------------------
 
 
-def _plan(run: TrialRun, folder: Path, base_uri: str | None) -> str:
+def _plan(written: Written, folder: Path, base_uri: str | None) -> str:
+    run = written.run
     plan, choice = run.plan(), completed(yaml.safe_load(run.artifact(CHOICE)))
     (folder / PLAN).write_bytes(plan.to_bytes())
     (folder / "plan.json").write_text(json.dumps(plan.summary(), indent=2) + "\n")
@@ -108,22 +133,24 @@ def _plan(run: TrialRun, folder: Path, base_uri: str | None) -> str:
         else "no blocks, for a baseline has none; its settings are in the metadata, as `tuner`"
     )
     return f"""\
-# {_title(run)}: the plan
+# {title(run)}: the plan
 
 What this trial trains, without what it has learned. Base: `{run.facts.base_uri or "?"}`.
 
 - `plan.safetensors`: {content}
 - `plan.json`: the same without the indices, and the numbers of parameters
 - `choice.yaml`: the method and its settings, as `ranksweep plan --choice` takes them
-{_origin(run)}"""
+{origin(written)}"""
 
 
-def _peft(run: TrialRun, folder: Path, base_uri: str | None) -> str:
+def _peft(written: Written, folder: Path, base_uri: str | None) -> str:
+    run = written.run
     plan, trained = run.plan(), run.trained()
     base = load_its_base(trained.facts, base_uri)
     with restored(trained, plan, base) as adaptation:
         config = write_peft_checkpoint(folder, adaptation, plan, base, trained.facts.task_kind)
-    notes = []
+    write_processor(base.uri, folder, written.max_length)
+    notes = [inputs_note(written), base_note(base)]
     if head := ", ".join(config["modules_to_save"] or ()):
         notes.append(
             f"The task's head ({head}) is no low-rank update: it goes along whole, as "
@@ -147,15 +174,8 @@ def _peft(run: TrialRun, folder: Path, base_uri: str | None) -> str:
             f"It was trained on the base in {trained.facts.dtype}; its own numbers are kept in "
             "float32."
         )
-    return f"""\
-# {_title(run)}: a checkpoint of PEFT
-
-```python
-{_loading_code(base, trained.facts, folder.name)}
-```
-
-{_bullets(notes)}
-{_origin(run)}"""
+    code = peft_code(written, base, trained.facts, folder.name)
+    return _readme(written, "a checkpoint of PEFT", code, notes)
 
 
 def _is_partial(plan: Plan) -> bool:
@@ -169,73 +189,34 @@ def _is_partial(plan: Plan) -> bool:
     )
 
 
-def _merged(run: TrialRun, folder: Path, base_uri: str | None) -> str:
+def _merged(written: Written, folder: Path, base_uri: str | None) -> str:
+    run = written.run
     plan, trained = run.plan(), run.trained()
     base = load_its_base(trained.facts, base_uri)
+    labels = trained.facts.labels
     with restored(trained, plan, base) as adaptation:
-        write_merged_checkpoint(folder, adaptation, base, trained.facts.labels)
-    loader = auto_class(trained.facts.task_kind).__name__
+        write_merged_checkpoint(folder, adaptation, base, labels, written.max_length)
     notes = [
+        inputs_note(written),
         "The update is added to the base's weights, and the head is in its place; no adapter is "
-        "needed to use it.",
-        f"Its outputs are, in order: {', '.join(trained.facts.labels)} (id2label in config.json).",
+        "needed to use it, and no base.",
+        f"Its outputs are, in order: {', '.join(labels)} (id2label in config.json).",
         _WHERE,
         f"The weights are {trained.facts.dtype}, as the base was trained on; each is rounded once.",
     ]
+    code = merged_code(written, trained.facts, folder.name)
+    return _readme(written, "merged into its base", code, notes)
+
+
+def _readme(written: Written, what: str, code: str, notes: list[str]) -> str:
     return f"""\
-# {_title(run)}: merged into its base
+# {title(written.run)}: {what}
+
+{scores(written)}
 
 ```python
-from transformers import {loader}
-
-model = {loader}.from_pretrained({folder.name!r})
+{code}
 ```
 
-{_bullets(notes)}
-{_origin(run)}"""
-
-
-# -- what the README says --------------------------------------------------------------------------
-
-
-def _loading_code(base: Base, facts: TrainedFacts, folder: str) -> str:
-    """Lines of Python that load the checkpoint in `folder`."""
-    name, arguments = from_pretrained_arguments(base.uri)
-    given = {"num_labels": repr(len(facts.labels)), "dtype": repr(facts.dtype)}
-    given |= {key: repr(value) for key, value in arguments.items()}
-    text = base.model.config.get_text_config()
-    padding = getattr(text, "pad_token_id", None)
-    if padding != getattr(load_config(base.uri).get_text_config(), "pad_token_id", None):
-        given["pad_token_id"] = repr(padding)  # where a decoder finds the end of a row
-    imported = [auto_class(facts.task_kind).__name__]
-    if "gguf_file" in given:
-        given["quantization_config"] = "GgufConfig(dequantize=True)"
-        imported.append("GgufConfig")
-    options = "".join(f"    {key}={value},\n" for key, value in given.items())
-    return (
-        f"from peft import PeftModel\nfrom transformers import {', '.join(sorted(imported))}\n\n"
-        f"base = {imported[0]}.from_pretrained(\n    {name!r},\n{options})\n"
-        f"model = PeftModel.from_pretrained(base, {folder!r})"
-    )
-
-
-def _title(run: TrialRun) -> str:
-    return f"{run.facts.task or 'a task'} by {run.method}"
-
-
-def _origin(run: TrialRun) -> str:
-    told = {
-        "run": run.run_id,
-        "tracking": redacted(absolute_uri(run.recorded.uri)),
-        "sweep": run.facts.sweep,
-        "base": run.facts.base_uri,
-        "base fingerprint": run.facts.base,
-        "plan digest": run.facts.plan_digest,
-        "choice": choice_tag(run.facts.choice or {}),
-    }
-    lines = [f"| {key} | `{value}` |" for key, value in told.items() if value]
-    return "\n".join(["", "| from | |", "|---|---|", *lines, ""])
-
-
-def _bullets(notes: list[str]) -> str:
-    return "\n".join(f"- {note}" for note in notes)
+{bullets(notes)}
+{origin(written)}"""

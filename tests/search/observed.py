@@ -15,6 +15,7 @@ from search.tracking.facts import now_ms
 from search.tracking.journal import Journal
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
+from search.tracking.weights import WeightFiles
 from spaces.choice import Choice
 from spaces.methods.registry import parse_choice
 from spaces.plan import Plan
@@ -81,6 +82,7 @@ class Watched:
     ) -> None:
         self.silent = Silent()
         self.journal = Journal(folder / "journal.db")
+        self.confirmed = WeightFiles(folder / "confirmed", "confirmation")
         self.relay = Relay(
             self.journal,
             tracker,

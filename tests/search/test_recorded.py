@@ -89,7 +89,12 @@ def test_the_best_trials_are_those_that_were_told(folder: Path) -> None:
 
 
 def test_a_comparison_says_what_it_said(folder: Path) -> None:
-    assert answer(folder, "compare", "finished") == recorded(folder, "compare")
+    said, before = answer(folder, "compare", "finished"), recorded(folder, "compare")
+    assert said["verdict"] == before["verdict"]
+    for row, told in zip(said["choices"], before["choices"], strict=True):
+        known = {key: row[key] for key in told}
+        assert known.pop("difference") == pytest.approx(told.pop("difference"))
+        assert known == told
 
 
 def test_the_profile_is_in_the_store_whole_and_used_by_as_many(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search.config.reading import parse_sweep
+from search.tracking.facts import at_step
 from search.tracking.tracker import Tracker
 from spaces.plan import Plan
 from tests.search.tracked import start_trial
@@ -33,11 +34,19 @@ class TrialRuns:
         trained: Trained | None,
         state: Any = "complete",
         kind: str = "trial",
+        *,
+        sweep: str | None = None,
+        seed: int | None = None,
+        **metrics: float,
     ) -> str:
-        """Write a trial, with its weights where there are some; returns its run id."""
+        """Write a trial, with its weights where there are some; returns its run id.
+
+        It is of a sweep of its own unless one is given.
+        """
         tracker = Tracker(self.uri, made.settings.name)
-        sweep = self._sweep(tracker, made)
-        run_id = start_trial(tracker, sweep, 7, choice, plan, kind=kind)
+        sweep = sweep or self._sweep(tracker, made)
+        run_id = start_trial(tracker, sweep, 7, choice, plan, {"seed": seed}, kind=kind)
+        tracker.log(run_id, metrics=at_step(metrics, 0))
         if trained is not None:
             file = self.folder / "weights.safetensors"
             file.write_bytes(trained.to_bytes())

@@ -22,12 +22,17 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class TrialResult:
     """What a trial was measured to be; `ready_at` and `first_step_at` are Unix times, before the
-    first forward pass that trains and after the first step."""
+    first forward pass that trains and after the first step.
+
+    A job that is measured on test has its test metric under the metric's name, that of dev as
+    `dev_<metric>`, and `test_rows`, the file of what it said of each test row.
+    """
 
     metrics: Mapping[str, float]
     head_params: int
     ready_at: float
     first_step_at: float
+    test_rows: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Job(Generic[Result]):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialJob(Job[TrialResult]):
-    """Train one plan (its file as bytes) and measure it; `split` is test for a confirmation run.
+    """Train one plan (its file as bytes) and measure it on dev, a confirmation on test as well.
 
     With `keep_weights` the queue is left the trial's weights, as a file's bytes.
     """

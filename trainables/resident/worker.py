@@ -22,6 +22,7 @@ from ray.train.torch import get_device
 
 from spaces.errors import JobError, one_line
 from spaces.plan import Plan
+from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.structure import resolve_targets
@@ -47,6 +48,7 @@ from trainables.resident.jobs import (
 from trainables.resident.queue import BEAT_S, POLL_S, STEPS_S
 from trainables.tasks.task import Task
 from trainables.trained.weights import Trained, TrainedFacts
+from trainables.training.evaluate import evaluate_rows
 from trainables.training.finetune import finetune
 from trainables.training.observer import Observer
 from trainables.training.stage import CancelledError, DivergedError
@@ -234,9 +236,12 @@ def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
         metrics = finetune(
             base.model, adaptation, resident.task, job.train,
             learning_rate=job.learning_rate, seed=job.seed, workers=resident.workers,
-            deepspeed=resident.deepspeed, evaluate_on=job.split,
-            evaluate_every_epoch=job.split == "dev", observer=observer,
+            deepspeed=resident.deepspeed, evaluate_every_epoch=job.split == "dev",
+            observer=observer,
         )  # fmt: skip
+        test_rows = None
+        if job.split == "test":
+            metrics, test_rows = _tested(resident, adaptation, metrics)
         if job.keep_weights:
             channel.leave(_trained(resident, job, adaptation.weights(), head))
     return TrialResult(
@@ -244,7 +249,18 @@ def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
         head_params=sum(p.numel() for module in head.values() for p in module.parameters()),
         ready_at=observer.ready_at or observer.first_step_at,
         first_step_at=observer.first_step_at,
+        test_rows=test_rows,
     )
+
+
+def _tested(
+    resident: Resident, adaptation: Adaptation, on_dev: Mapping[str, float]
+) -> tuple[dict[str, float], bytes]:
+    """The report of a job that was measured on test too, and what it said of each test row."""
+    task = resident.task
+    on_test, rows = evaluate_rows(resident.base.model, adaptation, task, "test", resident.workers)
+    report = {f"dev_{key}" if key == task.metric else key: each for key, each in on_dev.items()}
+    return report | on_test, rows.to_bytes()
 
 
 def _trained(

@@ -59,7 +59,7 @@ def constant_answer(task: Task, split: str, metric: str) -> ConstantAnswer | Non
     for index in np.argsort(-sizes, kind="stable")[:CANDIDATES]:
         one = np.zeros(task.num_labels)
         one[index] = 1.0
-        value = measure(labels, np.broadcast_to(one, (len(labels), task.num_labels)))
+        value = measure(labels, np.broadcast_to(one, (len(labels), task.num_labels)), task.positive)
         if np.isnan(value):  # not defined on these rows, whatever is answered
             return None
         if best is None or best.is_beaten_by(value):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from search.launch.confirm import confirm_best
@@ -21,6 +22,7 @@ from tests.mlflow_server import MlflowServer
 from tests.search.observed import TAGS, Switched, Watched, choice_of, held, plan_of
 from tests.search.toy_search import toy_study
 from trainables.resident.jobs import TrialJob, TrialResult
+from trainables.tasks.measured_rows import measured_rows, read_measured_rows
 from trainables.training.settings import TrainSettings
 
 CHOSEN: list[dict[str, Any]] = [
@@ -32,10 +34,15 @@ SEEDS = (1, 2)
 
 
 class Workers:
-    """Workers that measure at once what a seed stands for; `before` hears the count of each job."""
+    """Workers that measure at once what a seed stands for; `before` hears the count of each job.
+
+    A seed's own rows are taken for their class, the others are not; both choices are alike. What a
+    job leaves as its weights says which it was.
+    """
 
     def __init__(self, before: Callable[[int], None] = lambda count: None) -> None:
         self.trained: list[int] = []
+        self.left: dict[str, bytes] = {}
         self._before = before
         self._one_at_a_time = threading.Lock()
 
@@ -43,17 +50,28 @@ class Workers:
         with self._one_at_a_time:
             self.trained.append(job.seed)
             self._before(len(self.trained))
-        metrics = {"accuracy": job.seed / 8, "head_params": 34}
-        return TrialResult(metrics, head_params=34, ready_at=0.0, first_step_at=0.0)
+            if job.keep_weights:
+                self.left[str(job.job_id)] = str(job.job_id).encode()
+        metrics = {"accuracy": job.seed / 8, "dev_accuracy": job.seed / 4, "head_params": 34}
+        labels, rows = np.zeros(8, np.int64), np.arange(8) >= job.seed
+        logits = np.eye(2)[rows.astype(int)]
+        said = measured_rows("accuracy", "these", labels, logits).to_bytes()
+        return TrialResult(metrics, 34, ready_at=0.0, first_step_at=0.0, test_rows=said)
+
+    def collect(self, job_id: str) -> bytes | None:
+        return self.left.pop(job_id, None)
 
 
-def confirm(watched: Watched, workers: Workers, tracker: Tracker, sweep: str) -> list[Confirmation]:
+def confirm(
+    watched: Watched, workers: Workers, tracker: Tracker, sweep: str, keep: str = "none"
+) -> list[Confirmation]:
     config: Any = SimpleNamespace(
         confirm=SimpleNamespace(seeds=len(SEEDS)),
         train=TrainSettings(epochs=2),
         task=SimpleNamespace(metric="accuracy"),
         search=SimpleNamespace(mode="max"),
         cluster=SimpleNamespace(groups=1),
+        tracking=SimpleNamespace(keep_weights=keep),
     )
     some_workers: Any = workers
     silent: Any = watched.silent
@@ -66,6 +84,7 @@ def confirm(watched: Watched, workers: Workers, tracker: Tracker, sweep: str) ->
         tracker=tracker,
         sweep_run_id=sweep,
         view=silent,
+        kept=watched.confirmed,
     )
 
 
@@ -105,7 +124,11 @@ def test_a_confirmation_says_what_it_is_and_what_it_measured(faultless: dict[str
     assert run["metrics"]["test_accuracy"] == [(2, "0.25")]
     assert run["metrics"]["epoch"] == [(2, "2.0")]
     assert "accuracy" not in run["metrics"], "the dev metric of a trial"
-    assert set(run["files"]) == {"choice.yaml", "plan.json", "plan.safetensors"}
+    files = {"choice.yaml", "plan.json", "plan.safetensors", "test_rows.safetensors"}
+    assert set(run["files"]) == files
+    rows = read_measured_rows(run["files"]["test_rows.safetensors"])
+    assert rows.predictions.tolist() == [0, 0, *[1] * 6]
+    assert run["metrics"]["dev_accuracy"] == [(2, "0.5")]
 
 
 def test_a_server_that_is_away_all_the_while_costs_no_value(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,8 +38,9 @@ from spaces.plan import Plan
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import load_base
 from trainables.engine.workers import join
+from trainables.tasks.measured_rows import read_measured_rows
 from trainables.trained.weights import read_trained
-from trainables.training.evaluate import evaluate
+from trainables.training.evaluate import evaluate, evaluate_rows
 
 METHODS = ("lora", "pilora", "taso", "sensitivity", "joint")
 
@@ -225,18 +227,20 @@ def test_confirmation_measures_the_best_of_each_method_on_test(
 
 
 @pytest.mark.ray
-def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
+def test_the_best_and_their_confirmations_keep_weights_that_rebuild_what_was_measured(
     launched: tuple[SweepConfig, LaunchResult], folder: Path
 ) -> None:
     config, result = launched
     client, prepared = client_of(folder), prepare(config)
     best_numbers = {str(row.number) for row in result.best}
     alone = join()
-    for run_of_trial in runs_of(folder, "trial", "tiny"):
-        run_id = run_of_trial.info.run_id
+    confirmed = runs_of(folder, "confirm", "tiny")
+    for run_of_trial in [*runs_of(folder, "trial", "tiny"), *confirmed]:
+        run_id, measured = run_of_trial.info.run_id, run_of_trial.data.metrics
         files = {file.path for file in client.list_artifacts(run_id)}
         kept = run_of_trial.data.tags["ranksweep.number"] in best_numbers
         assert ("weights.safetensors" in files) == kept
+        assert ("test_rows.safetensors" in files) == (run_of_trial in confirmed)
         if not kept:
             continue
         trained = read_trained(
@@ -250,9 +254,17 @@ def test_the_best_of_each_method_keep_weights_that_rebuild_what_was_measured(
         with adaptation_for(plan, base.model, seed=0, head=head) as adaptation:
             adaptation.load(trained.weights)
             again = evaluate(base.model, adaptation, prepared.task, "dev", alone)
-        assert again["accuracy"] == run_of_trial.data.metrics["accuracy"]
-        assert again["dev_loss"] == pytest.approx(run_of_trial.data.metrics["dev_loss"], rel=1e-5)
-    assert not list(SweepPaths(folder / ".ranksweep", "tiny").weights.glob("*"))
+            if run_of_trial in confirmed:
+                file = client.download_artifacts(run_id, "test_rows.safetensors")
+                rows = read_measured_rows(Path(file).read_bytes())
+                _, now = evaluate_rows(base.model, adaptation, prepared.task, "test", alone)
+                assert np.array_equal(rows.predictions, now.predictions)
+                assert (rows.predictions == rows.labels).mean() == measured["test_accuracy"]
+        dev = "accuracy" if run_of_trial not in confirmed else "dev_accuracy"
+        assert again["accuracy"] == measured[dev]
+        assert again["dev_loss"] == pytest.approx(measured["dev_loss"], rel=1e-5)
+    paths = SweepPaths(folder / ".ranksweep", "tiny")
+    assert not [*paths.weights.glob("*"), *paths.confirmed_weights.glob("*")]
 
 
 @pytest.mark.ray

@@ -93,6 +93,11 @@ def test_the_newest_sweep_of_a_name_is_set_beside_its_best_lora(sweeps: Sweeps) 
     # Welch by hand: s^2 = 1e-4 and 4e-4, n = 3: se = sqrt(5e-4 / 3), df = 2.9412, t = 3.2130
     assert hits.difference == pytest.approx((0.09 - 0.041478, 0.09 + 0.041478), abs=2e-4)
     assert hits.within_noise is False
+    assert hits.p_value is not None
+    # t = 6.9714 of 2.9412: p = 0.0064; with the other LoRA's smaller one it is the second of three
+    assert hits.p_value == pytest.approx(0.0064, abs=1e-4)
+    assert hits.p_adjusted == pytest.approx(2 * hits.p_value)
+    assert (hits.verdict, hits.test_rows) == ("better", None)
     assert rows[2].within_noise is True
     assert rows[3].difference is None  # the best LoRA on dev is what the others are set beside
     assert rows[4].deviation is None
@@ -116,13 +121,12 @@ def test_what_a_constant_answer_reaches_on_test_is_the_sweep_s_own(tmp_path: Pat
     assert constant_answer_on_test(made.uri, "movie") == 0.625
 
 
-def test_the_verdict_says_who_differs_and_how_many_would_by_chance(sweeps: Sweeps) -> None:
+def test_the_verdict_says_who_differs_among_how_many(sweeps: Sweeps) -> None:
     rows = compare(sweeps.uri, "movie")
-    said = verdict(rows)
-    assert said.startswith(
-        "higher than tuned LoRA beyond the noise: lora, pilora partition.rule=hits"
+    assert verdict(rows) == (
+        "better than tuned LoRA beyond the noise: lora, pilora partition.rule=hits "
+        "(3 compared, at 5% over all of them)"
     )
-    assert "of 3 compared; by chance alone about 0.2" in said
     within = [row for row in rows if row.within_noise is not False]
     assert verdict(within) == "no difference from tuned LoRA is beyond the noise (1 compared)"
     lora = next(row for row in rows if row.arm == "lora" and row.difference is None)

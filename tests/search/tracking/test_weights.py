@@ -25,8 +25,8 @@ class Runs:
 
 
 def kept(tmp_path: Path, which: str, best: set[int]) -> KeptWeights:
-    paths = SweepPaths(tmp_path, "a-sweep")
-    return KeptWeights(paths, which, lambda n: None if n == 9 else b"%d" % n, lambda: best)  # type: ignore[arg-type]
+    folder = SweepPaths(tmp_path, "a-sweep").weights
+    return KeptWeights(folder, which, lambda n: None if n == 9 else b"%d" % n, lambda: best)  # type: ignore[arg-type]
 
 
 def names(number: int) -> dict[int, str]:
@@ -83,6 +83,6 @@ def test_a_job_that_left_no_weights_is_no_error(tmp_path: Path) -> None:
 
 
 def test_the_files_are_private(tmp_path: Path) -> None:
-    kept(tmp_path, "best", {0}).trial_completed(0)
-    file = SweepPaths(tmp_path, "a-sweep").trial_weights(0)
-    assert file.stat().st_mode & 0o077 == 0
+    weights = kept(tmp_path, "best", {0})
+    weights.trial_completed(0)
+    assert weights.file(0).stat().st_mode & 0o077 == 0

@@ -19,10 +19,11 @@ import transformers
 import yaml
 
 from search.cli.main import main
+from search.trained.readme import base_note
 from spaces.plan import Plan
 from tests.search.trial_runs import TrialRuns
 from tests.spaces.example_profiles import drawn_profile
-from tests.trainables.families import Made, make
+from tests.trainables.families import WORDS, Made, make
 from tests.trainables.trained_examples import (
     CHOICES,
     Example,
@@ -30,9 +31,12 @@ from tests.trainables.trained_examples import (
     example_of,
     logits_of,
     plan_of,
+    trained_at_random,
 )
-from trainables.bases.loading import load_base
+from trainables.bases.loading import Base, load_base
+from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
+from trainables.tasks.rows import load_rows
 
 CHOICE = CHOICES["pilora"]
 
@@ -98,13 +102,13 @@ def export(command: Command, tmp_path: Path) -> Command:
     return run
 
 
-def loaded_by_readme(folder: Path) -> Any:
-    """The model that the Python code of the folder's README loads."""
+def run_by_readme(folder: Path) -> dict[str, Any]:
+    """What the Python code of the folder's README leaves, run beside the folder."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     with contextlib.chdir(folder.parent):
         exec(code, names)
-    return names["model"]
+    return names
 
 
 @pytest.mark.parametrize("form", ["peft", "merged"])
@@ -113,8 +117,24 @@ def test_the_code_of_the_readme_loads_what_was_trained(
 ) -> None:
     code, _, err = export(kept, form)
     assert code == 0, err
-    got = logits_of(loaded_by_readme(tmp_path / "out"), kept.example.batch)
-    assert_same(got, kept.example.logits)
+    names = run_by_readme(tmp_path / "out")
+    assert_same(logits_of(names["model"], kept.example.batch), kept.example.logits)
+    assert set(names["predictions"]) <= set(kept.made.task.labels)
+    if (tokenizer := names.get("tokenizer")) is not None:
+        check_it_makes_the_trials_inputs(kept, tokenizer)
+
+
+def check_it_makes_the_trials_inputs(kept: Kept, tokenizer: Any) -> None:
+    """Also of texts that are longer than the trial reads; the dev rows have the trial's logits."""
+    its = load_tokenizer(kept.made.uri)
+    texts = ["good film the plot " * 9, "bad", *WORDS]
+    cut = its(texts, truncation=True, max_length=16)["input_ids"]
+    assert len(cut[0]) == 16
+    assert tokenizer(texts, truncation=True)["input_ids"] == cut
+    rows = load_rows(kept.made.settings)["dev"].inputs
+    batch = tokenizer([row[0] for row in rows], truncation=True, padding=True, return_tensors="pt")
+    assert torch.equal(batch["input_ids"], kept.example.batch["input_ids"])
+    assert torch.equal(batch["attention_mask"], kept.example.batch["attention_mask"])
 
 
 def test_a_plan_leaves_with_its_choice_and_no_weights(
@@ -136,11 +156,12 @@ def test_a_plan_needs_no_weights(bert: Kept, command: Command, tmp_path: Path) -
 
 def test_what_was_written_is_told(bert: Kept, export: Command, tmp_path: Path) -> None:
     files = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    files += ["tokenizer.json", "tokenizer_config.json"]
     code, out, _ = export(bert, "peft", "--json")
     assert code == 0
     assert json.loads(out) == {
-        "run_id": bert.run_id, "method": "pilora", "to": "peft", "out": str(tmp_path / "out"),
-        "files": files,
+        "run_id": bert.run_id, "confirms": None, "method": "pilora", "to": "peft",
+        "out": str(tmp_path / "out"), "files": files,
     }  # fmt: skip
     shutil.rmtree(tmp_path / "out")
     assert export(bert, "peft")[1].split() == ["wrote", str(tmp_path / "out"), *files]
@@ -151,6 +172,137 @@ def test_the_readme_says_where_it_came_from(bert: Kept, export: Command, tmp_pat
     text = (tmp_path / "out" / "README.md").read_text()
     for word in (bert.run_id, bert.runs.uri, bert.made.uri, bert.example.plan.digest, "classifier"):
         assert word in text
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A trial and the runs that confirm its choice, by seed, each with what it has trained."""
+
+    trial: Kept
+    seeds: Mapping[int, Kept]
+
+
+@pytest.fixture(scope="module")
+def confirmed(bert: Kept) -> Confirmed:
+    """Seed 2 is the best of three on dev, seed 1 on test; seed 4 has kept no weights."""
+    sweep, made, plan = bert.runs.sweep(bert.made), bert.made, bert.example.plan
+    trial = bert.runs.trial(made, CHOICE, plan, bert.example.trained, sweep=sweep, accuracy=0.95)
+    measured = {1: (0.70, 0.90), 2: (0.85, 0.60), 3: (0.80, 0.70), 4: (0.99, 0.80)}
+    seeds = {}
+    for seed, (dev, test) in measured.items():
+        example = trained_at_random(made, bert.example.base, plan, seed=seed)
+        trained = None if seed == 4 else example.trained
+        run_id = bert.runs.trial(
+            made, CHOICE, plan, trained, kind="confirm", sweep=sweep, seed=seed,
+            dev_accuracy=dev, test_accuracy=test,
+        )  # fmt: skip
+        seeds[seed] = Kept(made, bert.runs, run_id, example)
+    failed = {"dev_accuracy": 1.0, "test_accuracy": 1.0}
+    bert.runs.trial(
+        made, CHOICE, plan, bert.example.trained, "failed", "confirm", sweep=sweep, seed=5, **failed
+    )
+    return Confirmed(Kept(made, bert.runs, trial, bert.example), seeds)
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_of_a_confirmed_trial_the_seed_that_is_best_on_dev_is_written(
+    confirmed: Confirmed, export: Command, form: str, tmp_path: Path
+) -> None:
+    code, out, err = export(confirmed.trial, form, "--json")
+    assert code == 0, err
+    best = confirmed.seeds[2]
+    told = json.loads(out)
+    assert (told["run_id"], told["confirms"]) == (best.run_id, confirmed.trial.run_id)
+    model = run_by_readme(tmp_path / "out")["model"]
+    assert_same(logits_of(model, best.example.batch), best.example.logits)
+
+
+def test_its_readme_has_the_scores_of_dev_and_test(
+    confirmed: Confirmed, export: Command, tmp_path: Path
+) -> None:
+    assert "--as-searched" in export(confirmed.trial, "peft")[1]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| accuracy | dev | test |" in text
+    assert "| this model (seed 2) | 0.8500 | 0.6000 |" in text
+    # mean of .70 .85 .80 .99 and of .90 .60 .70 .80; deviations with n - 1
+    assert "| mean of 4 seeds, and their deviation | 0.8350 ± 0.1207 | 0.7500 ± 0.1291 |" in text
+    assert "max_length = 16 tokens" in text
+    assert confirmed.trial.run_id in text
+
+
+def test_a_trial_can_be_written_as_it_was_searched(
+    confirmed: Confirmed, export: Command, tmp_path: Path
+) -> None:
+    code, out, err = export(confirmed.trial, "merged", "--as-searched", "--json")
+    assert code == 0, err
+    assert json.loads(out)["run_id"] == confirmed.trial.run_id
+    model = run_by_readme(tmp_path / "out")["model"]
+    assert_same(logits_of(model, confirmed.trial.example.batch), confirmed.trial.example.logits)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| this model | 0.9500 | - |" in text
+    assert "itself it was never measured on test" in text
+
+
+def test_a_confirmation_is_written_by_its_own_id(
+    confirmed: Confirmed, export: Command, tmp_path: Path
+) -> None:
+    code, out, err = export(confirmed.seeds[3], "merged", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["run_id"], told["confirms"]) == (confirmed.seeds[3].run_id, None)
+    model = run_by_readme(tmp_path / "out")["model"]
+    example = confirmed.seeds[3].example
+    assert_same(logits_of(model, example.batch), example.logits)
+
+
+def test_a_plan_is_that_of_the_trial(confirmed: Confirmed, export: Command) -> None:
+    told = json.loads(export(confirmed.trial, "plan", "--json")[1])
+    assert (told["run_id"], told["confirms"]) == (confirmed.trial.run_id, None)
+
+
+def test_a_base_of_a_package_is_named_as_another_machine_finds_it(
+    runs: TrialRuns, export: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "a_tiny_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    made = replace(make("bert", package), uri="package:a_tiny_package/base")
+    example = example_of(made, CHOICE)
+    kept = Kept(made, runs, runs.trial(made, CHOICE, example.plan, example.trained), example)
+    code, _, err = export(kept, "peft")
+    assert code == 0, err
+    names = run_by_readme(tmp_path / "out")
+    assert_same(logits_of(names["model"], example.batch), example.logits)
+    (line,) = re.findall(r"^base = .*\n(.*)", (tmp_path / "out" / "README.md").read_text(), re.M)
+    assert line.strip() == "str(files('a_tiny_package') / 'base'),"
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("hub:some/model@abc123", ("`some/model` of the Hugging Face hub", "`abc123`")),
+        ("hub:some/model/q8.gguf@abc123", ("`some/model`, file `q8.gguf`,", "`abc123`")),
+        ("package:pytest/none", (f"pip install pytest=={pytest.__version__}",)),
+    ],
+)
+def test_the_readme_says_what_the_base_is(uri: str, words: tuple[str, ...]) -> None:
+    note = base_note(Base(uri, "f" * 64, None, (), "bert"))
+    for word in (*words, "f" * 64):
+        assert word in note
+
+
+def test_the_origin_of_a_folder_is_not_taken_for_its_name(bert: Kept) -> None:
+    """What a config calls its origin is what it was made from, not what it is."""
+    config = Path(bert.made.uri.removeprefix("path:")) / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {"_name_or_path": "some/parent"}))
+    try:
+        note = base_note(bert.example.base)
+    finally:
+        config.write_text(before)
+    assert "`base`: bert" in note
+    assert "made from `some/parent`" in note
 
 
 def test_an_empty_folder_may_be_there_and_the_missing_ones_are_made(

@@ -15,6 +15,7 @@ from transformers import get_scheduler
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
+from tests.spaces.example_profiles import drawn_profile
 from tests.trainables.conftest import adapters_of, head_of, hearing, tiny_bert, tiny_task
 from trainables.adaptations.blocks import BlockAdaptation
 from trainables.bases.structure import resolve_targets
@@ -25,7 +26,7 @@ from trainables.tasks.split import epoch_order
 from trainables.tasks.task import Task
 from trainables.training import batches
 from trainables.training.batches import PASS_TOKENS, of_like_length
-from trainables.training.evaluate import evaluate
+from trainables.training.evaluate import evaluate, evaluate_rows
 from trainables.training.finetune import finetune, untimed
 from trainables.training.settings import TrainSettings
 from trainables.training.stage import CancelledError, DivergedError, Schedule
@@ -347,6 +348,25 @@ def test_measuring_in_batches_equals_measuring_row_by_row(alone: Workers) -> Non
             losses.append(torch.nn.functional.cross_entropy(logits, label).item())
             right += int(logits.argmax() == label)
     assert found == pytest.approx({"dev_loss": np.mean(losses), "accuracy": right / 70}, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_job_that_is_over_computes_what_its_last_epoch_was_measured_with(
+    rounds: int, dtype: torch.dtype, alone: Workers
+) -> None:
+    """So that what a confirmation measures afterwards is what its weights rebuild."""
+    model, task = tiny_bert().to(dtype), tiny_task(dev=70)
+    choice = parse_choice({"method": "taso", "retention": 0.5, "rounds": rounds, "alpha": 8})
+    plan = make_plan(choice, targets_of(model), drawn_profile(targets_of(model)))
+    with BlockAdaptation(model, plan, seed=3, head=head_of(model, 3)) as adaptation:
+        report = finetune(
+            model, adaptation, task, SETTINGS, learning_rate=1e-2, seed=3, workers=alone
+        )
+        again, rows = evaluate_rows(model, adaptation, task, "dev", alone)
+    assert again == pytest.approx({key: report[key] for key in again}, rel=1e-7)
+    assert (rows.predictions == rows.labels).mean() == report["accuracy"]
+    assert rows.rows == task.fingerprint
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

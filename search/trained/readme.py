@@ -1,0 +1,245 @@
+"""The README of an exported folder: how it is used, how good it is, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
+from statistics import fmean, stdev
+from typing import Any
+
+from search.queries.trial_run import TrialRun
+from search.redaction import redacted
+from search.tracking.facts import RunFacts, choice_tag
+from search.tracking.mlflow import absolute_uri
+from trainables.bases.loading import Base
+from trainables.bases.location import from_pretrained_arguments, hub_parts, is_of_hub, locate
+from trainables.bases.parts import auto_class, load_config
+from trainables.trained.weights import TrainedFacts
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an exported folder holds: whose run it is, and what stands behind it.
+
+    `asked` is the run that was named, where `run` is the one that confirms it best; `confirmed` are
+    the confirmations of its choice, and `task` is that section of its sweep.
+    """
+
+    run: TrialRun
+    asked: TrialRun
+    confirmed: Sequence[RunFacts]
+    task: Mapping[str, Any]
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that a text is cut at; None of a task without texts."""
+        length = self.task.get("max_length", 128)
+        return int(length) if self.task.get("text") else None
+
+
+# -- how good it is --------------------------------------------------------------------------------
+
+
+def scores(written: Written) -> str:
+    """A table of the metric on dev and test, of this model and of its choice over all seeds."""
+    metric = written.run.objective.metric
+    lines = [f"| {metric} | dev | test |", "|---|---|---|"]
+    seed = "" if written.run.facts.seed is None else f" (seed {written.run.facts.seed})"
+    own = [_over_seeds([_value(written.run.facts, split, metric)]) for split in ("dev", "test")]
+    lines.append(f"| this model{seed} | {' | '.join(own)} |")
+    if written.confirmed:
+        over = [
+            _over_seeds([_value(run, split, metric) for run in written.confirmed])
+            for split in ("dev", "test")
+        ]
+        seeds = len(written.confirmed)
+        name = "1 seed" if seeds == 1 else f"mean of {seeds} seeds, and their deviation"
+        lines.append(f"| {name} | {' | '.join(over)} |")
+    return "\n".join([*lines, "", _which(written)])
+
+
+def _value(run: RunFacts, split: str, metric: str) -> float | None:
+    """What a run has measured: a trial on dev alone, a confirmation on both."""
+    if run.kind == "confirm":
+        return run.metrics.get(f"{split}_{metric}")
+    return run.metrics.get(metric) if split == "dev" else None
+
+
+def _over_seeds(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return "-"
+    return f"{fmean(known):.4f}" + (f" ± {stdev(known):.4f}" if len(known) > 1 else "")
+
+
+def _which(written: Written) -> str:
+    if written.run.facts.kind == "confirm":
+        if written.run.run_id == written.asked.run_id:
+            return "It is one of the seeds that confirm a choice of the search."
+        metric = written.run.objective.metric
+        return (
+            f"It is the seed with the best {metric} on dev of those that confirm the choice of "
+            f"trial {written.asked.run_id}, whatever they measure on test."
+        )
+    if written.confirmed:
+        return "It is the trial as it was searched: itself it was never measured on test."
+    return "It was measured on dev, by which the search chose it, and not on test."
+
+
+# -- how it is used --------------------------------------------------------------------------------
+
+
+def peft_code(written: Written, base: Base, facts: TrainedFacts, folder: str) -> str:
+    """Lines of Python that put the adapter in `folder` on its base and predict."""
+    name, arguments = from_pretrained_arguments(base.uri)
+    place, imports = repr(name), ["from peft import PeftModel"]
+    if base.uri.startswith("package:"):
+        package, _, inside = base.uri.removeprefix("package:").partition("/")
+        inside = inside.removesuffix(f"/{arguments.get('gguf_file')}")
+        place = f"str(files({package!r}) / {inside!r})"
+        imports.insert(0, "from importlib.resources import files")
+    given = {"num_labels": repr(len(facts.labels)), "dtype": repr(facts.dtype)}
+    given |= {key: repr(value) for key, value in arguments.items()}
+    text = base.model.config.get_text_config()
+    padding = getattr(text, "pad_token_id", None)
+    if padding != getattr(load_config(base.uri).get_text_config(), "pad_token_id", None):
+        given["pad_token_id"] = repr(padding)  # where a decoder finds the end of a row
+    loader = auto_class(facts.task_kind).__name__
+    names = [loader]
+    if "gguf_file" in given:
+        given["quantization_config"] = "GgufConfig(dequantize=True)"
+        names.append("GgufConfig")
+    options = "".join(f"    {key}={value},\n" for key, value in given.items())
+    loading = (
+        f"base = {loader}.from_pretrained(\n    {place},\n{options})\n"
+        f"model = PeftModel.from_pretrained(base, {folder!r})"
+    )
+    return _code(written, facts, folder, imports, names, loading)
+
+
+def merged_code(written: Written, facts: TrainedFacts, folder: str) -> str:
+    """Lines of Python that load the model in `folder` and predict."""
+    loader = auto_class(facts.task_kind).__name__
+    return _code(
+        written, facts, folder, [], [loader], f"model = {loader}.from_pretrained({folder!r})"
+    )
+
+
+def _code(
+    written: Written,
+    facts: TrainedFacts,
+    folder: str,
+    imports: Sequence[str],
+    names: Sequence[str],
+    loading: str,
+) -> str:
+    own, inputs = _of_texts(written, folder)
+    if not written.task.get("text"):
+        imports = [*imports, "from PIL import Image"]
+        own, inputs = _of_pictures(folder)
+    head = ["import torch", *imports]
+    head.append(f"from transformers import {', '.join(sorted([*names, own]))}")
+    return (
+        "\n".join(head)
+        + f"\n\n{loading}\nlabels = {list(facts.labels)!r}\n\n{inputs}\n"
+        + "with torch.no_grad():\n    logits = model.eval()(**batch).logits\n"
+        + "predictions = [labels[i] for i in logits.argmax(-1)]"
+    )
+
+
+def _of_texts(written: Written, folder: str) -> tuple[str, str]:
+    columns = list(written.task.get("text") or ())
+    examples = [f'["a {column}", "another {column}"]' for column in columns]
+    batch = ", ".join(examples)
+    return "AutoTokenizer", (
+        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        f"batch = tokenizer(\n    {batch},\n"
+        '    truncation=True, padding=True, return_tensors="pt",\n)'
+    )
+
+
+def _of_pictures(folder: str) -> tuple[str, str]:
+    return "AutoImageProcessor", (
+        f'processor = AutoImageProcessor.from_pretrained({folder!r}, backend="pil")\n'
+        'pictures = [Image.new("RGB", (64, 64))]  # yours: Image.open("a.png").convert("RGB")\n'
+        'batch = processor(pictures, return_tensors="pt")'
+    )
+
+
+def inputs_note(written: Written) -> str:
+    """What it reads, and where it is cut."""
+    columns = [f"`{column}`" for column in written.task.get("text") or ()]
+    if not columns:
+        return "It reads pictures, which the image processor beside it makes alike."
+    what = columns[0] if len(columns) == 1 else f"{' and '.join(columns)} as a pair"
+    return (
+        f"It reads {what}, cut at max_length = {written.max_length} tokens, special tokens "
+        "included: the tokenizer beside it does so with truncation=True."
+    )
+
+
+# -- where it comes from ---------------------------------------------------------------------------
+
+
+def base_note(base: Base) -> str:
+    """What the base is, said so that it can be found from another machine."""
+    print_ = f"Its content has the fingerprint {base.fingerprint}."
+    if is_of_hub(base.uri):
+        repo, file, revision = hub_parts(base.uri)
+        what = f"`{repo}`" + (f", file `{file}`," if file else "")
+        return (
+            f"The base is {what} of the Hugging Face hub, at revision `{revision or 'main'}`. "
+            + print_
+        )
+    if base.uri.startswith("package:"):
+        package = base.uri.removeprefix("package:").partition("/")[0]
+        found = packages_distributions().get(package)
+        pip = f"{found[0]}=={version(found[0])}" if found else package
+        return (
+            f"The base `{base.uri}` comes with the Python package {package}: `pip install {pip}` "
+            f"on another machine. {print_}"
+        )
+    return (
+        f"The base is a folder of one's own, {_described(base)}. On another machine put the place "
+        f"of a copy in its stead, also as base_model_name_or_path in adapter_config.json. {print_}"
+    )
+
+
+def _described(base: Base) -> str:
+    path = locate(base.uri)
+    parameters = sum(p.numel() for p in base.model.base_model.parameters())
+    said = f"`{path.name}`: {base.model_kind}, {parameters:,} parameters without the task's head"
+    config = path / "config.json"
+    origin = json.loads(config.read_text()).get("_name_or_path") if config.is_file() else None
+    if origin:
+        said += f"; its config.json says that it was made from `{origin}`"
+    return said
+
+
+def title(run: TrialRun) -> str:
+    """The task and the method."""
+    return f"{run.facts.task or 'a task'} by {run.method}"
+
+
+def origin(written: Written) -> str:
+    """A table of the run and what names its base, plan and choice."""
+    run = written.run
+    told = {
+        "run": run.run_id,
+        "confirms": written.asked.run_id if written.asked.run_id != run.run_id else None,
+        "tracking": redacted(absolute_uri(run.recorded.uri)),
+        "sweep": run.facts.sweep,
+        "base": run.facts.base_uri,
+        "base fingerprint": run.facts.base,
+        "plan digest": run.facts.plan_digest,
+        "choice": choice_tag(run.facts.choice or {}),
+    }
+    lines = [f"| {key} | `{value}` |" for key, value in told.items() if value]
+    return "\n".join(["", "| from | |", "|---|---|", *lines, ""])
+
+
+def bullets(notes: Sequence[str]) -> str:
+    """Notes as a list."""
+    return "\n".join(f"- {note}" for note in notes)

@@ -1,0 +1,208 @@
+"""What a model says of every row of a split, kept so that two models can be compared row by row.
+
+One safetensors file: `labels` int32 [n] and `predictions` int32 [n], indices of classes; for a
+metric that is made of more than the predicted class also `logits` float32 [n, classes]. The facts
+below are JSON under the metadata key `ranksweep`. Neither torch nor scikit-learn is needed to read
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from spaces.errors import UsageError
+from spaces.files import tensor_file
+from trainables.tasks.metrics import METRICS
+
+SCHEMA_VERSION = 1
+_METADATA_KEY = "ranksweep"
+RESAMPLES, FEW_RESAMPLES = 1000, 200
+
+Indices = NDArray[np.int32]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredRows:
+    """The rows of a split as one model sees them.
+
+    `rows` names the rows and their order (the task's fingerprint), `classes` counts the task's
+    classes, `positive` is the class that `f1` of two is of.
+    """
+
+    metric: str
+    rows: str
+    classes: int
+    labels: Indices
+    predictions: Indices
+    logits: NDArray[np.float32] | None = None
+    positive: int = 1
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file."""
+        from safetensors.numpy import save
+
+        tensors: dict[str, NDArray[np.generic]] = {
+            "labels": self.labels,
+            "predictions": self.predictions,
+        }
+        if self.logits is not None:
+            tensors["logits"] = self.logits
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "metric": self.metric,
+            "rows": self.rows,
+            "classes": self.classes,
+            "positive": self.positive,
+        }
+        data: bytes = save(tensors, metadata={_METADATA_KEY: json.dumps(facts, sort_keys=True)})
+        return data
+
+    def is_of(self, other: MeasuredRows) -> bool:
+        """Whether both are of the same rows, in the same order, measured alike."""
+        return (self.metric, self.rows, self.classes, self.positive) == (
+            other.metric,
+            other.rows,
+            other.classes,
+            other.positive,
+        ) and np.array_equal(self.labels, other.labels)
+
+    @property
+    def resamples(self) -> int:
+        """How many resamples are wanted: fewer of a metric that takes long, or of many rows."""
+        if not is_of_predictions(self.metric):
+            return FEW_RESAMPLES
+        return int(np.clip(20_000_000 // max(len(self.labels), 1), FEW_RESAMPLES, RESAMPLES))
+
+    def on(self, drawn: Floats) -> Floats:
+        """The metric on each resample; `drawn` [resamples, n] says how often it holds each row.
+
+        NaN where it is not defined, as for a resample of one class alone.
+        """
+        right = self.labels == self.predictions
+        if self.metric == "accuracy":
+            return drawn @ right / drawn.sum(axis=1)
+        if self.metric in OF_COUNTS:
+            counts = Counts(
+                hits=_counted(self.labels, self.classes, drawn, right),
+                true=_counted(self.labels, self.classes, drawn),
+                predicted=_counted(self.predictions, self.classes, drawn),
+            )
+            return OF_COUNTS[self.metric](counts, self.positive)
+        every = np.arange(len(self.labels))
+        return np.array([self._computed(np.repeat(every, times.astype(int))) for times in drawn])
+
+    def _computed(self, rows: NDArray[np.integer]) -> float:
+        if self.logits is None:
+            return float("nan")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a resample may lack a class
+                labels = self.labels[rows].astype(np.int64)
+                return METRICS[self.metric](labels, self.logits[rows], self.positive)
+        except (KeyError, ValueError):  # another version's metric; not defined on these rows
+            return float("nan")
+
+
+def measured_rows(
+    metric: str,
+    rows: str,
+    labels: NDArray[np.int64],
+    logits: NDArray[np.floating],
+    positive: int = 1,
+) -> MeasuredRows:
+    """Those of logits [n, classes]; `positive` is the positive class of two."""
+    return MeasuredRows(
+        metric=metric,
+        rows=rows,
+        classes=logits.shape[-1],
+        labels=labels.astype(np.int32),
+        predictions=logits.argmax(axis=-1).astype(np.int32),
+        logits=None if is_of_predictions(metric) else logits.astype(np.float32),
+        positive=positive,
+    )
+
+
+def read_measured_rows(data: bytes, source: str = "rows") -> MeasuredRows:
+    """Parse such a file; `source` names it in errors. Raises UsageError."""
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(data)
+        facts = json.loads(tensor_file.parsed(data).metadata[_METADATA_KEY])
+        if facts.pop("schema_version") != SCHEMA_VERSION:
+            raise ValueError("another schema version")
+        return MeasuredRows(
+            labels=tensors["labels"],
+            predictions=tensors["predictions"],
+            logits=tensors.get("logits"),
+            **{key: facts[key] for key in ("metric", "rows", "classes", "positive")},
+        )
+    except Exception as error:  # whatever a file that is none makes its parsers raise
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        raise UsageError(
+            f"{source}: not the rows of a measured split ({reason}); take it from its MLflow run"
+        ) from error
+
+
+# -- the metrics that are made of counts -----------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Rows of every class, float64 [resamples, classes]: predicted rightly, true, and predicted."""
+
+    hits: Floats
+    true: Floats
+    predicted: Floats
+
+
+def _counted(
+    class_of: Indices, classes: int, drawn: Floats, counted: NDArray[np.bool_] | None = None
+) -> Floats:
+    """How many rows of each class each resample holds, of those that are `counted`."""
+    ones = np.ones(len(class_of)) if counted is None else counted.astype(float)
+    is_of = csr_array((ones, (np.arange(len(class_of)), class_of)), (len(class_of), classes))
+    return np.asarray(drawn @ is_of)
+
+
+def _macro_f1(counts: Counts, positive: int) -> Floats:
+    """The mean over the classes that occur, true or predicted."""
+    occurs = counts.true + counts.predicted
+    return (2 * counts.hits / np.maximum(occurs, 1)).sum(axis=1) / (occurs > 0).sum(axis=1)
+
+
+def _f1(counts: Counts, positive: int) -> Floats:
+    if counts.true.shape[1] > 2:
+        return _macro_f1(counts, positive)
+    occurs = (counts.true + counts.predicted)[:, positive]
+    return 2 * counts.hits[:, positive] / np.maximum(occurs, 1)
+
+
+def _matthews(counts: Counts, positive: int) -> Floats:
+    """Gorodkin's R_K, as scikit-learn has it; 0 where rows or predictions are of one class."""
+    rows, hits = counts.true.sum(axis=1), counts.hits.sum(axis=1)
+    together = (counts.true * counts.predicted).sum(axis=1)
+    spread = (rows**2 - (counts.true**2).sum(axis=1)) * (
+        rows**2 - (counts.predicted**2).sum(axis=1)
+    )
+    return np.where(spread > 0, (hits * rows - together) / np.sqrt(np.maximum(spread, 1)), 0.0)
+
+
+OF_COUNTS: Mapping[str, Callable[[Counts, int], Floats]] = {
+    "f1": _f1,
+    "macro_f1": _macro_f1,
+    "matthews": _matthews,
+}
+
+
+def is_of_predictions(metric: str) -> bool:
+    """Whether a metric needs no more of a row than its class and the predicted one."""
+    return metric == "accuracy" or metric in OF_COUNTS
