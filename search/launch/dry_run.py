@@ -16,8 +16,7 @@ from search.paths import SweepPaths
 from search.redaction import redacted
 from spaces.profile import Profile
 from spaces.search_space import Arm
-from trainables.bases.structure import base_parameters, meta_targets
-from trainables.settings import ALL_LINEAR
+from trainables.bases.structure import base_parameters, meta_linear_layers
 from trainables.tasks.task import Task
 
 
@@ -80,7 +79,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         "at_once": config.cluster.groups,
     }
     confirm = _confirm(config, task, len(methods))
-    linear = meta_targets(inputs.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
+    linear = meta_linear_layers(inputs.base_uri, config.task.kind, task.num_labels)
     cost = Cost.measured(config, linear, {target.name for target in targets})
     return DryRun(
         config=config.resolved(),
@@ -95,7 +94,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         search=search,
         confirm=confirm,
         seconds=estimated_seconds(config, task, cost, profile, confirm),
-        notes=_notes(config, cost, methods, resume),
+        notes=(f"head: {inputs.head.about}", *_notes(config, cost, methods, resume)),
     )
 
 

@@ -67,6 +67,7 @@ def launch(
         result.profile_cached = stage.profile is not None
         if profile_only and result.profile_cached:
             return result
+        view.message(f"head: {prepared.head.about}")
         with ray_cluster(config, interrupts):
             if not profile_only:
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, resume)

@@ -199,6 +199,10 @@ def _loading_code(base: Base, facts: TrainedFacts, folder: str) -> str:
     """Lines of Python that load the checkpoint in `folder`."""
     name, arguments = from_pretrained_arguments(base.uri)
     given = {"num_labels": repr(len(facts.labels)), "dtype": repr(facts.dtype)}
+    names = dict(enumerate(facts.labels))
+    given |= {"id2label": repr(names), "label2id": repr({name: i for i, name in names.items()})}
+    if base.head.resized:
+        given["ignore_mismatched_sizes"] = "True"
     given |= {key: repr(value) for key, value in arguments.items()}
     text = base.model.config.get_text_config()
     padding = getattr(text, "pad_token_id", None)

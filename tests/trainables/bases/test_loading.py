@@ -220,23 +220,6 @@ def test_a_pattern_that_names_no_target_is_refused(pattern: str, said: str, tmp_
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize(("num_labels", "head"), [(3, ()), (2, ("classifier.out_proj",))])
-def test_a_head_of_the_checkpoint_is_kept_where_it_fits(
-    num_labels: int, head: tuple[str, ...], tmp_path: Path
-) -> None:
-    config = transformers.RobertaConfig(**ENCODER, num_labels=3)
-    saved = transformers.AutoModelForSequenceClassification.from_config(config)
-    saved.save_pretrained(tmp_path)
-    uri = f"path:{tmp_path}"
-    base = load_base(uri, "classification", num_labels)
-    assert base.head_modules == head
-    kept = base.model.classifier.dense.weight
-    assert torch.equal(kept, saved.classifier.dense.weight)
-    targets = resolve_targets(base.model, head, ["all-linear"])
-    assert meta_targets(uri, "classification", num_labels, ["all-linear"]) == targets
-    assert ("classifier.out_proj" in {t.name for t in targets}) == (head == ())
-
-
 def test_a_checkpoint_that_lacks_weights_of_the_base_is_refused(tmp_path: Path) -> None:
     uri = save(tmp_path, "llama")
     weights = tmp_path / "model.safetensors"
@@ -470,6 +453,9 @@ def test_any_change_of_the_image_processor_changes_the_name(tmp_path: Path) -> N
     ("uri", "said"),
     [
         ("bert-base-uncased", "names no base; use hub:"),
+        ("org/name", "names no base; did you mean 'hub:org/name'?"),
+        ("org/name@v1", "names no base; did you mean 'hub:org/name@v1'?"),
+        ("tests/trainables", "names no base; did you mean 'path:tests/trainables'?"),
         ("s3:x", "names no base"),
         ("path:", "names no base"),
         ("path:/nowhere/at/all", "does not exist"),
