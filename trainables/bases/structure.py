@@ -234,6 +234,8 @@ def _unknown_target(
     for name in _named((name for name, _ in model.named_modules()), pattern):
         if is_within(name, head_modules):
             return f"{key} names only the task's head, which trains whole; leave it out"
+        if is_within(name, passed_by_texts(model)):
+            return f"{key} names {name}, which a text does not go through; leave it out"
         kind = type(model.get_submodule(name)).__name__
         return f"{key} names {name} ({kind}), which is not a linear layer; name linear layers"
     depth = pattern.count(".") + 1
