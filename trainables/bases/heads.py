@@ -19,7 +19,7 @@ from torch import nn
 
 from spaces.errors import BaseModelError, shown
 from trainables.bases.location import locate, unloadable
-from trainables.bases.parts import quiet, skeleton
+from trainables.bases.parts import UNBUILDABLE, quiet, skeleton
 
 _POOLER = "pooler"
 
@@ -142,7 +142,7 @@ def outside_backbone(model: Any) -> set[str]:
     with quiet(), torch.device("meta"):
         try:
             bare = transformers.AutoModel.from_config(model.config, trust_remote_code=False)
-        except (ValueError, KeyError, TypeError):
+        except UNBUILDABLE:
             return set()
     shapes = {name: tuple(tensor.shape) for name, tensor in bare.state_dict().items()}
     return unfilled_by(model, model.config, shapes, type(model).__name__).names

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spaces.errors import BaseModelError
+from spaces.errors import BaseModelError, shown
 from spaces.files import tensor_file
 from trainables.bases.heads import Classes, is_within, number_of
 from trainables.bases.location import locate, unloadable, weight_files
@@ -72,7 +72,7 @@ def _positions(table: Any) -> int | None:
 
 
 def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
-    """Raise BaseModelError where weights at hand are not finite, or too large for `dtype`.
+    """Raise BaseModelError where weights at hand are packed, not finite, or too large for `dtype`.
 
     Only the parameters of the model are looked at, by the names that the files have for them; what
     transformers renames, and a base that is still to be fetched, a worker checks as it loads.
@@ -93,8 +93,14 @@ def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
         except (ValueError, OSError) as error:
             raise unloadable(uri, error) from error
         for name, stored in tensors.items():
-            used = not names.isdisjoint((name, prefix + name, name.removeprefix(prefix)))
-            if used and stored.dtype in _FLOATS and len(stored.data):
+            if names.isdisjoint((name, prefix + name, name.removeprefix(prefix))):
+                continue
+            if stored.dtype not in _FLOATS:
+                raise BaseModelError(
+                    f"base: {uri} is quantized ({name} is of {shown(stored.dtype)}), and packed "
+                    "weights take no adapter here; use the model that it was made from"
+                )
+            if len(stored.data):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # pages that cannot be written to
                     values = torch.frombuffer(

@@ -28,19 +28,10 @@ from trainables.bases.location import (
 )
 from trainables.bases.heads import Classes, Head, Unfilled, head_of, is_within, number_of
 from trainables.bases.limits import is_finite, not_finite
-from trainables.bases.parts import auto_class, load_tokenizer, quiet, task_config
+from trainables.bases.parts import UNBUILDABLE, auto_class, load_tokenizer, quiet, task_config
 
 
-_UNLOADABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    ImportError,
-    AttributeError,
-    SafetensorError,
-)
+_UNLOADABLE = (*UNBUILDABLE, OSError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True)

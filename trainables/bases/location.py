@@ -49,6 +49,7 @@ TOKENIZER_FILES = (
 _CONVERTED_TOKENIZERS = ("tekken.json", "tiktoken.model")
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 ADAPTER_CONFIG = "adapter_config.json"
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def locate(uri: str, *, weights: bool = True) -> Path:
@@ -209,7 +210,22 @@ def _hub_commit(uri: str) -> str:
 
 
 def weight_files(path: Path, uri: str) -> list[str]:
-    """Names of the files that hold the weights, with the index where there are several."""
+    """Names of the files that hold the weights, with the index where there are several.
+
+    Raises BaseModelError where there are none, or only what Git has left in their place.
+    """
+    names = _weight_names(path, uri)
+    for name in names:
+        with (path / name).open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise BaseModelError(
+                    f"base: {uri} has a pointer of Git LFS in place of {name}; fetch the file "
+                    "with git lfs pull"
+                )
+    return names
+
+
+def _weight_names(path: Path, uri: str) -> list[str]:
     if (path / WEIGHTS).is_file():
         return [WEIGHTS]
     if (path / WEIGHTS_INDEX).is_file():

@@ -30,6 +30,9 @@ _UNREADABLE = (
     StrictDataclassError,
 )
 
+# What the models of transformers raise at configs that make no sense.
+UNBUILDABLE = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
+
 
 def load_tokenizer(uri: str) -> Any:
     """The tokenizer of a base; a decoder's that has no padding token pads with its end token.
@@ -150,11 +153,21 @@ def skeleton(uri: str, kind: str, config: Any) -> Any:
                 f"base: {uri} needs what is not installed ({one_line(error)}); install it, or use "
                 "a base of another family"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except UNBUILDABLE as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise unbuildable(uri, error) from error
             raise BaseModelError(
                 f"base: {uri} ({config.model_type}) has no head for {kind} in transformers; use a "
                 "base of another family"
             ) from error
+
+
+def unbuildable(uri: str, error: Exception) -> BaseModelError:
+    """The error of a base of whose config no model can be made, because of `error`."""
+    return BaseModelError(
+        f"base: {uri} cannot be built from its config ({one_line(error)}); correct its "
+        "config.json, or use a model that transformers knows"
+    )
 
 
 def auto_class(kind: str) -> Any:

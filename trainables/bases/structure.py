@@ -27,7 +27,7 @@ from trainables.bases.heads import (
     unfilled_by,
 )
 from trainables.bases.location import hub_parts, is_of_hub, locate, unloadable, weight_files
-from trainables.bases.parts import load_config, skeleton, task_config
+from trainables.bases.parts import UNBUILDABLE, load_config, skeleton, task_config, unbuildable
 from trainables.settings import ALL_LINEAR
 
 
@@ -46,11 +46,8 @@ def base_parameters(uri: str) -> int:
                 model = model_class(config)
             else:
                 model = transformers.AutoModel.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise BaseModelError(
-            f"base: {uri} cannot be built ({reason}); use a model that transformers knows"
-        ) from error
+    except (*UNBUILDABLE, ImportError) as error:
+        raise unbuildable(uri, error) from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 

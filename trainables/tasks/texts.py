@@ -83,8 +83,8 @@ def token_splits(
     a token, of unknown tokens, or of tokens that its embedding does not hold. Says aloud what else
     shows that tokenizer and base do not belong together.
     """
-    tokenizer = load_tokenizer(base_uri)
     limits = text_limits(base_uri, settings.kind)
+    tokenizer = load_tokenizer(base_uri)
     _check_length(settings, tokenizer, limits.tokens, base_uri)
     splits = {
         split: _encode(part, labels, tokenizer, settings.max_length, split)
@@ -109,8 +109,9 @@ def _check_length(
             f"task.max_length: {settings.max_length} leaves no room for a text beside the "
             f"{special} special tokens of {base_uri}; use at least {special + texts}"
         )
-    longest = min(each for each in (positions, tokenizer.model_max_length) if each is not None)
-    if settings.max_length > longest:
+    said = [positions, tokenizer.model_max_length]  # the file of a tokenizer may hold anything
+    longest = min((n for n in said if isinstance(n, int | float) and n > 0), default=None)
+    if longest is not None and settings.max_length > longest:
         raise DataError(
             f"task.max_length: {settings.max_length} is more than the {longest} tokens that "
             f"{base_uri} takes; use at most {longest}"

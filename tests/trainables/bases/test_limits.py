@@ -277,3 +277,35 @@ def test_a_config_alone_tells_what_a_classifier_of_pictures_takes_of_a_larger_mo
         bare.mkdir()
         shutil.copy(folder / "config.json", bare)
         assert meta_targets(f"path:{bare}", "image_classification", 2, ["all-linear"]) == whole
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_packed_weights_are_refused_though_the_config_says_nothing(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    uri = saved(tmp_path, transformers.BertConfig(**TEXT))
+    weights = tmp_path / "model.safetensors"
+    packed = {n: t.to(dtype) if t.ndim == 2 else t for n, t in load_file(weights).items()}
+    save_file(packed, weights, metadata={"format": "pt"})
+    with pytest.raises(BaseModelError, match=r"is quantized \(.*weight is of (I8|F8_E4M3)\)"):
+        check_weights(uri, "classification", 2, "float32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_act": "nope"}, "cannot be built from its config .*nope"),
+        ({"pad_token_id": 500}, "cannot be built from its config .*Padding_idx"),
+        ({"attn_implementation": "flash_attention_2"}, "needs what is not installed"),
+        ({"transformers_weights": "other.safetensors"}, "takes its weights from 'other.safe"),
+    ],
+)
+def test_a_config_that_makes_no_model_here_is_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    uri = saved(tmp_path, transformers.BertConfig(**TEXT))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(BaseModelError, match=said) as caught:
+        meta_targets(uri, "classification", 2, ["query"])
+    assert "\n" not in str(caught.value)
