@@ -51,8 +51,9 @@ def profile_key(
 
     SHA-256 over the canonical JSON (RFC 8785) of schema and algorithm version, the fingerprints of
     the base and of the training rows, the resolved target modules (name and shape, in the base's
-    order), the resolved profile settings, the seed and the dtype, and `head` where the base has a
-    head of its own (what the profile does with it). The order of `settings` does not matter; `target_modules` and `seed` in it are left out, for their resolved forms stand beside.
+    order), the resolved profile settings, the seed, the dtype and, for a base with a head of its
+    own, what is done with that `head`. The order of `settings` does not matter; `target_modules`
+    and `seed` in it are left out, for their resolved forms stand beside.
 
     Raises:
         ValueError: a setting that JSON cannot hold (a NaN, an object).

@@ -63,9 +63,10 @@ class Head:
     """The modules that train as a task's head, by the names of the topmost ones.
 
     `order` [classes] says from which output of the base's own head each class of the task starts;
-    None where the head is drawn; `resized` whether the checkpoint's has other outputs. `outputs` are the parameters that have a row for each class.
-    `about` tells a user which head it is. `in_key` is what a profile's key says of it; None where
-    the head is drawn and nothing but what the checkpoint lacks.
+    None where the head is drawn. `resized`: the checkpoint holds one of another number of outputs.
+    `outputs` are the parameters that have a row for each class. `about` tells a user which head it
+    is. `in_key` is what a profile's key says of it; None where the head is drawn and is what the
+    checkpoint lacks, no more.
     """
 
     modules: tuple[str, ...]

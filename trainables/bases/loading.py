@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from spaces.errors import BaseModelError
+from trainables.bases.heads import Classes, Head, Unfilled, head_of, is_within, number_of
+from trainables.bases.limits import is_finite, not_finite
 from trainables.bases.location import (
     TOKENIZER_FILES,
     fingerprint,
@@ -26,10 +28,7 @@ from trainables.bases.location import (
     locate,
     unloadable,
 )
-from trainables.bases.heads import Classes, Head, Unfilled, head_of, is_within, number_of
-from trainables.bases.limits import is_finite, not_finite
 from trainables.bases.parts import UNBUILDABLE, auto_class, load_tokenizer, quiet, task_config
-
 
 _UNLOADABLE = (*UNBUILDABLE, OSError, ImportError, SafetensorError)
 

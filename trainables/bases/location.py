@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from functools import cache
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from spaces.errors import BaseModelError, one_line
+from trainables.bases.naming import scheme_and_place
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -153,20 +153,11 @@ def is_of_hub(uri: str) -> bool:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """The scheme of a base's name and what follows it."""
-    scheme, colon, where = uri.partition(":")
-    if not colon or scheme not in ("hub", "path", "package") or not where:
-        raise BaseModelError(f"base: {uri!r} names no base; {_meant(uri)}")
-    return scheme, where
-
-
-def _meant(uri: str) -> str:
-    """What to write in place of a name without its scheme, in words."""
-    if uri and Path(uri).expanduser().exists():
-        return f"did you mean 'path:{uri}'?"
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[^:]+)?", uri):
-        return f"did you mean 'hub:{uri}'?"
-    return "use hub:org/name@revision, path:DIR or package:import_name/sub/dir"
+    """The scheme of a base's name and what follows it. Raises BaseModelError where it is none."""
+    try:
+        return scheme_and_place(uri)
+    except ValueError as error:
+        raise BaseModelError(f"base: {error}") from error
 
 
 def hub_parts(uri: str) -> tuple[str, str | None, str | None]:

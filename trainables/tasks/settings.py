@@ -109,7 +109,8 @@ class TaskSettings(Settings):
     """Metric of the dev and test splits: `accuracy`, `f1` (of the second class of two; macro beyond
     two), `macro_f1` or `matthews`."""
     max_length: PositiveInt = 128
-    """Tokens at which a text is cut, special tokens included; pictures are not cut."""
+    """Tokens at which a text is cut, special tokens included; pictures are not cut. More than the
+    base has positions for is refused, and so little that no text is left."""
     rows: RowsSettings = RowsSettings()
     """How many rows of each split are kept."""
     split: SplitSettings = SplitSettings()

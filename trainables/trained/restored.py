@@ -52,7 +52,9 @@ def restored(trained: Trained, plan: Plan, base: Base) -> Iterator[Adaptation]:
     """
     heads = trained.facts.head_modules
     # A base's own head was once kept, wholly or in part, and is as it was in the base.
-    kept = base.head.in_key is not None and all(is_within(name, base.head_modules) for name in heads)
+    kept = base.head.in_key is not None and all(
+        is_within(name, base.head_modules) for name in heads
+    )
     if set(heads) != set(base.head_modules) and not kept:
         raise UsageError(
             f"weights: hold the head {', '.join(heads) or '(none)'} where the "

@@ -53,9 +53,15 @@ FAMILIES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "bart": (transformers.BartConfig(**SEQ2SEQ), ("classification_head",)),
     "t5": (
         transformers.T5Config(
-            vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, eos_token_id=2,
+            vocab_size=40,
+            d_model=16,
+            d_kv=8,
+            d_ff=24,
+            num_layers=1,
+            num_heads=2,
+            eos_token_id=2,
             decoder_start_token_id=0,
-        ),  # fmt: skip
+        ),
         ("classification_head",),
     ),
     "llama": (transformers.LlamaConfig(**TEXT, pad_token_id=0, eos_token_id=2), ("score",)),
@@ -248,7 +254,9 @@ def test_a_profiles_key_tells_what_an_own_head_has_changed_and_no_more(tmp_path:
     transformers.BertModel(transformers.BertConfig(**TEXT)).save_pretrained(tmp_path / "bare")
 
     def in_key(name: str, classes: Sequence[str]) -> str | None:
-        return meta_base(f"path:{tmp_path / name}", "classification", classes, ["query"]).head.in_key
+        return meta_base(
+            f"path:{tmp_path / name}", "classification", classes, ["query"]
+        ).head.in_key
 
     assert in_key("bare", OURS) is None
     assert in_key("bert", OURS) == "own"

@@ -114,7 +114,9 @@ def test_a_value_that_is_no_number_is_named_before_and_at_loading(
             lambda precision=precision: check_weights(uri, "classification", 2, precision),
             lambda dtype=dtype: load_base(uri, "classification", 2, dtype),
         ):
-            with pytest.raises(BaseModelError, match=f"{name} that is no finite number in {precision}"):
+            with pytest.raises(
+                BaseModelError, match=f"{name} that is no finite number in {precision}"
+            ):
                 act()
     if wide:
         check_weights(uri, "classification", 2, "float32")
@@ -124,7 +126,10 @@ def test_a_value_that_is_no_number_is_named_before_and_at_loading(
 def test_a_tensor_that_is_no_part_of_the_model_may_hold_anything(tmp_path: Path) -> None:
     uri = saved(tmp_path, transformers.BertConfig(**TEXT))
     weights = tmp_path / "model.safetensors"
-    more = {"cls.predictions.bias": torch.tensor([float("nan")]), "mask": torch.tensor([-torch.inf])}
+    more = {
+        "cls.predictions.bias": torch.tensor([float("nan")]),
+        "mask": torch.tensor([-torch.inf]),
+    }
     save_file(load_file(weights) | more, weights, metadata={"format": "pt"})
     check_weights(uri, "classification", 2, "float32")
     load_base(uri, "classification", 2)
@@ -152,7 +157,7 @@ def test_a_quantized_base_is_refused(wanted: dict[str, Any], tmp_path: Path) -> 
         lambda: meta_targets(uri, "classification", 2, ["q_proj"]),
         lambda: text_limits(uri, "classification"),
     ):
-        with pytest.raises(BaseModelError, match="is quantized .*use the model that it was made"):
+        with pytest.raises(BaseModelError, match=r"is quantized .*use the model that it was"):
             act()
     path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(wanted)))
     assert meta_targets(uri, "classification", 2, ["q_proj"])
@@ -251,7 +256,9 @@ def test_a_text_adapts_what_texts_go_through(tmp_path: Path) -> None:
     }
     assert {target.name for target in targets} == reached - {"score"}
     assert not any("vision" in name for name in reached)
-    with pytest.raises(BaseModelError, match=r"names model.vision_tower.* which a text does not go"):
+    with pytest.raises(
+        BaseModelError, match=r"names model.vision_tower.* which a text does not go"
+    ):
         meta_targets(uri, "classification", 2, ["fc1"])
     assert text_limits(uri, "classification").tokens == 20
 

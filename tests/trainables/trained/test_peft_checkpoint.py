@@ -245,7 +245,9 @@ def test_a_head_that_the_base_had_leaves_as_it_was_trained(headed: Made, tmp_pat
     assert example.base.head.order == (1, 0)
     config = written(example, tmp_path / "out")
     assert config["modules_to_save"] == ["classifier"]
-    got = logits_of(loaded_by_peft(untouched(headed, example.base), tmp_path / "out"), example.batch)
+    got = logits_of(
+        loaded_by_peft(untouched(headed, example.base), tmp_path / "out"), example.batch
+    )
     assert_same(got, example.logits)
     merged_into(example, tmp_path / "merged")
     model = plainly_loaded(headed, tmp_path / "merged")
