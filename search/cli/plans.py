@@ -110,9 +110,10 @@ def _targets_of(base: str, kind: str, targets: str) -> tuple[tuple[TargetModule,
     if not patterns:
         raise ConfigError("--targets: names no module; list suffixes such as query,value")
     try:
-        return meta_base(base, kind, 2, patterns)
+        found = meta_base(base, kind, 2, patterns)
     except BaseModelError as error:
         raise ConfigError(str(error).replace("profile.target_modules", "--targets")) from None
+    return found.targets, found.size
 
 
 def _plan_table(made: Plan) -> Table:

@@ -26,6 +26,7 @@ from search.redaction import redacted
 from spaces.errors import ConfigError
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
+from trainables.bases.naming import scheme_and_place
 from trainables.profiling.settings import ProfileSettings
 from trainables.settings import Name, Settings
 from trainables.tasks.kinds import metric_for
@@ -204,16 +205,22 @@ class ConfirmSettings(Settings):
     """Seeds of each choice: `train.seed` + 1 and on, the same for all choices."""
 
 
+def _named_base(uri: str) -> str:
+    scheme_and_place(uri)
+    return uri
+
+
 class SweepConfig(Settings):
     """One launch: a base, a task, a space and how to search it. Only base and task are required."""
 
     name: Annotated[str, AfterValidator(check_sweep_name)] = "sweep"
     """Name of the sweep and of its folder: letters, digits, `.`, `_`, `-`. A name is used once.
     That of a task in other letters ends in digits of its hash; default: `task.name`."""
-    base: Annotated[str, Field(pattern=r"^(hub|path|package):.+")]
+    base: Annotated[str, AfterValidator(_named_base)]
     """`hub:org/name@revision`, `path:DIR` or `package:import_name/sub/dir` (weights that an
     installed package ships). Weights are safetensors, or one `.gguf` file named in place of the
-    folder; pickles and remote code are refused."""
+    folder; pickles, remote code, quantized weights and an adapter beside the weights are
+    refused."""
     task: TaskSettings
     profile: ProfileSettings = ProfileSettings()
     space: dict[str, Any] | None = None

@@ -19,8 +19,7 @@ from search.tracking.artifacts import check_experiment
 from search.tracking.liveness import running
 from spaces.profile import Profile
 from spaces.search_space import Arm
-from trainables.bases.structure import base_parameters, meta_targets
-from trainables.settings import ALL_LINEAR
+from trainables.bases.structure import base_parameters, meta_linear_layers
 from trainables.tasks.constant_answer import ConstantAnswer
 from trainables.tasks.task import Task
 
@@ -99,7 +98,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         "at_once": config.cluster.groups,
     }
     confirm = _confirm(config, task, len(methods))
-    linear = meta_targets(inputs.base_uri, config.task.kind, task.num_labels, (ALL_LINEAR,))
+    linear = meta_linear_layers(inputs.base_uri, config.task.kind, task.num_labels)
     cost = Cost.measured(config, linear, {target.name for target in targets})
     times = fmean(each.length for each in methods)
     estimate = estimated(config, task, cost, profile, confirm, times)
@@ -118,7 +117,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         seconds=estimate.about,
         seconds_low=estimate.low,
         seconds_high=estimate.high,
-        notes=(*task.notes, *_notes(config, cost, methods, resume)),
+        notes=(f"head: {inputs.head.about}", *task.notes, *_notes(config, cost, methods, resume)),
     )
 
 

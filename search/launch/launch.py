@@ -89,6 +89,7 @@ def launch(
         result.profile_cached = stage.profile is not None
         if profile_only and result.profile_cached:
             return result
+        view.message(f"head: {prepared.head.about}")
         ray_is_gone = partial(_leave_without_ray, tracker, result, view, interrupts)
         with ray_cluster(config, interrupts, ray_is_gone):
             if not profile_only:

@@ -18,6 +18,8 @@ from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.search_space import SearchSpace
 from spaces.target import BaseSize, TargetModule
+from trainables.bases.heads import Head
+from trainables.bases.limits import check_weights
 from trainables.bases.location import fingerprint, pin
 from trainables.bases.structure import meta_base
 from trainables.profiling.settings import ProfileSettings
@@ -26,7 +28,7 @@ from trainables.tasks.task import Task, build_task
 
 @dataclass(frozen=True)
 class SweepInputs:
-    """A sweep's task, target modules, size of the base, fitted space and profile key.
+    """A sweep's task, target modules, size and head of the base, fitted space and profile key.
 
     `base_uri` names a hub base by its commit; other bases as the sweep does. `borrowed` is the
     manifest of the profile that `profile.use` names; None where the profile is the sweep's own.
@@ -38,6 +40,7 @@ class SweepInputs:
     base_fingerprint: str
     targets: tuple[TargetModule, ...]
     size: BaseSize
+    head: Head
     space: SearchSpace
     key: str
     store: ProfileStore
@@ -82,7 +85,8 @@ def prepare(config: SweepConfig) -> SweepInputs:
         )
     base_uri = pin(config.base)
     patterns = config.profile.target_modules
-    targets, size = meta_base(base_uri, config.task.kind, task.num_labels, patterns)
+    base = meta_base(base_uri, config.task.kind, task.labels, patterns)
+    targets, size = base.targets, base.size
     borrowed = _borrowed(config, store, targets)
     grid = config.profile.top_percent if borrowed is None else borrowed["top_percent_grid"]
     space = check_against_targets(config, targets, grid)
@@ -90,6 +94,7 @@ def prepare(config: SweepConfig) -> SweepInputs:
         count_range(space.default_choice(method), targets, size=size)
     _check_memory_limit(config, targets, size)
     base_fingerprint = fingerprint(base_uri)
+    check_weights(base_uri, config.task.kind, task.num_labels, dtype_name(config))
     return SweepInputs(
         task=task,
         task_name=config.task.name,
@@ -97,10 +102,13 @@ def prepare(config: SweepConfig) -> SweepInputs:
         base_fingerprint=base_fingerprint,
         targets=targets,
         size=size,
+        head=base.head,
         space=space,
         key=borrowed["key"]
         if borrowed is not None
-        else profile_key_of(config, base_fingerprint, task.train_fingerprint, targets),
+        else profile_key_of(
+            config, base_fingerprint, task.train_fingerprint, targets, base.head.in_key
+        ),
         store=store,
         borrowed=borrowed,
     )
@@ -168,6 +176,7 @@ def profile_key_of(
     base_fingerprint: str,
     train_fingerprint: str,
     targets: Sequence[TargetModule],
+    head: str | None = None,
 ) -> str:
     """The key under which the profile of a sweep is stored."""
     return profile_key(
@@ -177,6 +186,7 @@ def profile_key_of(
         settings=_of_the_result(config.profile),
         seed=config.profile.seed,
         dtype=dtype_name(config),
+        head=head,
     )
 
 

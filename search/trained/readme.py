@@ -101,6 +101,10 @@ def peft_code(written: Written, base: Base, facts: TrainedFacts, folder: str) ->
         place = f"str(files({package!r}) / {inside!r})"
         imports.insert(0, "from importlib.resources import files")
     given = {"num_labels": repr(len(facts.labels)), "dtype": repr(facts.dtype)}
+    labels = dict(enumerate(facts.labels))
+    given |= {"id2label": repr(labels), "label2id": repr({name: i for i, name in labels.items()})}
+    if base.head.resized:
+        given["ignore_mismatched_sizes"] = "True"
     given |= {key: repr(value) for key, value in arguments.items()}
     text = base.model.config.get_text_config()
     padding = getattr(text, "pad_token_id", None)

@@ -96,7 +96,7 @@ def plan_of(base: Base, suffixes: tuple[str, ...], choice: Mapping[str, Any]) ->
 
 
 def example_of(made: Made, choice: Mapping[str, Any]) -> Example:
-    base = load_base(made.uri, made.kind, 2)
+    base = load_base(made.uri, made.kind, made.task.labels)
     return trained_at_random(made, base, plan_of(base, made.suffixes, choice), choice["method"])
 
 

@@ -6,7 +6,7 @@ A GGUF file is unpacked when it is loaded. No code of a base is ever run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from spaces.errors import BaseModelError
+from trainables.bases.heads import Classes, Head, Unfilled, head_of, is_within, number_of
+from trainables.bases.limits import is_finite, not_finite
 from trainables.bases.location import (
     TOKENIZER_FILES,
     fingerprint,
@@ -26,37 +28,43 @@ from trainables.bases.location import (
     locate,
     unloadable,
 )
-from trainables.bases.parts import auto_class, load_tokenizer, quiet, task_config
-from trainables.bases.structure import find_heads, unfilled_parameters
+from trainables.bases.parts import UNBUILDABLE, auto_class, load_tokenizer, quiet, task_config
+
+_UNLOADABLE = (*UNBUILDABLE, OSError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True)
 class Base:
     """A loaded base: in evaluation mode, every parameter frozen.
 
-    `head_modules` are the topmost modules whose weights the checkpoint did not hold; `model_kind`
-    is the family of the model (bert, llama, ...).
+    `head` says which modules are the task's head, and what it starts from; `model_kind` is the
+    family of the model (bert, llama, ...).
     """
 
     uri: str
     fingerprint: str
     model: Any
-    head_modules: tuple[str, ...]
+    head: Head
     model_kind: str
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Names of the topmost modules that train as the task's head."""
+        return self.head.modules
 
 
 def load_base(
     uri: str,
     kind: str,
-    num_labels: int,
+    classes: Classes,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Base:
-    """Load a base with a head for a task of `kind`, in `dtype` on `device`.
+    """Load a base with a head for the `classes` of a task of `kind`, in `dtype` on `device`.
 
-    A head of the checkpoint that has as many classes is kept and counts as part of the base; one
-    of another size is replaced by a fresh one. Loading leaves torch's random state as it was.
-    Raises BaseModelError where the base cannot be loaded.
+    A head that the checkpoint holds stays as it is in the model; what trains is what `fresh_head`
+    makes of it. Loading leaves torch's random state as it was. Raises BaseModelError where the base
+    cannot be loaded or holds a value that is not finite.
     """
     path = locate(uri)
     folder, kwargs = local_arguments(path)
@@ -65,7 +73,7 @@ def load_base(
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         kwargs["use_safetensors"] = True
-    config = task_config(uri, kind, num_labels)
+    config = task_config(uri, kind, number_of(classes))
     model_class = auto_class(kind)
     with quiet(), seeded(0):
         try:
@@ -77,8 +85,9 @@ def load_base(
                 output_loading_info=True,
                 **kwargs,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except _UNLOADABLE as error:
             raise unloadable(uri, error) from error
+        head = head_of(model, Unfilled.of(model, info), uri, kind, classes)
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():
@@ -91,13 +100,17 @@ def load_base(
         # A decoder's classifier finds the last token of a row by the padding token, so it must be
         # the one that rows are padded with.
         model.config.get_text_config().pad_token_id = _pad_token_id(uri, path, config)
-    return Base(
-        uri=uri,
-        fingerprint=fingerprint(uri),
-        model=model.to(device),
-        head_modules=find_heads(model, unfilled_parameters(model, info), uri),
-        model_kind=config.model_type,
-    )
+    model.to(device)
+    _check_finite(model, head, uri, dtype)
+    return Base(uri, fingerprint(uri), model, head, config.model_type)
+
+
+def _check_finite(model: nn.Module, head: Head, uri: str, dtype: torch.dtype) -> None:
+    """Raise BaseModelError where a parameter of the base is not finite in its precision."""
+    drawn = head.modules if head.order is None else ()
+    for name, parameter in model.named_parameters():
+        if not is_within(name, drawn) and not is_finite(parameter.detach(), dtype):
+            raise not_finite(uri, name, dtype)
 
 
 def _unmoved(module: nn.Module, mode: bool = True) -> nn.Module:
@@ -136,12 +149,16 @@ def _pad_token_id(uri: str, path: Path, config: Any) -> int:
 
 
 def fresh_head(base: Base, seed: int) -> dict[str, nn.Module]:
-    """Name -> trainable copy of each head module, drawn by the model's own rule from `seed`.
+    """Name -> trainable copy of each head module, as a job starts with it.
 
-    The weights are drawn on the CPU in float32, so that a seed means the same head on every device
-    and in every precision, then cast to the resident module's dtype and device. The resident
-    modules and torch's random state are left as they were.
+    A head of the base's own starts as the base holds it, its outputs in the order of the task's
+    classes, whatever the seed. Any other is drawn by the model's own rule from `seed`: on the CPU
+    in float32, so that a seed means the same head on every device and in every precision, then cast
+    to the resident module's dtype and device. The resident modules and torch's random state are
+    left as they were.
     """
+    if base.head.order is not None:
+        return _own_head(base, base.head.order)
     heads: dict[str, nn.Module] = {}
     with seeded(seed), torch.no_grad():
         for name in base.head_modules:
@@ -153,6 +170,18 @@ def fresh_head(base: Base, seed: int) -> dict[str, nn.Module]:
                 vars(tensor).pop("_is_hf_initialized", None)
             _draw(head, base.model._init_weights)
             head.to(device=parameter.device, dtype=parameter.dtype)
+            heads[name] = head.requires_grad_(True)
+    return heads
+
+
+def _own_head(base: Base, order: Sequence[int]) -> dict[str, nn.Module]:
+    heads: dict[str, nn.Module] = {}
+    with torch.no_grad():
+        for name in base.head.modules:
+            head = copy.deepcopy(base.model.get_submodule(name))
+            for place, tensor in head.named_parameters(remove_duplicate=False):
+                if f"{name}.{place}" in base.head.outputs:
+                    tensor.copy_(tensor[list(order)])
             heads[name] = head.requires_grad_(True)
     return heads
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from spaces.errors import BaseModelError, one_line
+from trainables.bases.naming import scheme_and_place
 
 _log = logging.getLogger(__name__)
 SLOW_S = 5.0
@@ -37,15 +40,29 @@ TOKENIZER_FILES = (
     "spm.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm_char.model",
+    "prophetnet.tokenizer",
+    "bpe.codes",
+    "dict.txt",
+    "emoji.json",
+    "entity_vocab.json",
+    "word_shape.json",
+    "word_pronunciation.json",
+    "byte_maps.json",
 )
+# What transformers makes a tokenizer of where there is no tokenizer.json, and else passes over.
+_CONVERTED_TOKENIZERS = ("tekken.json", "tiktoken.model")
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+ADAPTER_CONFIG = "adapter_config.json"
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def locate(uri: str, *, weights: bool = True) -> Path:
     """The folder of a base, or its GGUF file; a hub base is downloaded, or found in the cache.
 
     Without `weights` only the small files of a hub base are needed. Raises BaseModelError where
-    there is no such base or its weights are in no readable format.
+    there is no such base, its weights are in no readable format or an adapter lies beside them.
     """
     scheme, where = _split(uri)
     if scheme == "hub":
@@ -66,6 +83,12 @@ def locate(uri: str, *, weights: bool = True) -> Path:
     if not (path / "config.json").is_file():
         raise BaseModelError(
             f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
+        )
+    if (path / ADAPTER_CONFIG).is_file():
+        # transformers attaches it to the model, or loads the base that it names in its place.
+        raise BaseModelError(
+            f"base: {uri} holds an adapter of PEFT ({ADAPTER_CONFIG}) beside its weights; merge it "
+            "into a base of its own, or name a folder without it"
         )
     if weights:
         weight_files(path, uri)
@@ -136,14 +159,11 @@ def is_of_hub(uri: str) -> bool:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """The scheme of a base's name and what follows it."""
-    scheme, colon, where = uri.partition(":")
-    if not colon or scheme not in ("hub", "path", "package") or not where:
-        raise BaseModelError(
-            f"base: {uri!r} names no base; use hub:org/name@revision, path:DIR or "
-            "package:import_name/sub/dir"
-        )
-    return scheme, where
+    """The scheme of a base's name and what follows it. Raises BaseModelError where it is none."""
+    try:
+        return scheme_and_place(uri)
+    except ValueError as error:
+        raise BaseModelError(f"base: {error}") from error
 
 
 def hub_parts(uri: str) -> tuple[str, str | None, str | None]:
@@ -163,7 +183,8 @@ def hub_parts(uri: str) -> tuple[str, str | None, str | None]:
 def _hub_snapshot(uri: str, weights: bool) -> Path:
     """Fetch a hub base at its revision, from the local cache where the hub cannot be reached."""
     repo, file, revision = hub_parts(uri)
-    patterns = ["config.json", WEIGHTS_INDEX, *TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES]
+    patterns = ["config.json", WEIGHTS_INDEX, ADAPTER_CONFIG, *IMAGE_PROCESSOR_FILES]
+    patterns += [*TOKENIZER_FILES, *_CONVERTED_TOKENIZERS, "tokenizer.*.json"]
     if file is not None:
         patterns = [file]
     elif weights:
@@ -202,7 +223,22 @@ def _hub_commit(uri: str) -> str:
 
 
 def weight_files(path: Path, uri: str) -> list[str]:
-    """Names of the files that hold the weights, with the index where there are several."""
+    """Names of the files that hold the weights, with the index where there are several.
+
+    Raises BaseModelError where there are none, or only what Git has left in their place.
+    """
+    names = _weight_names(path, uri)
+    for name in names:
+        with (path / name).open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise BaseModelError(
+                    f"base: {uri} has a pointer of Git LFS in place of {name}; fetch the file "
+                    "with git lfs pull"
+                )
+    return names
+
+
+def _weight_names(path: Path, uri: str) -> list[str]:
     if (path / WEIGHTS).is_file():
         return [WEIGHTS]
     if (path / WEIGHTS_INDEX).is_file():
@@ -231,9 +267,20 @@ def weight_files(path: Path, uri: str) -> list[str]:
 
 def _defining_files(path: Path) -> list[str]:
     """Names of the files of a folder that decide what is loaded from it: model and processor."""
-    small = (*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES)
+    small = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path)]
+    if not (path / "tokenizer.json").is_file():
+        small += _CONVERTED_TOKENIZERS
     present = [name for name in small if (path / name).is_file()]
     return ["config.json", *weight_files(path, str(path)), *present]
+
+
+def _versioned_tokenizers(path: Path) -> list[str]:
+    """The files, one for each version of transformers, that replace tokenizer.json."""
+    try:
+        named = json.loads((path / "tokenizer_config.json").read_bytes())["fast_tokenizer_files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def _sha256(path: Path) -> str:
@@ -245,8 +292,19 @@ def local_arguments(path: Path) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a folder or a GGUF file: the folder, keyword arguments."""
     kwargs: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if path.is_file():
-        return str(path.parent), kwargs | {"gguf_file": path.name}
+        return _alone(path.absolute()).name, kwargs | {"gguf_file": path.name}
     return str(path), kwargs
+
+
+@cache
+def _alone(file: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder with a link to a GGUF file and nothing else, for as long as the process lives.
+
+    A tokenizer or an adapter beside the file would be taken along, and is no part of the base.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="ranksweep-gguf-")
+    (Path(folder.name) / file.name).symlink_to(file)
+    return folder
 
 
 def unloadable(uri: str, error: Exception) -> BaseModelError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
@@ -28,6 +29,9 @@ _UNREADABLE = (
     AttributeError,
     StrictDataclassError,
 )
+
+# What the models of transformers raise at configs that make no sense.
+UNBUILDABLE = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError)
 
 
 def load_tokenizer(uri: str) -> Any:
@@ -104,12 +108,66 @@ def quiet() -> Iterator[None]:
 
 
 def task_config(uri: str, kind: str, num_labels: int) -> Any:
-    """The config of a base for a task of `kind` with `num_labels` classes."""
+    """The config of a base for a task of `kind` with `num_labels` classes.
+
+    Raises BaseModelError as `load_config` does, and for a base that is quantized.
+    """
     config = load_config(uri)
     auto_class(kind)
+    _check_plain(uri, config)
     config.num_labels = num_labels
     config.problem_type = "single_label_classification"
+    if config.architectures is None:
+        config.architectures = []  # transformers looks for a class's name in it
     return config
+
+
+def _check_plain(uri: str, config: Any) -> None:
+    """Raise BaseModelError where a config asks for weights that no adapter can be put on."""
+    for part in (config, config.get_text_config()):
+        # compression_config is an older name of compressed-tensors
+        for key in ("quantization_config", "compression_config"):
+            if (found := getattr(part, key, None)) is not None:
+                method = found.get("quant_method") if isinstance(found, dict) else None
+                raise BaseModelError(
+                    f"base: {uri} is quantized ({method or key}), and its packed weights take no "
+                    "adapter here; use the model that it was made from"
+                )
+    if (named := getattr(config, "transformers_weights", None)) is not None:
+        raise BaseModelError(
+            f"base: {uri} has a config that takes its weights from {named!r:.80} "
+            "(transformers_weights); rename that file to model.safetensors and drop the key"
+        )
+
+
+def skeleton(uri: str, kind: str, config: Any) -> Any:
+    """The base's model with its head on the meta device: shapes and names, no weights.
+
+    Raises BaseModelError where transformers has no such model.
+    """
+    with quiet(), torch.device("meta"):
+        try:
+            return auto_class(kind).from_config(config, trust_remote_code=False)
+        except ImportError as error:
+            raise BaseModelError(
+                f"base: {uri} needs what is not installed ({one_line(error)}); install it, or use "
+                "a base of another family"
+            ) from error
+        except UNBUILDABLE as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise unbuildable(uri, error) from error
+            raise BaseModelError(
+                f"base: {uri} ({config.model_type}) has no head for {kind} in transformers; use a "
+                "base of another family"
+            ) from error
+
+
+def unbuildable(uri: str, error: Exception) -> BaseModelError:
+    """The error of a base of whose config no model can be made, because of `error`."""
+    return BaseModelError(
+        f"base: {uri} cannot be built from its config ({one_line(error)}); correct its "
+        "config.json, or use a model that transformers knows"
+    )
 
 
 def auto_class(kind: str) -> Any:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import huggingface_hub
 import torch
 import transformers
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import BaseModelError, nearest
 from spaces.files import tensor_file
 from spaces.target import BaseSize, TargetModule
+from trainables.bases.heads import (
+    Classes,
+    Head,
+    Unfilled,
+    head_of,
+    is_within,
+    number_of,
+    outside_backbone,
+    unfilled_by,
+)
 from trainables.bases.location import hub_parts, is_of_hub, locate, unloadable, weight_files
-from trainables.bases.parts import auto_class, load_config, quiet, task_config
+from trainables.bases.parts import UNBUILDABLE, load_config, skeleton, task_config, unbuildable
 from trainables.settings import ALL_LINEAR
-
-_POOLER = "pooler"
 
 
 def base_parameters(uri: str) -> int:
@@ -32,51 +42,59 @@ def base_parameters(uri: str) -> int:
     model_class = getattr(transformers, named, None)
     try:
         with torch.device("meta"):
-            if isinstance(model_class, type):
+            if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
                 model = model_class(config)
             else:
                 model = transformers.AutoModel.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise BaseModelError(
-            f"base: {uri} cannot be built ({reason}); use a model that transformers knows"
-        ) from error
+    except (*UNBUILDABLE, ImportError) as error:
+        raise unbuildable(uri, error) from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _skeleton(uri: str, kind: str, config: Any) -> Any:
-    """The base's model with its head on the meta device: shapes and names, no weights."""
-    with quiet(), torch.device("meta"):
-        try:
-            return auto_class(kind).from_config(config, trust_remote_code=False)
-        except (ValueError, KeyError, TypeError, ImportError) as error:
-            raise BaseModelError(
-                f"base: {uri} ({config.model_type}) has no head for {kind} in transformers; use a "
-                "base of another family"
-            ) from error
-
-
 def meta_targets(
-    uri: str, kind: str, num_labels: int, patterns: Sequence[str]
+    uri: str, kind: str, classes: Classes, patterns: Sequence[str]
 ) -> tuple[TargetModule, ...]:
     """The target modules of a base, found without loading a weight: those of `meta_base`."""
-    return meta_base(uri, kind, num_labels, patterns)[0]
+    return meta_base(uri, kind, classes, patterns).targets
 
 
-def meta_base(
-    uri: str, kind: str, num_labels: int, patterns: Sequence[str]
-) -> tuple[tuple[TargetModule, ...], BaseSize]:
-    """The target modules of a base and its size, found without loading a weight.
+def meta_linear_layers(uri: str, kind: str, classes: Classes) -> tuple[TargetModule, ...]:
+    """Every linear layer of a base outside its head, found without loading a weight."""
+    model, head = _meta_model(uri, kind, classes)
+    linears = _linear_layers(model, head.modules)
+    return _grouped(linears, linears)
 
-    They are those that `resolve_targets` and `base_size` find in the loaded base. Raises
-    BaseModelError as `resolve_targets` and `load_config` do.
+
+@dataclass(frozen=True)
+class MetaBase:
+    """What is known of a base without its weights: target modules, size, and the task's head."""
+
+    targets: tuple[TargetModule, ...]
+    size: BaseSize
+    head: Head
+
+
+def meta_base(uri: str, kind: str, classes: Classes, patterns: Sequence[str]) -> MetaBase:
+    """The target modules of a base, its size and its head, found without loading a weight.
+
+    They are those that `resolve_targets`, `base_size` and `head_of` find in the loaded base. Raises
+    BaseModelError as these and `task_config` do.
     """
-    config = task_config(uri, kind, num_labels)
-    model = _skeleton(uri, kind, config)
+    model, head = _meta_model(uri, kind, classes)
+    targets = resolve_targets(model, head.modules, patterns)
+    return MetaBase(targets, base_size(model, head.modules), head)
+
+
+def _meta_model(uri: str, kind: str, classes: Classes) -> tuple[Any, Head]:
+    config = task_config(uri, kind, number_of(classes))
+    model = skeleton(uri, kind, config)
     shapes = _checkpoint_shapes(uri)
-    missing = _outside_backbone(model) if shapes is None else _missing(model, config, shapes, uri)
-    head_modules = find_heads(model, missing, uri)
-    return resolve_targets(model, head_modules, patterns), base_size(model, head_modules)
+    unfilled = (
+        Unfilled(frozenset(outside_backbone(model)), {})
+        if shapes is None
+        else unfilled_by(model, config, shapes, uri)
+    )
+    return model, head_of(model, unfilled, uri, kind, classes)
 
 
 def base_size(model: nn.Module, head_modules: Sequence[str]) -> BaseSize:
@@ -84,7 +102,7 @@ def base_size(model: nn.Module, head_modules: Sequence[str]) -> BaseSize:
     sizes = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if not _is_within(name, head_modules)
+        if not is_within(name, head_modules)
     }
     biases = sum(size for name, size in sizes.items() if name.endswith("bias"))
     return BaseSize(params=sum(sizes.values()), bias_params=biases)
@@ -96,39 +114,99 @@ def resolve_targets(
     """The linear layers of `model` that `patterns` name, in the model's order, the head left out.
 
     PEFT's suffix rule: a module is named where its name is a pattern or ends in "." + pattern;
-    `all-linear` names every one. Shapes are [out, in], also where the weight is stored transposed
-    (GPT-2's Conv1D). One weight of several layers is one TargetModule with several names. Raises
-    BaseModelError for a pattern that names no such layer.
+    `all-linear` names every one. What a text does not go through, such as the vision tower of a
+    model of texts and pictures, is left out. Shapes are [out, in], also where the weight is stored
+    transposed (GPT-2's Conv1D). One weight of several layers is one TargetModule with several
+    names. Raises BaseModelError for a pattern that names no such layer, or fused experts.
     """
     linears = _linear_layers(model, head_modules)
+    _check_experts(model, head_modules, linears, patterns)
     matched = {pattern: _named(linears, pattern) for pattern in patterns}
     for pattern, names in matched.items():
         if not names:
             raise BaseModelError(_unknown_target(model, head_modules, linears, pattern))
-    chosen = {name for names in matched.values() for name in names}
+    return _grouped(linears, {name for names in matched.values() for name in names})
 
+
+def _grouped(linears: Mapping[str, Any], chosen: Container[str]) -> tuple[TargetModule, ...]:
+    """The weights of the layers, those with a chosen name, with all the names of each."""
     layers_of: dict[int, list[str]] = {}
     for name, module in linears.items():
         layers_of.setdefault(id(module.weight), []).append(name)
     return tuple(
         TargetModule(names[0], _out_in(linears[names[0]]), tuple(names))
         for names in layers_of.values()
-        if not chosen.isdisjoint(names)
+        if any(name in chosen for name in names)
     )
 
 
 def _linear_layers(model: nn.Module, head_modules: Sequence[str]) -> dict[str, Any]:
-    """Name -> module of every nn.Linear or Conv1D outside the head, shared ones by each name."""
+    """Name -> module of every nn.Linear or Conv1D that is adapted, shared ones by each name."""
     # MultiheadAttention reads the weight of its output layer without calling the layer, so an
     # adapter on that layer would never run.
     uncalled = nn.modules.linear.NonDynamicallyQuantizableLinear
+    left_out = (*head_modules, *passed_by_texts(model))
     return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.Linear | Conv1D)
         and not isinstance(module, uncalled)
-        and not _is_within(name, head_modules)
+        and not is_within(name, left_out)
     }
+
+
+def passed_by_texts(model: nn.Module) -> tuple[str, ...]:
+    """The modules of a model of texts that a text does not go through: those of other inputs.
+
+    A model that joins several, such as Gemma 3, holds one for texts, one for pictures, and what
+    leads from the pictures' to the texts'.
+    """
+    if getattr(model, "main_input_name", None) != "input_ids":
+        return ()
+    passed = []
+    for name, module in model.named_modules():
+        models = [each for each in module.children() if isinstance(each, PreTrainedModel)]
+        of_texts = [each for each in models if "text" in each.input_modalities]
+        if of_texts and len(of_texts) < len(models):
+            prefix = f"{name}." if name else ""
+            passed += [
+                prefix + child for child, each in module.named_children() if each not in of_texts
+            ]
+    return tuple(passed)
+
+
+def _check_experts(
+    model: nn.Module,
+    head_modules: Sequence[str],
+    linears: Mapping[str, Any],
+    patterns: Sequence[str],
+) -> None:
+    """Raise BaseModelError where a pattern means experts whose weights are one tensor.
+
+    They are no linear layers: what is attached to layers would pass them by without a word.
+    """
+    fused = _fused_experts(model, head_modules)
+    for pattern in patterns:
+        if named := _named(fused, pattern):
+            suffixes = {name.rpartition(".")[2] for name in linears} - {"gate", "router"}
+            usable = sorted(each for each in suffixes if not _named(fused, each))
+            raise BaseModelError(
+                f"profile.target_modules: {pattern!r} takes in {named[0]}, the weights of all "
+                f"experts in one tensor, which take no adapter here; name linear layers by "
+                f"themselves: {', '.join(usable)}"
+            )
+
+
+def _fused_experts(model: nn.Module, head_modules: Sequence[str]) -> list[str]:
+    """Names of the parameters [experts, rows, columns] outside the head."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3
+        and min(parameter.shape) > 1
+        and "expert" in f"{name} {type(model.get_submodule(name.rpartition('.')[0]))}".lower()
+        and not is_within(name, head_modules)
+    ]
 
 
 def _named(names: Iterable[str], pattern: str) -> list[str]:
@@ -143,57 +221,23 @@ def _out_in(module: Any) -> tuple[int, int]:
     return (first, second) if isinstance(module, nn.Linear) else (second, first)
 
 
-def _is_within(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
 def _unknown_target(
     model: nn.Module, head_modules: Sequence[str], linears: Mapping[str, Any], pattern: str
 ) -> str:
     """One line on why a pattern names no target."""
     key = f"profile.target_modules: {pattern!r}"
+    if not linears:
+        return f"{key} names no module of this base, which has no linear layer; use another base"
     for name in _named((name for name, _ in model.named_modules()), pattern):
-        if _is_within(name, head_modules):
+        if is_within(name, head_modules):
             return f"{key} names only the task's head, which trains whole; leave it out"
+        if is_within(name, passed_by_texts(model)):
+            return f"{key} names {name}, which a text does not go through; leave it out"
         kind = type(model.get_submodule(name)).__name__
         return f"{key} names {name} ({kind}), which is not a linear layer; name linear layers"
     depth = pattern.count(".") + 1
     suffixes = sorted({".".join(name.split(".")[-depth:]) for name in linears})
     return f"{key} names no module of this base; {nearest(pattern, suffixes)}"
-
-
-def find_heads(model: Any, missing: set[str], uri: str) -> tuple[str, ...]:
-    """The topmost modules all of whose parameters are `missing` from the checkpoint.
-
-    Raises BaseModelError where weights of the base itself are missing, other than its pooler's:
-    that checkpoint is damaged or of another model, and training it as a head would hide it.
-    """
-    heads: list[str] = []
-    for name, module in model.named_modules():
-        if not name or _is_within(name, heads):
-            continue
-        parameters = [f"{name}.{p}" for p, _ in module.named_parameters(remove_duplicate=False)]
-        if parameters and missing.issuperset(parameters):
-            heads.append(name)
-    backbone = model.base_model_prefix
-    for name in sorted(missing):
-        fresh = _is_within(name, heads)
-        inside = _is_within(name, [backbone]) and not _is_within(name, [f"{backbone}.{_POOLER}"])
-        if inside or not fresh:
-            raise BaseModelError(
-                f"base: {uri} lacks {len(missing)} weights of a {type(model).__name__}, such as "
-                f"{name}; use the complete checkpoint of that model"
-            )
-    return tuple(heads)
-
-
-def _outside_backbone(model: Any) -> set[str]:
-    """Parameters that a checkpoint of the bare base lacks: all that the base does not hold."""
-    return {
-        name
-        for name, _ in model.named_parameters(remove_duplicate=False)
-        if not _is_within(name, [model.base_model_prefix])
-    }
 
 
 def _checkpoint_shapes(uri: str) -> dict[str, tuple[int, ...]] | None:
@@ -231,31 +275,3 @@ def _remote_shapes(uri: str) -> dict[str, tuple[int, ...]] | None:
         for file in metadata.files_metadata.values()
         for name, tensor in file.tensors.items()
     }
-
-
-def _missing(model: Any, config: Any, shapes: Mapping[str, tuple[int, ...]], uri: str) -> set[str]:
-    """Parameters of `model` that a checkpoint with tensors of these `shapes` does not fill.
-
-    The tensors are loaded as shapes alone, so that transformers' own renaming of keys decides.
-    """
-    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    with quiet():
-        try:
-            _, info = type(model).from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                device_map={"": "meta"},
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise unloadable(uri, error) from error
-    return unfilled_parameters(model, info)
-
-
-def unfilled_parameters(model: Any, info: Mapping[str, Any]) -> set[str]:
-    """Parameters that loading reports as missing, or as of another shape than the checkpoint's."""
-    mismatched = {entry[0] for entry in info["mismatched_keys"]}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return (set(info["missing_keys"]) | mismatched) & parameters

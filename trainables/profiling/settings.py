@@ -23,7 +23,8 @@ class ProfileSettings(Settings):
 
     target_modules: Names = (ALL_LINEAR,)
     """Linear layers to adapt, by suffix as in PEFT: `output.dense` also takes
-    `attention.output.dense`. `all-linear` takes every one outside the task's head."""
+    `attention.output.dense`. `all-linear` takes every one outside the task's head, and is
+    refused where experts are no linear layers but one tensor (Mixtral, Qwen3-MoE)."""
     rank: PositiveInt = 8
     """Rank of the LoRA that the initial phase trains."""
     epochs: PositiveInt = 1

@@ -127,7 +127,7 @@ def _load(config: dict[str, Any]) -> Resident:
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     task = ray.get(config["task"][0])
     base = load_base(
-        config["base_uri"], task.kind, len(task.labels), getattr(torch, config["dtype"]), device
+        config["base_uri"], task.kind, task.labels, getattr(torch, config["dtype"]), device
     )
     if base.fingerprint != config["base_fingerprint"]:
         raise JobError(

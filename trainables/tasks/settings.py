@@ -121,7 +121,8 @@ class TaskSettings(Settings):
     """Which of two classes `f1` counts as positive; default: the second, in numeric order or else
     by code point."""
     max_length: PositiveInt = 128
-    """Tokens at which a text is cut, special tokens included; pictures are not cut."""
+    """Tokens at which a text is cut, special tokens included; pictures are not cut. More than the
+    base has positions for is refused, and so little that no text is left."""
     rows: RowsSettings = RowsSettings()
     """How many rows of each split are kept."""
     split: SplitSettings = SplitSettings()

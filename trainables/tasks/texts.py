@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spaces.errors import DataError
-from trainables.bases.parts import load_config, load_tokenizer
+from spaces.errors import DataError, shown
+from trainables.bases.limits import text_limits
+from trainables.bases.parts import load_tokenizer
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split
+
+SOME_UNKNOWN, MOST_UNKNOWN = 0.05, 0.5
+"""Shares of unknown tokens: from here it is said, and from here texts are noise to the base."""
+MOST_ALIKE = 0.9
+"""The share of texts that may be the same tokens: no data to be learned are that uniform."""
+FEWEST_TOKENS = 0.5
+"""The least share of an embedding that a tokenizer fills: padding to a round number is far less."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,21 +79,39 @@ def token_splits(
 ) -> dict[str, Split]:
     """Every split as tokens.
 
-    Raises DataError where a text could be longer than the base takes, or has no token.
+    Raises DataError where a text could be longer than the base takes, or is nothing to it: without
+    a token, of unknown tokens, or of tokens that its embedding does not hold. Says aloud what else
+    shows that tokenizer and base do not belong together.
     """
+    limits = text_limits(base_uri, settings.kind)
     tokenizer = load_tokenizer(base_uri)
-    _check_length(settings, tokenizer, base_uri)
-    return {
+    _check_length(settings, tokenizer, limits.tokens, base_uri)
+    splits = {
         split: _encode(part, labels, tokenizer, settings.max_length, split)
         for split, part in rows.items()
     }
+    for split, encoded in splits.items():
+        _check_vocabulary(encoded, rows[split], tokenizer, limits.vocabulary, split, base_uri)
+        _check_unknown(encoded, tokenizer, settings, split, base_uri)
+    _check_told_apart(splits["train"], rows["train"], settings, base_uri)
+    _warn_of_size(len(tokenizer), limits.vocabulary, base_uri)
+    return dict(splits)
 
 
-def _check_length(settings: TaskSettings, tokenizer: Any, base_uri: str) -> None:
-    """Raise DataError where inputs could be longer than the base has positions."""
-    positions = getattr(load_config(base_uri), "max_position_embeddings", None)
-    longest = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
-    if settings.max_length > longest:
+def _check_length(
+    settings: TaskSettings, tokenizer: Any, positions: int | None, base_uri: str
+) -> None:
+    """Raise DataError where inputs could be longer than the base takes, or hold no text."""
+    texts = len(settings.text)
+    special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
+    if settings.max_length < special + texts:
+        raise DataError(
+            f"task.max_length: {settings.max_length} leaves no room for a text beside the "
+            f"{special} special tokens of {base_uri}; use at least {special + texts}"
+        )
+    said = [positions, tokenizer.model_max_length]  # the file of a tokenizer may hold anything
+    longest = min((n for n in said if isinstance(n, int | float) and n > 0), default=None)
+    if longest is not None and settings.max_length > longest:
         raise DataError(
             f"task.max_length: {settings.max_length} is more than the {longest} tokens that "
             f"{base_uri} takes; use at most {longest}"
@@ -112,3 +142,78 @@ def _encode(
 
 def _flat(lists: Iterable[Sequence[int]], dtype: type[Any]) -> NDArray[Any]:
     return np.concatenate([np.asarray(numbers, dtype=dtype) for numbers in lists])
+
+
+def _check_vocabulary(
+    encoded: EncodedSplit,
+    rows: Rows,
+    tokenizer: Any,
+    vocabulary: int | None,
+    split: str,
+    base_uri: str,
+) -> None:
+    """Raise DataError where a row has a token for which the base's embedding has no vector."""
+    if vocabulary is None or encoded.input_ids.max() < vocabulary:
+        return
+    place = int(np.argmax(encoded.input_ids >= vocabulary))
+    token = int(encoded.input_ids[place])
+    row = int(np.searchsorted(encoded.offsets, place, side="right")) - 1
+    raise DataError(
+        f"task.text: a row of {split}, {shown(' '.join(map(str, rows.inputs[row])), 60)!r}, has "
+        f"token {token} ({tokenizer.convert_ids_to_tokens(token)!r}), but the embedding of "
+        f"{base_uri} holds {vocabulary} tokens; use the tokenizer of that base, or enlarge its "
+        "embedding with resize_token_embeddings"
+    )
+
+
+def _check_unknown(
+    encoded: EncodedSplit, tokenizer: Any, settings: TaskSettings, split: str, base_uri: str
+) -> None:
+    """Say how many tokens are unknown to the tokenizer; raise DataError where most are."""
+    unknown = tokenizer.unk_token_id
+    # GPT-2's tokenizer names its end token here, and knows every byte.
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return
+    special = len(encoded) * tokenizer.num_special_tokens_to_add(pair=len(settings.text) == 2)
+    share = int((encoded.input_ids == unknown).sum()) / max(1, len(encoded.input_ids) - special)
+    said = (
+        f"task.text: {share:.0%} of the tokens of {split} are unknown ({tokenizer.unk_token}) to "
+        f"the tokenizer of {base_uri}"
+    )
+    if share > MOST_UNKNOWN:
+        raise DataError(
+            f"{said}, so that it does not read these texts; check its tokenizer files, or use a "
+            "base for such texts"
+        )
+    if share > SOME_UNKNOWN:
+        logger.warning("%s; a base for such texts may do better", said)
+
+
+def _check_told_apart(
+    encoded: EncodedSplit, rows: Rows, settings: TaskSettings, base_uri: str
+) -> None:
+    """Raise DataError where nearly all the different texts of a split are the same tokens."""
+    bounds = zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
+    made = {
+        texts: encoded.input_ids[start:end].tobytes()
+        for texts, (start, end) in zip(rows.inputs, bounds, strict=True)
+    }
+    most = max(Counter(made.values()).values())
+    if most > 1 and most > MOST_ALIKE * len(made):
+        raise DataError(
+            f"task.text: {most} of {len(made)} different texts of train are the same tokens to "
+            f"{base_uri} within task.max_length ({settings.max_length}); check its tokenizer "
+            "files, or raise task.max_length"
+        )
+
+
+def _warn_of_size(tokens: int, vocabulary: int | None, base_uri: str) -> None:
+    """Say where tokenizer and embedding differ by more than padding to a round number."""
+    if vocabulary is not None and not FEWEST_TOKENS * vocabulary <= tokens <= vocabulary:
+        logger.warning(
+            "base: %s has a tokenizer of %d tokens and an embedding of %d; make sure that they "
+            "belong together",
+            base_uri,
+            tokens,
+            vocabulary,
+        )

@@ -20,6 +20,7 @@ from spaces.plan import Plan
 from spaces.target import TargetModule
 from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.lora_config import PREFIX, lora_config
+from trainables.bases.heads import is_within
 from trainables.bases.loading import Base
 from trainables.bases.location import from_pretrained_arguments
 from trainables.tasks.kinds import KINDS
@@ -119,7 +120,8 @@ def _saved_whole(
         inside = any(name.startswith(f"{outer}.") for outer in outermost)
         if name and not inside and name.endswith((*base.head_modules, *CLASSIFIERS)):
             outermost.append(name)
-    adapted = {part for target in targets for name in target.names for part in name.split(".")}
-    if adapted & set(CLASSIFIERS):
-        return list(base.head_modules), None
+    adapted = [name for target in targets for name in target.names]
+    if {part for name in adapted for part in name.split(".")} & set(CLASSIFIERS):
+        whole = (h for h in base.head_modules if not any(is_within(name, [h]) for name in adapted))
+        return list(whole), None
     return outermost, task_type

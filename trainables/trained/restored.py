@@ -12,6 +12,7 @@ from spaces.errors import BaseModelError, UsageError
 from spaces.plan import Plan
 from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.registry import adaptation_for
+from trainables.bases.heads import is_within
 from trainables.bases.loading import Base, load_base
 from trainables.trained.weights import Trained, TrainedFacts
 
@@ -49,9 +50,14 @@ def restored(trained: Trained, plan: Plan, base: Base) -> Iterator[Adaptation]:
 
     Raises UsageError where weights, plan and base do not belong together.
     """
-    if set(trained.facts.head_modules) != set(base.head_modules):
+    heads = trained.facts.head_modules
+    # A base's own head was once kept, wholly or in part, and is as it was in the base.
+    kept = base.head.in_key is not None and all(
+        is_within(name, base.head_modules) for name in heads
+    )
+    if set(heads) != set(base.head_modules) and not kept:
         raise UsageError(
-            f"weights: hold the head {', '.join(trained.facts.head_modules) or '(none)'} where the "
+            f"weights: hold the head {', '.join(heads) or '(none)'} where the "
             f"base wants {', '.join(base.head_modules) or 'none'}; use the base of the trial"
         )
     head = trained.head_for(base.model)

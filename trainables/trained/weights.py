@@ -1,6 +1,6 @@
 """What a finished trial leaves: the weights that, with its plan and its base, rebuild its function.
 
-One safetensors file: the tensors of `Adaptation.weights()`, the fresh head as
+One safetensors file: the tensors of `Adaptation.weights()`, the task's head as
 `head/<module>/<parameter>`, and the facts below as JSON under the metadata key `ranksweep`.
 """
 

@@ -119,6 +119,10 @@ def test_counts_are_ranges_without_a_profile(result: DryRun) -> None:
     assert pilora.trainable_params == (least, most)
 
 
+def test_it_says_which_head_trains(result: DryRun) -> None:
+    assert "head: a fresh one (classifier); the base has none" in result.notes
+
+
 def test_a_dry_run_writes_nothing(result: DryRun, folder: Path) -> None:
     assert result.profile["store"].endswith(".ranksweep/store")
     assert sorted(file.name for file in folder.iterdir()) == sorted(f"{s}.csv" for s in ROWS)
@@ -394,7 +398,8 @@ def test_the_papers_percentages_of_llama2_7b_follow_from_its_config_alone(tmp_pa
     whole = base_parameters(uri)
     assert whole == 6_738_415_616  # the language model's head is part of it
     suffixes = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-    targets, size = meta_base(uri, "classification", 2, suffixes)
+    base = meta_base(uri, "classification", 2, suffixes)
+    targets, size = base.targets, base.size
     assert len(targets) == 5 * 32
     assert size.params == 6_738_415_616 - 32000 * 4096  # a classifier stands in the head's place
     assert size.bias_params == 0

@@ -220,23 +220,6 @@ def test_a_pattern_that_names_no_target_is_refused(pattern: str, said: str, tmp_
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize(("num_labels", "head"), [(3, ()), (2, ("classifier.out_proj",))])
-def test_a_head_of_the_checkpoint_is_kept_where_it_fits(
-    num_labels: int, head: tuple[str, ...], tmp_path: Path
-) -> None:
-    config = transformers.RobertaConfig(**ENCODER, num_labels=3)
-    saved = transformers.AutoModelForSequenceClassification.from_config(config)
-    saved.save_pretrained(tmp_path)
-    uri = f"path:{tmp_path}"
-    base = load_base(uri, "classification", num_labels)
-    assert base.head_modules == head
-    kept = base.model.classifier.dense.weight
-    assert torch.equal(kept, saved.classifier.dense.weight)
-    targets = resolve_targets(base.model, head, ["all-linear"])
-    assert meta_targets(uri, "classification", num_labels, ["all-linear"]) == targets
-    assert ("classifier.out_proj" in {t.name for t in targets}) == (head == ())
-
-
 def test_a_checkpoint_that_lacks_weights_of_the_base_is_refused(tmp_path: Path) -> None:
     uri = save(tmp_path, "llama")
     weights = tmp_path / "model.safetensors"
@@ -433,6 +416,50 @@ def _edit_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
+def _version_tokenizer(folder: Path) -> None:
+    """Another tokenizer for this version of transformers, which takes it in place of the first."""
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["fast_tokenizer_files"] = ["tokenizer.json", "tokenizer.4.0.0.json"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    shutil.copy(folder / "tokenizer.json", folder / "tokenizer.4.0.0.json")
+
+
+def _edit_versioned_tokenizer(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.4.0.0.json").read_text())
+    tokenizer["model"]["vocab"] |= {"a": 4, "b": 3}
+    (folder / "tokenizer.4.0.0.json").write_text(json.dumps(tokenizer))
+
+
+def test_a_tokenizer_for_this_version_is_a_part_of_the_name(tmp_path: Path) -> None:
+    uri = save(tmp_path, "bert")
+    write_tokenizer(tmp_path)
+    _version_tokenizer(tmp_path)
+    name, ids = fingerprint(uri), load_tokenizer(uri)("a b").input_ids
+    _edit_versioned_tokenizer(tmp_path)
+    assert load_tokenizer(uri)("a b").input_ids == ids[::-1]
+    assert fingerprint(uri) != name
+
+
+@pytest.mark.parametrize("file", ["bpe.codes", "sentencepiece.model", "emoji.json", "dict.txt"])
+def test_every_file_of_a_tokenizer_is_a_part_of_the_name(file: str, tmp_path: Path) -> None:
+    uri = save(tmp_path, "bert")
+    before = fingerprint(uri)
+    (tmp_path / file).write_text("a")
+    assert fingerprint(uri) != before
+
+
+def test_a_tokenizer_that_another_makes_needless_is_no_part_of_the_name(tmp_path: Path) -> None:
+    uri = save(tmp_path, "bert")
+    names = {fingerprint(uri)}
+    (tmp_path / "tekken.json").write_text("{}")
+    names.add(fingerprint(uri))
+    write_tokenizer(tmp_path)
+    named = fingerprint(uri)
+    (tmp_path / "tekken.json").unlink()
+    assert fingerprint(uri) == named
+    assert len(names) == 2
+
+
 @pytest.mark.parametrize("change", [_flip_weight, _edit_config, _edit_tokenizer])
 def test_any_change_of_model_or_tokenizer_changes_the_name(
     change: Callable[[Path], None], tmp_path: Path
@@ -470,6 +497,9 @@ def test_any_change_of_the_image_processor_changes_the_name(tmp_path: Path) -> N
     ("uri", "said"),
     [
         ("bert-base-uncased", "names no base; use hub:"),
+        ("org/name", "names no base; did you mean 'hub:org/name'?"),
+        ("org/name@v1", "names no base; did you mean 'hub:org/name@v1'?"),
+        ("tests/trainables", "names no base; did you mean 'path:tests/trainables'?"),
         ("s3:x", "names no base"),
         ("path:", "names no base"),
         ("path:/nowhere/at/all", "does not exist"),
@@ -496,6 +526,26 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(BaseModelError, match=r"holds no model.safetensors"):
         fingerprint(uri)
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    uri = save(tmp_path, "bert")
+    model = transformers.AutoModel.from_pretrained(tmp_path)
+    get_peft_model(model, LoraConfig(target_modules=["query"])).save_pretrained(tmp_path)
+    for act in (locate, fingerprint, load_config, load_tokenizer):
+        with pytest.raises(BaseModelError, match=r"holds an adapter of PEFT .*; merge it"):
+            act(uri)
+
+
+def test_what_git_has_left_in_place_of_the_weights_is_named(tmp_path: Path) -> None:
+    uri = save(tmp_path, "bert")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    for act in (fingerprint, lambda uri: load_base(uri, "classification", 2)):
+        with pytest.raises(BaseModelError, match=r"pointer of Git LFS .* git lfs pull"):
+            act(uri)
+    assert meta_targets(uri, "classification", 2, ["query"])  # the config alone tells
 
 
 def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
@@ -648,6 +698,14 @@ def test_a_gguf_file_is_a_base(tmp_path: Path) -> None:
     assert load_tokenizer(uri)("ab").input_ids[-1] == 39
     assert base.model.config.pad_token_id == load_tokenizer(uri).pad_token_id
     name = fingerprint(uri)
+    for beside in ("tokenizer.json", "tokenizer_config.json", "config.json", "adapter_config.json"):
+        (tmp_path / beside).write_text('{"model_type": "bert", "pad_token": "ab"}')
+    assert load_tokenizer(uri)("ab").input_ids[-1] == 39  # the file alone is the base
+    again = load_base(uri, "classification", 2).model
+    assert torch.equal(again.get_submodule("model.layers.1.mlp.down_proj").weight, layer.weight)
+    assert again.config.pad_token_id == base.model.config.pad_token_id
+    for beside in ("tokenizer.json", "tokenizer_config.json", "config.json", "adapter_config.json"):
+        (tmp_path / beside).unlink()
     path.rename(tmp_path / "renamed.gguf")
     assert fingerprint(f"path:{tmp_path / 'renamed.gguf'}") == name
     with pytest.raises(BaseModelError, match=r"has no config.json"):

@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from spaces.errors import UsageError
+from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Block, Plan
 from spaces.target import TargetModule
 from tests.trainables.bases.test_loading import write_gguf
@@ -30,6 +31,7 @@ from tests.trainables.trained_examples import (
     Example,
     assert_same,
     auto_class,
+    batch_of,
     example_of,
     logits_of,
     plan_of,
@@ -37,6 +39,7 @@ from tests.trainables.trained_examples import (
     untouched,
 )
 from trainables.adaptations.lora_config import lora_config
+from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import load_base
 from trainables.bases.location import from_pretrained_arguments
 from trainables.bases.structure import resolve_targets
@@ -44,6 +47,7 @@ from trainables.tasks.task import build_task
 from trainables.trained.merged_checkpoint import write_merged_checkpoint
 from trainables.trained.peft_checkpoint import peft_checkpoint, write_peft_checkpoint
 from trainables.trained.restored import restored
+from trainables.trained.weights import Trained, TrainedFacts
 
 
 def written(example: Example, folder: Path) -> dict[str, Any]:
@@ -222,24 +226,58 @@ def test_a_classifier_of_pictures_has_no_task_type_and_is_found_by_its_class(
     assert_same(got, example.logits)
 
 
-@pytest.mark.parametrize("suffixes", [("query",), ("query", "classifier")])
-def test_a_head_that_the_base_had_is_found_in_its_place(
-    bert: Made, suffixes: tuple[str, ...], tmp_path: Path
-) -> None:
-    """Also where it is adapted itself: PEFT would take it for a head that is saved whole."""
+@pytest.fixture
+def headed(bert: Made, tmp_path: Path) -> Made:
+    """A base with a head of its own, its outputs in the other order than the task's classes."""
     folder = tmp_path / "base"
     copied = Path(bert.uri.removeprefix("path:"))
     torch.manual_seed(1)
-    transformers.AutoModelForSequenceClassification.from_pretrained(copied).save_pretrained(folder)
+    transformers.AutoModelForSequenceClassification.from_pretrained(
+        copied, id2label={0: "1", 1: "0"}, label2id={"1": 0, "0": 1}
+    ).save_pretrained(folder)
     for file in copied.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
-    complete = replace(bert, uri=f"path:{folder}", suffixes=suffixes)
-    example = example_of(complete, {"method": "lora", "rank": 2})
-    assert example.base.head_modules == ()
-    written(example, tmp_path / "out")
-    adapted = loaded_by_peft(untouched(complete, example.base), tmp_path / "out")
-    got = logits_of(adapted, example.batch)
+    return replace(bert, uri=f"path:{folder}", suffixes=("query",))
+
+
+def test_a_head_that_the_base_had_leaves_as_it_was_trained(headed: Made, tmp_path: Path) -> None:
+    example = example_of(headed, {"method": "lora", "rank": 2})
+    assert example.base.head.order == (1, 0)
+    config = written(example, tmp_path / "out")
+    assert config["modules_to_save"] == ["classifier"]
+    got = logits_of(
+        loaded_by_peft(untouched(headed, example.base), tmp_path / "out"), example.batch
+    )
     assert_same(got, example.logits)
+    merged_into(example, tmp_path / "merged")
+    model = plainly_loaded(headed, tmp_path / "merged")
+    assert model.config.id2label == {0: "0", 1: "1"}
+    assert_same(logits_of(model, example.batch), example.logits)
+
+
+@pytest.mark.parametrize("suffixes", [("query",), ("query", "classifier")])
+def test_a_trial_that_had_kept_the_bases_own_head_leaves_with_it(
+    headed: Made, suffixes: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As trials had before such a head was trained, also where they adapted the head itself."""
+    base = load_base(headed.uri, headed.kind, 2)
+    targets = resolve_targets(base.model, (), suffixes)
+    plan = make_plan(parse_choice({"method": "lora", "rank": 2}), targets, None)
+    with adaptation_for(plan, base.model, seed=3, head={}) as adaptation:
+        with torch.no_grad():
+            for parameter in adaptation.begin_stage(0, 4).parameters():
+                parameter.normal_(0, 0.3)
+        adaptation.end_stage()
+        adaptation.eval()
+        batch = batch_of(headed)
+        logits, weights = logits_of(base.model, batch), adaptation.weights()
+    facts = TrainedFacts(
+        base.uri, base.fingerprint, "bert", headed.kind, ("0", "1"), (), "lora", "float32", 3
+    )
+    example = Example(base, plan, Trained(facts, weights, {}), batch, logits)
+    written(example, tmp_path / "out")
+    adapted = loaded_by_peft(untouched(headed, base), tmp_path / "out")
+    assert_same(logits_of(adapted, batch), logits)
 
 
 def test_a_matrix_of_two_layers_has_its_update_under_both_names(bert: Made, tmp_path: Path) -> None:

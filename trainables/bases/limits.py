@@ -1,0 +1,133 @@
+"""What a base can take: how long a row, which tokens; and whether its weights are numbers."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from spaces.errors import BaseModelError, shown
+from spaces.files import tensor_file
+from trainables.bases.heads import Classes, is_within, number_of
+from trainables.bases.location import locate, unloadable, weight_files
+from trainables.bases.parts import skeleton, task_config
+from trainables.bases.structure import passed_by_texts
+
+_POSITION_TABLES = (
+    "position_embeddings",
+    "position_embedding",
+    "embed_positions",
+    "positions_embed",
+    "wpe",
+)
+_AT_ONCE = 2**20  # values that are looked at together, so that they stay in a CPU's cache
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """The longest row of a base of texts, in tokens, and the tokens that its embedding holds.
+
+    None where the base sets no limit.
+    """
+
+    tokens: int | None
+    vocabulary: int | None
+
+
+def text_limits(uri: str, kind: str) -> TextLimits:
+    """The limits of a base, from its config alone. Raises BaseModelError as `skeleton` does."""
+    config = task_config(uri, kind, 2)
+    model = skeleton(uri, kind, config)
+    longest = [getattr(config.get_text_config(), "max_position_embeddings", None)]
+    elsewhere = passed_by_texts(model)
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _POSITION_TABLES and not is_within(name, elsewhere):
+            longest.append(_positions(module))
+    try:
+        embedding: Any = model.get_input_embeddings()
+    except NotImplementedError:  # CANINE hashes characters
+        embedding = None
+    return TextLimits(
+        # XLNet says -1: its positions have no end
+        min((each for each in longest if isinstance(each, int) and each > 0), default=None),
+        getattr(embedding, "num_embeddings", None),
+    )
+
+
+def _positions(table: Any) -> int | None:
+    """Tokens that a table of positions has rows for.
+
+    The families of RoBERTa begin behind the row of the padding token, those of BART and OPT behind
+    a fixed number of rows.
+    """
+    weight = getattr(table, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+        return None
+    padding, offset = getattr(table, "padding_idx", None), getattr(table, "offset", 0)
+    return len(weight) - (offset if padding is None else padding + 1)
+
+
+def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
+    """Raise BaseModelError where weights at hand are packed, not finite, or too large for `dtype`.
+
+    Only the parameters of the model are looked at, by the names that the files have for them; what
+    transformers renames, and a base that is still to be fetched, a worker checks as it loads.
+    """
+    path = locate(uri, weights=False)
+    if path.is_file():
+        return
+    try:
+        files = [name for name in weight_files(path, uri) if name.endswith(".safetensors")]
+    except BaseModelError:  # of the hub, not fetched yet
+        return
+    model = skeleton(uri, kind, task_config(uri, kind, number_of(classes)))
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    prefix = f"{model.base_model_prefix}."
+    for file in files:
+        try:
+            tensors = tensor_file.parsed(tensor_file.mapped(path / file)).tensors
+        except (ValueError, OSError) as error:
+            raise unloadable(uri, error) from error
+        for name, stored in tensors.items():
+            if names.isdisjoint((name, prefix + name, name.removeprefix(prefix))):
+                continue
+            if stored.dtype not in _FLOATS:
+                raise BaseModelError(
+                    f"base: {uri} is quantized ({name} is of {shown(stored.dtype)}), and packed "
+                    "weights take no adapter here; use the model that it was made from"
+                )
+            if len(stored.data):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # pages that cannot be written to
+                    values = torch.frombuffer(
+                        stored.data, dtype=getattr(torch, _FLOATS[stored.dtype])
+                    )
+                if not is_finite(values, getattr(torch, dtype)):
+                    raise not_finite(uri, name, getattr(torch, dtype))
+
+
+def is_finite(values: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether every value is a number that `dtype` holds."""
+    if not values.numel():
+        return True
+    largest = torch.finfo(dtype).max
+    for part in values.reshape(-1).split(_AT_ONCE) if values.device.type == "cpu" else [values]:
+        # One pass without a copy; a NaN is the least and the largest of what it is among.
+        low, high = torch.aminmax(part)
+        if not (low >= -largest and high <= largest):
+            return False
+    return True
+
+
+def not_finite(uri: str, name: str, dtype: torch.dtype) -> BaseModelError:
+    """The error of a base with a parameter that is not finite."""
+    precision = str(dtype).removeprefix("torch.")
+    return BaseModelError(
+        f"base: {uri} has a value in {name} that is no finite number in {precision}; "
+        + ("set train.precision to bf16, or " if dtype == torch.float16 else "")
+        + "use a sound copy of the weights"
+    )

@@ -1,0 +1,27 @@
+"""How a base is named: `hub:org/name@revision`, `path:DIR` or `package:import_name/sub/dir`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+SCHEMES = ("hub", "path", "package")
+
+
+def scheme_and_place(uri: str) -> tuple[str, str]:
+    """The scheme of a base's name and what follows it.
+
+    Raises ValueError, saying what may have been meant, where `uri` names no base.
+    """
+    scheme, colon, place = uri.partition(":")
+    if not colon or scheme not in SCHEMES or not place:
+        raise ValueError(f"{uri!r:.80} names no base; {_meant(uri)}")
+    return scheme, place
+
+
+def _meant(uri: str) -> str:
+    if uri and Path(uri).expanduser().exists():
+        return f"did you mean 'path:{uri}'?"
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[^:]+)?", uri):
+        return f"did you mean 'hub:{uri}'?"
+    return "use hub:org/name@revision, path:DIR or package:import_name/sub/dir"
