@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search.paths import SweepPaths, artifacts_beside, private_files
+from search.paths import SweepPaths, artifacts_beside
 from search.queries.trial_run import WEIGHTS
 from search.study.left_open import own_trials, write_confirmation_from_study, write_from_study
 from search.study.study import Study
@@ -19,6 +19,7 @@ from search.tracking.journal import Journal, TrialRun
 from search.tracking.mlflow import sqlite_file
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
+from search.tracking.weights import WeightFiles
 from spaces.errors import ConfigError, TrackingError
 from spaces.plan import Plan
 
@@ -58,7 +59,7 @@ class Recall:
         rest = self._write_from_study(without_record, children)
         if again := numbers | rest:
             self._say_of(again, len(rest))
-        self._find_weights([run for run in (*lost, *without_record) if run.number >= 0])
+        self._find_weights([*lost, *without_record])
 
     def _sorted(self, children: list[RunFacts]) -> tuple[list[TrialRun], list[TrialRun]]:
         """The runs that MLflow lacks: those that the journal has whole, and the others."""
@@ -114,23 +115,25 @@ class Recall:
 
     def _find_weights(self, lost: list[TrialRun]) -> None:
         """Take the weights of lost runs from where they were logged, for the new runs."""
+        trials = WeightFiles(self.paths.weights, "trial")
+        confirmations = WeightFiles(self.paths.confirmed_weights, "confirmation")
         left = []
         for run in lost:
-            kept = self.paths.trial_weights(run.number)
+            files = trials if run.number >= 0 else confirmations
+            kept = files.file(abs(run.number))
             if kept.is_file() or run.run_id is None or run.state not in (None, "complete"):
                 continue
             weights = self._left_behind(run.run_id, kept.name) or self._before(run.run_id)
             if weights is None:
                 left.append(run.number)
-                continue
-            with private_files():
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_bytes(weights)
+            else:
+                files.keep(abs(run.number), weights)
         if left:
-            numbers = ", ".join(map(str, sorted(left)))
+            of_trials = sum(number >= 0 for number in left)
+            shown = [_count(of_trials, "trial"), _count(len(left) - of_trials, "confirmation run")]
             self.say(
-                f"weights that trials {numbers} may have kept stay with their earlier runs; the "
-                "new ones have none"
+                f"weights that {' and '.join(filter(None, shown))} may have kept stay with their "
+                "earlier runs; the new ones have none"
             )
 
     def _left_behind(self, run_id: str, name: str) -> bytes | None:

