@@ -232,9 +232,8 @@ def test_adalora_masks_ever_more_and_the_engine_s_masters_too(
             deepspeed={"zero_optimization": {"stage": stage}},
             observer=hearing(on_step=look),
         )  # fmt: skip
-    assert found[0] == 0  # the schedule warms up from 0
-    assert found[1] > 2 * len(plan.targets)
-    assert found[1:] == sorted(found[1:], reverse=True)
+    assert found[0] > 2 * len(plan.targets)
+    assert found == sorted(found, reverse=True)
     # the last 6 of 12 steps train the final pattern
     assert found[5:] == [2 * len(plan.targets)] * 7
 
