@@ -52,7 +52,11 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
         yield confirmation_table(result.confirmation)
         yield verdict(result.confirmation)
         if (constant := result.constant_answers.get("test")) is not None:
-            yield f"a constant answer on test: {constant.metric} {constant.in_words}"
+            beaten = any(constant.is_beaten_by(row.mean) for row in result.confirmation)
+            yield (
+                f"a constant answer on test: {constant.metric} {constant.in_words}"
+                f"{'' if beaten else '; nothing that was confirmed beats it'}"
+            )
     yield "\n".join(["look further:", *_look_further(config, result)])
 
 
