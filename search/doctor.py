@@ -22,7 +22,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from search.launch.ray_environment import (
-    FLOORS,
     carried_path,
     check_listens,
     local_remedy,
@@ -53,7 +52,12 @@ class OwnPath(JobConfig):
         return True
 
 def missing(names):
-    return [name for name in names if importlib.util.find_spec(name) is None]
+    def is_there(name):
+        try:
+            return importlib.util.find_spec(name) is not None
+        except Exception:  # something else has the name of its package
+            return False
+    return [name for name in names if not is_there(name)]
 
 address, options, carried, names = sys.argv[1], *map(json.loads, sys.argv[2:])
 if address == "auto":
@@ -80,7 +84,10 @@ try:
 finally:
     ray.shutdown()
 """
-NEEDED = (*FLOORS, "torch", "deepspeed", "transformers", "peft")
+NEEDED = (
+    *("search.launch", "trainables.resident", "spaces.methods"),
+    *("torch", "deepspeed", "transformers", "peft"),
+)
 """What a worker imports, and so every node must have."""
 
 

@@ -8,7 +8,10 @@ import secrets
 from collections.abc import Iterator
 
 from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[import-untyped]
+from ray._raylet import (  # type: ignore[attr-defined,import-untyped,unused-ignore]
+    AuthenticationTokenLoader,
+    Config,
+)
 from ray.job_config import JobConfig
 
 from search.launch.ray_environment import carried_path

@@ -19,8 +19,8 @@ from pathlib import Path
 from search.config.sweep import known_address
 from spaces.errors import ConfigError, JobError
 
-ROOT = Path(__file__).resolve().parents[2]
-FLOORS = ("search", "trainables", "spaces")
+_ROOT = Path(__file__).resolve().parents[2]
+_FLOORS = ("search", "trainables", "spaces")
 ANSWER_S = 10.0
 """How long an address to join may take to answer."""
 LONGEST_FOLDER = 36
@@ -96,13 +96,13 @@ def carried_path() -> list[str]:
     installed = {os.path.realpath(p) for p in (*site.getsitepackages(), site.getusersitepackages())}
     places = [os.path.realpath(place) for place in sys.path]
     before = list(takewhile(lambda place: place not in installed, places))
-    return [str(ROOT)] if str(ROOT) in before or _hidden() else []
+    return [str(_ROOT)] if str(_ROOT) in before or _hidden() else []
 
 
 def _hidden() -> bool:
     """Whether the path alone leads to another package of the name of one of ours."""
-    found = [PathFinder.find_spec(floor) for floor in FLOORS]
-    return any(each and ROOT not in Path(each.origin or "/").parents for each in found)
+    found = [PathFinder.find_spec(floor) for floor in _FLOORS]
+    return any(each and _ROOT not in Path(each.origin or "/").parents for each in found)
 
 
 def check_listens(address: str) -> None:
