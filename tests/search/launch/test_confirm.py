@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +16,15 @@ from search.launch.confirm import confirm_best
 from search.queries.comparison import Confirmation, compare
 from search.study.left_open import end_what_was_left_open
 from search.tracking.journal import Journal
+from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from spaces.errors import JobError
+from spaces.plan import Plan
+from spaces.planner import Planner
+from spaces.target import BaseSize
 from tests.mlflow_server import MlflowServer
 from tests.search.observed import TAGS, Switched, Watched, choice_of, held, plan_of
-from tests.search.toy_search import toy_study
+from tests.search.toy_search import TARGETS, toy_study
 from trainables.resident.jobs import TrialJob, TrialResult
 from trainables.tasks.measured_rows import measured_rows, read_measured_rows
 from trainables.training.settings import TrainSettings
@@ -63,7 +67,12 @@ class Workers:
 
 
 def confirm(
-    watched: Watched, workers: Workers, tracker: Tracker, sweep: str, keep: str = "none"
+    watched: Watched,
+    workers: Workers,
+    tracker: Tracker,
+    sweep: str,
+    keep: str = "none",
+    plans: Sequence[Plan] = tuple(plan_of(row["choice"]) for row in CHOSEN),
 ) -> list[Confirmation]:
     config: Any = SimpleNamespace(
         confirm=SimpleNamespace(seeds=len(SEEDS)),
@@ -78,7 +87,7 @@ def confirm(
     return confirm_best(
         CHOSEN,
         config=config,
-        plans=[plan_of(row["choice"]) for row in CHOSEN],
+        plans=plans,
         workers=some_workers,
         relay=watched.relay,
         tracker=tracker,
@@ -211,6 +220,44 @@ def test_one_that_failed_or_was_cut_short_is_done_again_as_a_run_of_its_own(
     assert resumed.close() == 0
     states = sorted(str(run.status) for run in tracker.children(sweep))
     assert states == ["complete"] * 4 + ["failed"] * 3 + ["interrupted"]
+
+
+def weights_in_mlflow(watched: Watched, tracker: Tracker, sweep: str) -> dict[tuple[int, int], str]:
+    """(Number, seed) -> the weights of the runs that have some, when all have been told."""
+    assert watched.relay.close() == 0
+    runs = watched.journal.confirmation_run_ids(sweep)
+    assert watched.confirmed.log(tracker, {-number: runs[number] for number in runs}) is None
+    watched.journal.close()
+    recorded, found = RecordedRuns(tracker.uri), {}
+    for run in tracker.children(sweep):
+        if "weights.safetensors" in recorded.files(run.run_id):
+            assert run.number is not None
+            assert run.seed is not None
+            weights = recorded.artifact(run.run_id, "weights.safetensors")
+            found[run.number, run.seed] = weights.decode()
+    return found
+
+
+WHOLE = Planner(TARGETS, None, BaseSize(params=999, bias_params=9)).plan({"method": "full"})
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept_of_whole"), [("none", None), ("best", {1}), ("all", {1, 2})]
+)
+def test_each_confirmation_keeps_its_weights_and_a_whole_base_once(
+    database: str, tmp_path: Path, keep: str, kept_of_whole: set[int] | None
+) -> None:
+    """The second choice trains the base itself."""
+    tracker = Tracker(database, "weights")
+    sweep = tracker.start_sweep("weights", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+    plans = [plan_of(CHOSEN[0]["choice"]), WHOLE]
+    confirm(watched, Workers(), tracker, sweep, keep, plans)
+    wanted = set() if kept_of_whole is None else {(0, 1), (0, 2), *((1, s) for s in kept_of_whole)}
+    assert weights_in_mlflow(watched, tracker, sweep) == {
+        (number, seed): f"confirm-{number}-seed-{seed}" for number, seed in wanted
+    }
+    assert not list((tmp_path / "confirmed").glob("*"))
 
 
 OLD_JOURNAL = """
