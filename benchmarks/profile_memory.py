@@ -61,7 +61,7 @@ def run(limit: int | None, out: Path) -> dict[str, Any]:
         target_modules=TARGET_MODULES, batch_size=BATCH, score_every=2, memory_limit=limit
     )
     workers = join()
-    base = load_base(BASE, task.kind, len(task.labels))
+    base = load_base(BASE, task.kind, task.labels)
     targets = resolve_targets(base.model, base.head_modules, settings.target_modules)
     passes, beside, initial = 1, 0, 0
     found, whole = static_pass.StaticPass._room, static_pass.StaticPass.run

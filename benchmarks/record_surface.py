@@ -113,7 +113,7 @@ def compute_bytes(config: SweepConfig, prepared: SweepInputs) -> bytes:
     from trainables.engine.workers import join
     from trainables.profiling.profile import compute_profile
 
-    base = load_base(prepared.base_uri, config.task.kind, prepared.task.num_labels)
+    base = load_base(prepared.base_uri, config.task.kind, prepared.task.labels)
     return compute_profile(
         base.model, fresh_head(base, config.profile.seed), prepared.targets, prepared.task,
         config.profile, workers=join(), base_fingerprint=base.fingerprint,
@@ -234,7 +234,7 @@ def record(task: str, *, per_method: int, repeated: int, repeats: int, minutes: 
     records, profile = start(task, config, prepared)
     planner = prepared.planner(profile)
     done = {found.number for found in records}
-    base = load_base(prepared.base_uri, config.task.kind, prepared.task.num_labels)
+    base = load_base(prepared.base_uri, config.task.kind, prepared.task.labels)
     train = partial(_trained, base, prepared.task, config.train, join())
     start_of_design = 7 + TASKS.index(task)
     wanted = list(design(prepared, start_of_design, per_method, repeated, repeats))

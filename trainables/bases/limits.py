@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spaces.errors import BaseModelError, shown
+from spaces.errors import BaseModelError, one_line, shown
 from spaces.files import tensor_file
 from trainables.bases.heads import Classes, is_within, number_of
 from trainables.bases.location import locate, unloadable, weight_files
-from trainables.bases.parts import skeleton, task_config
+from trainables.bases.parts import UNBUILDABLE, skeleton, task_config
 from trainables.bases.structure import passed_by_texts
 
 _POSITION_TABLES = (
@@ -31,11 +31,13 @@ _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 class TextLimits:
     """The longest row of a base of texts, in tokens, and the tokens that its embedding holds.
 
-    None where the base sets no limit.
+    `end` is the token that every row must hold equally often: the classifiers of BART and T5 read a
+    row at its last one. None where the base sets no limit.
     """
 
     tokens: int | None
     vocabulary: int | None
+    end: int | None
 
 
 def text_limits(uri: str, kind: str) -> TextLimits:
@@ -51,10 +53,12 @@ def text_limits(uri: str, kind: str) -> TextLimits:
         embedding: Any = model.get_input_embeddings()
     except NotImplementedError:  # CANINE hashes characters
         embedding = None
+    reads_end = config.is_encoder_decoder and hasattr(model, "classification_head")
     return TextLimits(
         # XLNet says -1: its positions have no end
-        min((each for each in longest if isinstance(each, int) and each > 0), default=None),
-        getattr(embedding, "num_embeddings", None),
+        tokens=min((n for n in longest if isinstance(n, int) and n > 0), default=None),
+        vocabulary=getattr(embedding, "num_embeddings", None),
+        end=config.eos_token_id if reads_end else None,
     )
 
 
@@ -69,6 +73,28 @@ def _positions(table: Any) -> int | None:
         return None
     padding, offset = getattr(table, "padding_idx", None), getattr(table, "offset", 0)
     return len(weight) - (offset if padding is None else padding + 1)
+
+
+def check_pixels(uri: str, kind: str, shape: tuple[int, ...]) -> None:
+    """Raise BaseModelError where a base cannot take pixels of `shape`, [channels, height, width].
+
+    The model is run on shapes alone; one whose way depends on values is not judged.
+    """
+    model = skeleton(uri, kind, task_config(uri, kind, 2)).eval()
+    try:
+        with torch.no_grad():
+            model(pixel_values=torch.empty(1, *shape, device="meta"))
+    except NotImplementedError:
+        return
+    except UNBUILDABLE as error:
+        if "meta tensors" in str(error):
+            return
+        channels, height, width = shape
+        raise BaseModelError(
+            f"base: {uri} cannot take the {height} x {width} pixels of {channels} channels that "
+            f"its image processor makes ({one_line(error)}); set the size in its "
+            "preprocessor_config.json to that of its config.json"
+        ) from error
 
 
 def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:

@@ -116,7 +116,7 @@ class ImageClassification(Classification):
     ) -> dict[str, Split]:
         from trainables.tasks.pictures import pixel_splits
 
-        return pixel_splits(rows, labels, base_uri)
+        return pixel_splits(rows, labels, settings.kind, base_uri)
 
 
 KINDS: Mapping[str, Kind] = {

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from spaces.errors import BaseModelError, DataError, reason_of
+from trainables.bases.limits import check_pixels
 from trainables.bases.parts import load_config, load_image_processor
 
 if TYPE_CHECKING:  # rows.py reads pictures
@@ -117,11 +118,14 @@ class ImageSplit:
 
 
 def pixel_splits(
-    rows: Mapping[str, Rows], labels: Sequence[str], base_uri: str
+    rows: Mapping[str, Rows], labels: Sequence[str], kind: str, base_uri: str
 ) -> dict[str, Split]:
-    """Every split as pixels. Raises what `encode_pictures` does."""
+    """Every split as pixels.
+
+    Raises what `encode_pictures` does, and BaseModelError where the base cannot take them.
+    """
     processor, config = load_image_processor(base_uri), load_config(base_uri)
-    return {
+    splits = {
         split: encode_pictures(
             [row[0] for row in part.inputs if isinstance(row[0], Picture)],
             part.label_indices(labels),
@@ -131,6 +135,8 @@ def pixel_splits(
         )
         for split, part in rows.items()
     }
+    check_pixels(base_uri, kind, splits["train"].pixel_values.shape[1:])
+    return dict(splits)
 
 
 def encode_pictures(

@@ -93,6 +93,7 @@ def token_splits(
     for split, encoded in splits.items():
         _check_vocabulary(encoded, rows[split], tokenizer, limits.vocabulary, split, base_uri)
         _check_unknown(encoded, tokenizer, settings, split, base_uri)
+        _check_ends(encoded, rows[split], limits.end, split, base_uri)
     _check_told_apart(splits["train"], rows["train"], settings, base_uri)
     _warn_of_size(len(tokenizer), limits.vocabulary, base_uri)
     return dict(splits)
@@ -159,11 +160,36 @@ def _check_vocabulary(
     token = int(encoded.input_ids[place])
     row = int(np.searchsorted(encoded.offsets, place, side="right")) - 1
     raise DataError(
-        f"task.text: a row of {split}, {shown(' '.join(map(str, rows.inputs[row])), 60)!r}, has "
+        f"task.text: a row of {split}, {_shown(rows, row)}, has "
         f"token {token} ({tokenizer.convert_ids_to_tokens(token)!r}), but the embedding of "
         f"{base_uri} holds {vocabulary} tokens; use the tokenizer of that base, or enlarge its "
         "embedding with resize_token_embeddings"
     )
+
+
+def _check_ends(
+    encoded: EncodedSplit, rows: Rows, end: int | None, split: str, base_uri: str
+) -> None:
+    """Raise DataError where the end token, at which the base reads a row, is not in each once."""
+    if end is None:
+        return
+    if end == encoded.pad_token_id:
+        raise DataError(
+            f"base: {base_uri} reads a text at its end token, with which batches are filled up "
+            "too; set another pad_token in tokenizer_config.json"
+        )
+    ends = np.add.reduceat(encoded.input_ids == end, encoded.offsets[:-1], dtype=np.int64)
+    if not (ends == 1).all():
+        row = int(np.argmax(ends != 1))
+        raise DataError(
+            f"task.text: a row of {split}, {_shown(rows, row)}, has the end token of {base_uri} "
+            f"{ends[row]} times, at which it reads a text; take it out of the text, or use a "
+            "tokenizer that ends texts with it"
+        )
+
+
+def _shown(rows: Rows, row: int) -> str:
+    return repr(shown(" ".join(map(str, rows.inputs[row])), 60))
 
 
 def _check_unknown(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from spaces.errors import BaseModelError
 from tests.trainables.bases.test_heads import SEQ2SEQ, SHAPE, TEXT
-from trainables.bases.limits import check_weights, text_limits
+from trainables.bases.limits import check_pixels, check_weights, text_limits
 from trainables.bases.loading import load_base
 from trainables.bases.structure import meta_linear_layers, meta_targets
 
@@ -316,3 +316,24 @@ def test_a_config_that_makes_no_model_here_is_refused(
     with pytest.raises(BaseModelError, match=said) as caught:
         meta_targets(uri, "classification", 2, ["query"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_pixels_of_a_size_that_the_model_takes_pass_and_others_do_not(
+    kind: str, tmp_path: Path
+) -> None:
+    configs: dict[str, Any] = {
+        "vit": transformers.ViTConfig(**VISION),
+        "resnet": transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]),
+    }
+    uri = saved(tmp_path, configs[kind])
+    model = transformers.AutoModelForImageClassification.from_config(configs[kind]).eval()
+    for shape in ((3, 8, 8), (3, 16, 16), (3, 12, 8), (1, 8, 8)):
+        try:
+            with torch.no_grad():
+                model(pixel_values=torch.zeros(1, *shape))
+        except (ValueError, RuntimeError):
+            with pytest.raises(BaseModelError, match=f"cannot take the {shape[1]} x {shape[2]}"):
+                check_pixels(uri, "image_classification", shape)
+        else:
+            check_pixels(uri, "image_classification", shape)

@@ -533,7 +533,7 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
 
     uri = save(tmp_path, "bert")
     model = transformers.AutoModel.from_pretrained(tmp_path)
-    get_peft_model(model, LoraConfig(target_modules=["query"])).save_pretrained(tmp_path)
+    get_peft_model(model, LoraConfig(target_modules=["query"])).save_pretrained(str(tmp_path))
     for act in (locate, fingerprint, load_config, load_tokenizer):
         with pytest.raises(BaseModelError, match=r"holds an adapter of PEFT .*; merge it"):
             act(uri)

@@ -519,7 +519,7 @@ def test_one_changed_pixel_changes_the_fingerprint(
 
 
 def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
-    upright = np.random.default_rng(5).integers(0, 256, (12, 8, 3)).astype(np.uint8)
+    upright = np.random.default_rng(5).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # the sensor's rows run from right to left: turn clockwise
     rows = [
@@ -625,6 +625,11 @@ def test_a_base_that_cannot_read_the_pictures_is_refused(
     picture_files["dev"] = write(tmp_path / "uneven.parquet", rows)
     base = vision_base(tmp_path / "as it is", do_resize=False)
     assert "cannot make the pictures alike" in refusal(base)
+    larger = vision_base(tmp_path / "larger", size={"height": 12, "width": 12})
+    del picture_files["dev"]
+    assert "cannot take the 12 x 12 pixels of 3 channels that its image processor" in refusal(
+        larger
+    )
     five = vision_base(tmp_path / "five", channels=5)
     assert "reads pictures of 5 channels" in refusal(five)
     (tmp_path / "five" / "preprocessor_config.json").write_text('{"image_processor_type": "No"}')

@@ -42,7 +42,7 @@ def a_base(folder: Path, vocabulary: int = 20, more: Sequence[str] = (), **confi
     made.add_tokens(list(more))
     made.save_pretrained(folder)
     kind = config.pop("kind", transformers.BertConfig)
-    kind(**SHAPE, vocab_size=vocabulary, **config).save_pretrained(folder)
+    kind(**{**SHAPE, "vocab_size": vocabulary, **config}).save_pretrained(folder)
     return f"path:{folder}"
 
 
@@ -130,6 +130,26 @@ def test_a_token_beyond_the_embedding_is_named_with_its_row(tmp_path: Path) -> N
         DataError, match=r"a row of dev, 'a <film> b', has token 20 \('<film>'\).* holds 20 tokens"
     ):
         the_task(tmp_path, base, dev=[*TEXTS, "a <film> b"])
+
+
+def test_a_row_must_end_once_where_the_base_reads_it_at_its_end(tmp_path: Path) -> None:
+    """As BART and T5 do, whose classifiers refuse a batch of rows with more or fewer ends."""
+    bart = {
+        "kind": transformers.BartConfig, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    }  # fmt: skip
+    base = a_base(tmp_path / "ends", **bart, eos_token_id=3)
+    assert the_task(tmp_path, base)
+    with pytest.raises(
+        DataError, match=r"a row of dev, 'a \[SEP\] b', has the end token .*2 times"
+    ):
+        the_task(tmp_path, base, dev=[*TEXTS, "a [SEP] b"])
+    with pytest.raises(DataError, match=r"has the end token .* 0 times"):
+        the_task(
+            tmp_path, a_base(tmp_path / "none", **bart, eos_token_id=19), [t[2:] for t in TEXTS]
+        )
+    with pytest.raises(DataError, match=r"its end token, with which batches are filled up too"):
+        the_task(tmp_path, a_base(tmp_path / "padding", **bart, eos_token_id=0))
 
 
 @pytest.mark.parametrize(
