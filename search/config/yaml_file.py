@@ -68,10 +68,14 @@ class _Loader(yaml.SafeLoader):
         inner = getattr(node, "value", None)
         parts: list[yaml.Node] = []
         if isinstance(inner, list):
-            parts = [part for each in inner for part in (each if isinstance(each, tuple) else [each])]
+            parts = [
+                part for each in inner for part in (each if isinstance(each, tuple) else [each])
+            ]
         size = 1 + sum(self._sizes[id(part)] for part in parts)
         if size > MOST_VALUES:
-            raise _Refused(node, "", f"stands for more than {MOST_VALUES:,} values; use fewer aliases")
+            raise _Refused(
+                node, "", f"stands for more than {MOST_VALUES:,} values; use fewer aliases"
+            )
         self._sizes[id(node)] = size
 
 
@@ -143,7 +147,9 @@ def _check_key(key: yaml.ScalarNode, value: yaml.Node) -> None:
         raise _Refused(key, repr(name), "begins or ends with a space; remove it")
     if alone and re.fullmatch(r"[0-9_]+", name):
         raise _Refused(
-            key, name, "stands behind a comma as a key of its own; write numbers such as 1000 and 1.5"
+            key,
+            name,
+            "stands behind a comma as a key of its own; write numbers such as 1000 and 1.5",
         )
     if key.tag not in (_STR, _MERGE):
         read_as = _READ_AS.get(key.tag, "a sign of YAML's own")

@@ -114,7 +114,9 @@ def test_a_lost_database_is_told_all_that_it_had(
     assert held(fresh, tracker, sweep, tmp_path) == before
     assert said[0].startswith("MLflow lacks 3 trials and 1 confirmation run of this sweep")
     assert len(said) == 1
-    assert WeightFiles(paths.weights, "trial").file(0).read_bytes() == b"trial 0's", "for trial 0's new run"
+    assert WeightFiles(paths.weights, "trial").file(0).read_bytes() == b"trial 0's", (
+        "for trial 0's new run"
+    )
 
     # Once it has them, and where another has had them all along, nothing is told again.
     (weights / "weights.safetensors").unlink()
