@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from spaces.errors import ChoiceError, nearest
-from spaces.refusals import WANTED, written_right, unknown_key
+from spaces.refusals import WANTED, unknown_key, written_right
 
 _ChoiceT = TypeVar("_ChoiceT", bound="Choice")
 

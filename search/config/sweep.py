@@ -27,7 +27,7 @@ from spaces.errors import ConfigError
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.profiling.settings import ProfileSettings
-from trainables.settings import Name, Settings
+from trainables.settings import Name, Seed, Settings
 from trainables.tasks.kinds import metric_for
 from trainables.tasks.settings import TaskSettings
 from trainables.training.settings import TrainSettings
@@ -114,7 +114,7 @@ class SearchSettings(Settings):
     study: Annotated[str, Field(min_length=1)] | None = None
     """SQLAlchemy URL of a database, such as `postgresql+psycopg://...`, where launches of one sweep
     from several machines or folders share its trials; `null` keeps it in the sweep's folder."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the sampler."""
 
     @property

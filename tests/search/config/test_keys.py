@@ -114,7 +114,11 @@ def test_what_other_tools_call_a_key_is_known(path: str, meant: str) -> None:
         ("train.epochs", None, "train.epochs: should be an integer, not None; write one"),
         ("train.epochs", [3], "train.epochs: should be an integer, not [3]; write one value"),
         ("train.dropout", "0,05", "train.dropout: should be a number, not '0,05'; write a plain"),
-        ("train.dropout", "5e-2", "train.dropout: should be a number, not '5e-2'; write it without"),
+        (
+            "train.dropout",
+            "5e-2",
+            "train.dropout: should be a number, not '5e-2'; write it without",
+        ),
         ("train.weight_decay", float("nan"), "train.weight_decay: should be a finite number"),
         ("search.time_budget", "1:30", "search.time_budget: should be a number, not '1:30'"),
         ("search.warm_start", "nope", "search.warm_start: should be true or false, not 'nope'"),

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search.config.reading import load_sweep, parse_sweep, resolve_store, resolve_tracking
 from search.config.deepspeed_section import DECIDED_BY_TRIAL
+from search.config.reading import load_sweep, parse_sweep, resolve_store, resolve_tracking
 from search.config.sweep import SweepConfig, check_against_targets
 from spaces.errors import ChoiceError, ConfigError, UsageError
 from spaces.target import TargetModule
@@ -487,7 +487,11 @@ def test_a_grid_has_as_many_trials_as_it_has_points_and_no_others() -> None:
     ("space", "search", "line"),
     [
         (None, {"trials": 14}, "search.trials: 14, but the grid has 15 points; leave trials out"),
-        (None, {"trials": 16, "repeats": {"top": 1, "seeds": 2}}, "search.trials: 16, but the grid"),
+        (
+            None,
+            {"trials": 16, "repeats": {"top": 1, "seeds": 2}},
+            "search.trials: 16, but the grid",
+        ),
         (None, {"allocation": "free"}, "search.allocation: does not go with sampler: grid"),
         (None, {"warm_start": True}, "search.warm_start: does not go with sampler: grid"),
         ({"methods": {"lora": {"rank": 8}}}, {}, "space.learning_rate: is a range without end"),

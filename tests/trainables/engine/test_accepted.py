@@ -1,4 +1,4 @@
-"""A section of DeepSpeed's settings is taken where DeepSpeed knows its keys and takes its values."""
+"""A section of DeepSpeed's settings is taken where DeepSpeed knows its keys and values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def test_what_deepspeed_reads_is_taken(section: dict[str, Any]) -> None:
             {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},
             "zero_optimization.offload_optimizer.devise: unknown key; did you mean 'device'?",
         ),
-        ({"activation_checkpointing": {"profil": True}}, "activation_checkpointing.profil: unknown"),
+        (
+            {"activation_checkpointing": {"profil": True}},
+            "activation_checkpointing.profil: unknown",
+        ),
         ({"comms_logger": {"enabeld": True}}, "comms_logger.enabeld: unknown key; did you mean 'e"),
         ({"tensorboard": {"enable": True}}, "tensorboard.enable: unknown key; did you mean 'enab"),
         ({"data_types": {"grad_acc_dtype": "fp32"}}, "data_types.grad_acc_dtype: unknown key; did"),
