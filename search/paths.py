@@ -128,8 +128,8 @@ def check_sweep_name(name: str) -> str:
     """
     if not _SWEEP_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise ConfigError(
-            f"name: {name[:120]!r} cannot name a sweep; use up to {LONGEST_NAME} letters, digits, '.', '_' "
-            "and '-', the first a letter or a digit"
+            f"name: {name[:120]!r} cannot name a sweep; use up to {LONGEST_NAME} letters, digits, "
+            "'.', '_' and '-', the first a letter or a digit"
         )
     return name
 

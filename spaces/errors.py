@@ -62,9 +62,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     a, b, c".
     """
     words = list(known)
-    close = get_close_matches(word, words, n=1, cutoff=0.5)
+    by_lower = {each.lower(): each for each in words}
+    close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
     if close:
-        return f"did you mean '{close[0]}'?"
+        return f"did you mean '{by_lower[close[0]]}'?"
     return f"use one of {', '.join(words)}"
 
 

@@ -1,4 +1,4 @@
-"""How a key or a value that is refused is told: what is wrong with it, and what to write instead."""
+"""What is said of a key or a value that is refused: what is wrong with it, and what to write."""
 
 from __future__ import annotations
 
@@ -94,16 +94,17 @@ def written_right(kind: str, given: object) -> str:
     if isinstance(given, bool):
         return "yes, no, on and off are read as true and false"
     if isinstance(given, str):
-        return _without_quotes(given)
+        return _without_quotes(given, whole=kind.startswith("int"))
     if kind.startswith("int") and isinstance(given, float) and given.is_integer():
         return f"write {int(given)}"
     return "write a plain number"
 
 
-def _without_quotes(text: str) -> str:
+def _without_quotes(text: str, whole: bool) -> str:
     """How a text that may have been meant as a number is written as one."""
-    grouped = re.fullmatch(r"[-+]?\d{1,3}(?:[,_' ]\d{3}){1,6}|[-+]?\d{1,20}", text.strip())
-    if grouped:
+    # Of a fraction a comma may be the point.
+    grouped = re.fullmatch(r"[-+]?[1-9]\d{0,2}(?:[,_' ]\d{3}){1,6}", text.strip())
+    if whole and (grouped or re.fullmatch(r"[-+]?\d{1,20}", text.strip())):
         return f"write {int(re.sub(r'[^-0-9]', '', text))}, without quotes or separators"
     try:
         float(text)

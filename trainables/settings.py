@@ -22,6 +22,8 @@ from pydantic import (
 from spaces.refusals import character_name
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""A seed that every package takes, those of repetitions and confirmations above it too."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["linear", "cosine", "constant"]
 ALL_LINEAR = "all-linear"

@@ -51,9 +51,10 @@ def refusal_of_deepspeed(section: Mapping[str, Any]) -> str | None:
     if set(section) <= {"zero_optimization"} and set(zero) <= {"stage"}:
         return None
     try:
-        return _said_by_deepspeed(json.dumps(section))
-    except TypeError:
-        return ": holds a value that is neither a number nor a text; correct it"
+        text = json.dumps(section, allow_nan=False)
+    except (TypeError, ValueError):
+        return ": holds a value that is neither a finite number nor a text; correct it"
+    return _said_by_deepspeed(text)
 
 
 @lru_cache

@@ -111,7 +111,7 @@ def _locate_files(raw: dict[str, Any], folder: Path) -> None:
         return str(beside.resolve()) if not Path(file).exists() and beside.exists() else file
 
     base = raw.get("base")
-    if isinstance(base, str) and base.startswith("path:"):
+    if isinstance(base, str) and base.startswith("path:") and base != "path:":
         path = Path(located(base.removeprefix("path:"))).expanduser()
         raw["base"] = f"path:{path.resolve()}" if path.exists() else base
     task = raw.get("task")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -37,6 +38,12 @@ def refusal(error: ValidationError, raw: Mapping[str, Any]) -> str:
 def _unknown_key(loc: tuple[int | str, ...]) -> tuple[str, str]:
     *parents, key = loc
     dotted = ".".join(str(part) for part in (*parents, key))
+    outer, dot, inner = str(key).partition(".")
+    if dot:
+        return (
+            dotted,
+            f"unknown key; dots are for --set, in a file write `{outer}: {{{inner}: ...}}`",
+        )
     return dotted, unknown_key(str(key), _model_at(parents).model_fields, _paths())
 
 
@@ -116,6 +123,8 @@ def _given(details: Any) -> str:
     shown = f", not {given}" if wanted and len(given) <= 60 else ""
     if kind in WANTED:
         return f"{shown}; {written_right(kind, value)}"
-    if kind == "model_type" and isinstance(value, str) and ":" in value:
-        return f"{shown}; write a space after each colon"
+    if kind == "model_type" and isinstance(value, str) and re.fullmatch(r"\w+:[^/\s]+", value):
+        return f"{shown}; write a space after the colon"
+    if kind == "model_type" and value is False:
+        return f"{shown}; write null for none"
     return shown

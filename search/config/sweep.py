@@ -28,7 +28,7 @@ from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.bases.naming import scheme_and_place
 from trainables.profiling.settings import ProfileSettings
-from trainables.settings import Name, Settings
+from trainables.settings import Name, Seed, Settings
 from trainables.tasks.kinds import metric_for
 from trainables.tasks.settings import TaskSettings
 from trainables.training.settings import TrainSettings
@@ -134,7 +134,7 @@ class SearchSettings(Settings):
     study: Annotated[str, Field(min_length=1)] | None = None
     """SQLAlchemy URL of a database, such as `postgresql+psycopg://...`, where launches of one sweep
     from several machines or folders share its trials; `null` keeps it in the sweep's folder."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the sampler."""
 
     @property

@@ -48,10 +48,10 @@ class _Loader(yaml.SafeLoader):
         anchor = getattr(event, "anchor", None)
         if isinstance(event, yaml.AliasEvent):
             if anchor in self._unfinished:
-                raise _Refused(event, f"*{anchor}", "stands for itself; write its value out")
+                raise _RefusedError(event, f"*{anchor}", "stands for itself; write its value out")
             return super().compose_node(parent, index)
         if self._depth >= DEEPEST:
-            raise _Refused(event, "", f"is nested more than {DEEPEST} deep; flatten it")
+            raise _RefusedError(event, "", f"is nested more than {DEEPEST} deep; flatten it")
         self._depth += 1
         if anchor is not None:
             self._unfinished.add(anchor)
@@ -73,13 +73,13 @@ class _Loader(yaml.SafeLoader):
             ]
         size = 1 + sum(self._sizes[id(part)] for part in parts)
         if size > MOST_VALUES:
-            raise _Refused(
+            raise _RefusedError(
                 node, "", f"stands for more than {MOST_VALUES:,} values; use fewer aliases"
             )
         self._sizes[id(node)] = size
 
 
-class _Refused(ConfigError):
+class _RefusedError(ConfigError):
     """What is wrong at a place of the text."""
 
     def __init__(self, place: Any, key: str, what: str) -> None:
@@ -117,10 +117,10 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             kind = "a list" if isinstance(key, yaml.SequenceNode) else "a mapping"
-            raise _Refused(key, kind, "is no plain key; keep one plain key for each value")
+            raise _RefusedError(key, kind, "is no plain key; keep one plain key for each value")
         _check_key(key, value)
         if key.value in seen:
-            raise _Refused(key, key.value, "is there twice; keep one plain key for each value")
+            raise _RefusedError(key, key.value, "is there twice; keep one plain key for each value")
         seen.add(key.value)
 
 
@@ -132,7 +132,9 @@ def _merged(node: yaml.MappingNode) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
             merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for each in merged:
                 if not isinstance(each, yaml.MappingNode):
-                    raise _Refused(each, "<<", "merges what is no mapping; name one by its alias")
+                    raise _RefusedError(
+                        each, "<<", "merges what is no mapping; name one by its alias"
+                    )
                 for pair in each.value:
                     pairs.setdefault(pair[0].value, pair)
     return list(pairs.values())
@@ -142,21 +144,23 @@ def _check_key(key: yaml.ScalarNode, value: yaml.Node) -> None:
     name = key.value
     alone = isinstance(value, yaml.ScalarNode) and value.tag == _NULL and value.value == ""
     if odd := odd_character(name):
-        raise _Refused(key, ascii(name), f"has the character {odd} in it; type the key anew")
+        raise _RefusedError(key, ascii(name), f"has the character {odd} in it; type the key anew")
     if name != name.strip():
-        raise _Refused(key, repr(name), "begins or ends with a space; remove it")
+        raise _RefusedError(key, repr(name), "begins or ends with a space; remove it")
     if alone and re.fullmatch(r"[0-9_]+", name):
-        raise _Refused(
+        raise _RefusedError(
             key,
             name,
             "stands behind a comma as a key of its own; write numbers such as 1000 and 1.5",
         )
     if key.tag not in (_STR, _MERGE):
         read_as = _READ_AS.get(key.tag, "a sign of YAML's own")
-        raise _Refused(key, name or "null", f"is read as {read_as}, not as a key; put it in quotes")
+        raise _RefusedError(
+            key, name or "null", f"is read as {read_as}, not as a key; put it in quotes"
+        )
     before, colon, after = name.partition(":")
     if alone and key.style is None and colon:
-        raise _Refused(
+        raise _RefusedError(
             key, name, f"is one word; put a space after the colon, as in '{before}: {after}'"
         )
 

@@ -66,7 +66,7 @@ def directions(objectives: Sequence[str], mode: str) -> list[str]:
 
 
 def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler `tpe` or `random`; of a `grid` (search/study/proposals.py) it has nothing to draw.
+    """The sampler `tpe` or `random`, or for a `grid` one that is never asked.
 
     `asked` is the number of trials the study already holds: a sampler that goes on with a study
     must not draw again what it drew first.

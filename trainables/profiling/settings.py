@@ -7,13 +7,21 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import (
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
 )
 
-from trainables.settings import ALL_LINEAR, Fraction, Names, Precision, Schedule, Settings, Size
+from trainables.settings import (
+    ALL_LINEAR,
+    Fraction,
+    Names,
+    Precision,
+    Schedule,
+    Seed,
+    Settings,
+    Size,
+)
 
 Percent = Annotated[float, Field(gt=0.0, le=100.0)]
 
@@ -38,7 +46,7 @@ class ProfileSettings(Settings):
     top_percent: tuple[Percent, ...] = (1.0, 2.0, 5.0, 10.0)
     """Percentages k for which TASO's top-k% masks are counted, ascending; a choice's `top_percent`
     must be one of them."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the head, the adapters and the order of the rows."""
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate of the initial phase."""

@@ -8,14 +8,13 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
-    NonNegativeInt,
     PositiveInt,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from trainables.settings import Name, Names, Settings
+from trainables.settings import Name, Names, Seed, Settings
 from trainables.tasks.kinds import KINDS
 
 PLANNED_KINDS = ("regression", "multiple_choice", "causal", "generation")
@@ -79,7 +78,7 @@ class RowsSettings(Settings):
     """Dev rows to keep; `null` keeps all."""
     test: PositiveInt | None = None
     """Test rows to keep; `null` keeps all."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the choice of rows."""
 
 
@@ -90,7 +89,7 @@ class SplitSettings(Settings):
     """The split that dev is taken from: `test` (the papers' rule) or `train`."""
     dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the source that becomes dev; the rest stays (the papers' 2:8)."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the division; rows of the same content stay together, and where chance would leave a
     class out of one side, each class gives its share."""
 

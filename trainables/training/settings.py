@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from trainables.settings import Fraction, Precision, Schedule, Settings
+from trainables.settings import Fraction, Precision, Schedule, Seed, Settings
 
 
 class TrainSettings(Settings):
@@ -41,7 +41,7 @@ class TrainSettings(Settings):
     """Dropout on the input of a module's trainable blocks."""
     precision: Precision = "auto"
     """Precision of the base, as `profile.precision`."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the adapters, a fresh head and the order of the rows."""
 
     @property

@@ -71,6 +71,13 @@ def test_a_letter_of_another_alphabet_is_named() -> None:
     assert "with U+0430 CYRILLIC SMALL LETTER A in it; did you mean 'trials'?" in line
 
 
+def test_a_key_with_a_dot_is_told_how_a_file_writes_it() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_sweep(raw(**{"search.trials": None}))
+    line = "search.trials: unknown key; dots are for --set, in a file write"
+    assert str(caught.value) == f"{line} `search: {{trials: ...}}`"
+
+
 @pytest.mark.parametrize(
     ("path", "meant"),
     [
@@ -143,6 +150,11 @@ def test_what_other_tools_call_a_key_is_known(path: str, meant: str) -> None:
         ("task.name", "a\nb", "task.name: 'a\\nb' has the character U+000A CONTROL CHARACTER"),
         ("task.name", "\ud800", "task.name: '\\ud800' has the character U+D800"),
         ("task.name", " ", "task.name: ' ' is no name"),
+        ("confirm", False, "confirm: should be a mapping of its keys, not False; write null for"),
+        ("train.seed", 2**31, "train.seed: should be less than 2147483648"),
+        ("search.seed", 2**40, "search.seed: should be less than 2147483648"),
+        ("space.learning_rate", "0,001", "space.learning_rate: '0,001' is refused; it should be a"),
+        ("space.methods", ["LoRA"], "space.methods: 'LoRA' is no method; did you mean 'lora'?"),
         ("tracking.experiment", "x" * 501, "tracking.experiment: "),
     ],
 )

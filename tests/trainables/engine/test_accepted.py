@@ -1,4 +1,4 @@
-"""A section of DeepSpeed's settings is taken where DeepSpeed knows its keys and takes its values."""
+"""A section of DeepSpeed's settings is taken where DeepSpeed knows its keys and values."""
 
 from __future__ import annotations
 
