@@ -78,8 +78,9 @@ def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> Ite
     old, new = before.get("rows"), now["rows"]
     assert isinstance(new, Mapping)
     if isinstance(old, Mapping):
-        for split in {**old, **new}:
-            if old.get(split) != new.get(split):
-                yield f"task.data: {split} has other rows"
+        changed = [split for split in {**old, **new} if old.get(split) != new.get(split)]
+        if changed:
+            have = "has" if len(changed) == 1 else "have"
+            yield f"task.data: {' and '.join(changed)} {have} other rows"
     if before.get("inputs") != now["inputs"]:
         yield "task: other inputs are made of the rows"

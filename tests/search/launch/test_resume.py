@@ -100,6 +100,7 @@ def with_study(url: str | None) -> Any:
     [
         (inputs(dev="x" * 8), "task.data: dev has other rows than the sweep 'toy' was begun with"),
         (inputs(test="x" * 8), "task.data: test has other rows than"),
+        (inputs(dev="x" * 8, test="x" * 8), "task.data: dev and test have other rows than"),
         (inputs(train="x" * 8, made_of="y"), "task.data: train has other rows than"),
         (inputs(made_of="x" * 8), "task: other inputs are made of the rows than"),
         (inputs(base="x" * 8), "base: its files are others than"),
