@@ -86,14 +86,22 @@ def _join(address: str) -> None:
         ray.init(address=address, **_options())
     except ConfigError:
         raise
-    except AuthenticationError as error:
-        raise ConfigError(
-            f"cluster.address: the cluster at {address} asks for a token, or for another than this "
-            f"launch has; {token_remedy()}"
-        ) from error
     except Exception as error:
+        if _asks_for_a_token(error):
+            raise ConfigError(
+                f"cluster.address: the cluster at {address} asks for a token, or for another than "
+                f"this launch has; {token_remedy()}"
+            ) from error
         raise ConfigError(
             f"cluster.address: no Ray cluster answers at {address} ({one_line(error)}); start one "
             "with `ray start --head` or `ray up cluster.yaml`, or use local; where the cluster "
             f"asks for a token, {token_remedy()}"
         ) from error
+
+
+def _asks_for_a_token(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, AuthenticationError) or "InvalidAuthToken" in str(error):
+            return True
+        error = error.__cause__
+    return False

@@ -47,7 +47,8 @@ def ray_environment(address: str) -> dict[str, str]:
 
 def own_cpus() -> int:
     """The CPUs that this process may use: less than the machine's in a container or a batch job."""
-    from joblib import cpu_count  # here, for it takes a third of a second
+    # here, for it takes a third of a second
+    from joblib import cpu_count  # type: ignore[import-untyped]
 
     return int(cpu_count())
 

@@ -11,6 +11,9 @@ _NODE = re.compile(r"\bip=([0-9A-Fa-f.:]+[0-9A-Fa-f])")
 _LAST = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception|Interrupt|Exit)\b(?:: .*)?)")
 _OURS = re.compile(r"No module named '(search|trainables|spaces)\b")
 
+# Ray Train's errors of a controller, of a worker that died and of one that raised; Ray's of a task.
+_WRAPPED = ("controller_failure", "health_check_failure", "_base_exc", "cause")
+
 
 def why(failure: BaseException) -> str:
     """What was raised first, in one line, with the node that it was raised on.
@@ -33,12 +36,11 @@ def why(failure: BaseException) -> str:
 
 
 def _inner(failure: BaseException) -> BaseException | None:
-    """What a failure of Ray Train's controller, of its workers or of a task wraps."""
+    """What a failure wraps; None where it is the first."""
     workers = getattr(failure, "worker_failures", None) or {}
     inside = (
-        getattr(failure, "controller_failure", None),
         next(iter(workers.values()), None),
-        getattr(failure, "cause", None),
+        *(getattr(failure, name, None) for name in _WRAPPED),
     )
     return next((each for each in inside if isinstance(each, BaseException)), None)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import AuthenticationError
 
 from search.config.reading import parse_sweep
 from search.config.sweep import SweepConfig
@@ -148,6 +149,23 @@ def test_an_address_in_the_environment_is_held_to_the_same(monkeypatch: pytest.M
 
 
 @pytest.fixture
+def greeted() -> Iterator[str]:
+    """The address of a server that greets as a Ray does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"\0\0\0\4\0\0\0\0\0")
+                    connection.recv(100)
+
+        threading.Thread(target=greet, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
 def stranger() -> Iterator[str]:
     """The address of a server that is no Ray."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -170,6 +188,24 @@ def test_a_server_that_is_no_ray_is_told_at_once(stranger: str) -> None:
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9 .*refused.*ray start --head"):
         check_listens("127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "cause", [RuntimeError("RPC error: InvalidAuthToken: missing"), AuthenticationError("no")]
+)
+def test_a_cluster_that_asks_for_a_token_is_told_from_one_that_is_away(
+    cause: Exception, greeted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster") from cause
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(ConfigError, match=r"asks for a token.*RAY_AUTH_TOKEN"),
+        ray_cluster(sweep_on(greeted), Interrupts()),
+    ):
+        raise AssertionError("it did start")
 
 
 # -- what keeps Ray from starting ------------------------------------------------------------------
@@ -200,23 +236,6 @@ AT_RAYS_START = [
 ]
 
 
-@pytest.fixture
-def greeted() -> Iterator[str]:
-    """The address of a server that greets as a Ray does."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def greet() -> None:
-            with contextlib.suppress(OSError):
-                connection, _ = server.accept()
-                with connection:
-                    connection.sendall(b"\0\0\0\4\0\0\0\0\0")
-                    connection.recv(100)
-
-        threading.Thread(target=greet, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.mark.parametrize("place", ["here", "there"])
 @pytest.mark.parametrize("error", AT_RAYS_START, ids=lambda error: type(error).__name__)
 def test_what_keeps_ray_from_starting_is_one_line_with_a_remedy(
@@ -240,5 +259,5 @@ def test_what_keeps_ray_from_starting_is_one_line_with_a_remedy(
     assert told.value.exit_code == (1 if place == "here" else 2)
     if place == "there":
         assert re.search(r"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN", line)
-    elif not isinstance(error, ray.exceptions.AuthenticationError):
+    elif not isinstance(error, AuthenticationError):
         assert (str(error) or type(error).__name__) in line

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, RaySystemError, RayTaskError
 from ray.train import TrainingFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from trainables.resident.causes import why
@@ -50,6 +54,13 @@ def test_the_first_cause_is_told_in_one_line(failure: Exception, told: str) -> N
 
 
 def test_a_dead_worker_is_told_without_a_dump() -> None:
-    line = why(WorkerGroupError("1 worker failed", {0: ActorDiedError()}))
+    found = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
+    line = why(WorkerGroupError("1 worker failed", {0: found}))
     assert line.startswith("ActorDiedError: ")
     assert "\n" not in line
+
+
+def test_what_a_worker_raised_is_told_without_its_traceback() -> None:
+    text = "Traceback (most recent call last):\n  File 'x'\nOSError: [Errno 28] No space"
+    found = UserExceptionWithTraceback(OSError(28, "No space"), text)
+    assert why(WorkerGroupError("1 worker failed", {0: found})) == "OSError: [Errno 28] No space"
