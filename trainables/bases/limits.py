@@ -100,7 +100,7 @@ def check_pixels(uri: str, kind: str, shape: tuple[int, ...]) -> None:
 def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
     """Raise BaseModelError where weights at hand are packed, not finite, or too large for `dtype`.
 
-    Only the parameters of the model are looked at, by the names that the files have for them; what
+    Only what the model computes with is looked at, by the names that the files have for them; what
     transformers renames, and a base that is still to be fetched, a worker checks as it loads.
     """
     path = locate(uri, weights=False)
@@ -111,7 +111,7 @@ def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
     except BaseModelError:  # of the hub, not fetched yet
         return
     model = skeleton(uri, kind, task_config(uri, kind, number_of(classes)))
-    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names = weights_of(model).keys()
     prefix = f"{model.base_model_prefix}."
     for file in files:
         try:
@@ -134,6 +134,15 @@ def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
                     )
                 if not is_finite(values, getattr(torch, dtype)):
                     raise not_finite(uri, name, getattr(torch, dtype))
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> tensor of all that the model computes with: parameters, and running statistics."""
+    statistics = ("running_mean", "running_var")
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **{name: each for name, each in model.named_buffers() if name.endswith(statistics)},
+    }
 
 
 def is_finite(values: torch.Tensor, dtype: torch.dtype) -> bool:

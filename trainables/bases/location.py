@@ -74,15 +74,15 @@ def locate(uri: str, *, weights: bool = True) -> Path:
         return path
     if not path.is_dir():
         raise BaseModelError(f"base: {uri} does not exist; check the path {path}")
-    if not (path / "config.json").is_file():
-        raise BaseModelError(
-            f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
-        )
     if (path / ADAPTER_CONFIG).is_file():
         # transformers attaches it to the model, or loads the base that it names in its place.
         raise BaseModelError(
-            f"base: {uri} holds an adapter of PEFT ({ADAPTER_CONFIG}) beside its weights; merge it "
-            "into a base of its own, or name a folder without it"
+            f"base: {uri} holds an adapter of PEFT ({ADAPTER_CONFIG}); merge it into its base and "
+            "save that, or name a folder without it"
+        )
+    if not (path / "config.json").is_file():
+        raise BaseModelError(
+            f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
         )
     if weights:
         weight_files(path, uri)

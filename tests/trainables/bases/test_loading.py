@@ -537,6 +537,9 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
     for act in (locate, fingerprint, load_config, load_tokenizer):
         with pytest.raises(BaseModelError, match=r"holds an adapter of PEFT .*; merge it"):
             act(uri)
+    (tmp_path / "config.json").unlink()  # a folder of an adapter alone
+    with pytest.raises(BaseModelError, match=r"holds an adapter of PEFT"):
+        locate(uri)
 
 
 def test_what_git_has_left_in_place_of_the_weights_is_named(tmp_path: Path) -> None:
