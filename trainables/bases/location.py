@@ -223,7 +223,7 @@ def _weight_names(path: Path, uri: str) -> list[str]:
         try:
             index = json.loads((path / WEIGHTS_INDEX).read_text())
             shards = sorted(set(index["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise unloadable(uri, error) from error
         absent = [shard for shard in shards if not (path / shard).is_file()]
         if absent:
@@ -245,11 +245,15 @@ def _weight_names(path: Path, uri: str) -> list[str]:
 
 def _defining_files(path: Path) -> list[str]:
     """Names of the files of a folder that decide what is loaded from it: model and processor."""
-    small = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path)]
+    return ["config.json", *weight_files(path, str(path)), *processor_files(path)]
+
+
+def processor_files(path: Path) -> list[str]:
+    """Names of the files of a folder that its tokenizer or image processor is made of."""
+    names = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path)]
     if not (path / "tokenizer.json").is_file():
-        small += _CONVERTED_TOKENIZERS
-    present = [name for name in small if (path / name).is_file()]
-    return ["config.json", *weight_files(path, str(path)), *present]
+        names += _CONVERTED_TOKENIZERS
+    return [name for name in dict.fromkeys(names) if (path / name).is_file()]
 
 
 def _versioned_tokenizers(path: Path) -> list[str]:

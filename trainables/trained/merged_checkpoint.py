@@ -11,7 +11,7 @@ import transformers
 
 from trainables.adaptations.adaptation import Adaptation
 from trainables.bases.loading import Base
-from trainables.bases.location import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES, locate
+from trainables.bases.location import TOKENIZER_FILES, locate, processor_files
 from trainables.bases.parts import load_tokenizer, quiet
 
 
@@ -45,9 +45,8 @@ def _copy_processor(uri: str, folder: Path) -> None:
     padding token that the model was trained with.
     """
     path = locate(uri)
-    for name in (*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES):
-        if (path / name).is_file():
-            shutil.copyfile(path / name, folder / name)
+    for name in processor_files(path):
+        shutil.copyfile(path / name, folder / name)
     if path.is_file() or _lacks_padding(folder):
         load_tokenizer(uri).save_pretrained(folder)
 

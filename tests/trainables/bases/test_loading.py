@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from spaces.errors import BaseModelError
 from spaces.target import TargetModule
 from trainables.bases.loading import Base, fresh_head, load_base
-from trainables.bases.location import fingerprint, locate, pin
+from trainables.bases.location import fingerprint, locate, pin, processor_files
 from trainables.bases.parts import load_config, load_image_processor, load_tokenizer
 from trainables.bases.structure import meta_targets, resolve_targets
 
@@ -437,6 +437,7 @@ def test_a_tokenizer_for_this_version_is_a_part_of_the_name(tmp_path: Path) -> N
     name, ids = fingerprint(uri), load_tokenizer(uri)("a b").input_ids
     _edit_versioned_tokenizer(tmp_path)
     assert load_tokenizer(uri)("a b").input_ids == ids[::-1]
+    assert "tokenizer.4.0.0.json" in processor_files(tmp_path)  # which a merged checkpoint takes
     assert fingerprint(uri) != name
 
 
