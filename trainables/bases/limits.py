@@ -31,8 +31,8 @@ _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 class TextLimits:
     """The longest row of a base of texts, in tokens, and how many tokens and types it embeds.
 
-    A token's type says which text of a pair it is of. `end` is the token that every row must hold equally often: the classifiers of BART and T5 read a
-    row at its last one. None where the base sets no limit.
+    A token's type says of which text of a pair it is. `end` is the token that every row must hold
+    once: the classifiers of BART and T5 read a row there. None where the base sets no limit.
     """
 
     tokens: int | None

@@ -133,7 +133,7 @@ def test_a_token_beyond_the_embedding_is_named_with_its_row(tmp_path: Path) -> N
 
 
 def test_a_type_that_the_base_does_not_embed_is_refused(tmp_path: Path) -> None:
-    base = a_base(tmp_path / "base", kind=transformers.RobertaConfig, type_vocab_size=1)
+    base = a_base(tmp_path / "base", type_vocab_size=1)
     assert the_task(tmp_path, base)
     with pytest.raises(DataError, match=r"tokens of train the type 1, but the base embeds 1 types"):
         the_task(tmp_path, base, text=["text", "other"])
