@@ -29,14 +29,15 @@ _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 @dataclass(frozen=True)
 class TextLimits:
-    """The longest row of a base of texts, in tokens, and the tokens that its embedding holds.
+    """The longest row of a base of texts, in tokens, and how many tokens and types it embeds.
 
-    `end` is the token that every row must hold equally often: the classifiers of BART and T5 read a
-    row at its last one. None where the base sets no limit.
+    A token's type says of which text of a pair it is. `end` is the token that every row must hold
+    once: the classifiers of BART and T5 read a row there. None where the base sets no limit.
     """
 
     tokens: int | None
     vocabulary: int | None
+    types: int | None
     end: int | None
 
 
@@ -45,10 +46,13 @@ def text_limits(uri: str, kind: str) -> TextLimits:
     config = task_config(uri, kind, 2)
     model = skeleton(uri, kind, config)
     longest = [getattr(config.get_text_config(), "max_position_embeddings", None)]
-    elsewhere = passed_by_texts(model)
+    elsewhere, types = passed_by_texts(model), []
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in _POSITION_TABLES and not is_within(name, elsewhere):
+        last = name.rpartition(".")[2]
+        if last in _POSITION_TABLES and not is_within(name, elsewhere):
             longest.append(_positions(module))
+        elif last == "token_type_embeddings" and isinstance(module, nn.Embedding):
+            types.append(module.num_embeddings)
     try:
         embedding: Any = model.get_input_embeddings()
     except NotImplementedError:  # CANINE hashes characters
@@ -58,6 +62,7 @@ def text_limits(uri: str, kind: str) -> TextLimits:
         # XLNet says -1: its positions have no end
         tokens=min((n for n in longest if isinstance(n, int) and n > 0), default=None),
         vocabulary=getattr(embedding, "num_embeddings", None),
+        types=min(types, default=None),
         end=config.eos_token_id if reads_end else None,
     )
 
@@ -100,7 +105,7 @@ def check_pixels(uri: str, kind: str, shape: tuple[int, ...]) -> None:
 def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
     """Raise BaseModelError where weights at hand are packed, not finite, or too large for `dtype`.
 
-    Only the parameters of the model are looked at, by the names that the files have for them; what
+    Only what the model computes with is looked at, by the names that the files have for them; what
     transformers renames, and a base that is still to be fetched, a worker checks as it loads.
     """
     path = locate(uri, weights=False)
@@ -111,7 +116,7 @@ def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
     except BaseModelError:  # of the hub, not fetched yet
         return
     model = skeleton(uri, kind, task_config(uri, kind, number_of(classes)))
-    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names = weights_of(model).keys()
     prefix = f"{model.base_model_prefix}."
     for file in files:
         try:
@@ -134,6 +139,15 @@ def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
                     )
                 if not is_finite(values, getattr(torch, dtype)):
                     raise not_finite(uri, name, getattr(torch, dtype))
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> tensor of all that the model computes with: parameters, and running statistics."""
+    statistics = ("running_mean", "running_var")
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **{name: each for name, each in model.named_buffers() if name.endswith(statistics)},
+    }
 
 
 def is_finite(values: torch.Tensor, dtype: torch.dtype) -> bool:

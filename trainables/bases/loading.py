@@ -20,7 +20,7 @@ from torch import nn
 
 from spaces.errors import BaseModelError
 from trainables.bases.heads import Classes, Head, Unfilled, head_of, is_within, number_of
-from trainables.bases.limits import is_finite, not_finite
+from trainables.bases.limits import is_finite, not_finite, weights_of
 from trainables.bases.location import (
     TOKENIZER_FILES,
     fingerprint,
@@ -106,10 +106,10 @@ def load_base(
 
 
 def _check_finite(model: nn.Module, head: Head, uri: str, dtype: torch.dtype) -> None:
-    """Raise BaseModelError where a parameter of the base is not finite in its precision."""
+    """Raise BaseModelError where a weight of the base is not finite in its precision."""
     drawn = head.modules if head.order is None else ()
-    for name, parameter in model.named_parameters():
-        if not is_within(name, drawn) and not is_finite(parameter.detach(), dtype):
+    for name, tensor in weights_of(model).items():
+        if not is_within(name, drawn) and not is_finite(tensor.detach(), dtype):
             raise not_finite(uri, name, dtype)
 
 

@@ -80,15 +80,15 @@ def locate(uri: str, *, weights: bool = True) -> Path:
         return path
     if not path.is_dir():
         raise BaseModelError(f"base: {uri} does not exist; check the path {path}")
-    if not (path / "config.json").is_file():
-        raise BaseModelError(
-            f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
-        )
     if (path / ADAPTER_CONFIG).is_file():
         # transformers attaches it to the model, or loads the base that it names in its place.
         raise BaseModelError(
-            f"base: {uri} holds an adapter of PEFT ({ADAPTER_CONFIG}) beside its weights; merge it "
-            "into a base of its own, or name a folder without it"
+            f"base: {uri} holds an adapter of PEFT ({ADAPTER_CONFIG}); merge it into its base and "
+            "save that, or name a folder without it"
+        )
+    if not (path / "config.json").is_file():
+        raise BaseModelError(
+            f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
         )
     if weights:
         weight_files(path, uri)
@@ -245,7 +245,7 @@ def _weight_names(path: Path, uri: str) -> list[str]:
         try:
             index = json.loads((path / WEIGHTS_INDEX).read_text())
             shards = sorted(set(index["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise unloadable(uri, error) from error
         absent = [shard for shard in shards if not (path / shard).is_file()]
         if absent:
@@ -267,11 +267,15 @@ def _weight_names(path: Path, uri: str) -> list[str]:
 
 def _defining_files(path: Path) -> list[str]:
     """Names of the files of a folder that decide what is loaded from it: model and processor."""
-    small = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path)]
+    return ["config.json", *weight_files(path, str(path)), *processor_files(path)]
+
+
+def processor_files(path: Path) -> list[str]:
+    """Names of the files of a folder that its tokenizer or image processor is made of."""
+    names = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path)]
     if not (path / "tokenizer.json").is_file():
-        small += _CONVERTED_TOKENIZERS
-    present = [name for name in small if (path / name).is_file()]
-    return ["config.json", *weight_files(path, str(path)), *present]
+        names += _CONVERTED_TOKENIZERS
+    return [name for name in dict.fromkeys(names) if (path / name).is_file()]
 
 
 def _versioned_tokenizers(path: Path) -> list[str]:

@@ -92,6 +92,7 @@ def token_splits(
     }
     for split, encoded in splits.items():
         _check_vocabulary(encoded, rows[split], tokenizer, limits.vocabulary, split, base_uri)
+        _check_types(encoded, limits.types, split, base_uri)
         _check_unknown(encoded, tokenizer, settings, split, base_uri)
         _check_ends(encoded, rows[split], limits.end, split, base_uri)
     _check_told_apart(splits["train"], rows["train"], settings, base_uri)
@@ -165,6 +166,17 @@ def _check_vocabulary(
         f"{base_uri} holds {vocabulary} tokens; use the tokenizer of that base, or enlarge its "
         "embedding with resize_token_embeddings"
     )
+
+
+def _check_types(encoded: EncodedSplit, types: int | None, split: str, base_uri: str) -> None:
+    """Raise DataError where the texts of a pair are of more types than the base embeds."""
+    if types is None or encoded.token_type_ids is None:
+        return
+    if (most := int(encoded.token_type_ids.max())) >= types:
+        raise DataError(
+            f"task.text: the tokenizer of {base_uri} gives tokens of {split} the type {most}, but "
+            f"the base embeds {types} types; use the tokenizer of that base"
+        )
 
 
 def _check_ends(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import transformers
 
-from trainables.bases.location import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES, locate
+from trainables.bases.location import TOKENIZER_FILES, locate, processor_files
 from trainables.bases.parts import load_tokenizer, quiet
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -23,9 +23,8 @@ def write_processor(uri: str, folder: Path, max_length: int | None) -> None:
     the model was trained with.
     """
     path = locate(uri)
-    for name in (*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES):
-        if (path / name).is_file():
-            shutil.copyfile(path / name, folder / name)
+    for name in processor_files(path):
+        shutil.copyfile(path / name, folder / name)
     if path.is_file() or (_has_tokenizer(folder) and not _can_be_used(folder)):
         load_tokenizer(uri).save_pretrained(folder)
     if max_length is not None and _has_tokenizer(folder):

@@ -138,6 +138,29 @@ def check_it_makes_the_trials_inputs(kept: Kept, tokenizer: Any) -> None:
     assert torch.equal(batch["attention_mask"], kept.example.batch["attention_mask"])
 
 
+@pytest.mark.parametrize("theirs", [("1", "0"), ("no", "yes", "maybe")])
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_a_base_with_a_head_of_its_own_leaves_with_the_heads_classes_of_the_task(
+    bert: Kept, export: Command, theirs: tuple[str, ...], form: str, tmp_path: Path
+) -> None:
+    """Whether the trial began with that head, in another order, or with a fresh one instead."""
+    bare, folder = Path(bert.made.uri.removeprefix("path:")), tmp_path / "base"
+    shutil.copytree(bare, folder)
+    torch.manual_seed(0)
+    transformers.AutoModelForSequenceClassification.from_pretrained(
+        bare, id2label=dict(enumerate(theirs)), label2id={n: i for i, n in enumerate(theirs)}
+    ).save_pretrained(folder)
+    made = replace(bert.made, uri=f"path:{folder}")
+    example = example_of(made, CHOICE)
+    assert example.base.head.resized == (len(theirs) == 3)
+    run_id = bert.runs.trial(made, CHOICE, example.plan, example.trained)
+    code, _, err = export(replace(bert, made=made, run_id=run_id), form)
+    assert code == 0, err
+    model = run_by_readme(tmp_path / "out")["model"]
+    assert model.config.id2label == {0: "0", 1: "1"}
+    assert_same(logits_of(model, example.batch), example.logits)
+
+
 def test_a_plan_leaves_with_its_choice_and_no_weights(
     bert: Kept, export: Command, tmp_path: Path
 ) -> None:

@@ -123,6 +123,21 @@ def test_a_value_that_is_no_number_is_named_before_and_at_loading(
         load_base(uri, "classification", 2)
 
 
+def test_running_statistics_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    uri, weights = saved(tmp_path, config), tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("running_var"))
+    tensors[name][0] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+    for act in (
+        lambda: check_weights(uri, "image_classification", 2, "float32"),
+        lambda: load_base(uri, "image_classification", 2),
+    ):
+        with pytest.raises(BaseModelError, match=f"{name} that is no finite number"):
+            act()
+
+
 def test_a_tensor_that_is_no_part_of_the_model_may_hold_anything(tmp_path: Path) -> None:
     uri = saved(tmp_path, transformers.BertConfig(**TEXT))
     weights = tmp_path / "model.safetensors"

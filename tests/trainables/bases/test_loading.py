@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from spaces.errors import BaseModelError
 from spaces.target import TargetModule
 from trainables.bases.loading import Base, fresh_head, load_base
-from trainables.bases.location import fingerprint, locate, pin
+from trainables.bases.location import fingerprint, locate, pin, processor_files
 from trainables.bases.parts import load_config, load_image_processor, load_tokenizer
 from trainables.bases.structure import meta_targets, resolve_targets
 
@@ -437,6 +437,7 @@ def test_a_tokenizer_for_this_version_is_a_part_of_the_name(tmp_path: Path) -> N
     name, ids = fingerprint(uri), load_tokenizer(uri)("a b").input_ids
     _edit_versioned_tokenizer(tmp_path)
     assert load_tokenizer(uri)("a b").input_ids == ids[::-1]
+    assert "tokenizer.4.0.0.json" in processor_files(tmp_path)  # which a merged checkpoint takes
     assert fingerprint(uri) != name
 
 
@@ -537,6 +538,9 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
     for act in (locate, fingerprint, load_config, load_tokenizer):
         with pytest.raises(BaseModelError, match=r"holds an adapter of PEFT .*; merge it"):
             act(uri)
+    (tmp_path / "config.json").unlink()  # a folder of an adapter alone
+    with pytest.raises(BaseModelError, match=r"holds an adapter of PEFT"):
+        locate(uri)
 
 
 def test_what_git_has_left_in_place_of_the_weights_is_named(tmp_path: Path) -> None:

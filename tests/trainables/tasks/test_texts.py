@@ -132,6 +132,13 @@ def test_a_token_beyond_the_embedding_is_named_with_its_row(tmp_path: Path) -> N
         the_task(tmp_path, base, dev=[*TEXTS, "a <film> b"])
 
 
+def test_a_type_that_the_base_does_not_embed_is_refused(tmp_path: Path) -> None:
+    base = a_base(tmp_path / "base", type_vocab_size=1)
+    assert the_task(tmp_path, base)
+    with pytest.raises(DataError, match=r"tokens of train the type 1, but the base embeds 1 types"):
+        the_task(tmp_path, base, text=["text", "other"])
+
+
 def test_a_row_must_end_once_where_the_base_reads_it_at_its_end(tmp_path: Path) -> None:
     """As BART and T5 do, whose classifiers refuse a batch of rows with more or fewer ends."""
     bart = {
