@@ -341,7 +341,7 @@ def test_a_trial_of_full_stages_is_trained_and_reported_to_its_own_end(
     study = toy_study(tmp_path)
     searcher = searcher_over(study, space, trials=2, enqueue=first)
     with paper_group({}) as (queue, log):
-        outcome = search(searcher, queue, tmp_path)
+        outcome = search(searcher, queue, tmp_path, scheduler=None)
     assert [trial.state for trial in outcome.trials] == ["complete", "complete"]
     assert [entry[1:] for entry in sorted(log)] == [(3, "done"), (6, "done")]
     curves = [sorted(trial.intermediate_values) for trial in study.trials]
