@@ -16,7 +16,8 @@ from typing import Any
 
 from ray._private import services, worker
 
-LOOK_S = 0.5
+LOOK_S = 0.1
+"""Before Ray itself finds it and prints the end of its log."""
 VITAL = ("raylet", "gcs_server")
 
 

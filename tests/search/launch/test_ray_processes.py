@@ -49,7 +49,7 @@ def test_a_death_of_what_ray_cannot_be_without_is_heard_once(
         came.set()
 
     with watched(hear, node):
-        assert not came.wait(2 * LOOK_S), "Ray goes on without its log monitor"
+        assert not came.wait(5 * LOOK_S), "Ray goes on without its log monitor"
         sleeper.kill()
         sleeper.wait()
         processes.append(("raylet", sleeper))  # type: ignore[arg-type]
