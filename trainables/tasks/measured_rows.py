@@ -111,7 +111,11 @@ class MeasuredRows:
 
 
 def measured_rows(
-    metric: str, rows: str, labels: NDArray[np.int64], logits: NDArray[np.floating]
+    metric: str,
+    rows: str,
+    labels: NDArray[np.int64],
+    logits: NDArray[np.floating],
+    positive: int = 1,
 ) -> MeasuredRows:
     """Those of logits [n, classes]."""
     return MeasuredRows(
@@ -120,6 +124,7 @@ def measured_rows(
         classes=logits.shape[-1],
         labels=labels.astype(np.int32),
         predictions=logits.argmax(axis=-1).astype(np.int32),
+        positive=positive,
         logits=None if is_of_predictions(metric) else logits.astype(np.float32),
     )
 
