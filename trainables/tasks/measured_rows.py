@@ -88,7 +88,7 @@ class MeasuredRows:
         """
         right = self.labels == self.predictions
         if self.metric == "accuracy":
-            return drawn @ right / drawn.sum(axis=1)
+            return np.asarray(drawn @ right / drawn.sum(axis=1))
         if self.metric in OF_COUNTS:
             counts = Counts(
                 hits=_counted(self.labels, self.classes, drawn, right),
@@ -175,7 +175,8 @@ def _counted(
 def _macro_f1(counts: Counts, positive: int) -> Floats:
     """The mean over the classes that occur, true or predicted."""
     occurs = counts.true + counts.predicted
-    return (2 * counts.hits / np.maximum(occurs, 1)).sum(axis=1) / (occurs > 0).sum(axis=1)
+    f1: Floats = 2 * counts.hits / np.maximum(occurs, 1)
+    return np.asarray(f1.sum(axis=1) / (occurs > 0).sum(axis=1))
 
 
 def _f1(counts: Counts, positive: int) -> Floats:
