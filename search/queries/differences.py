@@ -69,8 +69,11 @@ class Difference:
         """The level whose interval ends at zero; 1 where nothing varies."""
         if self.gap == 0 or self.half_width(0.5) == 0:
             return 1.0
+
+        def beyond(level: float) -> float:
+            return abs(self.gap) - self.half_width(level)
+
         smallest = 1e-15
-        beyond = lambda level: abs(self.gap) - self.half_width(level)  # noqa: E731
         if beyond(smallest) >= 0:
             return smallest
         return float(brentq(beyond, smallest, 1.0, xtol=1e-16, rtol=1e-9))

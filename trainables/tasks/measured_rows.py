@@ -88,7 +88,7 @@ class MeasuredRows:
         """
         right = self.labels == self.predictions
         if self.metric == "accuracy":
-            return drawn @ right / drawn.sum(axis=1)
+            return np.asarray(drawn @ right / drawn.sum(axis=1))
         if self.metric in OF_COUNTS:
             counts = Counts(
                 hits=_counted(self.labels, self.classes, drawn, right),
@@ -125,6 +125,7 @@ def measured_rows(
         classes=logits.shape[-1],
         labels=labels.astype(np.int32),
         predictions=logits.argmax(axis=-1).astype(np.int32),
+        positive=positive,
         logits=None if is_of_predictions(metric) else logits.astype(np.float32),
         positive=positive,
     )
@@ -176,7 +177,8 @@ def _counted(
 def _macro_f1(counts: Counts, positive: int) -> Floats:
     """The mean over the classes that occur, true or predicted."""
     occurs = counts.true + counts.predicted
-    return (2 * counts.hits / np.maximum(occurs, 1)).sum(axis=1) / (occurs > 0).sum(axis=1)
+    f1: Floats = 2 * counts.hits / np.maximum(occurs, 1)
+    return np.asarray(f1.sum(axis=1) / (occurs > 0).sum(axis=1))
 
 
 def _f1(counts: Counts, positive: int) -> Floats:

@@ -97,7 +97,7 @@ def test_only_base_and_task_are_required() -> None:
     assert config.search.objectives == ("accuracy",)
     assert config.search.scheduler.name == "asha"
     assert config.confirm is not None
-    assert config.confirm.seeds == 3
+    assert config.confirm.seeds == 5
 
 
 def test_every_section_of_a_whole_sweep_is_read(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ CHOSEN: list[dict[str, Any]] = [
     | {"trainable_params": plan_of(choice.as_dict()).trainable_params}
     for number, choice in ((0, choice_of(0)), (1, choice_of(1)))
 ]
+PLANS = [plan_of(row["choice"]) for row in CHOSEN]
 SEEDS = (1, 2)
 
 
@@ -72,7 +73,7 @@ def confirm(
     tracker: Tracker,
     sweep: str,
     keep: str = "none",
-    plans: Sequence[Plan] = tuple(plan_of(row["choice"]) for row in CHOSEN),
+    plans: Sequence[Plan] = PLANS,
 ) -> list[Confirmation]:
     config: Any = SimpleNamespace(
         confirm=SimpleNamespace(seeds=len(SEEDS)),

@@ -33,6 +33,15 @@ def test_a_resample_is_measured_as_scikit_learn_does(metric: str, classes: int) 
     assert kept.logits is None, "the predicted classes say it all"
 
 
+def test_f1_is_of_the_positive_class() -> None:
+    labels, logits = np.array([0, 0, 1, 1, 1]), np.eye(2)[[0, 1, 1, 1, 0]]
+    drawn = np.ones((1, 5))
+    for positive in (0, 1):
+        kept = measured_rows("f1", "these", labels, logits, positive)
+        wanted = f1_score(labels, logits.argmax(1), pos_label=positive)
+        assert read_measured_rows(kept.to_bytes()).on(drawn) == pytest.approx([wanted])
+
+
 def test_rows_are_the_same_where_all_that_names_them_is() -> None:
     labels, logits = np.array([0, 1, 1]), np.eye(3)[:, :2]
     one = measured_rows("accuracy", "these", labels, logits)
