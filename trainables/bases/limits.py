@@ -58,12 +58,13 @@ def text_limits(uri: str, kind: str) -> TextLimits:
     except NotImplementedError:  # CANINE hashes characters
         embedding = None
     reads_end = config.is_encoder_decoder and hasattr(model, "classification_head")
+    end = config.eos_token_id if reads_end else None
     return TextLimits(
         # XLNet says -1: its positions have no end
         tokens=min((n for n in longest if isinstance(n, int) and n > 0), default=None),
         vocabulary=getattr(embedding, "num_embeddings", None),
         types=min(types, default=None),
-        end=config.eos_token_id if reads_end else None,
+        end=end if isinstance(end, int) else None,
     )
 
 

@@ -37,7 +37,7 @@ def a_base(folder: Path, vocabulary: int = 20, more: Sequence[str] = (), **confi
     )
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]",
+        sep_token="[SEP]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     made.add_tokens(list(more))
     made.save_pretrained(folder)
