@@ -127,7 +127,6 @@ def measured_rows(
         predictions=logits.argmax(axis=-1).astype(np.int32),
         positive=positive,
         logits=None if is_of_predictions(metric) else logits.astype(np.float32),
-        positive=positive,
     )
 
 
