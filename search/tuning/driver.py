@@ -103,8 +103,7 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         """Tell the observer of an epoch."""
         if self._searcher.open_trial(trial.trial_id) is None:
             return  # it was cut off and has not heard of it yet
-        if job_name(trial.config["number"]) in self._waiting:
-            self._hear_who_began(wait=True)
+        self._has_begun(trial.config["number"])
         metrics = {k: v for k, v in result.items() if k not in _TUNE_KEYS}
         self._metrics[trial.trial_id] = metrics
         self._tell("trial_epoch", trial.config["number"], int(result["epoch"]), metrics)
@@ -126,7 +125,7 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Find the trials that Tune has ended without a word, and those that now train."""
         self._meet(trials)
-        self._hear_who_began()
+        self._look_who_began()
         for trial in self._just_over:
             # The means of each metric over its last epochs: 30 KB a trial, and nothing reads them.
             trial.metric_analysis.clear()
@@ -183,23 +182,31 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
                 logger.debug("a job could not be cancelled: %s", one_line(str(error)))
         self._cancels.clear()
 
-    def _hear_who_began(self, wait: bool = False) -> None:
+    def _look_who_began(self) -> None:
         """Tell the observer of the jobs that groups have taken, which the queue knows.
 
-        It is asked a few times a second, and waited for only where an epoch has come already.
+        It is asked a few times a second, and not waited for.
         """
         now = time.monotonic()
-        if self._begun is None and self._waiting and (wait or now >= self._next_look):
+        if self._begun is None and self._waiting and now >= self._next_look:
             self._next_look = now + LOOK_S
             self._begun = self._queue.begun.remote()
-        if self._begun is None:
+        self._hear_who_began(0.0)
+
+    def _has_begun(self, number: int) -> None:
+        """Before anything else is told of a trial: when its job was taken, if it was."""
+        for _ in range(2):  # what was asked before may be older than the job
+            if job_name(number) in self._waiting:
+                self._begun = self._begun or self._queue.begun.remote()
+                self._hear_who_began(1.0)
+
+    def _hear_who_began(self, timeout_s: float) -> None:
+        if self._begun is None or not ray.wait([self._begun], timeout=timeout_s)[0]:
             return
+        answer, self._begun = self._begun, None
         try:
-            if not ray.wait([self._begun], timeout=5.0 if wait else 0)[0]:
-                return
-            begun, self._begun = ray.get(self._begun), None
+            begun = ray.get(answer)
         except ray.exceptions.RayError:  # whoever waits for a job says so
-            self._begun = None
             return
         for job_id, at in begun.items():
             number = self._waiting.pop(job_id, None)
@@ -212,6 +219,7 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
 
     def _tell_end(self, trial_id: str, ended: EndedTrial) -> None:
         metrics = self._metrics.pop(trial_id, {})
+        self._has_begun(ended.number)
         self._waiting.pop(job_name(ended.number), None)
         if trial_id in self._started:  # Tune may come to the end of one that was cut off
             self._started.discard(trial_id)
