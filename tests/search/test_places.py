@@ -44,7 +44,7 @@ def test_a_sweep_is_kept_in_the_folder_itself_and_found_again(folder: Path) -> N
     tracker = Tracker(relative.tracking_uri, "e")
     run_id = tracker.start_sweep("s", {"a": 1})
 
-    assert open_study(paths.study_uri, "s", **study).user_attrs == {"a": 1}  # type: ignore[arg-type]
+    assert open_study(paths.study_uri, "s", **study).user_attrs["a"] == 1  # type: ignore[arg-type]
     assert paths.study_db.is_file()
     for uri in (relative.store_uri, paths.store_uri):
         objects = ProfileStore(uri).objects
@@ -52,7 +52,9 @@ def test_a_sweep_is_kept_in_the_folder_itself_and_found_again(folder: Path) -> N
         assert objects.list("a") == ("a/b",)
     assert (paths.root / "store" / "a" / "b").is_file()
     for uri in (tracker.uri, paths.tracking_uri, redacted(tracker.uri)):
-        assert Tracker(uri, "e").find_sweep("s") == run_id
+        found = Tracker(uri, "e").find_sweep("s")
+        assert found is not None
+        assert found.run_id == run_id
         assert RecordedRuns(uri).artifact(run_id, "sweep.yaml") == b"a: 1\n"
     assert (paths.root / "mlartifacts" / run_id / "artifacts" / "sweep.yaml").is_file()
 

@@ -106,8 +106,12 @@ def test_a_lost_database_is_told_all_that_it_had(
     before = held(database, tracker, sweep, tmp_path)
     assert set(before) == {"0", "1", "2", "0 seed 1"}
     (first,) = (run for run in tracker.children(sweep) if run.number == 0 and run.seed is None)
-    weights = tmp_path / "mlartifacts" / first.run_id / "artifacts"
-    (weights / "weights.safetensors").write_bytes(b"trial 0's")
+    (confirmed,) = (run for run in tracker.children(sweep) if run.seed is not None)
+    artifacts = tmp_path / "mlartifacts"
+    weights = artifacts / first.run_id / "artifacts" / "weights.safetensors"
+    weights.write_bytes(b"trial 0's")
+    its = artifacts / confirmed.run_id / "artifacts" / "weights.safetensors"
+    its.write_bytes(b"the confirmation's")
     fresh = f"sqlite:///{Path(database.removeprefix('sqlite:///')).with_name('fresh.db')}"
 
     tracker, sweep, said = gone_on_with(fresh, paths, study)
@@ -118,8 +122,12 @@ def test_a_lost_database_is_told_all_that_it_had(
         "for trial 0's new run"
     )
 
+    kept = WeightFiles(paths.confirmed_weights, "confirmation")
+    assert kept.file(1).read_bytes() == b"the confirmation's"
+
     # Once it has them, and where another has had them all along, nothing is told again.
-    (weights / "weights.safetensors").unlink()
+    weights.unlink()
+    its.unlink()
     for uri in (fresh, database, fresh):
         tracker, sweep, said = gone_on_with(uri, paths, study)
         assert held(uri, tracker, sweep, tmp_path) == before
@@ -180,4 +188,4 @@ def test_what_only_the_study_knows_is_told_as_far_as_it_knows(
             told = [value for _, value in trial["metrics"].get(metric, [])]
             assert told == [value for _, value in before[name]["metrics"].get(metric, [])]
     assert "of 4 the searched metric is all that is known" in said[0]
-    assert "weights that 1 trial" in said[1]
+    assert "weights that 3 trials and 1 confirmation run" in said[1]

@@ -20,7 +20,8 @@ class Sweeps:
     def __init__(self, folder: Path) -> None:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         self.client = MlflowClient(tracking_uri=self.uri)
-        self.experiment = self.client.create_experiment("movies")
+        place = (folder / "mlartifacts").as_uri()
+        self.experiment = self.client.create_experiment("movies", place)
 
     def run(self, tags: dict[str, str], parent: str | None = None, **metrics: float) -> str:
         run = self.client.create_run(self.experiment)

@@ -320,7 +320,14 @@ def test_two_methods_whose_best_is_one_training_are_confirmed_by_one(tmp_path: P
             return TrialResult(metrics, head_params=0, ready_at=0.0, first_step_at=0.0)
 
     task = {"name": "t", "data": {"train": "a.csv", "dev": "b.csv", "test": "c.csv"}, "text": ["s"]}
-    config = parse_sweep({"base": "path:x", "task": task, "confirm": {"seeds": 2}})
+    config = parse_sweep(
+        {
+            "base": "path:x",
+            "task": task,
+            "confirm": {"seeds": 2},
+            "tracking": {"keep_weights": "none"},
+        }
+    )
     rows = [
         {"method": arm, "arm": arm, "number": number, "trainable_params": 9,
          "choice": {"method": arm, "learning_rate": rate}}

@@ -77,7 +77,9 @@ def test_mlflow_is_told_of_a_move_as_the_docs_say(project: Path) -> None:
         books.executescript(told.replace("file:///new/place/", f"{moved.as_uri()}/"))
 
     again = Tracker(uri_in(moved), "movies")
-    assert again.find_sweep("s") == run_id
+    found = again.find_sweep("s")
+    assert found is not None
+    assert found.run_id == run_id
     new = again.start_sweep("t", {"a": 2})
     for kept in (run_id, new):
         assert (moved / "mlartifacts" / kept / "artifacts" / "sweep.yaml").is_file()

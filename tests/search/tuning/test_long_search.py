@@ -30,6 +30,9 @@ from search.study.study import (
 from tests.search.toy_search import ACCURACY, handed_out
 
 
+LORA = '{"method": "lora"}'
+
+
 def study_of(count: int, seed: int, mode: str = "max") -> optuna.Study:
     """A study of some arms, with ties, repetitions, duplicates and trials that are not complete."""
     rng = np.random.default_rng(seed)
@@ -39,7 +42,7 @@ def study_of(count: int, seed: int, mode: str = "max") -> optuna.Study:
         training = int(rng.integers(0, count))
         arm = f"arm{training % 3}"
         attributes = {
-            ARM: arm, METHOD: arm, CHOICE: "{}", SEED: number, TRAINING: str(training),
+            ARM: arm, METHOD: arm, CHOICE: LORA, SEED: number, TRAINING: str(training),
             TRAINABLE_PARAMS: int(training % 4),
         }  # fmt: skip
         earlier = first.get(training)
@@ -86,7 +89,7 @@ def test_asked_after_each_trial_the_same_are_worth_keeping_as_asked_at_once(
     for number in range(30):
         params, arm = int(rng.integers(1, 9)), f"arm{rng.integers(0, 3)}"
         trial = study.ask()
-        told = {ARM: arm, METHOD: arm, CHOICE: "{}", SEED: 0, TRAINING: str(number)}
+        told = {ARM: arm, METHOD: arm, CHOICE: LORA, SEED: 0, TRAINING: str(number)}
         for key, value in {**told, TRAINABLE_PARAMS: params}.items():
             trial.set_user_attr(key, value)
         running.append((trial, [float(rng.integers(0, 8)), float(params)][:objectives]))
@@ -119,7 +122,7 @@ def test_weights_that_are_held_are_not_dropped_for_weights_that_are_gone() -> No
     study = empty_study()
     worth = WorthKeeping(study, ACCURACY)
     for training, value, kept in (("a", 0.8, {0}), ("b", 0.9, {1}), ("b", 0.3, {1})):
-        told = {ARM: "lora", METHOD: "lora", CHOICE: "{}", SEED: 0, TRAINABLE_PARAMS: 1}
+        told = {ARM: "lora", METHOD: "lora", CHOICE: LORA, SEED: 0, TRAINABLE_PARAMS: 1}
         study.add_trial(create_trial(value=value, user_attrs={**told, TRAINING: training}))
         assert worth() == kept
 
