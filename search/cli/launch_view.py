@@ -32,7 +32,7 @@ def drawn_profile(config: SweepConfig, result: LaunchResult) -> Iterator[Rendera
 
 def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:
     """What a launch has done, also one that was cut off."""
-    from search.queries.comparison import verdict
+    from search.queries.comparison import resolution, verdict
 
     yield _profile_line(result)
     states = ", ".join(f"{count} {state}" for state, count in sorted(result.states.items()))
@@ -51,6 +51,7 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
     if result.confirmation:
         yield confirmation_table(result.confirmation)
         yield verdict(result.confirmation)
+        yield from resolution(result.confirmation)
         if (constant := result.constant_answers.get("test")) is not None:
             beaten = any(constant.is_beaten_by(row.mean) for row in result.confirmation)
             yield (

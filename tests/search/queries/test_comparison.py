@@ -20,6 +20,7 @@ class Sweeps:
     def __init__(self, folder: Path) -> None:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         self.client = MlflowClient(tracking_uri=self.uri)
+        (folder / "mlartifacts").mkdir()
         place = (folder / "mlartifacts").as_uri()
         self.experiment = self.client.create_experiment("movies", place)
 

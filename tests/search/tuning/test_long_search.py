@@ -29,7 +29,6 @@ from search.study.study import (
 )
 from tests.search.toy_search import ACCURACY, handed_out
 
-
 LORA = '{"method": "lora"}'
 
 
