@@ -370,13 +370,13 @@ def test_a_copy_of_a_matrix_is_all_that_counting_its_masks_adds() -> None:
     ("written", "size"), [("2GiB", 2 * 2**30), ("500 MB", 500 * 10**6), (1048576, 2**20)]
 )
 def test_a_memory_limit_is_a_size(written: str | int, size: int) -> None:
-    assert ProfileSettings(memory_limit=written).memory_limit == size
+    assert ProfileSettings.model_validate({"memory_limit": written}).memory_limit == size
 
 
 @pytest.mark.parametrize("written", ["much", "2 apples", -1, 0, "-2GiB"])
 def test_a_memory_limit_that_is_no_size_is_refused(written: str | int) -> None:
     with pytest.raises(ValidationError, match="memory_limit"):
-        ProfileSettings(memory_limit=written)
+        ProfileSettings.model_validate({"memory_limit": written})
 
 
 def test_how_often_it_is_saved_and_in_how_much_memory_is_no_part_of_a_profile(
