@@ -279,6 +279,7 @@ def replaced(folder: Path, body: str, *arguments: str) -> Done:
     return python(folder, "-c", REPLACED.format(body=nan), *arguments)
 
 
+@pytest.mark.command
 def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> None:
     body = f"return launched(**{TOOK!r})"
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--resume")
@@ -291,6 +292,7 @@ def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> No
     assert "noise" not in done.out
 
 
+@pytest.mark.command
 def test_the_commands_that_a_launch_hints_at_can_be_given_as_they_stand(tmp_path: Path) -> None:
     body = f"return launched(**{TOOK!r})"
     task = {
@@ -310,6 +312,7 @@ def test_the_commands_that_a_launch_hints_at_can_be_given_as_they_stand(tmp_path
     assert "absent.db" in understood.error
 
 
+@pytest.mark.command
 def test_a_server_of_mlflow_is_named_by_its_own_address(tmp_path: Path) -> None:
     uri = "http://mlflow:5000"
     body = f"return launched(**{TOOK | {'tracking_uri': uri}!r})"
@@ -320,6 +323,7 @@ def test_a_server_of_mlflow_is_named_by_its_own_address(tmp_path: Path) -> None:
     assert any(line.endswith(f"--tracking {uri}") for line in shown)
 
 
+@pytest.mark.command
 @pytest.mark.parametrize(("constant", "learned"), [(0.75, False), (0.74, True)])
 def test_a_launch_that_has_learned_nothing_says_so(
     tmp_path: Path, constant: float, learned: bool
@@ -339,6 +343,7 @@ def test_a_launch_that_has_learned_nothing_says_so(
     assert (document["nothing_learned"] is None) == learned
 
 
+@pytest.mark.command
 def test_a_search_for_two_objectives_ends_with_the_front(tmp_path: Path) -> None:
     front = [{**BEST, "arm": "smallest", "number": 7, "trainable_params": 12}]
     body = f"return launched(front=[BestChoice(**each) for each in {front!r}], **{TOOK!r})"
@@ -346,6 +351,7 @@ def test_a_search_for_two_objectives_ends_with_the_front(tmp_path: Path) -> None
     assert "smallest" in done.out.partition("front of accuracy against parameters")[2]
 
 
+@pytest.mark.command
 @pytest.mark.parametrize(
     ("cut_off", "code", "last"),
     [
@@ -394,6 +400,7 @@ def test_no_bars_of_libraries_run_through_what_a_command_prints(tmp_path: Path) 
     assert "%|" not in done.err
 
 
+@pytest.mark.command
 def test_json_is_the_one_document_on_stdout_whatever_libraries_print(tmp_path: Path) -> None:
     body = f"return launched(**{LAUNCHED!r})"
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--json")
@@ -405,6 +412,7 @@ def test_json_is_the_one_document_on_stdout_whatever_libraries_print(tmp_path: P
     assert "noise from a child" in done.err
 
 
+@pytest.mark.command
 def test_profile_stops_after_the_profile(tmp_path: Path) -> None:
     body = f"return launched(**{LAUNCHED | {'best': [], 'states': {}}!r})"
     done = replaced(tmp_path, body, "profile", sweep_file(tmp_path))
@@ -413,6 +421,7 @@ def test_profile_stops_after_the_profile(tmp_path: Path) -> None:
     assert "profile_only=True" in done.err
 
 
+@pytest.mark.command
 def test_a_sweep_without_a_complete_trial_fails(tmp_path: Path) -> None:
     body = f"return launched(**{LAUNCHED | {'best': [], 'states': {'failed': 3}}!r})"
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path), "--json")
@@ -421,6 +430,7 @@ def test_a_sweep_without_a_complete_trial_fails(tmp_path: Path) -> None:
     assert "error: movie: no trial ran to its end" in done.err
 
 
+@pytest.mark.command
 def test_ctrl_c_exits_with_130_and_no_traceback(tmp_path: Path) -> None:
     done = replaced(tmp_path, "raise KeyboardInterrupt", "launch", sweep_file(tmp_path))
     assert done.code == 130
@@ -428,6 +438,7 @@ def test_ctrl_c_exits_with_130_and_no_traceback(tmp_path: Path) -> None:
     assert done.err.splitlines()[-1] == "error: interrupted"
 
 
+@pytest.mark.command
 def test_a_defect_is_one_line_and_a_traceback_only_on_request(tmp_path: Path) -> None:
     sweep = sweep_file(tmp_path)
     done = replaced(tmp_path, "1 / 0", "launch", sweep)
@@ -437,6 +448,7 @@ def test_a_defect_is_one_line_and_a_traceback_only_on_request(tmp_path: Path) ->
     assert "Traceback" in replaced(tmp_path, "1 / 0", "launch", sweep, "--debug").err
 
 
+@pytest.mark.command
 def test_an_error_of_the_launch_has_its_own_exit_code(tmp_path: Path) -> None:
     body = "from spaces.errors import JobError; raise JobError('profile failed: out of memory')"
     done = replaced(tmp_path, body, "launch", sweep_file(tmp_path))
