@@ -67,7 +67,7 @@ def test_every_digit_is_in_one_split_with_its_label(made: Path) -> None:
 
 def test_the_base_reads_the_pictures_and_lacks_only_a_head(made: Path) -> None:
     from trainables.bases.loading import load_base
-    from trainables.bases.structure import meta_targets
+    from trainables.bases.structure import meta_base
     from trainables.tasks.settings import TaskSettings
     from trainables.tasks.task import build_task
 
@@ -81,8 +81,9 @@ def test_the_base_reads_the_pictures_and_lacks_only_a_head(made: Path) -> None:
     base = load_base(uri, task.kind, task.num_labels)
     assert base.head_modules == ("classifier",)
     usual = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
-    assert meta_targets(uri, task.kind, 10, usual) == meta_targets(
-        uri, task.kind, 10, ["all-linear"]
+    assert (
+        meta_base(uri, task.kind, 10, usual).targets
+        == meta_base(uri, task.kind, 10, ["all-linear"]).targets
     )
     with torch.no_grad():
         batch = task.splits["dev"].batch(np.arange(3))

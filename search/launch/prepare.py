@@ -94,7 +94,15 @@ def prepare(config: SweepConfig) -> SweepInputs:
         count_range(space.default_choice(method), targets, size=size)
     _check_memory_limit(config, targets, size)
     base_fingerprint = fingerprint(base_uri)
-    check_weights(base_uri, config.task.kind, task.num_labels, dtype_name(config))
+    key = (
+        borrowed["key"]
+        if borrowed is not None
+        else profile_key_of(
+            config, base_fingerprint, task.train_fingerprint, targets, base.head.in_key
+        )
+    )
+    if borrowed is not None or store.manifest(key) is None:  # else they were sound when profiled
+        check_weights(base_uri, config.task.kind, task.num_labels, dtype_name(config))
     return SweepInputs(
         task=task,
         task_name=config.task.name,
@@ -104,11 +112,7 @@ def prepare(config: SweepConfig) -> SweepInputs:
         size=size,
         head=base.head,
         space=space,
-        key=borrowed["key"]
-        if borrowed is not None
-        else profile_key_of(
-            config, base_fingerprint, task.train_fingerprint, targets, base.head.in_key
-        ),
+        key=key,
         store=store,
         borrowed=borrowed,
     )

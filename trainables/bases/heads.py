@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -227,6 +228,8 @@ def _start(
     if theirs is None:
         return None, "the base's own does not name its classes in config.json"
     order = matched(theirs, classes)
+    if order is None and theirs == _default_names(len(theirs)):
+        return None, "the base's own does not name its classes in config.json"
     if order is None:
         return None, f"the base's own is of {_listed(theirs)}, the task of {_listed(classes)}"
     return order, f"its classes are the task's by name: {_listed(classes)}"
@@ -235,7 +238,8 @@ def _start(
 def _own_classes(config: Mapping[str, Any], number: int) -> list[str] | None:
     """The classes of a checkpoint's head in the order of its outputs, as its config names them.
 
-    None where it names none, or transformers' default names, or two names for one output.
+    None where it names none, or two names for one output. transformers' default names count where
+    there are no others.
     """
     forward, backward = config.get("id2label"), config.get("label2id")
     named = []
@@ -244,23 +248,33 @@ def _own_classes(config: Mapping[str, Any], number: int) -> list[str] | None:
     if isinstance(backward, dict):
         named.append({str(index): str(name) for name, index in backward.items()})
     places = [str(i) for i in range(number)]
-    default = {place: f"LABEL_{place}" for place in places}
-    told = [names for names in named if names.keys() == set(places) and names != default]
+    default = dict(zip(places, _default_names(number), strict=True))
+    told = [names for names in named if names.keys() == set(places)]
+    told = [names for names in told if names != default] or told
     if not told or any(names != told[0] for names in told):
         return None
     return [told[0][place] for place in places]
 
 
+def _default_names(number: int) -> list[str]:
+    """What transformers calls classes that nobody has named."""
+    return [f"LABEL_{index}" for index in range(number)]
+
+
 def matched(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    """The place among `theirs` of each of `ours`, case and surrounding spaces apart.
+    """The place among `theirs` of each of `ours`, case, spaces and Unicode form apart.
 
     None where they are not the same names, or two of one side are alike.
     """
-    places = {name.strip().casefold(): i for i, name in enumerate(theirs)}
-    wanted = [name.strip().casefold() for name in ours]
+    places = {_plain(name): i for i, name in enumerate(theirs)}
+    wanted = [_plain(name) for name in ours]
     if len(places) != len(theirs) or len(wanted) != len(theirs) or set(wanted) != places.keys():
         return None
     return tuple(places[name] for name in wanted)
+
+
+def _plain(name: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", name).split()).casefold()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -158,7 +158,7 @@ def is_finite(values: torch.Tensor, dtype: torch.dtype) -> bool:
     largest = torch.finfo(dtype).max
     for part in values.reshape(-1).split(_AT_ONCE) if values.device.type == "cpu" else [values]:
         # One pass without a copy; a NaN is the least and the largest of what it is among.
-        low, high = torch.aminmax(part)
+        low, high = (each.item() for each in torch.aminmax(part))  # a tensor would round `largest`
         if not (low >= -largest and high <= largest):
             return False
     return True

@@ -140,9 +140,10 @@ def _pad_token_id(uri: str, path: Path, config: Any) -> int:
             f"base: {uri} has no tokenizer and its config no padding token; add its tokenizer files"
         )
     token = int(token[0] if isinstance(token, list) else token)
-    if token >= text.vocab_size:
+    held = getattr(text, "vocab_size", None)  # CANINE embeds every character
+    if held is not None and token >= held:
         raise BaseModelError(
-            f"base: {uri} has padding token {token}, but its embedding holds {text.vocab_size} "
+            f"base: {uri} has padding token {token}, but its embedding holds {held} "
             "tokens; set pad_token in tokenizer_config.json to one of those"
         )
     return token

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 
 SCHEMES = ("hub", "path", "package")
 
@@ -20,7 +20,7 @@ def scheme_and_place(uri: str) -> tuple[str, str]:
 
 
 def _meant(uri: str) -> str:
-    if uri and Path(uri).expanduser().exists():
+    if uri and os.path.exists(os.path.expanduser(uri)):  # of os.path, for they never raise
         return f"did you mean 'path:{uri}'?"
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[^:]+)?", uri):
         return f"did you mean 'hub:{uri}'?"

@@ -51,13 +51,6 @@ def base_parameters(uri: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def meta_targets(
-    uri: str, kind: str, classes: Classes, patterns: Sequence[str]
-) -> tuple[TargetModule, ...]:
-    """The target modules of a base, found without loading a weight: those of `meta_base`."""
-    return meta_base(uri, kind, classes, patterns).targets
-
-
 def meta_linear_layers(uri: str, kind: str, classes: Classes) -> tuple[TargetModule, ...]:
     """Every linear layer of a base outside its head, found without loading a weight."""
     model, head = _meta_model(uri, kind, classes)

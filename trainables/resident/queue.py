@@ -297,7 +297,7 @@ class JobQueue:
     async def _look_for_silence(self) -> None:
         """Say once of each worker that it hangs, as far as can be told from here."""
         now = time.monotonic()
-        for worker, last in self._signs.items():
+        for worker, last in list(self._signs.items()):
             group = worker[0]
             if now - last <= self._silent_s or worker in self._silent or group not in self._groups:
                 continue

