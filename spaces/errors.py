@@ -55,6 +55,10 @@ class JobError(RanksweepError):
     """A job of the resident workers failed."""
 
 
+class CancelledJobError(JobError):
+    """A job of the resident workers was cancelled."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Say which of the `known` words is meant by an unknown `word`.
 

@@ -18,17 +18,19 @@ def drawn_dry_run(result: DryRun) -> Group:
     profile, search, rows = result.profile, result.search, result.task["rows"]
     cached = "cached" if profile["cached"] else "not cached"
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("base", f"{result.base['uri']}, {result.base['params']:,} parameters")
+    facts.add_row("base", Text(f"{result.base['uri']}, {result.base['params']:,} parameters"))
     facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
     facts.add_row("classes", Text(classes_line(result.task["classes"])))
     for split, constant in result.task["constant_answers"].items():
         answer = "the classes' shares" if constant["answer"] is None else repr(constant["answer"])
         facts.add_row(
             "",
-            f"a constant answer ({answer}) has {constant['metric']} {figure(constant['value'])} "
-            f"on {split}",
+            Text(
+                f"a constant answer ({answer}) has {constant['metric']} "
+                f"{figure(constant['value'])} on {split}"
+            ),
         )
-    facts.add_row("profile", f"{profile['key']} ({cached} in {profile['store']})")
+    facts.add_row("profile", Text(f"{profile['key']} ({cached} in {profile['store']})"))
     facts.add_row(
         "",
         f"{profile['modules']} modules, {profile['optimizer_steps']} steps of which "

@@ -25,7 +25,7 @@ from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from search.tracking.weights import WeightFiles
 from search.tuning.trial import job_name
-from spaces.errors import JobError, TrackingError
+from spaces.errors import CancelledJobError, JobError, TrackingError
 from spaces.plan import Plan
 from trainables.resident.jobs import Event, Started, TrialJob
 from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
@@ -102,7 +102,7 @@ def confirm_best(
         if tested is None:
             tested = _run_one(job, config, workers, relay, view, kept)
         done += 1
-        shown = "failed" if tested is None else f"{config.task.metric} {tested.value:.4f}"
+        shown = "not measured" if tested is None else f"{config.task.metric} {tested.value:.4f}"
         view.message(f"confirm {done}/{len(jobs)}: {job.row['arm']} seed {job.seed}: {shown}")
         return tested
 
@@ -148,7 +148,11 @@ def _logged(
     }
     if not found:
         return {}
-    rows = kept_rows(RecordedRuns(tracker.uri), [run.run_id for run in found.values()])
+    try:
+        rows = kept_rows(RecordedRuns(tracker.uri), [run.run_id for run in found.values()])
+    except TrackingError as error:
+        logger.warning("what earlier confirmations said of each row is not looked up: %s", error)
+        rows = {}
     return {key: OnTest(run.metrics[name], rows.get(run.run_id)) for key, run in found.items()}
 
 
@@ -197,10 +201,13 @@ def _run_one(
         )
         result = workers.run(job, on_event=begun)
         metrics, test_rows = result.metrics, result.test_rows
+    except CancelledJobError:  # with the launch; the next one does it again
+        state = "cancelled"
     except JobError as error:
         state, error_text = "failed", str(error)
         logger.warning("confirmation of trial %s, seed %s: %s", row["number"], seed, error)
-    begin()
+    if state != "cancelled":  # one that only waited never began
+        begin()
     view.trial_finished(row["number"], state, None, seed)
     if metrics:
         told = {"metrics": _on_test(metrics, metric)}

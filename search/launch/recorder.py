@@ -39,9 +39,7 @@ class Recorder:
         self._view, self._searcher, self._kept = view, searcher, kept
         self._methods: dict[int, tuple[str, int]] = {}
         self._epochs: dict[int, int] = {}
-        self._queued: dict[int, None] = {}
         self._unbegun: dict[int, dict[str, Any]] = {}
-        self._shown: set[int] = set()
         self._repeats: set[int] = set()
         self._said_that_epochs_go = False
         self._objective = Objective(config.search.metric, config.search.mode)
@@ -52,8 +50,6 @@ class Recorder:
         arm = self._searcher.arm_of(choice)
         self._methods[number] = arm, plan.trainable_params
         self._epochs[number] = self._config.train.epochs * plan.length
-        self._queued[number] = None
-        self._show_next()
         self._relay.keep_plan(number, plan)
         own = self._searcher.tags_of(number)
         if "repeat" in own:
@@ -65,14 +61,12 @@ class Recorder:
         }
 
     def trial_began(self, number: int, at_ms: int) -> None:
-        body = self._unbegun.pop(number, None)
-        if body is not None:
-            self._show(number)
-            self._relay.append(partial(self._relay.journal.start, number, body, at_ms))
+        if number in self._unbegun:
+            self._view.trial_started(number, *self._methods[number])
+            self._append_start(number, at_ms)
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
-        self._show(number)
         self.trial_began(number, now_ms())  # where nobody has said when
         self._view.trial_epoch(number, epoch, self._epochs[number], value)
         body = {"metrics": _epoch_metrics(metrics)}
@@ -89,15 +83,11 @@ class Recorder:
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
     ) -> None:
         value = metrics.get(self._config.search.metric)
-        self.trial_began(number, now_ms())
-        if state == "cancelled" and number in self._queued:  # it was never shown to begin
-            del self._queued[number]
+        if state == "cancelled" and number in self._unbegun:  # it waited, and never began
+            self._append_start(number, now_ms())
         else:
-            self._show(number)
+            self.trial_began(number, now_ms())
             self._view.trial_finished(number, state, value)
-        self._shown.discard(number)
-        if state != "cancelled":
-            self._show_next()
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")
         method, params = self._methods.pop(number, ("", 0))
@@ -118,16 +108,9 @@ class Recorder:
         except (OSError, JobError) as error:  # a full disk must not end the search
             self._view.message(f"the weights of trial {number} are not kept: {error}")
 
-    def _show_next(self) -> None:
-        """One trial more than the groups can hold waits; it is shown when its turn comes."""
-        while self._queued and len(self._shown) < self._config.cluster.groups:
-            self._show(next(iter(self._queued)))
-
-    def _show(self, number: int) -> None:
-        if number in self._queued:
-            del self._queued[number]
-            self._shown.add(number)
-            self._view.trial_started(number, *self._methods[number])
+    def _append_start(self, number: int, at_ms: int) -> None:
+        body = self._unbegun.pop(number)
+        self._relay.append(partial(self._relay.journal.start, number, body, at_ms))
 
 
 def _epoch_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -81,6 +81,8 @@ def shared_settings(config: SweepConfig, inputs: SweepInputs) -> dict[str, Any]:
     """What launches that share a study have in common."""
     resolved = config.resolved()
     free = ("study", *SEARCH_MAY_CHANGE)
+    if resolved["train"].get("warmup_steps") is None:
+        resolved["train"].pop("warmup_steps", None)  # as of older versions, whose studies go on
     return {
         "task": inputs.task.fingerprint,
         "base": inputs.base_fingerprint,

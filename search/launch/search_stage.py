@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
@@ -46,6 +47,7 @@ from search.tuning.trial import job_name
 from search.tuning.tune import TuneOutcome, tune_search
 from spaces.errors import JobError
 from spaces.methods.registry import from_record
+from spaces.plan import Plan
 from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.search_space import SearchSpace
@@ -266,6 +268,10 @@ class SearchStage:
         assert self.result.sweep_run_id is not None
         journal = Journal(self.paths.journal)
         objective = self.config.search.objectives[0]
+
+        def plan_of(choice: Mapping[str, Any]) -> Plan:
+            return planner.plan(from_record(choice))
+
         end_what_was_left_open(journal, self.study, objective)
         if recalls and self.study.get_trials(deepcopy=False):
             Recall(
@@ -277,7 +283,7 @@ class SearchStage:
                 self._driver,
                 objective,
                 self.config.task.metric,
-                planner.plan,
+                plan_of,
                 self.view.message,
                 self.tracked_before,
             ).tell_again()
@@ -285,7 +291,7 @@ class SearchStage:
             journal,
             self.tracker,
             self.result.sweep_run_id,
-            plan_of=lambda choice: planner.plan(from_record(choice)),
+            plan_of=plan_of,
             say=self.view.message,
             on_run=on_run,
         )

@@ -68,7 +68,8 @@ def attributes_of(storage: str, name: str) -> dict[str, Any]:
 
     Raises ConfigError where the database cannot be reached.
     """
-    with reached(storage, StorageInternalError):
+    # a RuntimeError: the tables are of another version of Optuna
+    with reached(storage, StorageInternalError, RuntimeError):
         try:
             return dict(optuna.load_study(study_name=name, storage=storage).user_attrs)
         except KeyError:

@@ -135,8 +135,11 @@ class Journal:
             database.execute("PRAGMA wal_autocheckpoint = 0")
             self._appended = int(database.execute("SELECT COUNT(*) FROM records").fetchone()[0])
             self._kept = int(database.execute("SELECT COUNT(*) FROM told").fetchone()[0])
-            lowest = database.execute("SELECT MIN(number) FROM runs WHERE number < 0").fetchone()[0]
-        self._unused = itertools.count((lowest or 0) - 1, -1)
+            (lowest,) = database.execute(
+                "SELECT MIN(number) FROM "
+                "(SELECT number FROM runs UNION SELECT run FROM confirmations)"
+            ).fetchone()
+        self._unused = itertools.count(min(lowest or 0, 0) - 1, -1)
         self._taken = 0
         self.gave_up_epochs = False
         """Whether epochs were given up, as more records waited than may."""

@@ -38,9 +38,15 @@ class WeightFiles:
     def keep(self, number: int, weights: bytes) -> None:
         """Hold the weights of a run. Raises OSError where they cannot be written."""
         file = self.file(number)
+        part = file.with_suffix(".part")
         with private_files():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(weights)
+            try:
+                part.write_bytes(weights)
+                part.replace(file)
+            except OSError:
+                self._drop(number)
+                raise
 
     def log(self, tracker: Tracker, run_ids: Mapping[int, str]) -> str | None:
         """Give what is held to the runs, whose ids are those of `run_ids` by number.
@@ -61,9 +67,7 @@ class WeightFiles:
         return problem
 
     def _held(self) -> set[int]:
-        if not self.folder.is_dir():
-            return set()
-        return {int(folder.name) for folder in self.folder.iterdir()}
+        return {int(file.parent.name) for file in self.folder.glob("[0-9]*/weights.safetensors")}
 
     def _drop(self, number: int) -> None:
         shutil.rmtree(self.file(number).parent, ignore_errors=True)

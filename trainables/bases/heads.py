@@ -225,14 +225,12 @@ def _start(
     if isinstance(classes, int):
         return None, "the base's own is of classes without a name here"
     theirs = _own_classes(said, len(classes))
-    if theirs is None:
+    order = None if theirs is None else matched(theirs, classes)
+    if order is not None:
+        return order, f"its classes are the task's by name: {_listed(classes)}"
+    if theirs is None or theirs == _default_names(len(theirs)):
         return None, "the base's own does not name its classes in config.json"
-    order = matched(theirs, classes)
-    if order is None and theirs == _default_names(len(theirs)):
-        return None, "the base's own does not name its classes in config.json"
-    if order is None:
-        return None, f"the base's own is of {_listed(theirs)}, the task of {_listed(classes)}"
-    return order, f"its classes are the task's by name: {_listed(classes)}"
+    return None, f"the base's own is of {_listed(theirs)}, the task of {_listed(classes)}"
 
 
 def _own_classes(config: Mapping[str, Any], number: int) -> list[str] | None:

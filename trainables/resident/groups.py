@@ -21,7 +21,7 @@ import ray.tune  # used later, but two imports of Ray's libraries at once can co
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from spaces.errors import JobError, one_line
+from spaces.errors import CancelledJobError, JobError, one_line
 from trainables.resident.causes import why
 from trainables.resident.group_watch import GroupWatch
 from trainables.resident.jobs import Done, Event, Failed, Job, Result, Steps
@@ -128,7 +128,7 @@ class ResidentWorkers:
                 return event.result  # type: ignore[return-value]
             if isinstance(event, Failed):
                 raise JobError(f"{job.kind} failed: {event.error}")
-        raise JobError(f"{job.kind} was cancelled")
+        raise CancelledJobError(f"{job.kind} was cancelled")
 
     def collect(self, job_id: str) -> bytes | None:
         """What a finished job has left with the queue, once; None for nothing. Raises JobError."""

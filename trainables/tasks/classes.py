@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spaces.errors import ConfigError, DataError, shown
 from trainables.tasks.metrics import METRICS
 from trainables.tasks.settings import TaskSettings
-from trainables.tasks.values import is_a_number
+from trainables.tasks.values import INVISIBLE, is_a_number
 
 Labels = Mapping[str, Sequence[str]]
 """Split -> the label of each of its rows."""

@@ -82,9 +82,10 @@ def read_picture(value: object, folder: Path | None, origin: str) -> Picture:
             path = folder / path
         return Picture(path.read_bytes(), f"{origin} ({value})", str(path.absolute()))
     except (OSError, ValueError, RuntimeError) as error:  # no file; no path at all; no such home
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise DataError(
-            f"task.image: {origin} names {value!r}, which cannot be read "
-            f"({reason_of(error)}); paths are relative to the data file"
+            f"task.image: {origin} names {value!r}, which cannot be read ({reason}); paths are "
+            "relative to the data file"
         ) from error
 
 

@@ -38,9 +38,10 @@ class Task:
 
     @property
     def data_fingerprint(self) -> str:
-        """`fingerprint` without the metric: measurements are of the same data where it is equal."""
+        """`fingerprint` but for the metric's name: equal where measured on the same data."""
         others = {split: rows for split, rows in self.rows.items() if split != "train"}
-        return _fingerprint({"train": self.train_fingerprint, "rows": others})
+        of_metric = {} if self.positive == 1 else {"positive": self.labels[self.positive]}
+        return _fingerprint({"train": self.train_fingerprint, "rows": others, **of_metric})
 
     @property
     def num_labels(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import optuna
 import pytest
@@ -198,6 +199,9 @@ def test_a_run_begins_when_its_trial_trains_not_when_it_is_queued(
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     watched = Watched(tmp_path, tracker, sweep)
     recorder = watched.recorder
+    shown = MagicMock()
+    watched.silent.trial_started = shown.started  # type: ignore[method-assign]
+    watched.silent.trial_finished = shown.finished  # type: ignore[method-assign]
     for number in (0, 3):
         choice = choice_of(number)
         recorder.trial_started(number, choice, plan_of(choice.as_dict()))
@@ -206,6 +210,8 @@ def test_a_run_begins_when_its_trial_trains_not_when_it_is_queued(
     recorder.trial_ended(0, "cancelled", {}, "interrupted")
     recorder.trial_ended(3, "cancelled", {}, "interrupted")
     assert watched.close() == 0
+    assert [call.args[0] for call in shown.started.call_args_list] == [0]
+    assert [call.args[0] for call in shown.finished.call_args_list] == [0]
 
     runs = {run.number: tracker.run(run.run_id).info for run in tracker.children(sweep)}
     assert runs[0].start_time == 1_000_000

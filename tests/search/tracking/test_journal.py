@@ -312,3 +312,14 @@ def test_a_driver_killed_at_any_moment_leaves_nothing_untold(
         if step == 4 - number % 3:
             assert trial["status"] != "RUNNING"
             assert epochs == 2 - number % 3
+
+
+def test_a_confirmation_has_a_number_that_none_before_it_had(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    number = journal.new_confirmation()
+    journal.start(number, {}, 0, (0, 1))
+    journal.forget(number)
+    journal.close()
+    again = Journal(tmp_path / "journal.db")
+    assert again.new_confirmation() < number < 0
+    again.close()

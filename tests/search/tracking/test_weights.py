@@ -86,3 +86,23 @@ def test_the_files_are_private(tmp_path: Path) -> None:
     weights = kept(tmp_path, "best", {0})
     weights.trial_completed(0)
     assert weights.file(0).stat().st_mode & 0o077 == 0
+
+
+def test_weights_that_a_full_disk_cut_off_are_not_given_to_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, runs = kept(tmp_path, "all", set()), Runs()
+
+    def half(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space"):
+            weights.trial_completed(1)
+    weights.trial_completed(2)
+    (weights.folder / ".nfs01").touch()
+    assert weights.log(runs, names(3)) is None  # type: ignore[arg-type]
+    assert set(runs.files) == {"run-2"}

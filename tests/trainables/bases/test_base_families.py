@@ -20,7 +20,7 @@ from tests.trainables.profile_oracle import assert_profile_is
 from trainables.adaptations.blocks import BlockAdaptation
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.location import fingerprint
-from trainables.bases.structure import meta_targets, resolve_targets
+from trainables.bases.structure import meta_base, resolve_targets
 from trainables.engine.workers import Workers
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
@@ -89,7 +89,7 @@ def test_targets_found_without_weights_are_those_of_the_loaded_base(
 ) -> None:
     patterns = family.suffixes if usual else ("all-linear",)
     found = resolve_targets(base.model, base.head_modules, patterns)
-    assert meta_targets(family.uri, family.kind, family.task.num_labels, patterns) == found
+    assert meta_base(family.uri, family.kind, family.task.num_labels, patterns).targets == found
     for pattern in family.suffixes:
         assert any(name.endswith(pattern) for target in found for name in target.names)
 

@@ -235,6 +235,8 @@ def test_a_head_without_its_pooler_is_no_whole_head(tmp_path: Path) -> None:
         (("0", "1"), ("0", "1"), (0, 1)),
         (("POSITIVE ", "Negative"), ("negative", "positive"), (1, 0)),
         (("no", "yes", "maybe"), ("maybe", "no", "yes"), (2, 0, 1)),
+        (("very  good", "caf\u00e9"), ("Cafe\u0301", "very\u00a0good"), (1, 0)),
+        (("LABEL_0", "LABEL_1"), ("LABEL_1", "LABEL_0"), (1, 0)),
         (("no", "No"), ("no", "yes"), None),
         (("no", "yes"), ("no", "No"), None),
         (("no", "yes"), ("0", "1"), None),

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from spaces.errors import BaseModelError
 from tests.trainables.bases.test_heads import SEQ2SEQ, SHAPE, TEXT
-from trainables.bases.limits import check_pixels, check_weights, text_limits
+from trainables.bases.limits import check_pixels, check_weights, is_finite, text_limits
 from trainables.bases.loading import load_base
-from trainables.bases.structure import meta_linear_layers, meta_targets
+from trainables.bases.structure import meta_base, meta_linear_layers
 
 DECODER = {**TEXT, "pad_token_id": 0, "eos_token_id": 2}
 GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 20}
@@ -101,6 +101,16 @@ def spoilt(folder: Path, name: str, value: float, **changes: Any) -> str:
     return uri
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+def test_an_infinity_in_16_bits_is_seen_whatever_it_is_loaded_in(
+    stored: torch.dtype, value: float
+) -> None:
+    values = torch.tensor([1.0, value], dtype=stored)
+    assert not any(is_finite(values, dtype) for dtype in (torch.float32, torch.bfloat16, stored))
+    assert is_finite(values[:1], torch.float32)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e5])
 def test_a_value_that_is_no_number_is_named_before_and_at_loading(
     value: float, tmp_path: Path
@@ -169,13 +179,13 @@ def test_a_quantized_base_is_refused(wanted: dict[str, Any], tmp_path: Path) -> 
     path.write_text(json.dumps(json.loads(path.read_text()) | wanted))
     for act in (
         lambda: load_base(uri, "classification", 2),
-        lambda: meta_targets(uri, "classification", 2, ["q_proj"]),
+        lambda: meta_base(uri, "classification", 2, ["q_proj"]),
         lambda: text_limits(uri, "classification"),
     ):
         with pytest.raises(BaseModelError, match=r"is quantized .*use the model that it was"):
             act()
     path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(wanted)))
-    assert meta_targets(uri, "classification", 2, ["q_proj"])
+    assert meta_base(uri, "classification", 2, ["q_proj"]).targets
 
 
 MOE = {**DECODER, "num_key_value_heads": 1, "head_dim": 8, "moe_intermediate_size": 8}
@@ -223,12 +233,12 @@ def test_experts_in_one_tensor_are_named_and_not_passed_over(family: str, tmp_pa
     config.save_pretrained(tmp_path)
     uri = f"path:{tmp_path}"
     with pytest.raises(BaseModelError, match="all experts in one tensor") as caught:
-        meta_targets(uri, "classification", 2, ["all-linear"])
+        meta_base(uri, "classification", 2, ["all-linear"])
     said = str(caught.value)
     assert tensor in said
     assert usable in said
     suffix = usable.split(", ")[0]
-    by_name = meta_targets(uri, "classification", 2, [suffix])
+    by_name = meta_base(uri, "classification", 2, [suffix]).targets
     assert by_name
     assert {target.name for target in by_name} <= {
         target.name for target in meta_linear_layers(uri, "classification", 2)
@@ -239,8 +249,8 @@ def test_a_suffix_of_experts_names_them_too(tmp_path: Path) -> None:
     EXPERTS["deepseek_v2"][0].save_pretrained(tmp_path)
     uri = f"path:{tmp_path}"
     with pytest.raises(BaseModelError, match=r"'down_proj' takes in .*mlp.experts.down_proj"):
-        meta_targets(uri, "classification", 2, ["down_proj"])
-    named = meta_targets(uri, "classification", 2, ["shared_experts.down_proj"])
+        meta_base(uri, "classification", 2, ["down_proj"])
+    named = meta_base(uri, "classification", 2, ["shared_experts.down_proj"]).targets
     assert [target.name for target in named] == ["model.layers.1.mlp.shared_experts.down_proj"]
 
 
@@ -260,7 +270,7 @@ def test_a_text_adapts_what_texts_go_through(tmp_path: Path) -> None:
     """Every module that is adapted has a gradient on a batch of texts, and no other has one."""
     uri = saved(tmp_path, gemma3())
     base = load_base(uri, "classification", 2)
-    targets = meta_targets(uri, "classification", 2, ["all-linear"])
+    targets = meta_base(uri, "classification", 2, ["all-linear"]).targets
     base.model.requires_grad_(True)
     ids = torch.randint(5, 40, (2, 6))
     base.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum().backward()
@@ -274,7 +284,7 @@ def test_a_text_adapts_what_texts_go_through(tmp_path: Path) -> None:
     with pytest.raises(
         BaseModelError, match=r"names model.vision_tower.* which a text does not go"
     ):
-        meta_targets(uri, "classification", 2, ["fc1"])
+        meta_base(uri, "classification", 2, ["fc1"])
     assert text_limits(uri, "classification").tokens == 20
 
 
@@ -284,7 +294,9 @@ def test_a_config_alone_tells_what_a_classifier_of_pictures_takes_of_a_larger_mo
     """CLIP ViT-B/32: rank 8 on all linear layers of its vision tower is 1,327,104 parameters."""
     config = transformers.CLIPConfig()
     config.save_pretrained(tmp_path / "alone")
-    targets = meta_targets(f"path:{tmp_path / 'alone'}", "image_classification", 2, ["all-linear"])
+    targets = meta_base(
+        f"path:{tmp_path / 'alone'}", "image_classification", 2, ["all-linear"]
+    ).targets
     assert sum(8 * sum(target.shape) for target in targets) == 1_327_104
     assert all(target.name.startswith("vision_model.") for target in targets)
 
@@ -294,11 +306,11 @@ def test_a_config_alone_tells_what_a_classifier_of_pictures_takes_of_a_larger_mo
             folder,
             make(vision_config=VISION, text_config={**TEXT, "bos_token_id": 0, "eos_token_id": 2}),
         )
-        whole = meta_targets(uri, "image_classification", 2, ["all-linear"])
+        whole = meta_base(uri, "image_classification", 2, ["all-linear"]).targets
         bare = tmp_path / f"{make.model_type}-config"
         bare.mkdir()
         shutil.copy(folder / "config.json", bare)
-        assert meta_targets(f"path:{bare}", "image_classification", 2, ["all-linear"]) == whole
+        assert meta_base(f"path:{bare}", "image_classification", 2, ["all-linear"]).targets == whole
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
@@ -329,7 +341,7 @@ def test_a_config_that_makes_no_model_here_is_refused(
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(BaseModelError, match=said) as caught:
-        meta_targets(uri, "classification", 2, ["query"])
+        meta_base(uri, "classification", 2, ["query"])
     assert "\n" not in str(caught.value)
 
 

@@ -18,7 +18,7 @@ from spaces.errors import JobError
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import Profile
 from trainables.bases.location import fingerprint
-from trainables.bases.structure import meta_targets
+from trainables.bases.structure import meta_base
 from trainables.profiling.settings import ProfileSettings
 from trainables.resident.groups import GroupSettings, ResidentWorkers
 from trainables.resident.jobs import (
@@ -96,9 +96,9 @@ def trial(
     tiny_sweep: dict[str, Any], choice: dict[str, Any], profile: Profile | None = None, **train: Any
 ) -> TrialJob:
     """A job that trains the plan of a choice."""
-    targets = meta_targets(
+    targets = meta_base(
         tiny_sweep["base"], "classification", 2, tiny_sweep["profile"]["target_modules"]
-    )
+    ).targets
     parsed = parse_choice(choice)
     return TrialJob(
         plan=make_plan(parsed, targets, profile).to_bytes(),

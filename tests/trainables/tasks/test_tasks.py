@@ -268,6 +268,9 @@ def test_each_split_has_a_name_of_its_own_and_the_data_one_without_the_metric(
     assert changed.data_fingerprint != task.data_fingerprint
     by_f1 = build_task(settings(files, metric="f1"), MINILM)
     assert by_f1.data_fingerprint == task.data_fingerprint
+    labels = task.labels
+    other = build_task(settings(files, metric="f1", positive_class=labels[0]), MINILM)
+    assert other.data_fingerprint != task.data_fingerprint, "f1 of another class is another measure"
     shorter = build_task(settings(files, max_length=12), MINILM)
     assert shorter.rows == task.rows
     assert shorter.data_fingerprint != task.data_fingerprint
@@ -585,6 +588,8 @@ def test_pictures_of_a_hub_data_set_are_read_as_they_are_stored(
         ({"height": 3}, " line 2 has dict {'height': 3}, not a picture"),
         ({"bytes": None, "path": None}, " line 2 has nothing, not a picture"),
         ("nowhere.png", " line 2 names 'nowhere.png', which cannot be read (No such file"),
+        ("a\0b", " line 2 names 'a\\x00b', which cannot be read (embedded null byte)"),
+        ("~nobody/x.png", " line 2 names '~nobody/x.png', which cannot be read ("),
         (
             "words.png",
             " line 2 (words.png) is not a whole PNG, JPEG or WebP picture (cannot identify",

@@ -139,7 +139,7 @@ def test_a_type_that_the_base_does_not_embed_is_refused(tmp_path: Path) -> None:
         the_task(tmp_path, base, text=["text", "other"])
 
 
-def test_a_row_must_end_once_where_the_base_reads_it_at_its_end(tmp_path: Path) -> None:
+def test_rows_must_end_alike_where_the_base_reads_it_at_its_end(tmp_path: Path) -> None:
     """As BART and T5 do, whose classifiers refuse a batch of rows with more or fewer ends."""
     bart = {
         "kind": transformers.BartConfig, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
@@ -151,6 +151,7 @@ def test_a_row_must_end_once_where_the_base_reads_it_at_its_end(tmp_path: Path) 
         DataError, match=r"a row of dev, 'a \[SEP\] b', has the end token .*2 times"
     ):
         the_task(tmp_path, base, dev=[*TEXTS, "a [SEP] b"])
+    assert the_task(tmp_path, base, text=["text", "other"]), "a pair has ends of its own"
     with pytest.raises(DataError, match=r"has the end token .* 0 times"):
         the_task(
             tmp_path, a_base(tmp_path / "none", **bart, eos_token_id=19), [t[2:] for t in TEXTS]
