@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import optuna
@@ -200,8 +201,8 @@ def test_a_run_begins_when_its_trial_trains_not_when_it_is_queued(
     watched = Watched(tmp_path, tracker, sweep)
     recorder = watched.recorder
     shown = MagicMock()
-    watched.silent.trial_started = shown.started  # type: ignore[method-assign]
-    watched.silent.trial_finished = shown.finished  # type: ignore[method-assign]
+    silent: Any = watched.silent
+    silent.trial_started, silent.trial_finished = shown.started, shown.finished
     for number in (0, 3):
         choice = choice_of(number)
         recorder.trial_started(number, choice, plan_of(choice.as_dict()))
