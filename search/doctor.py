@@ -29,8 +29,9 @@ from search.launch.ray_environment import (
     ray_environment,
     short_folder,
     token_remedy,
+    wants_own_token,
 )
-from search.paths import SweepPaths
+from search.paths import SweepPaths, nearest_there
 from search.redaction import redacted
 from search.store.profiles import ProfileStore
 from search.tracking.mlflow import absolute_uri, connect, experiment_names, sqlite_file
@@ -192,7 +193,7 @@ def check_devices() -> list[Check]:
 
 def check_disk(root: Path) -> Check:
     """Whether there is room for a sweep's files where they are written."""
-    place = _nearest(root)
+    place = nearest_there(root)
     free = shutil.disk_usage(place).free
     enough, needed = free >= SMALLEST_DISK, _size(SMALLEST_DISK)
     return _tried("disk", enough, f"{_size(free)} free in {place}", f"free at least {needed}")
@@ -246,9 +247,9 @@ def _local_options() -> dict[str, Any]:
 
 def _ray_variables(address: str) -> dict[str, str]:
     variables = os.environ | ray_environment(address)
-    if address == "local" and variables.get("RAY_AUTH_MODE", "token") == "token":
+    if address == "local" and wants_own_token(variables):
         # Else Ray writes a token of its own into the home.
-        variables.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return variables
 
 
@@ -282,9 +283,9 @@ def check_tracking(uri: str) -> Check:
     shown = redacted(uri)
     try:
         file = sqlite_file(absolute_uri(uri))
-        if file is not None and not file.exists():
-            above = _nearest(file.parent)
-            writable = above.is_dir() and os.access(above, os.W_OK)
+        if file is not None and not os.path.exists(file):
+            above = nearest_there(file.parent)
+            writable = above.is_dir() and os.access(above, os.W_OK | os.X_OK)
             detail = f"{shown} is not there yet"
             if not writable:
                 why = "is read-only" if above.is_dir() else "is no folder"
@@ -355,14 +356,6 @@ def _end_with_children(process: subprocess.Popen[str]) -> None:
         except psutil.NoSuchProcess:
             continue
     process.communicate()
-
-
-def _nearest(path: Path) -> Path:
-    """The path itself, or the nearest above it that is there."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _split(error: Exception) -> tuple[str, str]:

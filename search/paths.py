@@ -119,6 +119,14 @@ class SweepPaths:
             self.tune.mkdir(parents=True, exist_ok=True)
 
 
+def nearest_there(path: Path) -> Path:
+    """The absolute path itself, or the nearest above it that is there and can be seen."""
+    path = path.absolute()
+    while not os.path.exists(path):  # not of Path, which raises below what may not be entered
+        path = path.parent
+    return path
+
+
 def check_sweep_name(name: str) -> str:
     """The name itself, when it can be a file name everywhere.
 

@@ -45,15 +45,27 @@ class Result:
 def prints_result(command: Callable[P, Result]) -> Callable[P, None]:
     """Print what `command` returns, as JSON where its `json_output` is set.
 
-    While it works, whatever libraries and child processes write to stdout goes to stderr.
+    While it works, whatever libraries and child processes write to stdout goes to stderr. Raises
+    BrokenPipeError, without an errno, where nobody reads stdout any more: Typer ends the process
+    at one that has it.
     """
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with _logs_on_stderr():
-            result = command(*args, **kwargs)
+        try:
+            with _logs_on_stderr():
+                result = command(*args, **kwargs)
+        except BrokenPipeError as error:  # of a socket or a child, for nothing is printed yet
+            raise RanksweepError(
+                "a connection was closed by its other side; check that what it leads to runs, and "
+                "try again"
+            ) from error
         if kwargs["json_output"]:
-            print(json.dumps(_jsonable(result.document), indent=2, allow_nan=False))
+            document = json.dumps(_jsonable(result.document), indent=2, allow_nan=False)
+            try:
+                print(document)
+            except BrokenPipeError:
+                raise BrokenPipeError from None
         else:
             _draw(result.drawn)
         if isinstance(result.error, BaseException):

@@ -65,8 +65,9 @@ def best(
         "method": method,
         "metric": metric,
         "max_params": max_params,
+        "data": data,
     }
-    rows = best.best(uri, task, **asked, top=top, pareto=pareto, data=data)
+    rows = best.best(uri, task, **asked, top=top, pareto=pareto)
     error = "" if rows else best.why_none(uri, task, **asked)
     return Result(rows, [best_table(rows)] if rows else [], error)
 
@@ -86,14 +87,13 @@ def compare(
     from search.queries import comparison
 
     uri = resolve_tracking(tracking)
-    rows = comparison.compare(uri, sweep, against)
+    rows, constant = comparison.compare(uri, sweep, against)
     verdict = comparison.verdict(rows, against)
     drawn: list[RenderableType] = [
         confirmation_table(rows, against),
         verdict,
         *comparison.resolution(rows),
     ]
-    constant = comparison.constant_answer_on_test(uri, sweep)
     if constant is not None and rows:
         drawn.append(f"a constant answer on test: {rows[0].metric} {constant:.4f}")
     document = {"choices": rows, "verdict": verdict, "constant_answer": constant}

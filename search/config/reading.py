@@ -108,12 +108,14 @@ def _locate_files(raw: dict[str, Any], folder: Path) -> None:
 
     def located(file: str) -> str:
         beside = folder / file
-        return str(beside.resolve()) if not Path(file).exists() and beside.exists() else file
+        # of os.path, for they never raise
+        is_beside = not os.path.exists(file) and os.path.exists(beside)
+        return str(beside.resolve()) if is_beside else file
 
     base = raw.get("base")
     if isinstance(base, str) and base.startswith("path:") and base != "path:":
-        path = Path(located(base.removeprefix("path:"))).expanduser()
-        raw["base"] = f"path:{path.resolve()}" if path.exists() else base
+        path = os.path.expanduser(located(base.removeprefix("path:")))
+        raw["base"] = f"path:{Path(path).resolve()}" if os.path.exists(path) else base
     task = raw.get("task")
     data = task.get("data") if isinstance(task, Mapping) else None
     if isinstance(task, Mapping) and isinstance(data, Mapping) and data.get("hub") is None:

@@ -29,8 +29,9 @@ def tracking_of(paths: SweepPaths) -> str | None:
 def close_what_is_gone(paths: SweepPaths, tracking_uri: str, *, gone: bool = False) -> list[str]:
     """Close as interrupted the runs of this sweep that MLflow takes for running and nobody runs.
 
-    `gone` says that its launch is known to be dead, where that cannot be told from here. Returns
-    the run ids of the sweeps that were closed.
+    The caller has seen that nobody holds the lock of the sweep in its folder here. `gone` says that
+    its launch is known to be dead, where that cannot be told from here. Returns the run ids of the
+    sweeps that were closed.
 
     Raises:
         ConfigError: there is no such sweep, or it may be running elsewhere.
@@ -53,7 +54,8 @@ def close_what_is_gone(paths: SweepPaths, tracking_uri: str, *, gone: bool = Fal
     if not runs:
         raise _unknown(paths, tracking_uri)
     trackers = {
-        key: Tracker(tracking_uri, experiments[key]) for key in {r.experiment_id for r in runs}
+        key: Tracker(tracking_uri, experiments[key], writes_files=False)
+        for key in {run.experiment_id for run in runs}
     }
     left = [run for run in runs if _is_left_open(run, trackers[run.experiment_id])]
     if not left:
@@ -63,7 +65,7 @@ def close_what_is_gone(paths: SweepPaths, tracking_uri: str, *, gone: bool = Fal
         )
     if not gone:
         for run in left:
-            _refuse_elsewhere(run)
+            _refuse_elsewhere(run, paths)
     for run in left:
         tracker = trackers[run.experiment_id]
         tracker.close_interrupted(run.run_id)
@@ -91,9 +93,10 @@ def _unknown(paths: SweepPaths, tracking_uri: str) -> ConfigError | JobError:
     )
 
 
-def _refuse_elsewhere(run: RunFacts) -> None:
+def _refuse_elsewhere(run: RunFacts, paths: SweepPaths) -> None:
     what = launch_of(run)
-    if what == "gone":
+    # An older ranksweep did not say where it launches; here is its folder, and nobody runs it.
+    if what == "gone" or (run.host is None and paths.sweep.is_dir()):
         return
     where = f" on {run.host} in {run.folder}" if run.host else " elsewhere"
     if what == "runs":

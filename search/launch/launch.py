@@ -217,7 +217,7 @@ def _told_how_it_ends(
         state = "complete"
     except KeyboardInterrupt:
         state, reason = "interrupted", BY_SIGNAL
-        view.message("interrupted; launch with --resume goes on with this sweep")
+        view.message(f"interrupted; {_goes_on(result)}")
         raise
     except RanksweepError as error:
         reason = str(error)
@@ -227,6 +227,12 @@ def _told_how_it_ends(
             _close_sweep(tracker, result, state, reason)
             if result.states:
                 on_result(result)
+
+
+def _goes_on(result: LaunchResult) -> str:
+    if result.sweep_run_id is None:
+        return "start it again, and the profile goes on from its last checkpoint"
+    return "launch with --resume goes on with this sweep"
 
 
 def _last_words(tracker: Tracker, result: LaunchResult) -> None:
@@ -251,7 +257,7 @@ def _leave_without_ray(
     if result.sweep_run_id is not None:
         with suppress(TrackingError):
             tracker.impatient().end(result.sweep_run_id, "interrupted", error=reason)
-    view.message(f"{reason}; what is done is kept, and launch --resume goes on with it")
+    view.message(f"{reason}; what is done is kept: {_goes_on(result)}")
     sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")  # a live view hides the cursor
     sys.stderr.flush()
     os._exit(EXIT_INTERRUPTED if interrupts.heard else 1)

@@ -14,7 +14,7 @@ from ray._raylet import (  # type: ignore[attr-defined,import-untyped,unused-ign
 )
 from ray.job_config import JobConfig
 
-from search.launch.ray_environment import carried_path
+from search.launch.ray_environment import carried_path, wants_own_token
 
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
@@ -49,10 +49,10 @@ def token_of_our_own() -> Iterator[None]:
     Ray would write one to ~/.ray/auth_token, and every cluster that is started from that home
     afterwards would ask its nodes for it. Where RAY_AUTH_MODE is `disabled`, nothing is done.
     """
-    before = {name: os.environ.get(name) for name in _TOKEN_VARIABLES}
-    if (before["RAY_AUTH_MODE"] or "token").lower() != "token" or before["RAY_AUTH_TOKEN"]:
+    if not wants_own_token(os.environ):
         yield
         return
+    before = {name: os.environ.get(name) for name in _TOKEN_VARIABLES}
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     AuthenticationTokenLoader.instance().reset_cache()
     try:

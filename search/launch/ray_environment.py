@@ -17,6 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from search.config.sweep import known_address
+from search.paths import nearest_there
 from spaces.errors import ConfigError, JobError
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -77,12 +78,9 @@ def short_folder(environment: Mapping[str, str] = os.environ) -> str | None:
 def _fits(folder: str) -> bool:
     if len(os.fsencode(folder)) > LONGEST_FOLDER or not _PLAIN.fullmatch(folder):
         return False
-    place = Path(folder).absolute() / "ray"
-    while not place.exists():
-        place = place.parent
     try:
         # Asked by doing, for the permissions do not say whether a disk is read-only or full.
-        tempfile.TemporaryFile(dir=place).close()
+        tempfile.TemporaryFile(dir=nearest_there(Path(folder) / "ray")).close()
     except OSError:
         return False
     return True
@@ -144,6 +142,12 @@ def local_remedy(folder: str | None = None) -> str:
         f"see {folder}/session_latest/logs, and that the memory, /dev/shm, the disk and "
         "`ulimit -n -u` suffice"
     )
+
+
+def wants_own_token(environment: Mapping[str, str]) -> bool:
+    """Whether a Ray of our own would make itself a token: it asks for one, and none is given."""
+    mode = environment.get("RAY_AUTH_MODE") or "token"
+    return mode.lower() == "token" and not environment.get("RAY_AUTH_TOKEN")
 
 
 def token_remedy() -> str:

@@ -16,11 +16,11 @@ from search.study.left_open import own_trials, write_confirmation_from_study, wr
 from search.study.study import Study
 from search.tracking.facts import RunFacts
 from search.tracking.journal import Journal, TrialRun
-from search.tracking.mlflow import sqlite_file
+from search.tracking.mlflow import RefusedError, sqlite_file
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from search.tracking.weights import WeightFiles
-from spaces.errors import ConfigError, TrackingError
+from spaces.errors import ConfigError, TrackingError, one_line
 from spaces.plan import Plan
 
 
@@ -115,25 +115,30 @@ class Recall:
 
     def _find_weights(self, lost: list[TrialRun]) -> None:
         """Take the weights of lost runs from where they were logged, for the new runs."""
+        before = _RunsBefore(self.tracked_before)
         trials = WeightFiles(self.paths.weights, "trial")
         confirmations = WeightFiles(self.paths.confirmed_weights, "confirmation")
-        left = []
+        left, why = [], ""
         for run in lost:
             files = trials if run.number >= 0 else confirmations
             kept = files.file(abs(run.number))
             if kept.is_file() or run.run_id is None or run.state not in (None, "complete"):
                 continue
-            weights = self._left_behind(run.run_id, kept.name) or self._before(run.run_id)
-            if weights is None:
+            try:
+                weights = self._left_behind(run.run_id, kept.name) or before.weights(run.run_id)
+                if weights is None:
+                    left.append(run.number)
+                else:
+                    files.keep(abs(run.number), weights)
+            except OSError as error:  # they may not be read, or a disk is full
                 left.append(run.number)
-            else:
-                files.keep(abs(run.number), weights)
+                why = f" ({one_line(error)})"
         if left:
             of_trials = sum(number >= 0 for number in left)
             shown = [_count(of_trials, "trial"), _count(len(left) - of_trials, "confirmation run")]
             self.say(
                 f"weights that {' and '.join(filter(None, shown))} may have kept stay with their "
-                "earlier runs; the new ones have none"
+                f"earlier runs{why}; the new ones have none"
             )
 
     def _left_behind(self, run_id: str, name: str) -> bytes | None:
@@ -145,15 +150,31 @@ class Recall:
                 return found.read_bytes()
         return None
 
-    def _before(self, run_id: str) -> bytes | None:
-        if self.tracked_before is None or self.tracked_before == self.tracker.uri:
+
+class _RunsBefore:
+    """The runs at `uri`, where the launch before has tracked to; None where that is not known.
+
+    One that does not answer, or no longer, is asked no more: each time would take a while.
+    """
+
+    def __init__(self, uri: str | None) -> None:
+        self._uri = uri
+        self._recorded: RecordedRuns | None = None
+
+    def weights(self, run_id: str) -> bytes | None:
+        """The weights of a run; None where it is gone or has none. Raises OSError."""
+        if self._uri is None:
             return None
         try:
-            recorded = RecordedRuns(self.tracked_before)
-            if recorded.find(run_id) is None or WEIGHTS not in recorded.files(run_id):
+            if self._recorded is None:
+                self._recorded = RecordedRuns(self._uri)
+            if self._recorded.find(run_id) is None or WEIGHTS not in self._recorded.files(run_id):
                 return None
-            return recorded.artifact(run_id, WEIGHTS)
+            return self._recorded.artifact(run_id, WEIGHTS)
+        except RefusedError:
+            return None
         except (ConfigError, TrackingError):
+            self._uri = None
             return None
 
 

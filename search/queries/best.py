@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,7 +103,10 @@ def best(
     tags = {"task": task} if method is None else {"task": task, "method": method}
     found = recorded(tracking_uri, tags, experiment=experiment, metric=metric, mode=mode)
     rows = [row for _, row in found if base is None or _base_matches(row, base)]
-    rows = _of_the_same_data(rows, data)
+    ranked = _of_the_same_data(rows, data)
+    if data is None:
+        _say_what_is_left_out(rows, ranked)
+    rows = ranked
     names = sorted({row.metric for row in rows})
     if len(names) > 1:
         raise ConfigError(
@@ -126,31 +129,34 @@ def best(
 
 def _of_the_same_data(rows: Sequence[BestRow], data: str | None) -> list[BestRow]:
     """The rows over the data that is asked for, else over that of the newest, which come first."""
+    groups = _by_data(rows)
+    if data is None:
+        return next(iter(groups.values()), [])
+    names = {key: {key, *(row.task_fingerprint for row in each)} for key, each in groups.items()}
+    wanted = [k for k, of in names.items() if any(name and name.startswith(data) for name in of)]
+    if rows and len(wanted) != 1:
+        each = ", ".join(_data_name(key) for key in groups)
+        are = "none" if not wanted else "several"
+        raise ConfigError(f"--data: {data!r} is the start of {are} of the data: {each}")
+    return [row for key in wanted for row in groups[key]]
+
+
+def _by_data(rows: Sequence[BestRow]) -> dict[str | None, list[BestRow]]:
     groups: dict[str | None, list[BestRow]] = {}
     for row in rows:
         groups.setdefault(row.data, []).append(row)
-    names = {key: {key, *(row.task_fingerprint for row in each)} for key, each in groups.items()}
-    if data is None:
-        wanted = list(groups)[:1]
-    else:
-        wanted = [
-            k for k, of in names.items() if any(name and name.startswith(data) for name in of)
-        ]
-        if rows and len(wanted) != 1:
-            each = ", ".join(_data_name(key) for key in groups)
-            are = "none" if not wanted else "several"
-            raise ConfigError(f"--data: {data!r} is the start of {are} of the data: {each}")
-    left = [
-        f"{len(each)} over {_data_name(key)}" for key, each in groups.items() if key not in wanted
-    ]
-    if left and data is None:
+    return groups
+
+
+def _say_what_is_left_out(rows: Sequence[BestRow], ranked: Sequence[BestRow]) -> None:
+    others = [(key, each) for key, each in _by_data(rows).items() if key != ranked[0].data]
+    if others:
         logger.warning(
             "ranked are the trials over the data of the newest, %s; left out for their rows, "
             "lengths or templates differ: %s (--data shows them)",
-            _data_name(wanted[0]),
-            ", ".join(left),
+            _data_name(ranked[0].data),
+            ", ".join(f"{len(each)} over {_data_name(key)}" for key, each in others),
         )
-    return [row for key in wanted for row in groups[key]]
 
 
 def _data_name(fingerprint: str | None) -> str:
@@ -165,14 +171,15 @@ def why_none(
     method: str | None = None,
     metric: str | None = None,
     max_params: int | None = None,
+    data: str | None = None,
 ) -> str:
     """Where `best` finds nothing: the first of what it was asked that no trial meets, in one line.
 
-    Raises TrackingError where the tracking server or database cannot be read.
+    Raises ConfigError and TrackingError as `best` does.
     """
-    runs = [run for _, run in _complete_trials(tracking_uri, {"task": task}, None)]
+    runs = [run for _, run in _complete_trials(tracking_uri, {"task": task})]
     if not runs:
-        every = _complete_trials(tracking_uri, {}, None)
+        every = _complete_trials(tracking_uri, {})
         tasks = sorted({run.task for _, run in every} - {""})
         found = nearest(task, tasks) if tasks else "there is none of any task"
         return f"--task: no complete trial of task {task!r} is recorded; {found}"
@@ -180,7 +187,8 @@ def why_none(
     if metric is not None and metric not in metrics:
         whole = f"the {len(runs):,} complete trials of task {task!r}"
         return f"--metric: none of {whole} has {metric!r}; {nearest(metric, metrics)}"
-    rows = [row for run in runs if (row := _row(run, "", metric, None)) is not None]
+    same = _same_data(runs)
+    rows = [row for run in runs if (row := _row(run, "", metric, None, same)) is not None]
     of = f"complete trials of task {task!r}"
     if base is not None:
         bases = ", ".join(sorted({f"{row.base_uri} ({row.base[:12]})" for row in rows}))
@@ -194,6 +202,9 @@ def why_none(
         rows, of = [row for row in rows if row.method == method], f"{of} by {method}"
         if not rows:
             return reason
+    ranked = _of_the_same_data(rows, data)
+    if len(ranked) < len(rows):
+        rows, of = ranked, f"{of} over {_data_name(ranked[0].data)}"
     least = min((row.trainable_params for row in rows), default=0)
     if max_params is not None and least > max_params:
         return (
@@ -217,18 +228,16 @@ def recorded(
     """
     repeated: dict[tuple[str | None, str], list[BestRow]] = {}
     firsts: list[tuple[str | None, BestRow]] = []
-    found = _complete_trials(tracking_uri, tags, experiment)
-    # Older runs do not say which data is the same where metrics differ; newer ones tell of them.
-    same = {run.task_fingerprint: run.data_fingerprint for _, run in found if run.data_fingerprint}
+    found = _complete_trials(tracking_uri, tags, experiment, say_what_is_gone=True)
+    same = _same_data([run for _, run in found])
     seen: set[str] = set()
     for experiment_name, run in found:
         if run.token in seen:  # a sweep that went on in another experiment has its trials there too
             continue
         seen |= {run.token} if run.token else set()
-        row = _row(run, experiment_name, metric, mode)
+        row = _row(run, experiment_name, metric, mode, same)
         if row is None:
             continue
-        row = replace(row, data=same.get(run.task_fingerprint, run.task_fingerprint))
         if run.repeat is not None:
             repeated.setdefault((run.parent, _recorded(row)), []).append(row)
         else:
@@ -237,6 +246,14 @@ def recorded(
         (sweep_run, _mean([row, *repeated.get((sweep_run, _recorded(row)), [])]))
         for sweep_run, row in firsts
     ]
+
+
+def _same_data(runs: Iterable[RunFacts]) -> dict[str | None, str]:
+    """Fingerprint of a task -> that of its data.
+
+    Older runs do not say which data is the same where metrics differ; newer ones tell of them.
+    """
+    return {run.task_fingerprint: run.data_fingerprint for run in runs if run.data_fingerprint}
 
 
 def _recorded(row: BestRow) -> str:
@@ -250,7 +267,11 @@ def _mean(rows: Sequence[BestRow]) -> BestRow:
 
 
 def _complete_trials(
-    tracking_uri: str, tags: Mapping[str, str], experiment: str | None
+    tracking_uri: str,
+    tags: Mapping[str, str],
+    experiment: str | None = None,
+    *,
+    say_what_is_gone: bool = False,
 ) -> list[tuple[str, RunFacts]]:
     """The complete trials with these tags, with the name of their experiment."""
     every = RecordedRuns(tracking_uri)
@@ -262,7 +283,7 @@ def _complete_trials(
                 f"tracking: {redacted(tracking_uri)} has no experiment {experiment!r}; "
                 "leave --experiment out to search all of them"
             )
-    if "task" in tags:
+    if say_what_is_gone and "task" in tags:
         _say_whose_launch_is_gone(every.search({"kind": "sweep", "task": tags["task"]}, names))
     wanted = {"kind": "trial", "status": "complete", **tags}
     return [(names[run.experiment_id], run) for run in every.search(wanted, names)]
@@ -278,7 +299,13 @@ def _base_matches(row: BestRow, base: str) -> bool:
     return row.base.startswith(base) or base in row.base_uri
 
 
-def _row(run: RunFacts, experiment: str, metric: str | None, mode: Mode | None) -> BestRow | None:
+def _row(
+    run: RunFacts,
+    experiment: str,
+    metric: str | None,
+    mode: Mode | None,
+    same: Mapping[str | None, str],
+) -> BestRow | None:
     """A row of a trial's run; None when it lacks the metric, its count or its choice."""
     name = metric or run.metric
     if name is None:
@@ -305,6 +332,7 @@ def _row(run: RunFacts, experiment: str, metric: str | None, mode: Mode | None) 
         profile_key=run.profile_key,
         plan_digest=run.plan_digest,
         task_fingerprint=run.task_fingerprint,
+        data=same.get(run.task_fingerprint, run.task_fingerprint),
     )
 
 

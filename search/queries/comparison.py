@@ -41,9 +41,12 @@ Found = tuple[Mapping[str, Any], Mapping[int, OnTest]]
 """Method, arm, number, choice and size of a choice, and what its confirmations measured by seed."""
 
 
-def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confirmation]:
+def compare(
+    tracking_uri: str, sweep: str, against: str = "lora"
+) -> tuple[list[Confirmation], float | None]:
     """The confirmed choices of a sweep, best mean first; `sweep` is its name or its run id.
 
+    And what a model that answers every test row alike would reach; None where no launch said so.
     `against` is the arm or method that the others are set beside. Of several sweeps of one name the
     newest is taken; one that still runs is compared as far as it is, with a warning. Raises
     RanksweepError where there is no such sweep or nothing of it was confirmed, TrackingError where
@@ -66,15 +69,7 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> list[Confir
     arms = {str(row[key]) for row, _ in choices for key in ("arm", "method")}
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
-    return summarize(choices, objective, against)
-
-
-def constant_answer_on_test(tracking_uri: str, sweep: str) -> float | None:
-    """What a model that answers every test row alike would reach; None where no launch said so.
-
-    Raises as `compare` does.
-    """
-    return _newest(RecordedRuns(tracking_uri), sweep).metrics.get("constant_answer_test")
+    return summarize(choices, objective, against), newest.metrics.get("constant_answer_test")
 
 
 def _newest(recorded: RecordedRuns, sweep: str) -> RunFacts:

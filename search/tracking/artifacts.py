@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.paths import artifacts_beside
+from search.paths import artifacts_beside, nearest_there
 from search.redaction import redacted
 from search.tracking.mlflow import absolute_uri, call, connect, sqlite_file
 from spaces.errors import ConfigError, TrackingError
@@ -44,7 +44,7 @@ def check_artifacts(client: MlflowClient, uri: str, experiment: Experiment) -> N
             )
         return
     folder = local_folder(place)
-    if folder is None or folder.is_dir():
+    if folder is None or os.path.isdir(folder):  # not of Path, which raises where none may look
         return
     database = sqlite_file(uri)
     beside = None if database is None else artifacts_beside(database)
@@ -53,10 +53,8 @@ def check_artifacts(client: MlflowClient, uri: str, experiment: Experiment) -> N
             f"{named} in {folder}, which is not on this machine (any more; was its folder moved or "
             f"renamed?); put it back, or {remedy}; docs/faults.md says how to tell MLflow of a move"
         )
-    above = folder
-    while not above.exists():
-        above = above.parent
-    if not (above.is_dir() and os.access(above, os.W_OK)):
+    above = nearest_there(folder)
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise ConfigError(
             f"{named} in {folder}, which cannot be made ({above} cannot be written to); change its "
             f"permissions, or {remedy}"

@@ -66,20 +66,21 @@ class Tracker:
 
     `uri` is `sqlite:///file.db` (relative to the current directory, or `sqlite:////file.db`) or any
     MLflow server; the experiment is created when it is not there. For a local SQLite database its
-    artifacts lie beside it, under `mlartifacts`. Safe to use from several threads.
+    artifacts lie beside it, under `mlartifacts`. Safe to use from several threads. With
+    `writes_files` false the tracker may be of an experiment whose artifacts cannot be reached.
 
     Raises:
-        ConfigError: a URI that MLflow cannot track to.
+        ConfigError: a URI that MLflow cannot track to, or artifacts that are elsewhere.
         TrackingError: the server or the database cannot be reached, or refuses a write.
     """
 
-    def __init__(self, uri: str, experiment: str) -> None:
+    def __init__(self, uri: str, experiment: str, *, writes_files: bool = True) -> None:
         self.uri = absolute_uri(uri)
         """The tracking URI, absolute for a local database. It may hold credentials."""
         self.experiment = experiment
         self.client = connect(self.uri)
         self.patience = PATIENCE_S
-        self.experiment_id = self._call(self._open_experiment)
+        self.experiment_id = self._call(partial(self._open_experiment, writes_files))
         """MLflow's id of the experiment."""
         self._lock = threading.Lock()
         self._sweeps: dict[str, dict[str, str]] = {}
@@ -302,7 +303,7 @@ class Tracker:
 
     # Inside -----------------------------------------------------------------------------------
 
-    def _open_experiment(self) -> str:
+    def _open_experiment(self, writes_files: bool) -> str:
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(self.experiment)
@@ -321,7 +322,8 @@ class Tracker:
                 f"tracking.experiment: {self.experiment!r} is deleted in MLflow; restore it "
                 f"(mlflow experiments restore -x {found.experiment_id}) or name another"
             )
-        check_artifacts(self.client, self.uri, found)
+        if writes_files:
+            check_artifacts(self.client, self.uri, found)
         return str(found.experiment_id)
 
     def _create_run(

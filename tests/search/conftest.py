@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -36,6 +37,19 @@ def short_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="rs-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def locked(short_folder: Path) -> Iterator[Path]:
+    """A folder that this process may not enter, be it root's or not."""
+    short_folder.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.setresuid(65534, 65534, 0)
+    yield short_folder
+    if is_root:
+        os.setresuid(0, 0, 0)
+    short_folder.chmod(0o700)
 
 
 @pytest.fixture

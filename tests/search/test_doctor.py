@@ -171,6 +171,13 @@ def test_disk_space_is_that_of_the_folder_above(
     assert doctor.check_disk(tmp_path).ok is False
 
 
+def test_what_lies_in_a_folder_that_may_not_be_entered_is_told(locked: Path) -> None:
+    assert str(locked) in doctor.check_disk(locked / "a" / "b").detail
+    tracking = doctor.check_tracking(f"sqlite:///{locked}/a/mlflow.db")
+    assert tracking.ok is False
+    assert f"{locked} is read-only" in tracking.detail
+
+
 @pytest.mark.ray
 def test_a_ray_is_started_on_loopback_and_stopped(
     watch: Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search.paths import SweepPaths, sqlite_uri
+from search.paths import SweepPaths, nearest_there, sqlite_uri
 from search.redaction import redacted
 from search.store.profiles import ProfileStore
 from search.study.study import open_study
@@ -33,6 +33,11 @@ def folder(
         SweepPaths().root.mkdir()
         (SweepPaths().root / "mlflow.db").write_bytes(empty_database.read_bytes())
     return folder
+
+
+def test_what_may_not_be_looked_into_counts_as_not_there(locked: Path) -> None:
+    assert nearest_there(locked / "below" / "it") == locked
+    assert nearest_there(Path("/tmp") / ("x" * 300) / "below") == Path("/tmp")
 
 
 def test_a_sweep_is_kept_in_the_folder_itself_and_found_again(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -68,17 +69,17 @@ def locate(uri: str, *, weights: bool = True) -> Path:
     if scheme == "hub":
         path = _hub_snapshot(uri, weights)
     elif scheme == "path":
-        path = Path(where).expanduser()
+        path = Path(os.path.expanduser(where))
     else:
         try:
             path = package_path(f"base: {uri}", where)
         except FileNotFoundError as error:
             raise BaseModelError(str(error)) from error
-    if path.is_file():
+    if os.path.isfile(path):  # of os.path, for they never raise
         if path.suffix != ".gguf":
             raise BaseModelError(f"base: {uri} is a file, not a GGUF; name the folder it is in")
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise BaseModelError(f"base: {uri} does not exist; check the path {path}")
     if (path / ADAPTER_CONFIG).is_file():
         # transformers attaches it to the model, or loads the base that it names in its place.
@@ -90,9 +91,24 @@ def locate(uri: str, *, weights: bool = True) -> Path:
         raise BaseModelError(
             f"base: {uri} has no config.json; name the folder that holds it, or a .gguf file"
         )
+    _refuse_other_configs(path, uri)
     if weights:
         weight_files(path, uri)
     return path
+
+
+def _refuse_other_configs(path: Path, uri: str) -> None:
+    """Raise BaseModelError where transformers would read another file in place of config.json."""
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except ValueError:
+        return  # who loads it says so
+    if isinstance(config, dict) and "configuration_files" in config:
+        raise BaseModelError(
+            f"base: {uri} has a config.json that names others to be read in its place "
+            f"(configuration_files: {config['configuration_files']!r:.80}); use a copy whose "
+            "config.json is the one that is meant"
+        )
 
 
 def from_pretrained_arguments(uri: str) -> tuple[str, dict[str, str]]:

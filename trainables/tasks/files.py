@@ -7,6 +7,7 @@ file it comes from: `trainables/tasks/values.py`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -69,9 +70,9 @@ def _located(source: str, place: str) -> Path:
             return package_path(place, source.removeprefix("package:"))
         except FileNotFoundError as error:
             raise DataError(str(error)) from error
-    path = Path(source).expanduser()
-    if not path.is_file():
-        what = "it is a folder; name a file" if path.is_dir() else "there is no such file"
+    path = Path(os.path.expanduser(source))
+    if not os.path.isfile(path):  # of os.path, for they never raise
+        what = "it is a folder; name a file" if os.path.isdir(path) else "there is no such file"
         raise DataError(f"{place}: {what}; check the path or make the data first")
     return path
 

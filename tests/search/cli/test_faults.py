@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from search.cli import main as command_line
+from search.cli.output import Result, prints_result
 from tests.search.launches import environment
 
 
@@ -120,21 +122,47 @@ def test_this_machine_is_not_asked_for_by_a_proxy(
     monkeypatch.delenv("no_proxy")
 
 
+def test_a_connection_that_is_closed_does_not_end_a_command_as_a_closed_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @prints_result
+    def work(*, json_output: bool = False) -> Result:
+        raise of_system(errno.EPIPE)
+
+    monkeypatch.setattr(command_line, "app", app)
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main([])
+    assert exit_.value.code == 1
+    assert "error: a connection was closed by its other side; " in capsys.readouterr().err
+
+
 # -- stdout, stdin and stderr ----------------------------------------------------------------------
 
 
-PRINTING = "from search.cli import main as m; m.app = lambda **_: print('x' * 9**6); m.main([])"
+PRINTING = """
+from search.cli import main as m
+from search.cli.output import Result, prints_result
+@m.app.command()
+@prints_result
+def much(*, json_output: bool = False) -> Result:
+    return Result("x" * 9**6, ["x" * 9**6])
+m.main()
+"""
 
 
 @pytest.mark.command
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ('"$0" -c "$1" | true; exit ${PIPESTATUS[0]}', 141, ""),
-        ('"$0" -c "$1" >&-', 0, ""),
-        ('"$0" -c "$1" >/dev/full', 1, "No space left on device"),
+        ('"$0" -c "$1" much | true; exit ${PIPESTATUS[0]}', 141, ""),
+        ('"$0" -c "$1" much --json-output | true; exit ${PIPESTATUS[0]}', 141, ""),
+        ('"$0" -c "$1" much >&-', 0, ""),
+        ('"$0" -c "$1" much --json-output >/dev/full', 1, "No space left on device"),
         ('"$0" -m search.cli.main --no-such-option >&- 2>&-', 2, ""),
-        ('"$0" -c "$1" <&- >/dev/null', 0, ""),
+        ('"$0" -c "$1" much <&- >/dev/null', 0, ""),
     ],
 )
 def test_a_stdout_that_nobody_reads_is_no_defect(line: str, code: int, said: str) -> None:

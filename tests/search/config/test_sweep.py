@@ -229,6 +229,14 @@ def test_the_path_of_a_base_is_absolute_for_workers_run_elsewhere(
     assert load_sweep(sweep_file(tmp_path)).base == f"path:{tmp_path / 'model'}"
 
 
+@pytest.mark.parametrize("place", ["~nobody_of_this_name/x", "x" * 300])
+def test_a_place_that_cannot_be_is_left_to_who_reads_it(place: str, tmp_path: Path) -> None:
+    data = f"{place}.csv"
+    config = load_sweep(sweep_file(tmp_path), [f"base=path:{place}", f"task.data.train={data}"])
+    assert config.base == f"path:{place}"
+    assert config.task.data.train == data
+
+
 # -- what is refused, and in which words -----------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from search.launch.closing import close_what_is_gone
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths
-from search.queries.best import best
+from search.queries.best import best, why_none
 from search.queries.comparison import compare
 from search.queries.profile_uses import ProfileUse, profile_uses
 from search.tracking.facts import RunFacts
@@ -76,6 +78,9 @@ def test_who_reads_a_sweep_whose_launch_is_gone_is_told(
     assert profile_uses(database) == {"k": ProfileUse(runs=2)}
     assert len(best(database, "movie")) == 1
     assert caplog.messages[-1].startswith("films is interrupted (its launch is gone)")
+    said = len(caplog.messages)
+    why_none(database, "movie", max_params=1)
+    assert len(caplog.messages) == said, "once is enough"
     with pytest.raises(RanksweepError, match="nothing of it was confirmed"):
         compare(database, "films")
     assert caplog.messages[-1].startswith("films is interrupted (its launch is gone)")
@@ -126,6 +131,28 @@ def test_what_may_run_elsewhere_is_closed_only_where_it_is_known_to_be_dead(
     tracker, sweep = begun(database, launched_here(other))
     with alone(other), pytest.raises(ConfigError, match=f"runs on {socket.gethostname()} in"):
         close_what_is_gone(paths, database)
+
+
+@pytest.mark.parametrize("place", ["mlflow-artifacts:/1", "file:///renamed/since/mlartifacts"])
+def test_a_record_is_closed_wherever_its_artifacts_are(
+    place: str, database: str, paths: SweepPaths
+) -> None:
+    tracker, sweep = begun(database, launched_here(paths))
+    with closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as books, books:
+        books.execute("UPDATE experiments SET artifact_location = ?", (place,))
+    with pytest.raises(ConfigError, match="keeps its artifacts"):
+        Tracker(database, "movie")
+    assert close_what_is_gone(paths, database) == [sweep]
+    assert facts(tracker, sweep).status == "interrupted"
+
+
+def test_what_an_older_launch_has_left_is_closed_in_its_own_folder_alone(
+    database: str, paths: SweepPaths, tmp_path: Path
+) -> None:
+    _, sweep = begun(database, {})  # it did not say where it launches
+    with pytest.raises(ConfigError, match=r"launched elsewhere .*--gone"):
+        close_what_is_gone(SweepPaths(tmp_path / "another", "films"), database)
+    assert close_what_is_gone(paths, database) == [sweep]
 
 
 def test_a_sweep_that_never_was_is_refused_and_one_that_was_cannot_be_stopped(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from search.launch.begun import Begun
 from search.launch.dry_run import dry_run
 from search.launch.launch import launch
 from search.launch.prepare import prepare
+from search.launch.profile_stage import ProfileStage
 from search.launch.result import LaunchResult
 from search.paths import SweepPaths
 from search.queries.best import best
@@ -283,7 +287,7 @@ def test_compare_reads_back_what_the_launch_confirmed(
     launched: tuple[SweepConfig, LaunchResult], folder: Path
 ) -> None:
     _, result = launched
-    told = compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
+    told, _ = compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
     assert result.confirmation is not None
     assert sorted(told, key=str) == sorted(result.confirmation, key=str)
 
@@ -478,6 +482,50 @@ def test_ray_is_not_imported_before_it_is_said_where_it_may_listen() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "0"
+
+
+@pytest.mark.parametrize("accident", ["Ctrl-C", "Ray"])
+@pytest.mark.parametrize(
+    ("profile_only", "told"),
+    [
+        (True, "start it again, and the profile goes on from its last checkpoint"),
+        (False, "launch with --resume goes on with this sweep"),
+    ],
+)
+def test_what_is_cut_off_says_how_it_goes_on(
+    accident: str,
+    profile_only: bool,
+    told: str,
+    tiny_sweep: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    when_ray_dies: list[Callable[[str], None]] = []
+
+    def ray_cluster(*arguments: Any) -> AbstractContextManager[None]:
+        when_ray_dies.append(arguments[-1])
+        return nullcontext()
+
+    def cut_off(*_: Any) -> None:
+        if accident == "Ray":
+            when_ray_dies[0]("raylet")
+        raise KeyboardInterrupt
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("search.launch.ray_cluster.ray_cluster", ray_cluster)
+    monkeypatch.setattr("trainables.resident.groups.ResidentWorkers", lambda **_: nullcontext())
+    monkeypatch.setattr(ProfileStage, "obtained", cut_off)
+    monkeypatch.setattr(os, "_exit", leave)
+    said: list[str] = []
+    config = config_of(tiny_sweep, tmp_path)
+    with View(config.name) as view:
+        monkeypatch.setattr(view, "message", said.append)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            launch(config, view=view, profile_only=profile_only)
+    assert said[-1].endswith(told)
 
 
 def test_a_sweep_that_is_being_run_is_left_alone(

@@ -29,6 +29,7 @@ from search.launch.ray_environment import (
     check_listens,
     own_cpus,
     short_folder,
+    wants_own_token,
 )
 from spaces.errors import ConfigError, RanksweepError
 from tests.search.config.test_sweep import raw
@@ -81,6 +82,12 @@ def test_another_folder_is_taken_where_they_do_not(variable: str, folder: str) -
     assert found == "/tmp/ray"
 
 
+def test_another_folder_is_taken_where_it_may_not_be_entered(locked: Path) -> None:
+    found = short_folder({"TMPDIR": f"{locked}/job"})
+    assert found is not None
+    assert not found.startswith(str(locked))
+
+
 def test_the_longest_folder_is_what_the_sockets_leave() -> None:
     time_of_start = "2026-11-29_04-55-15_123456"
     socket_of_ray = f"/ray/session_{time_of_start}_4194304/sockets/plasma_store"
@@ -125,6 +132,22 @@ def test_a_token_that_a_user_has_settled_stays(
     with token_of_our_own():
         assert {name: os.environ[name] for name in variables} == variables
         assert os.environ.get("RAY_AUTH_TOKEN") == variables.get("RAY_AUTH_TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("variables", "wants"),
+    [
+        ({}, True),
+        ({"RAY_AUTH_MODE": ""}, True),
+        ({"RAY_AUTH_MODE": "TOKEN", "RAY_AUTH_TOKEN": ""}, True),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}, False),
+        ({"RAY_AUTH_MODE": "Disabled"}, False),
+    ],
+)
+def test_a_ray_of_our_own_wants_a_token_where_none_is_settled(
+    variables: dict[str, str], wants: bool
+) -> None:
+    assert wants_own_token(variables) is wants
 
 
 # -- addresses -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import create_trial
 
+from search.launch import recall
 from search.launch.recall import Recall
 from search.paths import SweepPaths
 from search.study.study import choice_text
@@ -18,6 +19,7 @@ from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import Journal, end_of_trial
 from search.tracking.tracker import Tracker
 from search.tracking.weights import WeightFiles
+from spaces.errors import TrackingError
 from tests.search.observed import TAGS, Watched, choice_of, held, metrics_of, plan_of
 from tests.search.toy_search import toy_study
 
@@ -79,7 +81,11 @@ def begun(uri: str, paths: SweepPaths) -> tuple[Tracker, str]:
 
 
 def gone_on_with(
-    uri: str, paths: SweepPaths, study: optuna.Study, experiment: str = "movie"
+    uri: str,
+    paths: SweepPaths,
+    study: optuna.Study,
+    experiment: str = "movie",
+    tracked_before: str | None = None,
 ) -> tuple[Tracker, str, list[str]]:
     """What the next launch does first; the sweep's run and what it has said."""
     said: list[str] = []
@@ -92,8 +98,9 @@ def gone_on_with(
         tracker.resume_sweep(sweep)
     journal = Journal(paths.journal)
     Recall(
-        journal, study, tracker, sweep, paths, "here", "accuracy", "accuracy", plan_of, said.append
-    ).tell_again()
+        journal, study, tracker, sweep, paths, "here", "accuracy", "accuracy", plan_of, said.append,
+        tracked_before,
+    ).tell_again()  # fmt: skip
     journal.close()
     assert Watched(paths.sweep, tracker, sweep).close() == 0
     return tracker, sweep, said
@@ -189,3 +196,86 @@ def test_what_only_the_study_knows_is_told_as_far_as_it_knows(
             assert told == [value for _, value in before[name]["metrics"].get(metric, [])]
     assert "of 4 the searched metric is all that is known" in said[0]
     assert "weights that 3 trials and 1 confirmation run" in said[1]
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def with_weights(tracker: Tracker, sweep: str, folder: Path) -> None:
+    """Put weights among the artifacts of trial 0 and of its confirmation."""
+    for run in tracker.children(sweep):
+        if run.number == 0:
+            file = folder / run.run_id / "artifacts" / "weights.safetensors"
+            file.write_text("confirmed" if run.seed else "searched")
+
+
+def kept_weights(paths: SweepPaths) -> dict[str, str]:
+    """What the next launch gives to the new runs."""
+    kept = {"searched": paths.weights, "confirmed": paths.confirmed_weights}
+    files = {name: [*folder.glob("*/*")] for name, folder in kept.items()}
+    return {name: file.read_text() for name, found in files.items() for file in found}
+
+
+BOTH = {"searched": "searched", "confirmed": "confirmed"}
+
+
+@pytest.mark.parametrize("place", ["another experiment", "another database"])
+def test_weights_come_along_from_where_the_launch_before_has_tracked_to(
+    place: str, database: str, tmp_path: Path, paths: SweepPaths, study: optuna.Study
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    client = MlflowClient(tracking_uri=database)
+    client.create_experiment("movie", elsewhere.as_uri())
+    with_weights(*begun(database, paths), elsewhere)
+    uri = database
+    if place == "another database":
+        (tmp_path / "new").mkdir()
+        uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    _, _, said = gone_on_with(uri, paths, study, "another", tracked_before=database)
+    assert kept_weights(paths) == BOTH
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_server_that_does_not_answer_is_asked_no_more(
+    answers: int,
+    database: str,
+    tmp_path: Path,
+    paths: SweepPaths,
+    study: optuna.Study,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    class Server:
+        """Answers so many times, and no more."""
+
+        def __init__(self, uri: str) -> None:
+            self.answer()
+
+        def find(self, run_id: str) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            asked.append(self)
+            if len(asked) > answers:
+                raise TrackingError("no answer")
+
+    begun(database, paths)
+    monkeypatch.setattr(recall, "RecordedRuns", Server)
+    uri = f"sqlite:///{tmp_path}/fresh.db"
+    _, _, said = gone_on_with(uri, paths, study, tracked_before="http://dead")
+    assert len(asked) == answers + 1
+    assert "weights that 1 trial and 1 confirmation run may have kept stay" in said[1]
+
+
+def test_weights_that_cannot_be_kept_do_not_end_the_launch(
+    database: str, tmp_path: Path, paths: SweepPaths, study: optuna.Study
+) -> None:
+    with_weights(*begun(database, paths), tmp_path / "mlartifacts")
+    paths.weights.write_text("in the way")
+    _, _, said = gone_on_with(f"sqlite:///{tmp_path}/fresh.db", paths, study)
+    assert kept_weights(paths) == {"confirmed": "confirmed"}
+    assert said[1].startswith("weights that 1 trial may have kept stay with their earlier runs (")
+    assert "\n" not in said[1]

@@ -348,6 +348,22 @@ def test_why_nothing_fits_names_what_no_trial_meets(
     assert re.match(told, line), line
 
 
+def test_why_nothing_fits_is_told_of_the_data_that_is_ranked(
+    records: Records, caplog: pytest.LogCaptureFixture
+) -> None:
+    records.trial(0.5, 50, task_fingerprint="a" * 64)
+    records.trial(0.5, 300, task_fingerprint="b" * 64)
+    assert best(records.uri, "movie", max_params=100) == []
+    said = len(caplog.messages)
+    line = why_none(records.uri, "movie", max_params=100)
+    assert line == (
+        "--max-params: none of the 1 complete trials of task 'movie' over bbbbbbbbbbbb has so few "
+        "parameters; the least is 300"
+    )
+    assert "the least is 50" in why_none(records.uri, "movie", max_params=10, data="a")
+    assert len(caplog.messages) == said, "what `best` has said is not said again"
+
+
 def test_an_unknown_task_is_told_with_the_nearest(records: Records) -> None:
     assert "there is none of any task" in why_none(records.uri, "movie")
     records.trial(0.5, 100)

@@ -10,7 +10,7 @@ import pytest
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
-from search.queries.comparison import compare, constant_answer_on_test, verdict
+from search.queries.comparison import compare, verdict
 from spaces.errors import RanksweepError, UsageError
 
 
@@ -70,7 +70,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
 def test_a_sweep_that_still_runs_is_compared_and_said(
     sweeps: Sweeps, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (row,) = compare(sweeps.uri, "running")
+    (row,), _ = compare(sweeps.uri, "running")
     assert row.mean == pytest.approx(0.75)
     assert "running runs, or its launch is gone" in caplog.text
     caplog.clear()
@@ -79,7 +79,7 @@ def test_a_sweep_that_still_runs_is_compared_and_said(
 
 
 def test_the_newest_sweep_of_a_name_is_set_beside_its_best_lora(sweeps: Sweeps) -> None:
-    rows = compare(sweeps.uri, "movie")
+    rows, _ = compare(sweeps.uri, "movie")
     assert [(row.arm, row.number) for row in rows] == [
         ("lora", 1),
         ("pilora partition.rule=hits", 2),
@@ -108,7 +108,7 @@ def test_the_newest_sweep_of_a_name_is_set_beside_its_best_lora(sweeps: Sweeps) 
 
 def test_another_arm_can_be_what_the_others_are_set_beside(sweeps: Sweeps) -> None:
     against = "pilora partition.rule=random"
-    rows = {(row.arm, row.number): row for row in compare(sweeps.uri, "movie", against)}
+    rows = {(row.arm, row.number): row for row in compare(sweeps.uri, "movie", against)[0]}
     assert rows[against, 3].difference is None
     low, high = rows["pilora partition.rule=hits", 2].difference or (0, 0)
     assert (low + high) / 2 == pytest.approx(0.81 - 0.72333, abs=1e-4)
@@ -117,14 +117,15 @@ def test_another_arm_can_be_what_the_others_are_set_beside(sweeps: Sweeps) -> No
 def test_what_a_constant_answer_reaches_on_test_is_the_sweep_s_own(tmp_path: Path) -> None:
     made = Sweeps(tmp_path)
     sweep = made.sweep("movie")
-    assert constant_answer_on_test(made.uri, "movie") is None
+    made.choice(sweep, 0, "lora", 0.8, [0.7])
+    assert compare(made.uri, "movie")[1] is None
     made.client.log_metric(sweep, "constant_answer_test", 0.625)
     made.client.log_metric(sweep, "constant_answer_dev", 0.5)
-    assert constant_answer_on_test(made.uri, "movie") == 0.625
+    assert compare(made.uri, "movie")[1] == 0.625
 
 
 def test_the_verdict_says_who_differs_among_how_many(sweeps: Sweeps) -> None:
-    rows = compare(sweeps.uri, "movie")
+    rows, _ = compare(sweeps.uri, "movie")
     assert verdict(rows) == (
         "better than tuned LoRA beyond the noise: lora, pilora partition.rule=hits "
         "(3 compared, at 5% over all of them)"

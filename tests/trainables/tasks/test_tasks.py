@@ -657,8 +657,10 @@ def refused(chosen: TaskSettings) -> str:
 
 
 def test_a_missing_file_or_package_is_named(files: dict[str, str]) -> None:
-    message = refused(settings(files | {"dev": "nowhere/dev.csv"}))
-    assert message.startswith("task.data.dev (nowhere/dev.csv): there is no such file")
+    for absent in ("nowhere/dev.csv", "~nobody_of_this_name/dev.csv", "x" * 300 + ".csv"):
+        message = refused(settings(files | {"dev": absent}))
+        assert message.startswith("task.data.dev (")
+        assert "there is no such file; check the path" in message
     message = refused(settings(files | {"dev": "package:no_such_package/dev.csv"}))
     assert "'no_such_package' is not installed" in message
 
