@@ -3,8 +3,9 @@
 A quoted field may hold anything, line breaks too, so one stray quote mark can make a text of the
 rows up to the next. What is refused is therefore: a row with more or fewer fields than the header,
 or the header once more, a quote mark that no other closes or that others than a separator follow,
-and a field over several lines that look like rows: at least half of them, but the last, have the
-header's number of fields, and one of these has a label that other rows have.
+and a field over several lines that look like rows: at least half of them, but the one with the
+row's own label, have the header's number of fields, and one of these has a label that other rows
+have.
 
 TSV has no quotes by its definition, and Excel writes some. Where those of a file do not fit, and
 its lines do without them, they are read as they stand.
@@ -13,9 +14,10 @@ its lines do without them, they are read as they stand.
 from __future__ import annotations
 
 import csv
+import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +28,13 @@ from trainables.tasks.records import Asked, Records, check_columns, placed
 
 _csv_limit = threading.Lock()
 _SEPARATED = {
-    "\t": "; it is separated by tabs: name it .tsv",
-    ";": "; it is separated by semicolons: save it with commas, or with tabs as .tsv",
-    "|": "; it is separated by bars: save it with commas, or with tabs as .tsv",
-    ",": "; it is separated by commas: name it .csv",
+    "\t": "it is separated by tabs: name it .tsv",
+    ";": "it is separated by semicolons: save it with commas, or with tabs as .tsv",
+    "|": "it is separated by bars: save it with commas, or with tabs as .tsv",
+    ",": "it is separated by commas: name it .csv",
 }
-"""What to say of a header of one column that holds such a sign."""
+"""What to say of a header that such a sign divides."""
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
 def csv_records(path: Path, place: str, asked: Asked) -> Records:
@@ -153,7 +156,7 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
         strict=True,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
     )
-    header = _header(reader, place, asked, delimiter)
+    header = _header(reader, taken, place, asked, delimiter)
     label = next(header.index(column) for column, key in asked.items() if key == "label")
     table = _Table(len(header), {column: [] for column in asked})
     values = [(table.columns[column], header.index(column)) for column in asked]
@@ -177,8 +180,10 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
             table.repeated.append(first)
             continue
         if len(taken) > 1:
+            own = sum(len(_LINE_BREAK.findall(each)) for each in row[:label])
+            others = [*taken[:own], *taken[own + 1 :]]
             suspects.append(
-                (first, reader.line_num, _labels_within(taken, table.width, label, delimiter))
+                (first, reader.line_num, _labels_of(others, table.width, label, delimiter))
             )
         table.numbers.append(first)
         for column, index in values:
@@ -191,26 +196,39 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
     return table
 
 
-def _header(reader: Iterator[list[str]], place: str, asked: Asked, delimiter: str) -> list[str]:
-    """The names of the columns, of which those asked for are there, once each."""
+def _header(
+    reader: Iterator[list[str]], taken: Sequence[str], place: str, asked: Asked, delimiter: str
+) -> list[str]:
+    """The names of the columns, of which those asked for are there, once each.
+
+    `taken` holds the lines that the reader has been given.
+    """
     try:
         header = next((row for row in reader if row), None)
     except csv.Error as error:
+        sign = _sign_of(taken, delimiter)
+        remedy = "correct its quotes" if sign == delimiter else _SEPARATED[sign]
         raise DataError(
-            f"{place}: is not readable as a table (its first line: {error}); correct its quotes"
+            f"{place}: is not readable as a table (its first line: {error}); {remedy}"
         ) from error
     if header is None:
         raise DataError(f"{place}: has no rows; name a file that has some")
     hint = " (as its first line has them)"
     if header[0].startswith("sep=") and len(header) <= 2:
         hint = "; its first line is a note to Excel: delete it, and separate by commas"
-    elif len(header) == 1:
-        hint = next((said for sign, said in _SEPARATED.items() if sign in header[0]), hint)
+    elif (sign := _sign_of(taken, delimiter)) != delimiter:
+        hint = f"; {_SEPARATED[sign]}"
     check_columns(asked, header, place, hint)
     return header
 
 
-def _labels_within(lines: list[str], width: int, label: int, delimiter: str) -> list[str | None]:
-    """The labels of the lines of a field, but its last, as rows by themselves; None of no row."""
-    rows = [line.rstrip("\r\n").split(delimiter) for line in lines[:-1] if line.strip()]
+def _sign_of(taken: Sequence[str], delimiter: str) -> str:
+    """The sign that divides the first line with any: `delimiter` unless another is there more."""
+    first = next(line for line in taken if line.strip())
+    return max((delimiter, *_SEPARATED), key=first.count)
+
+
+def _labels_of(lines: list[str], width: int, label: int, delimiter: str) -> list[str | None]:
+    """The labels of some lines of a row, as rows by themselves; None of what is no row."""
+    rows = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
     return [row[label].strip('"') if len(row) == width else None for row in rows]

@@ -262,9 +262,17 @@ def test_honest_texts_of_many_lines_are_never_taken_for_rows(read: Callable[...,
             {"text": f"{i}" + "".join(draw.choices(pieces, k=9)), "label": ("neg", "pos")[i % 2]}
             for i in range(20)
         ]
+        if draw.random() < 0.5:  # the label stands on the first line of its row, or on the last
+            rows = [{"label": row["label"], "text": row["text"]} for row in rows]
         for suffix in (".csv", ".tsv"):
             found = read(written(rows, suffix), suffix)["train"]
             assert {inputs[0] for inputs in found.inputs} == {row["text"] for row in rows}
+
+
+def test_a_label_may_stand_between_texts_of_many_lines(read: Callable[..., TaskRows]) -> None:
+    rows = ['"one\ntwo",pos,"three\nfour"', '"five\nsix",neg,seven', 'eight,neg,"nine\nten"']
+    found = read("\n".join(["title,label,text", *rows]))["train"]
+    assert sorted(found.inputs) == [("nine\nten",), ("seven",), ("three\nfour",)]
 
 
 @pytest.mark.parametrize(
@@ -366,6 +374,11 @@ def test_bytes_of_windows_are_named_with_the_way_to_convert_them(
         (table().replace("text,", "Text,"), "did you mean 'Text'?"),
         (table().replace("text,", "text ,"), "did you mean 'text '?"),
         (table().replace(",", ";"), "it is separated by semicolons: save it with commas"),
+        (table().replace("text,label", '"text","label"').replace(",", ";"),
+         "it is separated by semicolons: save it with commas"),
+        (table().replace("text,label", "text,label,a,b").replace(",", ";").replace("a;b", "a,b"),
+         "it is separated by semicolons: save it with commas"),
+        ('"text" ,"label"\n', "(its first line: ',' expected after '\"'); correct its quotes"),
         (table().replace(",", "\t"), "it is separated by tabs: name it .tsv"),
         ("sep=;\n" + table().replace(",", ";"), "its first line is a note to Excel: delete it"),
         (table().split("\n", 1)[1], "its columns are film number 0, neg (as its first line"),
