@@ -84,7 +84,7 @@ WANTED = {
 def written_right(kind: str, given: object) -> str:
     """What to write in place of a value of the wrong type; `kind` is one of `WANTED`."""
     if given is None:
-        return "write one, or leave the key out"
+        return "write one, or leave the key out where it has a default"
     if isinstance(given, list | tuple | dict):
         return "write one value"
     if kind == "string_type":

@@ -14,17 +14,17 @@ from collections.abc import Sequence
 
 import typer
 
-# isort: off
-# In the order in which --help lists their commands.
-from search.cli import sweeps, rows, profiles, plans, results, doctor  # noqa: F401
-
-# isort: on
+from search.cli import doctor, plans, profiles, results, rows, sweeps
 from search.cli.app import EXIT_FAILED, app
 from search.cli.faults import fault_of_the_place
 from search.interrupts import EXIT_INTERRUPTED
 from spaces.errors import RanksweepError
 
 __all__ = ["app", "main"]
+
+# As --help lists them, whatever was imported first: a file registers its commands as it is read.
+FILES = [file.__name__ for file in (sweeps, rows, profiles, plans, results, doctor)]
+app.registered_commands.sort(key=lambda command: FILES.index(command.callback.__module__))  # type: ignore[union-attr]
 
 NO_BARS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

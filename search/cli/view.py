@@ -329,7 +329,8 @@ class View(Progress, AbstractContextManager["View"]):
     def _trials_in_words(self) -> str:
         """How far the stage is, and every trial that runs."""
         done = sum(self._states[state] for state in DONE)
-        words = [f"{done} of {self._trials} trials are done{self._left_in_words()}"]
+        left = self._left_in_words() + (", with the confirmation" if self._later else "")
+        words = [f"{done} of {self._trials} trials are done{left}"]
         for trial, each in sorted(self._running.items(), key=lambda item: item[1].started):
             cells = self._cells(trial, each)
             step = f" at step {each.steps.done} of {each.steps.total}" if cells["step"] else ""

@@ -120,6 +120,7 @@ def _given(details: Any) -> str:
     kind, value = details["type"], details["input"]
     given = repr(list(value) if isinstance(value, tuple) else value)
     wanted = kind not in ("missing", "value_error", "invalid_key")
+    given = {"None": "null", "True": "true", "False": "false"}.get(given, given)  # as YAML has it
     shown = f", not {given}" if wanted and len(given) <= 60 else ""
     if kind in WANTED:
         return f"{shown}; {written_right(kind, value)}"

@@ -60,8 +60,8 @@ def compare(
     confirmed = [run for run in children if run.kind == "confirm"]
     if not confirmed:
         raise RanksweepError(
-            f"{sweep}: nothing of it was confirmed on test; set `confirm` in the sweep and launch "
-            "it with --resume"
+            f"{sweep}: nothing of it is confirmed on test yet; where the sweep has `confirm`, a "
+            "launch does so once its search is over, also one that goes on with --resume"
         )
     objective = Objective(newest.metric or "accuracy", newest.mode or "max")
     trials = [run for run in children if run.kind == "trial"]

@@ -34,7 +34,6 @@ from trainables.trained.restored import load_its_base, restored
 
 Form = Literal["peft", "merged", "plan"]
 README = "README.md"
-_WHERE = "The folder is named as from the one that it lies in; from elsewhere, give its path."
 
 
 def export(
@@ -167,7 +166,6 @@ def _peft(written: Written, folder: Path, base_uri: str | None) -> str:
             "Blocks on some rows or columns are widened with zeros, which training it further "
             "would train too."
         )
-    notes.append(_WHERE)
     notes.append("Dropout and learning-rate factors of the training are not in it.")
     if trained.facts.dtype != "float32":
         notes.append(
@@ -201,7 +199,6 @@ def _merged(written: Written, folder: Path, base_uri: str | None) -> str:
         "The update is added to the base's weights, and the head is in its place; no adapter is "
         "needed to use it, and no base.",
         f"Its outputs are, in order: {', '.join(labels)} (id2label in config.json).",
-        _WHERE,
         f"The weights are {trained.facts.dtype}, as the base was trained on; each is rounded once.",
     ]
     code = merged_code(written, trained.facts, folder.name)

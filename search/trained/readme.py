@@ -143,13 +143,14 @@ def _code(
     if not written.task.get("text"):
         imports = [*imports, "from PIL import Image"]
         own, inputs = _of_pictures(folder)
-    head = ["import torch", *imports]
+    head = [f"# from the folder that {folder!r} lies in; from elsewhere, give its path"]
+    head += ["import torch", *imports]
     head.append(f"from transformers import {', '.join(sorted([*names, own]))}")
     return (
         "\n".join(head)
         + f"\n\n{loading}\nlabels = {list(facts.labels)!r}\n\n{inputs}\n"
         + "with torch.no_grad():\n    logits = model.eval()(**batch).logits\n"
-        + "predictions = [labels[i] for i in logits.argmax(-1)]"
+        + "predictions = [labels[i] for i in logits.argmax(-1)]\nprint(predictions)"
     )
 
 

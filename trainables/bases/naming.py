@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 
 SCHEMES = ("hub", "path", "package")
 
@@ -22,6 +23,15 @@ def scheme_and_place(uri: str) -> tuple[str, str]:
 def _meant(uri: str) -> str:
     if uri and os.path.exists(os.path.expanduser(uri)):  # of os.path, for they never raise
         return f"did you mean 'path:{uri}'?"
+    if _is_a_package(uri.partition("/")[0]):
+        return f"did you mean 'package:{uri}'?"
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@[^:]+)?", uri):
         return f"did you mean 'hub:{uri}'?"
     return "use hub:org/name@revision, path:DIR or package:import_name/sub/dir"
+
+
+def _is_a_package(name: str) -> bool:
+    try:
+        return name.isidentifier() and find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

@@ -213,11 +213,13 @@ def _header(
         ) from error
     if header is None:
         raise DataError(f"{place}: has no rows; name a file that has some")
-    hint = " (as its first line has them)"
+    hint = ""
     if header[0].startswith("sep=") and len(header) <= 2:
         hint = "; its first line is a note to Excel: delete it, and separate by commas"
     elif (sign := _sign_of(taken, delimiter)) != delimiter:
         hint = f"; {_SEPARATED[sign]}"
+    elif not set(asked) & set(header):
+        hint = " (as its first line has them; add a line of their names where there is none)"
     check_columns(asked, header, place, hint)
     return header
 

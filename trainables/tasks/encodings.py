@@ -21,6 +21,11 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_OTHER_KINDS = {
+    b"PAR1": "a Parquet file; name it .parquet",
+    b"PK\x03\x04": "an archive, as workbooks of Excel are; save it as CSV",
+    b"\x1f\x8b": "compressed; unpack it with gunzip",
+}
 
 
 def encoding_of(path: Path, place: str) -> str:
@@ -29,6 +34,9 @@ def encoding_of(path: Path, place: str) -> str:
         start = file.read(64)
     if not start:
         raise DataError(f"{place}: is empty; name a file that has rows")
+    for mark, what in _OTHER_KINDS.items():
+        if start.startswith(mark):
+            raise DataError(f"{place}: is {what}")
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return encoding

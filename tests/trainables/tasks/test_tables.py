@@ -9,6 +9,7 @@ import decimal
 import io
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spaces.errors import DataError
+from trainables.tasks.encodings import read_text
 from trainables.tasks.rows import TaskRows, load_rows
 from trainables.tasks.settings import TaskSettings
 
@@ -372,7 +374,9 @@ def test_bytes_of_windows_are_named_with_the_way_to_convert_them(
         (table().replace("text,label", "text,label,label").replace("\nf", "\n1,f"),
          "has 2 columns named 'label'"),
         (table().replace("text,", "Text,"), "did you mean 'Text'?"),
-        (table().replace("text,", "text ,"), "did you mean 'text '?"),
+        (table().replace("text,", "text ,"),
+         "did you mean 'text '? its columns are 'text ', label"),
+        (table().replace("text,", "words,"), "no column 'text'; its columns are words, label"),
         (table().replace(",", ";"), "it is separated by semicolons: save it with commas"),
         (table().replace("text,label", '"text","label"').replace(",", ";"),
          "it is separated by semicolons: save it with commas"),
@@ -483,3 +487,19 @@ def test_a_folders_name_is_no_column(tmp_path: Path) -> None:
     data = {"train": file, "dev": file}
     task = TaskSettings.model_validate({"name": "t", "data": data, "text": "text"})
     assert load_rows(task).labels == ("neg", "pos")
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"PAR1\x15\x04", "is a Parquet file; name it .parquet"),
+        (b"PK\x03\x04\x14\x00", "is an archive, as workbooks of Excel are; save it as CSV"),
+        (b"\x1f\x8b\x08", "is compressed; unpack it with gunzip"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_as_what_it_is(
+    start: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "other.csv").write_bytes(start + bytes(range(200)))
+    with pytest.raises(DataError, match=re.escape(said)):
+        read_text(tmp_path / "other.csv", "task.data.train (other.csv)")
