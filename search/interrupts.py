@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
+from search.watch import looking
+
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ONE_S = 0.1
@@ -76,22 +78,16 @@ class Interrupts:
     @contextmanager
     def followed_by(self, work: Callable[[], object]) -> Iterator[None]:
         """While open, `work` is done in a thread of its own as soon as one is heard."""
-        left = threading.Event()
 
-        def wait() -> None:
+        def look() -> bool:
             # Not for an event that the handler sets: it may come while its own thread sets it.
-            while not left.wait(ONE_S):
-                if self.heard:
-                    work()
-                    return
+            heard = self.heard
+            if heard:
+                work()
+            return heard
 
-        thread = threading.Thread(target=wait, name="after an interrupt", daemon=True)
-        thread.start()
-        try:
+        with looking(look, ONE_S, "after an interrupt"):
             yield
-        finally:
-            left.set()
-            thread.join(5.0)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         last, now = self._heard_at.get(number, -ONE_S), time.monotonic()

@@ -29,7 +29,6 @@ app.registered_commands.sort(key=lambda command: FILES.index(command.callback.__
 NO_BARS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "TQDM_DISABLE": "1",
 }
 """What libraries read at import: their bars would run through a command's own lines."""

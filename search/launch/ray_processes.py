@@ -8,13 +8,14 @@ of its own stack, and ends it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from ray._private import services, worker
+
+from search.watch import looking
 
 LOOK_S = 0.1
 """Before Ray itself finds it and prints the end of its log."""
@@ -42,24 +43,16 @@ def watched(on_death: Callable[[str], None], node: Any = None) -> Iterator[None]
     `node` is what Ray knows of the processes that it has started; by default this process's own.
     """
     node = worker._global_node if node is None else node
-    left = threading.Event()
 
-    def look() -> None:
-        while not left.wait(LOOK_S):
-            dead = [(kind, process) for kind, process in node.dead_processes() if kind in VITAL]
-            if dead:
-                kind, process = dead[0]
-                on_death(f"{kind}, {_ended(process.returncode)}")
-                return
+    def look() -> bool:
+        dead = [(kind, process) for kind, process in node.dead_processes() if kind in VITAL]
+        if dead:
+            kind, process = dead[0]
+            on_death(f"{kind}, {_ended(process.returncode)}")
+        return bool(dead)
 
-    thread = threading.Thread(target=look, name="ray watch", daemon=True)
-    thread.start()
-    try:
+    with looking(look, LOOK_S, "ray watch"):
         yield
-    finally:
-        left.set()
-        if threading.current_thread() is not thread:
-            thread.join()
 
 
 def _ended(code: int) -> str:

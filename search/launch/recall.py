@@ -15,7 +15,7 @@ from search.queries.trial_run import WEIGHTS
 from search.study.left_open import own_trials, write_confirmation_from_study, write_from_study
 from search.study.study import Study
 from search.tracking.facts import RunFacts
-from search.tracking.journal import Journal, TrialRun
+from search.tracking.journal import Journal, JournalRun
 from search.tracking.mlflow import RefusedError, sqlite_file
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
@@ -61,7 +61,7 @@ class Recall:
             self._say_of(again, len(rest))
         self._find_weights([*lost, *without_record])
 
-    def _sorted(self, children: list[RunFacts]) -> tuple[list[TrialRun], list[TrialRun]]:
+    def _sorted(self, children: list[RunFacts]) -> tuple[list[JournalRun], list[JournalRun]]:
         """The runs that MLflow lacks: those that the journal has whole, and the others."""
         there = {child.token: child for child in children if child.token is not None}
         lost, without_record = [], []
@@ -83,7 +83,7 @@ class Recall:
         return lost, without_record
 
     def _write_from_study(
-        self, without_record: list[TrialRun], children: list[RunFacts]
+        self, without_record: list[JournalRun], children: list[RunFacts]
     ) -> set[int]:
         """Append what only the study knows; returns the numbers, confirmations below zero."""
         trials = own_trials(self.study, self.driver)
@@ -113,7 +113,7 @@ class Recall:
             f"them is logged again{some}"
         )
 
-    def _find_weights(self, lost: list[TrialRun]) -> None:
+    def _find_weights(self, lost: list[JournalRun]) -> None:
         """Take the weights of lost runs from where they were logged, for the new runs."""
         before = _RunsBefore(self.tracked_before)
         trials = WeightFiles(self.paths.weights, "trial")

@@ -100,7 +100,7 @@ class RunInMlflow:
 
 
 @dataclass(frozen=True)
-class TrialRun:
+class JournalRun:
     """A run of the journal: whose it is, and what MLflow calls it.
 
     `state` is how it has ended as far as MLflow was told; None where the rest waits, or where an
@@ -283,7 +283,7 @@ class Journal:
 
     # What a launch that goes on does, before the relay is at work --------------------------------
 
-    def trial_runs(self) -> list[TrialRun]:
+    def trial_runs(self) -> list[JournalRun]:
         """The runs of all trials and confirmations."""
         with self.driver as database:
             rows = database.execute(
@@ -294,7 +294,7 @@ class Journal:
                 "FROM runs"
             ).fetchall()
         return [
-            TrialRun(
+            JournalRun(
                 number,
                 token,
                 run_id,

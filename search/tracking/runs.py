@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -70,7 +69,6 @@ class RecordedRuns:
         moved = self._moved(run_id)
         if moved is not None:
             return (moved / name).read_bytes()
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
             path = call(self.uri, lambda: self._client.download_artifacts(run_id, name, folder))
             return Path(path).read_bytes()
