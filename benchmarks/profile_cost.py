@@ -117,9 +117,8 @@ def calibration(base: Base, task: Task, settings: ProfileSettings) -> float:
     import torch
 
     from trainables.profiling.static_pass import micro_batches
-    from trainables.tasks.kinds import KINDS
 
-    split, kind = task.splits["train"], KINDS[task.kind]
+    split, kind = task.splits["train"], task.its_kind
     base.model.eval()
     entrance = base.model.get_input_embeddings()
     handle = entrance.register_forward_hook(lambda *call: call[2].requires_grad_(True))

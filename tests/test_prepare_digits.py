@@ -78,7 +78,7 @@ def test_the_base_reads_the_pictures_and_lacks_only_a_head(made: Path) -> None:
     )
     task = build_task(settings, uri)
     assert task.labels == tuple("0123456789")
-    base = load_base(uri, task.kind, task.num_labels)
+    base = load_base(uri, task.kind, len(task.labels))
     assert base.head_modules == ("classifier",)
     usual = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
     assert (

@@ -20,7 +20,8 @@ def drawn_dry_run(result: DryRun) -> Group:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("base", Text(f"{result.base['uri']}, {result.base['params']:,} parameters"))
     facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
-    facts.add_row("classes", Text(classes_line(result.task["classes"])))
+    if result.task["classes"]:
+        facts.add_row("classes", Text(classes_line(result.task["classes"])))
     for split, constant in result.task["constant_answers"].items():
         answer = "the classes' shares" if constant["answer"] is None else repr(constant["answer"])
         facts.add_row(

@@ -43,7 +43,7 @@ def write_rows(
         document,
         [
             *lines,
-            f"classes: {classes_line(counts)}",
+            *([f"classes: {classes_line(counts)}"] if counts else ()),
             *(f"note: {note}" for note in rows.notes),
         ],
     )

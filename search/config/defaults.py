@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from search.paths import LONGEST_NAME
 from trainables.settings import Settings
-from trainables.tasks.metrics import METRICS
+from trainables.tasks.kinds.registry import mode_of, usual_metric
 from trainables.tasks.settings import TaskSettings
 
 NULLABLE = ("space", "confirm")
@@ -30,7 +30,8 @@ def fill_defaults(raw: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> di
     if isinstance(task, TaskSettings):
         name, metric = task.name, task.metric
     elif isinstance(task, Mapping):
-        name, metric = task.get("name"), task.get("metric", "accuracy")
+        name = task.get("name")
+        metric = task.get("metric") or usual_metric(task.get("kind", "classification"))
     if isinstance(name, str):
         raw.setdefault("name", sweep_name_of(name))
         tracking = raw.get("tracking", {})
@@ -96,8 +97,8 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
         del given["metric"]
     elif isinstance(metric, str):
         given.setdefault("objectives", (metric,))
-        if metric in METRICS:
-            given.setdefault("mode", METRICS[metric].mode)
+        if (mode := mode_of(metric)) is not None:
+            given.setdefault("mode", mode)
     if isinstance(objectives, list | tuple) and len(objectives) > 1:
         given.setdefault("scheduler", {"name": "none"})
     return given

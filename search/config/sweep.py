@@ -29,7 +29,7 @@ from spaces.target import TargetModule
 from trainables.bases.naming import scheme_and_place
 from trainables.profiling.settings import ProfileSettings
 from trainables.settings import Name, Seed, Settings
-from trainables.tasks.kinds import metric_for
+from trainables.tasks.kinds.registry import check_metric
 from trainables.tasks.settings import TaskSettings
 from trainables.training.settings import TrainSettings
 
@@ -308,7 +308,7 @@ def _as_a_grid(search: SearchSettings, space: SearchSpace) -> SearchSettings:
 
 
 def _check_metric(metric: str, task: TaskSettings) -> None:
-    metric_for(metric, task.kind, key="search.metric")
+    check_metric(metric, task.kind, key="search.metric")
     if metric != task.metric:
         raise ConfigError(
             f"search.metric: {metric!r} is not what the task measures ({task.metric}); set "

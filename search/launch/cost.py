@@ -19,10 +19,10 @@ from search.config.sweep import SweepConfig
 from search.launch.ray_environment import own_cpus
 from spaces.target import TargetModule
 from trainables.bases.parts import load_config
+from trainables.tasks.grouping import of_like_length
+from trainables.tasks.reading import by_length
 from trainables.tasks.split import Split
 from trainables.tasks.task import Task
-from trainables.training.batches import of_like_length
-from trainables.training.evaluate import EVALUATION_ROWS
 
 TYPICAL_RANK = 8
 """Rank of the adapters that the probe times: every method stays near it."""
@@ -49,7 +49,7 @@ LOW, HIGH = 0.7, 1.5
 
 def steps_an_epoch(task: Task, batch_size: int) -> int:
     """Optimizer steps of one epoch."""
-    return math.ceil(len(task.splits["train"].labels) / batch_size)
+    return math.ceil(len(task.splits["train"]) / batch_size)
 
 
 def profile_steps(config: SweepConfig, task: Task) -> dict[str, int]:
@@ -217,7 +217,7 @@ class Work:
     @classmethod
     def of_training(cls, split: Split, batch_size: int, on_cpu: bool) -> Work:
         """One epoch, told by a sample; on a CPU rows of like length go through together."""
-        rows = len(split.labels)
+        rows = len(split)
         order = np.random.default_rng(0).permutation(rows)[: SAMPLED_BATCHES * batch_size]
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         if on_cpu:
@@ -230,11 +230,7 @@ class Work:
     @classmethod
     def of_measuring(cls, split: Split) -> Work:
         """One pass over a split in the order of its lengths."""
-        order = split.lengths.argsort()
-        return cls._of(
-            split,
-            [order[i : i + EVALUATION_ROWS] for i in range(0, len(order), EVALUATION_ROWS)],
-        )
+        return cls._of(split, by_length(split))
 
     @classmethod
     def _of(cls, split: Split, batches: Sequence[Any]) -> Work:

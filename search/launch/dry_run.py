@@ -98,7 +98,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         "at_once": config.cluster.groups,
     }
     confirm = _confirm(config, task, len(methods))
-    linear = meta_linear_layers(inputs.base_uri, config.task.kind, task.num_labels)
+    linear = meta_linear_layers(inputs.base_uri, task.head, task.outputs)
     cost = Cost.measured(config, linear, {target.name for target in targets})
     times = fmean(each.length for each in methods)
     estimate = estimated(config, task, cost, profile, confirm, times)
@@ -109,7 +109,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
             "fingerprint": inputs.base_fingerprint,
             "params": base_parameters(inputs.base_uri),
         },
-        task=_task_summary(task, constant_answers(config, task)),
+        task=_task_summary(task, constant_answers(task)),
         profile=profile,
         methods=methods,
         search=search,
@@ -149,7 +149,7 @@ def _task_summary(task: Task, constant: Mapping[str, ConstantAnswer]) -> dict[st
         "classes": task.class_counts(),
         "fingerprint": task.fingerprint,
         "constant_answers": {split: asdict(each) for split, each in constant.items()},
-        "rows": {name: len(split.labels) for name, split in task.splits.items()},
+        "rows": {name: len(split) for name, split in task.splits.items()},
         "mean_tokens": {name: round(float(each.mean()), 1) for name, each in lengths.items()},
         "most_tokens": {name: int(each.max()) for name, each in lengths.items()},
     }

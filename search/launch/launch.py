@@ -76,7 +76,7 @@ def launch(
         profile_key=prepared.key,
         profile_cached=profile_only and stage.is_cached(),
         tracking_uri=redacted(absolute_uri(config.tracking.uri)),
-        constant_answers=constant_answers(config, prepared.task),
+        constant_answers=constant_answers(prepared.task),
     )
     if result.profile_cached:
         return result
@@ -123,7 +123,8 @@ def launch(
 
 def _tell_task(task: Task, view: Progress) -> None:
     """Say what the task's classes are, and what a user should know of its rows."""
-    view.message(f"classes: {classes_line(task.class_counts())}")
+    if task.labels:
+        view.message(f"classes: {classes_line(task.class_counts())}")
     for note in task.notes:
         view.message(f"note: {note}")
 

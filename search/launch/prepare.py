@@ -85,7 +85,7 @@ def prepare(config: SweepConfig) -> SweepInputs:
         )
     base_uri = pin(config.base)
     patterns = config.profile.target_modules
-    base = meta_base(base_uri, config.task.kind, task.labels, patterns)
+    base = meta_base(base_uri, task.head, task.outputs, patterns)
     targets, size = base.targets, base.size
     borrowed = _borrowed(config, store, targets)
     grid = config.profile.top_percent if borrowed is None else borrowed["top_percent_grid"]
@@ -102,7 +102,7 @@ def prepare(config: SweepConfig) -> SweepInputs:
         )
     )
     if borrowed is not None or store.manifest(key) is None:  # else they were sound when profiled
-        check_weights(base_uri, config.task.kind, task.num_labels, dtype_name(config))
+        check_weights(base_uri, task.head, task.outputs, dtype_name(config))
     return SweepInputs(
         task=task,
         task_name=config.task.name,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from search.config.sweep import SweepConfig
 from search.queries.comparison import Confirmation
 from search.study.ranking import BestChoice
-from trainables.tasks.constant_answer import ConstantAnswer, constant_answer
+from trainables.tasks.constant_answer import ConstantAnswer
 from trainables.tasks.task import Task
 
 
@@ -31,8 +30,7 @@ class LaunchResult:
     unranked: list[str] = field(default_factory=list)
     """Methods and arms of which no trial ran to its end."""
     constant_answers: Mapping[str, ConstantAnswer] = field(default_factory=dict)
-    """What a model that has learned nothing would be measured to be: on dev by what is searched
-    for, on test by the task's metric."""
+    """What a model that has learned nothing would be measured to be, on dev and on test."""
     nothing_learned: str | None = None
     """What to tell where no trial beats a constant answer on dev."""
     confirmation: list[Confirmation] | None = None
@@ -64,12 +62,11 @@ class LaunchResult:
         )
 
 
-def constant_answers(config: SweepConfig, task: Task) -> dict[str, ConstantAnswer]:
+def constant_answers(task: Task) -> dict[str, ConstantAnswer]:
     """The best constant answers for dev and test, where the metric has such."""
-    asked = {"dev": config.search.metric, "test": task.metric}
     found = {
-        split: constant_answer(task, split, metric)
-        for split, metric in asked.items()
-        if split in task.splits
+        split: task.its_kind.constant_answer(task, split)
+        for split in ("dev", "test")
+        if split in task.splits and len(task.splits[split])
     }
     return {split: each for split, each in found.items() if each is not None}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from spaces.errors import ConfigError, RanksweepError
-from trainables.tasks.pictures import Picture
+from trainables.tasks.kinds.registry import kind_of
 from trainables.tasks.rows import SPLITS, Rows, TaskRows
 from trainables.tasks.settings import TaskSettings
 
@@ -48,11 +47,6 @@ def write_rows(rows: TaskRows, task: TaskSettings, folder: Path) -> dict[str, Pa
 
 
 def _lines(rows: Rows, task: TaskSettings) -> Iterator[str]:
+    kind = kind_of(task.kind)
     for inputs, label in zip(rows.inputs, rows.labels, strict=True):
-        row: dict[str, Any] = {}
-        for column, value in zip(task.inputs, inputs, strict=True):
-            if isinstance(value, Picture):
-                row |= {column: value.path, "sha256": value.sha256}
-            else:
-                row[column] = value
-        yield json.dumps(row | {task.label: label}, ensure_ascii=False) + "\n"
+        yield json.dumps(kind.written(inputs, label, task), ensure_ascii=False) + "\n"

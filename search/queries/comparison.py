@@ -216,7 +216,7 @@ def _difference(
         return difference(values, others)
     ours, theirs = ({s: drawn[id(each.rows)] for s, each in t.items()} for t in (tested, beside))
     rows = both[0].rows
-    return difference(values, others, ours, theirs, None if rows is None else len(rows.labels))
+    return difference(values, others, ours, theirs, None if rows is None else len(rows))
 
 
 def _summary(

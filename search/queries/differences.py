@@ -194,7 +194,7 @@ def drawn_values(runs: Sequence[MeasuredRows]) -> list[Floats] | None:
     The runs must be of the same rows. A resample that the metric is not defined on is left out of
     every run; None where hardly one is left.
     """
-    rows = len(runs[0].labels)
+    rows = len(runs[0])
     resamples = min(run.resamples for run in runs)
     generator = np.random.default_rng(0)
     found: list[list[Floats]] = [[] for _ in runs]

@@ -52,9 +52,8 @@ def test_the_percentages_are_kept_ascending_and_once() -> None:
 def test_a_task_of_pictures_names_their_column_in_place_of_texts() -> None:
     values = {"name": "t", "kind": "image_classification", "data": FILES, "image": "picture"}
     settings = TaskSettings.model_validate(values)
-    assert (settings.image, settings.text, settings.inputs) == ("picture", (), ("picture",))
+    assert (settings.image, settings.text) == ("picture", ())
     assert TaskSettings.model_validate(settings.model_dump(mode="json")) == settings
-    assert TaskSettings.model_validate(task()).inputs == ("sentence",)
     for metric in ("accuracy", "f1", "macro_f1", "matthews", "roc_auc"):
         TaskSettings.model_validate(values | {"metric": metric})
 
@@ -86,8 +85,9 @@ def test_a_wrong_task_of_pictures_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "regression"}, "'regression' is not available yet; use classification"),
         ({"kind": "guess"}, "'guess' is not a kind of task; use classification"),
+        ({"kind": "regression", "metric": "f1"}, "'f1' does not measure regression; use one of"),
+        ({"kind": "regression", "positive_class": "a"}, "does not go with regression"),
         ({"metric": "bleu"}, "'bleu' does not measure classification; use one of accuracy"),
         ({"text": ["a", "b", "c"]}, "names 3 columns"),
         ({"text": []}, "is required; name one column"),
@@ -95,7 +95,8 @@ def test_a_wrong_task_of_pictures_is_refused_with_the_reason(
         ({"max_length": 0}, "greater than 0"),
         ({"rows": {"train": 0}}, "greater than 0"),
         ({"split": {"dev_fraction": 1.0}}, "less than 1"),
-        ({"template": "x"}, "Extra inputs are not permitted"),
+        ({"template": "{a}"}, "text\n  Value error, does not go with template"),
+        ({"template": "{a", "text": []}, "template\n  Value error, has a '{' that no other closes"),
         ({"data": {"dev": "b.csv"}}, "neither train nor hub"),
         ({"data": {"train": "a.xlsx"}}, "train is 'a.xlsx', not a data file"),
         ({"data": FILES | {"name": "rte"}}, "name goes with hub only"),

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import UsageError
 from spaces.plan import Plan
+from trainables.tasks.split import Pass, outputs_of
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """A [R, in] and B [out, R] of an update B A, its scale within B."""
@@ -45,13 +46,14 @@ class StageParameters(nn.Module):
         self.adapters = nn.ModuleList(adapters)
         self.head = nn.ModuleList(head.values())
 
-    def forward(self, *batches: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits [rows of all batches, classes] of the resident base, adapters and head in place.
+    def forward(self, *batches: Pass) -> torch.Tensor:
+        """What the resident base gives for all targets [targets of all batches, outputs], adapters
+        and head in place.
 
         Every batch is a forward pass of its own.
         """
-        logits = [self._model(**batch).logits for batch in batches]  # type: ignore[operator]
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
+        outputs = [outputs_of(self._model, batch) for batch in batches]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups, one per learning-rate scale; the head trains at scale 1."""

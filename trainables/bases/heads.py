@@ -20,7 +20,7 @@ from torch import nn
 
 from spaces.errors import BaseModelError, shown
 from trainables.bases.location import locate, unloadable
-from trainables.bases.parts import UNBUILDABLE, quiet, skeleton
+from trainables.bases.parts import UNBUILDABLE, head_class, quiet, skeleton
 
 _POOLER = "pooler"
 
@@ -78,20 +78,25 @@ class Head:
     in_key: str | None = None
 
 
-def head_of(model: Any, unfilled: Unfilled, uri: str, kind: str, classes: Classes) -> Head:
+def head_of(model: Any, unfilled: Unfilled, uri: str, head: str, classes: Classes) -> Head:
     """The head that `model`, whose checkpoint leaves `unfilled` what it leaves, has for a task.
 
-    Raises BaseModelError where weights of the base itself are missing.
+    `head` names it among trainables/bases/parts.py HEADS. Raises BaseModelError where weights of
+    the base itself are missing; where it writes, that of the next token is one of them.
     """
+    if head_class(head).writes:
+        if unfilled.names:
+            raise _lacking(model, unfilled.names, uri, min(unfilled.names))
+        return Head((), "the base's own, of the next token; it stays as it is")
     lacking = find_heads(model, unfilled.names, uri)
     outside = _topmost(model, outside_backbone(model))
     own = [name for name in _parameters_within(model, outside) if name not in unfilled.missing]
-    outputs = _output_parameters(model, uri, kind) if own or not outside else ()
+    outputs = _output_parameters(model, uri, head) if own or not outside else ()
     if not outputs or unfilled.missing.issuperset(outputs):
         return Head(lacking, f"a fresh one ({', '.join(lacking)}); the base has none")
     more = [name for name in (*lacking, *_owners(outputs)) if not is_within(name, outside)]
     modules = tuple(name for name, _ in model.named_modules() if name in {*outside, *more})
-    order, about = _start(model, unfilled, modules, outputs, uri, classes)
+    order, about = _start(model, unfilled, modules, outputs, uri, head, classes)
     if order is None:
         about = f"a fresh one ({', '.join(modules)}); {about}"
         resized = bool(unfilled.mismatched)
@@ -113,11 +118,15 @@ def find_heads(model: Any, missing: set[str], uri: str) -> tuple[str, ...]:
         fresh = is_within(name, heads)
         inside = is_within(name, [backbone]) and not is_within(name, [f"{backbone}.{_POOLER}"])
         if inside or not fresh:
-            raise BaseModelError(
-                f"base: {uri} lacks {len(missing)} weights of a {type(model).__name__}, such as "
-                f"{name}; use the complete checkpoint of that model"
-            )
+            raise _lacking(model, missing, uri, name)
     return tuple(heads)
+
+
+def _lacking(model: Any, missing: set[str], uri: str, name: str) -> BaseModelError:
+    return BaseModelError(
+        f"base: {uri} lacks {len(missing)} weights of a {type(model).__name__}, such as "
+        f"{name}; use the complete checkpoint of that model"
+    )
 
 
 def _topmost(model: nn.Module, parameters: set[str]) -> list[str]:
@@ -187,11 +196,11 @@ def _owners(parameters: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
 
 
-def _output_parameters(model: Any, uri: str, kind: str) -> tuple[str, ...]:
+def _output_parameters(model: Any, uri: str, head: str) -> tuple[str, ...]:
     """The parameters that have a row for each class: those that grow with a class more."""
     config = copy.deepcopy(model.config)
     config.num_labels = config.num_labels + 1
-    larger = dict(skeleton(uri, kind, config).named_parameters(remove_duplicate=False))
+    larger = dict(skeleton(uri, head, config).named_parameters(remove_duplicate=False))
     return tuple(
         name
         for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -208,20 +217,29 @@ def _start(
     modules: Sequence[str],
     outputs: Sequence[str],
     uri: str,
+    head: str,
     classes: Classes,
 ) -> tuple[tuple[int, ...] | None, str]:
     """The order in which the task's classes take the base's outputs, or None; and why."""
     path = locate(uri, weights=False)
     said = json.loads((path / "config.json").read_bytes()) if path.is_dir() else {}
+    problem = head_class(head).problem_type
     made_as = said.get("architectures") or []
     if made_as and type(model).__name__ not in made_as:
         return None, f"the base's own is that of a {shown(str(made_as[0]))}"
-    if said.get("problem_type") not in (None, "single_label_classification"):
+    if said.get("problem_type") not in (None, problem):
         return None, f"the base's own is for {shown(str(said['problem_type']))}"
     if sizes := [unfilled.mismatched[name][0] for name in outputs if name in unfilled.mismatched]:
         return None, f"the base's own has {sizes[0]} outputs, the task {number_of(classes)} classes"
     if incomplete := sorted(unfilled.names & set(_parameters_within(model, modules))):
         return None, f"the base's own lacks {incomplete[0]}"
+    if problem == "regression":
+        return _of_numbers(said)
+    return _of_classes(said, classes)
+
+
+def _of_classes(said: Mapping[str, Any], classes: Classes) -> tuple[tuple[int, ...] | None, str]:
+    """The start of a classification: the base's own outputs where the classes have their names."""
     if isinstance(classes, int):
         return None, "the base's own is of classes without a name here"
     theirs = _own_classes(said, len(classes))
@@ -231,6 +249,13 @@ def _start(
     if theirs is None or theirs == _default_names(len(theirs)):
         return None, "the base's own does not name its classes in config.json"
     return None, f"the base's own is of {_listed(theirs)}, the task of {_listed(classes)}"
+
+
+def _of_numbers(config: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, str]:
+    """The start of a regression, of one output: the base's own where it says that it is one."""
+    if config.get("problem_type") is None:
+        return None, "the base's own does not say that it is of a regression"
+    return (0,), "it is of a regression too"
 
 
 def _own_classes(config: Mapping[str, Any], number: int) -> list[str] | None:

@@ -41,10 +41,10 @@ class TextLimits:
     end: int | None
 
 
-def text_limits(uri: str, kind: str) -> TextLimits:
+def text_limits(uri: str, head: str) -> TextLimits:
     """The limits of a base, from its config alone. Raises BaseModelError as `skeleton` does."""
-    config = task_config(uri, kind, 2)
-    model = skeleton(uri, kind, config)
+    config = task_config(uri, head, 2)
+    model = skeleton(uri, head, config)
     longest = [getattr(config.get_text_config(), "max_position_embeddings", None)]
     elsewhere, types = passed_by_texts(model), []
     for name, module in model.named_modules():
@@ -81,12 +81,12 @@ def _positions(table: Any) -> int | None:
     return len(weight) - (offset if padding is None else padding + 1)
 
 
-def check_pixels(uri: str, kind: str, shape: tuple[int, ...]) -> None:
+def check_pixels(uri: str, head: str, shape: tuple[int, ...]) -> None:
     """Raise BaseModelError where a base cannot take pixels of `shape`, [channels, height, width].
 
     The model is run on shapes alone; one whose way depends on values is not judged.
     """
-    model = skeleton(uri, kind, task_config(uri, kind, 2)).eval()
+    model = skeleton(uri, head, task_config(uri, head, 2)).eval()
     try:
         with torch.no_grad():
             model(pixel_values=torch.empty(1, *shape, device="meta"))
@@ -103,7 +103,7 @@ def check_pixels(uri: str, kind: str, shape: tuple[int, ...]) -> None:
         ) from error
 
 
-def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
+def check_weights(uri: str, head: str, classes: Classes, dtype: str) -> None:
     """Raise BaseModelError where weights at hand are packed, not finite, or too large for `dtype`.
 
     Only what the model computes with is looked at, by the names that the files have for them; what
@@ -116,7 +116,7 @@ def check_weights(uri: str, kind: str, classes: Classes, dtype: str) -> None:
         files = [name for name in weight_files(path, uri) if name.endswith(".safetensors")]
     except BaseModelError:  # of the hub, not fetched yet
         return
-    model = skeleton(uri, kind, task_config(uri, kind, number_of(classes)))
+    model = skeleton(uri, head, task_config(uri, head, number_of(classes)))
     names = weights_of(model).keys()
     prefix = f"{model.base_model_prefix}."
     for file in files:

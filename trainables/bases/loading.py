@@ -55,12 +55,12 @@ class Base:
 
 def load_base(
     uri: str,
-    kind: str,
+    head: str,
     classes: Classes,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Base:
-    """Load a base with a head for the `classes` of a task of `kind`, in `dtype` on `device`.
+    """Load a base with a `head` (HEADS names them) for `classes`, in `dtype` on `device`.
 
     A head that the checkpoint holds stays as it is in the model; what trains is what `fresh_head`
     makes of it. Loading leaves torch's random state as it was. Raises BaseModelError where the base
@@ -73,8 +73,8 @@ def load_base(
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         kwargs["use_safetensors"] = True
-    config = task_config(uri, kind, number_of(classes))
-    model_class = auto_class(kind)
+    config = task_config(uri, head, number_of(classes))
+    model_class = auto_class(head)
     with quiet(), seeded(0):
         try:
             model, info = model_class.from_pretrained(
@@ -87,7 +87,7 @@ def load_base(
             )
         except _UNLOADABLE as error:
             raise unloadable(uri, error) from error
-        head = head_of(model, Unfilled.of(model, info), uri, kind, classes)
+        its_head = head_of(model, Unfilled.of(model, info), uri, head, classes)
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():
@@ -101,8 +101,8 @@ def load_base(
         # the one that rows are padded with.
         model.config.get_text_config().pad_token_id = _pad_token_id(uri, path, config)
     model.to(device)
-    _check_finite(model, head, uri, dtype)
-    return Base(uri, fingerprint(uri), model, head, config.model_type)
+    _check_finite(model, its_head, uri, dtype)
+    return Base(uri, fingerprint(uri), model, its_head, config.model_type)
 
 
 def _check_finite(model: nn.Module, head: Head, uri: str, dtype: torch.dtype) -> None:

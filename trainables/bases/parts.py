@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from spaces.errors import BaseModelError, nearest, one_line
@@ -107,19 +109,68 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def task_config(uri: str, kind: str, num_labels: int) -> Any:
-    """The config of a base for a task of `kind` with `num_labels` classes.
+@dataclass(frozen=True)
+class HeadClass:
+    """What transformers puts on a base: the name of an auto class.
 
-    Raises BaseModelError as `load_config` does, and for a base that is quantized.
+    `problem_type` is what its config then says. A head that `writes` gives logits of the next
+    token: it is the base's own, and stays as it is.
+    """
+
+    auto_class: str
+    problem_type: str | None = None
+    writes: bool = False
+
+
+HEADS: Mapping[str, HeadClass] = {
+    "classification": HeadClass(
+        "AutoModelForSequenceClassification", "single_label_classification"
+    ),
+    "image_classification": HeadClass(
+        "AutoModelForImageClassification", "single_label_classification"
+    ),
+    "regression": HeadClass("AutoModelForSequenceClassification", "regression"),
+    "causal": HeadClass("AutoModelForCausalLM", writes=True),
+}
+"""The heads that a kind of task may ask for, by name."""
+
+
+def head_class(head: str) -> HeadClass:
+    """The head of that name. Raises BaseModelError where there is none."""
+    if head not in HEADS:
+        raise BaseModelError(f"task.kind: no head is known for {head!r}; {nearest(head, HEADS)}")
+    return HEADS[head]
+
+
+def task_config(uri: str, head: str, num_labels: int) -> Any:
+    """The config of a base for a task with that head and `num_labels` outputs.
+
+    Raises BaseModelError as `load_config` does, for a base that is quantized, and for one that
+    reads its text both ways where it should write.
     """
     config = load_config(uri)
-    auto_class(kind)
+    asked = head_class(head)
     _check_plain(uri, config)
-    config.num_labels = num_labels
-    config.problem_type = "single_label_classification"
+    if asked.writes:
+        _check_writes(uri, config)
+    else:
+        config.num_labels = num_labels
+        config.problem_type = asked.problem_type
     if config.architectures is None:
         config.architectures = []  # transformers looks for a class's name in it
     return config
+
+
+def _check_writes(uri: str, config: Any) -> None:
+    """Raise BaseModelError where a base does not predict the next token from those before it."""
+    reads = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    both_ways = reads and not getattr(config, "is_decoder", False)
+    if both_ways or config.is_encoder_decoder:
+        what = "is an encoder with a decoder" if config.is_encoder_decoder else "reads both ways"
+        raise BaseModelError(
+            f"base: {uri} ({config.model_type}) {what}, and this kind of task needs a decoder, "
+            "which writes on; use one such as Llama, Qwen or GPT-2, or another task.kind"
+        )
 
 
 def _check_plain(uri: str, config: Any) -> None:
@@ -140,14 +191,14 @@ def _check_plain(uri: str, config: Any) -> None:
         )
 
 
-def skeleton(uri: str, kind: str, config: Any) -> Any:
+def skeleton(uri: str, head: str, config: Any) -> Any:
     """The base's model with its head on the meta device: shapes and names, no weights.
 
     Raises BaseModelError where transformers has no such model.
     """
     with quiet(), torch.device("meta"):
         try:
-            return auto_class(kind).from_config(config, trust_remote_code=False)
+            return auto_class(head).from_config(config, trust_remote_code=False)
         except ImportError as error:
             raise BaseModelError(
                 f"base: {uri} needs what is not installed ({one_line(error)}); install it, or use "
@@ -157,7 +208,7 @@ def skeleton(uri: str, kind: str, config: Any) -> Any:
             if "Unrecognized configuration class" not in str(error):
                 raise unbuildable(uri, error) from error
             raise BaseModelError(
-                f"base: {uri} ({config.model_type}) has no head for {kind} in transformers; use a "
+                f"base: {uri} ({config.model_type}) has no head for {head} in transformers; use a "
                 "base of another family"
             ) from error
 
@@ -170,12 +221,6 @@ def unbuildable(uri: str, error: Exception) -> BaseModelError:
     )
 
 
-def auto_class(kind: str) -> Any:
-    """The transformers class that puts a head for a task of `kind` on a base."""
-    heads = {
-        "classification": transformers.AutoModelForSequenceClassification,
-        "image_classification": transformers.AutoModelForImageClassification,
-    }
-    if kind not in heads:
-        raise BaseModelError(f"task.kind: no head is known for {kind!r}; {nearest(kind, heads)}")
-    return heads[kind]
+def auto_class(head: str) -> Any:
+    """The transformers class that puts a head of that name on a base."""
+    return getattr(transformers, head_class(head).auto_class)

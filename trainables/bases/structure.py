@@ -27,7 +27,14 @@ from trainables.bases.heads import (
     unfilled_by,
 )
 from trainables.bases.location import hub_parts, is_of_hub, locate, unloadable, weight_files
-from trainables.bases.parts import UNBUILDABLE, load_config, skeleton, task_config, unbuildable
+from trainables.bases.parts import (
+    UNBUILDABLE,
+    head_class,
+    load_config,
+    skeleton,
+    task_config,
+    unbuildable,
+)
 from trainables.settings import ALL_LINEAR
 
 
@@ -51,10 +58,10 @@ def base_parameters(uri: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def meta_linear_layers(uri: str, kind: str, classes: Classes) -> tuple[TargetModule, ...]:
+def meta_linear_layers(uri: str, head: str, classes: Classes) -> tuple[TargetModule, ...]:
     """Every linear layer of a base outside its head, found without loading a weight."""
-    model, head = _meta_model(uri, kind, classes)
-    linears = _linear_layers(model, head.modules)
+    model, its_head = _meta_model(uri, head, classes)
+    linears = _linear_layers(model, its_head.modules)
     return _grouped(linears, linears)
 
 
@@ -67,27 +74,27 @@ class MetaBase:
     head: Head
 
 
-def meta_base(uri: str, kind: str, classes: Classes, patterns: Sequence[str]) -> MetaBase:
+def meta_base(uri: str, head: str, classes: Classes, patterns: Sequence[str]) -> MetaBase:
     """The target modules of a base, its size and its head, found without loading a weight.
 
     They are those that `resolve_targets`, `base_size` and `head_of` find in the loaded base. Raises
     BaseModelError as these and `task_config` do.
     """
-    model, head = _meta_model(uri, kind, classes)
-    targets = resolve_targets(model, head.modules, patterns)
-    return MetaBase(targets, base_size(model, head.modules), head)
+    model, its_head = _meta_model(uri, head, classes)
+    targets = resolve_targets(model, its_head.modules, patterns)
+    return MetaBase(targets, base_size(model, its_head.modules), its_head)
 
 
-def _meta_model(uri: str, kind: str, classes: Classes) -> tuple[Any, Head]:
-    config = task_config(uri, kind, number_of(classes))
-    model = skeleton(uri, kind, config)
+def _meta_model(uri: str, head: str, classes: Classes) -> tuple[Any, Head]:
+    config = task_config(uri, head, number_of(classes))
+    model = skeleton(uri, head, config)
     shapes = _checkpoint_shapes(uri)
-    unfilled = (
-        Unfilled(frozenset(outside_backbone(model)), {})
-        if shapes is None
-        else unfilled_by(model, config, shapes, uri)
-    )
-    return model, head_of(model, unfilled, uri, kind, classes)
+    if shapes is not None:
+        unfilled = unfilled_by(model, config, shapes, uri)
+    else:
+        lacking = set() if head_class(head).writes else outside_backbone(model)
+        unfilled = Unfilled(frozenset(lacking), {})
+    return model, head_of(model, unfilled, uri, head, classes)
 
 
 def base_size(model: nn.Module, head_modules: Sequence[str]) -> BaseSize:
@@ -138,7 +145,7 @@ def _linear_layers(model: nn.Module, head_modules: Sequence[str]) -> dict[str, A
     # MultiheadAttention reads the weight of its output layer without calling the layer, so an
     # adapter on that layer would never run.
     uncalled = nn.modules.linear.NonDynamicallyQuantizableLinear
-    left_out = (*head_modules, *passed_by_texts(model))
+    left_out = (*head_modules, *passed_by_texts(model), *_next_token_head(model))
     return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
@@ -146,6 +153,14 @@ def _linear_layers(model: nn.Module, head_modules: Sequence[str]) -> dict[str, A
         and not isinstance(module, uncalled)
         and not is_within(name, left_out)
     }
+
+
+def _next_token_head(model: nn.Module) -> tuple[str, ...]:
+    """The head that gives the next token, which no method adapts; it may share the embedding."""
+    found = getattr(model, "get_output_embeddings", lambda: None)()
+    return tuple(
+        name for name, each in model.named_modules() if found is not None and each is found
+    )
 
 
 def passed_by_texts(model: nn.Module) -> tuple[str, ...]:
@@ -224,6 +239,8 @@ def _unknown_target(
     for name in _named((name for name, _ in model.named_modules()), pattern):
         if is_within(name, head_modules):
             return f"{key} names only the task's head, which trains whole; leave it out"
+        if name in _next_token_head(model):
+            return f"{key} names the head of the next token, which stays as it is; leave it out"
         if is_within(name, passed_by_texts(model)):
             return f"{key} names {name}, which a text does not go through; leave it out"
         kind = type(model.get_submodule(name)).__name__
@@ -237,7 +254,7 @@ def _checkpoint_shapes(uri: str) -> dict[str, tuple[int, ...]] | None:
     """Name -> shape of every tensor of a base's safetensors files, from their headers.
 
     None where there is no safetensors file at hand (GGUF, a config alone, a hub out of reach):
-    then the checkpoint is taken to hold the whole base and no head.
+    then the checkpoint is taken to hold the whole base and no head but that of the next token.
     """
     path = locate(uri, weights=False)
     if path.is_file():

@@ -46,7 +46,7 @@ def train_initial_phase(
     should_stop: Callable[[], bool],
 ) -> None:
     """PiLoRA's initial phase, from its first step or from where a checkpoint has it."""
-    steps = math.ceil(len(task.splits["train"].labels) / settings.batch_size) * settings.epochs
+    steps = math.ceil(len(task.splits["train"]) / settings.batch_size) * settings.epochs
     observer = _Phase(initial_phase, saves, saved, settings, workers, steps, progress, should_stop)
     finetune(
         model, initial_phase, task, training_of(settings),

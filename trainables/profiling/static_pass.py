@@ -32,10 +32,8 @@ from trainables.profiling.checkpoints import (
 from trainables.profiling.mask_counts import COUNTING_BYTES, Fields, weight_counts
 from trainables.profiling.memory import give_back, held_bytes, in_words
 from trainables.profiling.settings import ProfileSettings
-from trainables.tasks.kinds import KINDS
-from trainables.tasks.split import epoch_order
+from trainables.tasks.split import epoch_order, outputs_of, to_device
 from trainables.tasks.task import Task
-from trainables.training.batches import to_device
 from trainables.training.stage import CancelledError
 
 # Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
@@ -72,8 +70,8 @@ class StaticPass:
         self._should_stop = should_stop
         self._model, self._settings, self._workers = model, settings, workers
         self._targets = {target.name: target for target in targets}
-        self._split, self._kind = task.splits["train"], KINDS[task.kind]
-        self._batches = micro_batches(len(self._split.labels), settings)
+        self._split, self._kind = task.splits["train"], task.its_kind
+        self._batches = micro_batches(len(self._split), settings)
         self._checkpoints, self._trained, self._progress = checkpoints, trained, progress
         half = any(weight_of(model, target).dtype == torch.float16 for target in targets)
         self._loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
@@ -136,12 +134,15 @@ class StaticPass:
             set_rng_state(rng, self._workers.device)
 
     def _loss(self, rows: NDArray[np.int64], sums: Accumulators | None) -> torch.Tensor:
-        batch = to_device(self._split.batch(rows), self._workers)
-        labels = batch.pop("labels")
-        if sums is not None:
-            sums.mask = batch.get("attention_mask")
-        loss = self._kind.summed_loss(self._model(**batch).logits, labels)
-        return loss / self._kind.loss_count(labels) * self._loss_scale
+        on_cpu = self._workers.device.type == "cpu"
+        loss = torch.zeros((), device=self._workers.device)
+        for given in self._split.passes(rows, on_cpu):
+            batch = to_device(given, self._workers)
+            labels = batch.pop("labels")
+            if sums is not None:
+                sums.mask = batch.get("attention_mask")
+            loss = loss + self._kind.summed_loss(outputs_of(self._model, batch), labels)
+        return loss / int(self._split.targets[rows].sum()) * self._loss_scale
 
     def _fields(self, sums: Accumulators, name: str) -> Fields:
         """A module's statistics, over all workers; its accumulators are given up."""

@@ -127,7 +127,7 @@ def _load(config: dict[str, Any]) -> Resident:
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
     task = ray.get(config["task"][0])
     base = load_base(
-        config["base_uri"], task.kind, task.labels, getattr(torch, config["dtype"]), device
+        config["base_uri"], task.head, task.outputs, getattr(torch, config["dtype"]), device
     )
     if base.fingerprint != config["base_fingerprint"]:
         raise JobError(
@@ -255,12 +255,12 @@ def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
 
 def _tested(
     resident: Resident, adaptation: Adaptation, on_dev: Mapping[str, float]
-) -> tuple[dict[str, float], bytes]:
+) -> tuple[dict[str, float], bytes | None]:
     """The report of a job that was measured on test too, and what it said of each test row."""
     task = resident.task
     on_test, rows = evaluate_rows(resident.base.model, adaptation, task, "test", resident.workers)
-    report = {f"dev_{key}" if key == task.metric else key: each for key, each in on_dev.items()}
-    return report | on_test, rows.to_bytes()
+    report = {f"dev_{key}" if key in on_test else key: each for key, each in on_dev.items()}
+    return report | on_test, None if rows is None else rows.to_bytes()
 
 
 def _trained(

@@ -12,15 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spaces.errors import ConfigError, DataError, shown
+from trainables.tasks.kinds.kind import ReadRows
 from trainables.tasks.metrics import METRICS
+from trainables.tasks.records import Records
 from trainables.tasks.settings import TaskSettings
-from trainables.tasks.values import INVISIBLE, is_a_number
+from trainables.tasks.values import INVISIBLE, is_a_number, kinds_of, strings_of
 
 Labels = Mapping[str, Sequence[str]]
 """Split -> the label of each of its rows."""
 MOST_NAMES = 10  # classes that a message names
 MANY = 20  # classes beyond which it is odd that most have one row
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,999})")  # int() takes no more than 4300
+
+
+def labelled(read: ReadRows, records: Records, column: str, place: str) -> ReadRows:
+    """The rows with the class of each, as it is written in `column`."""
+    read.labels, wrong = strings_of(records, column, "class")
+    read.faults += [f"task.label: {place} has {fault}" for fault in wrong]
+    kinds = kinds_of(records.columns[column])
+    if len(kinds) > 1:
+        read.notes.append(
+            f"task.label: {place} has {' and '.join(kinds)} in {column!r}; a class is its "
+            'written form, so 1 and "1" are one'
+        )
+    return read
 
 
 def label_names(labels: Iterable[str]) -> tuple[str, ...]:

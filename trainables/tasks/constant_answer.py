@@ -16,54 +16,40 @@ CANDIDATES = 20
 
 @dataclass(frozen=True)
 class ConstantAnswer:
-    """The metric of the best answer that is the same for every row of a split.
-
-    `answer` is the class that it names; None where it is no class: for a loss it is the classes'
-    shares.
-    """
+    """The metric of the best answer that is the same for every row of a split: its `answer`."""
 
     split: str
     metric: str
     value: float
-    answer: str | None
+    answer: str
     mode: Literal["max", "min"]
 
     @property
     def in_words(self) -> str:
         """The value, and of what: "0.5875, always 'negative'"."""
-        of = "the classes' shares" if self.answer is None else f"always {self.answer!r}"
-        return f"{self.value:.4g}, {of}"
+        return f"{self.value:.4g}, always {self.answer!r}"
 
     def is_beaten_by(self, value: float) -> bool:
         """Whether a value of the metric is better; an equal one is not."""
         return value > self.value if self.mode == "max" else value < self.value
 
 
-def constant_answer(task: Task, split: str, metric: str) -> ConstantAnswer | None:
-    """The best constant answer for a split, by the task's metric or by the split's loss.
+def constant_class(task: Task, split: str) -> ConstantAnswer | None:
+    """The best class to answer for every row of a split, by the task's metric.
 
-    For accuracy it is the largest class, with its share. The loss is the cross-entropy of the
-    classes' shares. None for anything else, such as a time, and for a split without rows.
+    For accuracy it is the largest class, with its share. None where the metric is not defined.
     """
-    labels = task.splits[split].labels
-    sizes = np.bincount(labels, minlength=task.num_labels)
-    if not len(labels):
-        return None
-    if metric == f"{split}_loss":
-        shares = sizes[sizes > 0] / len(labels)
-        return ConstantAnswer(split, metric, float(-(shares * np.log(shares)).sum()), None, "min")
-    if metric != task.metric:
-        return None
-    measure = METRICS[metric]
+    labels, measure = task.splits[split].labels, METRICS[task.metric]
+    sizes = np.bincount(labels, minlength=len(task.labels))
     best: ConstantAnswer | None = None
     # Where only the order of rows counts, all constant answers are the same.
     tried = 1 if measure.needs_two_classes else CANDIDATES
     for index in np.argsort(-sizes, kind="stable")[:tried]:
-        one = np.zeros(task.num_labels)
+        one = np.zeros(len(task.labels))
         one[index] = 1.0
-        value = measure(labels, np.broadcast_to(one, (len(labels), task.num_labels)), task.positive)
+        value = measure(labels, np.broadcast_to(one, (len(labels), len(one))), task.positive)
         if np.isnan(value):  # not defined on these rows, whatever is answered
             return None
         if best is None or best.is_beaten_by(value):
-            best = ConstantAnswer(split, metric, value, task.labels[index], measure.mode)
+            best = ConstantAnswer(split, task.metric, value, task.labels[index], measure.mode)
     return best

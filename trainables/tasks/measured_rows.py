@@ -1,17 +1,20 @@
 """What a model says of every row of a split, kept so that two models can be compared row by row.
 
-One safetensors file: `labels` int32 [n] and `predictions` int32 [n], indices of classes; for a
-metric that is made of more than the predicted class also `logits` float32 [n, classes]. The facts
-below are JSON under the metadata key `ranksweep`. Neither torch nor scikit-learn is needed to read
-one.
+One safetensors file. Of a task of classes: `labels` int32 [n] and `predictions` int32 [n], indices
+of classes; for a metric that is made of more than the predicted class also `logits` float32 [n,
+classes]. Of any other: `statistics` float64 [n, k] of its metric (trainables/tasks/row_metrics.py).
+The facts below are JSON under the metadata key `ranksweep`. Neither torch nor scikit-learn is
+needed to read one.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,7 @@ from scipy.sparse import csr_array
 from spaces.errors import UsageError
 from spaces.files import tensor_file
 from trainables.tasks.metrics import METRICS
+from trainables.tasks.row_metrics import ROW_METRICS, Statistics
 
 SCHEMA_VERSION = 1
 _METADATA_KEY = "ranksweep"
@@ -30,62 +34,131 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class MeasuredRows:
+class MeasuredRows(ABC):
     """The rows of a split as one model sees them.
 
-    `rows` names the rows and their order (the task's fingerprint), `classes` counts the task's
-    classes, `positive` is the class that `f1` of two is of.
+    `rows` names the rows and their order (the task's fingerprint).
     """
 
     metric: str
     rows: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    @property
+    @abstractmethod
+    def takes_long(self) -> bool:
+        """Whether the metric is computed anew for every choice of rows."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        """The tensors of the file."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else is in the file."""
+        return {"metric": self.metric, "rows": self.rows}
+
+    @abstractmethod
+    def is_of(self, other: MeasuredRows) -> bool:
+        """Whether both are of the same rows, in the same order, measured alike."""
+
+    @abstractmethod
+    def on(self, drawn: Floats) -> Floats:
+        """The metric on each resample; `drawn` [resamples, n] says how often it holds each row.
+
+        NaN where it is not defined, as for a resample of one class alone.
+        """
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file."""
+        from safetensors.numpy import save
+
+        facts = {"schema_version": SCHEMA_VERSION, **self.facts()}
+        metadata = {_METADATA_KEY: json.dumps(facts, sort_keys=True)}
+        data: bytes = save(self.tensors(), metadata=metadata)
+        return data
+
+    @property
+    def resamples(self) -> int:
+        """How many resamples are wanted: fewer of a metric that takes long, or of many rows."""
+        if self.takes_long:
+            return FEW_RESAMPLES
+        return int(np.clip(20_000_000 // max(len(self), 1), FEW_RESAMPLES, RESAMPLES))
+
+
+@dataclass(frozen=True, eq=False)
+class RowStatistics(MeasuredRows):
+    """Rows by the statistics [n, k] that their metric is made of."""
+
+    statistics: Statistics
+
+    def __len__(self) -> int:
+        return len(self.statistics)
+
+    @property
+    def takes_long(self) -> bool:
+        known = ROW_METRICS.get(self.metric)
+        return known is None or known.of_sums is None
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        return {"statistics": self.statistics}
+
+    def is_of(self, other: MeasuredRows) -> bool:
+        return (
+            isinstance(other, RowStatistics)
+            and (self.metric, self.rows) == (other.metric, other.rows)
+            and self.statistics.shape == other.statistics.shape
+        )
+
+    def on(self, drawn: Floats) -> Floats:
+        known = ROW_METRICS.get(self.metric)
+        if known is None:  # another version's metric
+            return np.full(len(drawn), np.nan)
+        if known.of_sums is not None:
+            return np.asarray(known.of_sums(drawn @ self.statistics))
+        every = np.arange(len(self))
+        rows = (np.repeat(every, times.astype(int)) for times in drawn)
+        return np.array([known.of(self.statistics[some]) for some in rows])
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRows(MeasuredRows):
+    """Rows of a task of classes. `classes` counts those, `positive` is the one that `f1` of two is
+    of."""
+
     classes: int
     labels: Indices
     predictions: Indices
     logits: NDArray[np.float32] | None = None
     positive: int = 1
 
-    def to_bytes(self) -> bytes:
-        """The safetensors file."""
-        from safetensors.numpy import save
+    def __len__(self) -> int:
+        return len(self.labels)
 
+    @property
+    def takes_long(self) -> bool:
+        return not is_of_predictions(self.metric)
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
         tensors: dict[str, NDArray[np.generic]] = {
             "labels": self.labels,
             "predictions": self.predictions,
         }
-        if self.logits is not None:
-            tensors["logits"] = self.logits
-        facts = {
-            "schema_version": SCHEMA_VERSION,
-            "metric": self.metric,
-            "rows": self.rows,
-            "classes": self.classes,
-            "positive": self.positive,
-        }
-        data: bytes = save(tensors, metadata={_METADATA_KEY: json.dumps(facts, sort_keys=True)})
-        return data
+        return tensors if self.logits is None else tensors | {"logits": self.logits}
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "classes": self.classes, "positive": self.positive}
 
     def is_of(self, other: MeasuredRows) -> bool:
-        """Whether both are of the same rows, in the same order, measured alike."""
-        return (self.metric, self.rows, self.classes, self.positive) == (
-            other.metric,
-            other.rows,
-            other.classes,
-            other.positive,
-        ) and np.array_equal(self.labels, other.labels)
-
-    @property
-    def resamples(self) -> int:
-        """How many resamples are wanted: fewer of a metric that takes long, or of many rows."""
-        if not is_of_predictions(self.metric):
-            return FEW_RESAMPLES
-        return int(np.clip(20_000_000 // max(len(self.labels), 1), FEW_RESAMPLES, RESAMPLES))
+        return (
+            isinstance(other, ClassRows)
+            and self.facts() == other.facts()
+            and np.array_equal(self.labels, other.labels)
+        )
 
     def on(self, drawn: Floats) -> Floats:
-        """The metric on each resample; `drawn` [resamples, n] says how often it holds each row.
-
-        NaN where it is not defined, as for a resample of one class alone.
-        """
         right = self.labels == self.predictions
         if self.metric == "accuracy":
             return np.asarray(drawn @ right / drawn.sum(axis=1))
@@ -111,15 +184,15 @@ class MeasuredRows:
             return float("nan")
 
 
-def measured_rows(
+def class_rows(
     metric: str,
     rows: str,
     labels: NDArray[np.int64],
     logits: NDArray[np.floating],
     positive: int = 1,
-) -> MeasuredRows:
+) -> ClassRows:
     """Those of logits [n, classes]; `positive` is the positive class of two."""
-    return MeasuredRows(
+    return ClassRows(
         metric=metric,
         rows=rows,
         classes=logits.shape[-1],
@@ -139,7 +212,9 @@ def read_measured_rows(data: bytes, source: str = "rows") -> MeasuredRows:
         facts = json.loads(tensor_file.parsed(data).metadata[_METADATA_KEY])
         if facts.pop("schema_version") != SCHEMA_VERSION:
             raise ValueError("another schema version")
-        return MeasuredRows(
+        if "statistics" in tensors:
+            return RowStatistics(facts["metric"], facts["rows"], tensors["statistics"])
+        return ClassRows(
             labels=tensors["labels"],
             predictions=tensors["predictions"],
             logits=tensors.get("logits"),

@@ -17,10 +17,12 @@ from PIL import Image, ImageOps
 from spaces.errors import BaseModelError, DataError, reason_of
 from trainables.bases.limits import check_pixels
 from trainables.bases.parts import load_config, load_image_processor
+from trainables.tasks.records import Records
+from trainables.tasks.split import Pass, Split
+from trainables.tasks.values import is_missing
 
 if TYPE_CHECKING:  # rows.py reads pictures
     from trainables.tasks.rows import Rows
-    from trainables.tasks.split import Split
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's name of a picture with so many channels
@@ -89,6 +91,31 @@ def read_picture(value: object, folder: Path | None, origin: str) -> Picture:
         ) from error
 
 
+def pictures_of(
+    column: str, records: Records, place: str
+) -> tuple[list[tuple[Picture, ...]], list[str]]:
+    """The picture of every record, and what is wrong with them, a fault in a line."""
+    values = records.columns[column]
+    missing = [index for index, value in enumerate(values) if is_missing(value)]
+    if missing:
+        return [], [
+            f"task.image: {place} has no picture in {column!r} in {records.where(missing)}; fill "
+            "it in, or drop these rows"
+        ]
+    inputs: list[tuple[Picture, ...]] = []
+    faults: list[str] = []
+    for number, value in zip(records.numbers, values, strict=True):
+        try:
+            inputs.append(
+                (read_picture(value, records.folder, f"{place} {records.unit} {number}"),)
+            )
+        except DataError as error:
+            faults.append(str(error))
+    if len(faults) > 1:
+        faults = [f"{faults[0]}; the first of {len(faults)} such rows"]
+    return inputs, faults
+
+
 @dataclass(frozen=True)
 class ImageSplit:
     """A split as pixels, in flat arrays that can be shared between processes without a copy.
@@ -110,7 +137,16 @@ class ImageSplit:
         """Positions of each row: the same for all."""
         return np.full(len(self), self.positions, np.int64)
 
-    def batch(self, indices: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """One a row: its class."""
+        return np.ones(len(self), np.int64)
+
+    def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> list[Pass]:
+        """The rows at `indices`, which are of one length, in one pass."""
+        return [self.batch(indices)]
+
+    def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """The rows at `indices`: pixel_values float32 [rows, channels, height, width], labels."""
         return {
             "pixel_values": torch.from_numpy(self.pixel_values[indices]),
@@ -119,7 +155,7 @@ class ImageSplit:
 
 
 def pixel_splits(
-    rows: Mapping[str, Rows], labels: Sequence[str], kind: str, base_uri: str
+    rows: Mapping[str, Rows], labels: Sequence[str], head: str, base_uri: str
 ) -> dict[str, Split]:
     """Every split as pixels.
 
@@ -136,7 +172,7 @@ def pixel_splits(
         )
         for split, part in rows.items()
     }
-    check_pixels(base_uri, kind, splits["train"].pixel_values.shape[1:])
+    check_pixels(base_uri, head, splits["train"].pixel_values.shape[1:])
     return dict(splits)
 
 

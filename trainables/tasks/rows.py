@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spaces.errors import DataError
-from trainables.tasks.classes import check_classes, class_notes, counted, label_names, positive_note
+from trainables.tasks.classes import counted
 from trainables.tasks.drawing import drawn_part, drawn_rows
 from trainables.tasks.files import file_records, hub_records
-from trainables.tasks.pictures import Picture, read_picture
-from trainables.tasks.records import Records
+from trainables.tasks.kinds.kind import Kind
+from trainables.tasks.kinds.registry import kind_of
+from trainables.tasks.pictures import Picture
 from trainables.tasks.settings import RowsSettings, SplitSettings, TaskSettings
-from trainables.tasks.values import is_a_number, is_missing, kinds_of, strings_of
+from trainables.tasks.values import is_a_number
 
 SPLITS = ("train", "dev", "test")
 Input = str | Picture
@@ -27,8 +28,8 @@ Input = str | Picture
 class Rows:
     """The rows of one split in content order: by the SHA-256 of a row's inputs and label.
 
-    `inputs` holds one or two texts a row, or one picture; `labels` the label of each as a string;
-    `hashes` the content hash of each, in hex.
+    `inputs` holds the texts of a row, or its picture; `labels` the label of each as a string: its
+    class, its number, its answer; `hashes` the content hash of each, in hex.
     """
 
     inputs: list[tuple[Input, ...]]
@@ -75,7 +76,7 @@ def content_hash(inputs: Sequence[Input], label: str) -> str:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The rows of each split of a task, and its classes in order.
+    """The rows of each split of a task, and its classes in order, none where it has no classes.
 
     `notes` is what a user should know of them before a launch, a line each.
     """
@@ -88,7 +89,9 @@ class TaskRows:
         return self.splits[split]
 
     def class_counts(self) -> dict[str, dict[str, int]]:
-        """Class -> split -> how many rows."""
+        """Class -> split -> how many rows; nothing where the task has no classes."""
+        if not self.labels:
+            return {}
         indices = {split: rows.label_indices(self.labels) for split, rows in self.splits.items()}
         return counted(self.labels, indices)
 
@@ -100,23 +103,25 @@ def load_rows(task: TaskSettings) -> TaskRows:
     there is no dev it is divided off as `task.split` says, and `task.rows` is applied last. Raises
     DataError where a file, a column, an input or a label is missing or wrong.
     """
+    kind = kind_of(task.kind)
     splits: dict[str, Rows] = {}
     notes: list[str] = []
     faults: list[str] = []
     for split, source in _sources(task).items():
-        rows, wrong = _read(task, split, source, notes)
+        rows, wrong = _read(task, kind, split, source, notes)
         faults += wrong
         splits[split] = rows
     if faults:
         raise DataError("; also ".join(faults))
     if "dev" not in splits:
         source = task.split.source
-        splits["dev"], splits[source] = _divide(splits[source], task.split, source)
-    splits = {split: _limit(splits[split], task.rows, split) for split in SPLITS if split in splits}
-    labels = {split: rows.labels for split, rows in splits.items()}
-    check_classes(labels, task)
-    names = label_names(labels["train"])
-    notes += [*positive_note(names, task), *class_notes(labels, task), *_notes_on_inputs(splits)]
+        splits["dev"], splits[source] = _divide(splits[source], kind, task.split, source)
+    splits = {
+        split: _limit(splits[split], kind, task.rows, split) for split in SPLITS if split in splits
+    }
+    kind.check_rows(splits, task)
+    names = kind.labels(splits["train"])
+    notes += [*kind.notes(splits, task), *_notes_on_inputs(splits, kind)]
     return TaskRows(splits, names, tuple(notes))
 
 
@@ -136,10 +141,11 @@ def _sources(task: TaskSettings) -> dict[str, str]:
     return sources
 
 
-def _read(task: TaskSettings, split: str, source: str, notes: list[str]) -> tuple[Rows, list[str]]:
+def _read(
+    task: TaskSettings, kind: Kind, split: str, source: str, notes: list[str]
+) -> tuple[Rows, list[str]]:
     """The rows of one split, of use where there is no fault, and its faults; notes are added."""
-    data, key = task.data, "text" if task.image is None else "image"
-    asked = dict.fromkeys(task.inputs, key) | {task.label: "label"}
+    data, asked = task.data, kind.columns(task)
     if data.hub is not None:
         name = f"/{data.name}" if data.name else ""
         place = f"task.data.{split} (hub: {data.hub}{name}, {source})"
@@ -149,76 +155,29 @@ def _read(task: TaskSettings, split: str, source: str, notes: list[str]) -> tupl
         records = file_records(source, place, asked)
     if not records:
         raise DataError(f"{place}: has no rows; name a split that has some")
-    inputs, faults = _inputs(task, records, place)
-    labels, wrong = strings_of(records, task.label, "class")
-    faults += [f"task.label: {place} has {fault}" for fault in wrong]
-    if faults:
-        return Rows([], [], []), faults
-    if records.note:
-        notes.append(records.note)
-    kinds = kinds_of(records.columns[task.label])
-    if len(kinds) > 1:
-        notes.append(
-            f"task.label: {place} has {' and '.join(kinds)} in {task.label!r}; a class is its "
-            'written form, so 1 and "1" are one'
-        )
-    return Rows.of(inputs, labels), []
+    read = kind.read(records, task, place)
+    if read.faults:
+        return Rows([], [], []), read.faults
+    notes += [note for note in (records.note, *read.notes) if note]
+    return Rows.of(read.inputs, read.labels), []
 
 
-def _inputs(
-    task: TaskSettings, records: Records, place: str
-) -> tuple[list[tuple[Input, ...]], list[str]]:
-    """The texts or the picture of every row, and what is wrong with them."""
-    if task.image is not None:
-        return _pictures(task.image, records, place)
-    columns, faults = [], []
-    for column in task.text:
-        strings, wrong = strings_of(records, column, "text")
-        columns.append(strings)
-        faults += [f"task.text: {place} has {fault}" for fault in wrong]
-    return list(zip(*columns, strict=not faults)), faults
-
-
-def _pictures(
-    column: str, records: Records, place: str
-) -> tuple[list[tuple[Input, ...]], list[str]]:
-    values = records.columns[column]
-    missing = [index for index, value in enumerate(values) if is_missing(value)]
-    if missing:
-        return [], [
-            f"task.image: {place} has no picture in {column!r} in {records.where(missing)}; fill "
-            "it in, or drop these rows"
-        ]
-    inputs: list[tuple[Input, ...]] = []
-    faults: list[str] = []
-    for number, value in zip(records.numbers, values, strict=True):
-        try:
-            inputs.append(
-                (read_picture(value, records.folder, f"{place} {records.unit} {number}"),)
-            )
-        except DataError as error:
-            faults.append(str(error))
-    if len(faults) > 1:
-        faults = [f"{faults[0]}; the first of {len(faults)} such rows"]
-    return inputs, faults
-
-
-def _divide(rows: Rows, rule: SplitSettings, source: str) -> tuple[Rows, Rows]:
+def _divide(rows: Rows, kind: Kind, rule: SplitSettings, source: str) -> tuple[Rows, Rows]:
     """dev and the rest of a split; rows of the same content stay together."""
-    label_of = dict(sorted(zip(rows.hashes, rows.labels, strict=True)))
-    contents = list(label_of)
+    group_of = dict(sorted(zip(rows.hashes, kind.strata(rows), strict=True)))
+    contents = list(group_of)
     count = int(len(contents) * rule.dev_fraction + 0.5)
     if not 0 < count < len(contents):
         raise DataError(
             f"task.split: {len(contents)} different rows of {source} cannot be divided with "
             f"dev_fraction {rule.dev_fraction}; give more rows or name a dev split"
         )
-    drawn = drawn_part(list(label_of.values()), count, rule.seed, rest_keeps_all=source == "train")
+    drawn = drawn_part(list(group_of.values()), count, rule.seed, rest_keeps_all=source == "train")
     if drawn is None:
         raise DataError(
             f"task.split: dev_fraction {rule.dev_fraction} of {len(contents)} different rows "
-            f"leaves train no row of some of the {len(set(rows.labels))} classes; lower it or "
-            "name a dev split"
+            f"leaves train no row of some of the {len(set(group_of.values()))} classes; lower it "
+            "or name a dev split"
         )
     dev = {contents[i] for i in drawn}
     in_dev = [content in dev for content in rows.hashes]
@@ -228,20 +187,18 @@ def _divide(rows: Rows, rule: SplitSettings, source: str) -> tuple[Rows, Rows]:
     )
 
 
-def _limit(rows: Rows, limits: RowsSettings, split: str) -> Rows:
+def _limit(rows: Rows, kind: Kind, limits: RowsSettings, split: str) -> Rows:
     """A seeded choice of as many rows as `limits` keeps of this split, in content order."""
     limit: int | None = getattr(limits, split)
     if limit is None or limit >= len(rows):
         return rows
     seed = [limits.seed, SPLITS.index(split)]
-    return rows.take(drawn_rows(rows.labels, limit, seed, f"task.rows.{split}"))
+    return rows.take(drawn_rows(kind.strata(rows), limit, seed, f"task.rows.{split}"))
 
 
-def _notes_on_inputs(splits: Mapping[str, Rows]) -> Iterator[str]:
+def _notes_on_inputs(splits: Mapping[str, Rows], kind: Kind) -> Iterator[str]:
     """What is odd about texts and pictures, and how many of dev and test train has too."""
-    train = set(splits["train"].inputs)
-    first = splits["train"].inputs[0][0]
-    what = "text" if isinstance(first, str) else "picture"
+    train, what = set(splits["train"].inputs), kind.reads
     for split in ("dev", "test"):
         if split in splits:
             shared = sum(row in train for row in splits[split].inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -15,9 +15,9 @@ from pydantic import (
 )
 
 from trainables.settings import Name, Names, Seed, Settings
-from trainables.tasks.kinds import KINDS
+from trainables.tasks.kinds.registry import KINDS
 
-PLANNED_KINDS = ("regression", "multiple_choice", "causal", "generation")
+PLANNED_KINDS = ("multiple_choice", "causal", "generation")
 FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".tab", ".json", ".jsonl")
 
 
@@ -100,22 +100,28 @@ class TaskSettings(Settings):
     name: Name
     """Name of the task, for people and for queries: what `best --task` asks for."""
     kind: str = "classification"
-    """What is predicted: `classification` (of texts) or `image_classification`."""
+    """What is predicted: `classification` (of texts), `image_classification`, or `regression` (a
+    number for a text)."""
     data: DataSettings
     """Where the rows are."""
+    template: Annotated[str | None, Field(validate_default=True)] = None
+    """The text as it is composed from columns, such as `"{passage} Question: {question}?"`, in
+    place of `text`; `{{` and `}}` stand for braces."""
     text: Annotated[Names, Field(validate_default=True)] = ()
-    """One or two columns that hold the text, which every kind but `image_classification` needs; two
-    are encoded as a pair."""
+    """One or two columns that hold the text, of which every kind but `image_classification` needs
+    one; two are encoded as a pair."""
     image: Annotated[str | None, Field(validate_default=True)] = None
     """Column that holds the pictures, which `image_classification` needs: paths (relative to the
     data file), the bytes of PNG, JPEG or WebP, or `{bytes, path}` as `datasets` has it. The base's
     image processor makes the pixels."""
     label: str = "label"
-    """Column that holds the class: a string, a number or a boolean, each as it is written."""
-    metric: str = "accuracy"
-    """Metric of the dev and test splits: `accuracy`, `f1` (of the positive class of two; macro
-    beyond two), `macro_f1` (mean over the classes that a row has or is predicted to have),
-    `matthews` or `roc_auc` (beyond two classes the mean of each class against the rest)."""
+    """Column that holds the class: a string, a number or a boolean, each as it is written; or the
+    number of a regression."""
+    metric: Annotated[str, Field(validate_default=True)] = ""
+    """Metric of the dev and test splits. Of a classification `accuracy` (the default), `f1` (of the
+    positive class of two; macro beyond two), `macro_f1` (mean over the classes that a row has or is
+    predicted to have), `matthews` or `roc_auc` (beyond two classes the mean of each class against
+    the rest); of a regression `pearson` (the default), `spearman` or `mse`."""
     positive_class: Annotated[str | None, BeforeValidator(_written)] = None
     """Which of two classes `f1` counts as positive; default: the second, in numeric order or else
     by code point."""
@@ -138,54 +144,42 @@ class TaskSettings(Settings):
     @field_validator("metric")
     @classmethod
     def _fitting_metric(cls, metric: str, info: ValidationInfo) -> str:
-        kind = info.data.get("kind", "classification")
+        kind = info.data.get("kind")
+        if kind is None:  # wrong itself, and said so
+            return metric
         fitting = KINDS[kind].metrics
+        if not metric:
+            return fitting[0]
         if metric not in fitting:
             raise ValueError(f"{metric!r} does not measure {kind}; use one of {', '.join(fitting)}")
         return metric
 
-    @field_validator("text")
+    @field_validator("template", "text", "image", "positive_class")
     @classmethod
-    def _texts_of_its_kind(cls, text: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        kind = info.data.get("kind")
-        if kind is None:  # wrong itself, and said so
-            return text
-        if KINDS[kind].column != "text":
-            if text:
-                raise ValueError(f"does not go with {kind}; name the column of pictures in image")
-            return text
-        if not text:
-            raise ValueError("is required; name one column, or two for a pair of texts")
-        if len(text) > 2:
-            raise ValueError(f"names {len(text)} columns; name one, or two for a pair of texts")
-        if len(set(text)) < len(text):
-            raise ValueError(f"names {text[0]!r} twice; name two columns for a pair of texts")
-        return text
-
-    @field_validator("image")
-    @classmethod
-    def _image_of_its_kind(cls, image: str | None, info: ValidationInfo) -> str | None:
-        kind = info.data.get("kind")
-        if kind is None:  # wrong itself, and said so
-            return image
-        if KINDS[kind].column == "image":
-            if not image:
-                raise ValueError("is required; name the column of pictures")
-        elif image is not None:
-            of_pictures = next(name for name, each in KINDS.items() if each.column == "image")
-            raise ValueError(
-                f"does not go with {kind}; set kind: {of_pictures}, or name text instead"
-            )
-        return image
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        name, key = info.data.get("kind"), str(info.field_name)
+        if name is None:  # wrong itself, and said so
+            return value
+        kind = KINDS[name]
+        if key not in kind.keys:
+            if value:
+                raise ValueError(f"does not go with {name}; {_instead(key, name)}")
+        elif (wrong := kind.refusal(key, value, info.data)) is not None:
+            raise ValueError(wrong)
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        key = "image" if self.image is not None else "text"
-        if self.label in self.inputs:
-            raise ValueError(f"column {self.label!r} is both {key} and label; name two columns")
+        kind = KINDS[self.kind]
+        if "label" in kind.keys and self.label in (inputs := kind.input_columns(self)):
+            raise ValueError(
+                f"column {self.label!r} is both {inputs[self.label]} and label; name two columns"
+            )
         return self
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The columns that a row's input is made of."""
-        return self.text if self.image is None else (self.image,)
+
+def _instead(key: str, kind: str) -> str:
+    """What to do about a key that does not go with a kind."""
+    with_it = " or ".join(name for name, each in KINDS.items() if key in each.keys)
+    its_own = next(each for each in ("text", "image") if each in KINDS[kind].keys)
+    return f"set kind: {with_it}, or name {its_own} instead"

@@ -1,33 +1,62 @@
-"""What the loops need to know of a split, and the order of an epoch."""
+"""What the loops need to know of a split, and how rows go through a base."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainables.engine.workers import Workers
+
+Pass = dict[str, Any]
+"""One forward pass: keyword arguments of the base, `labels` [targets] among them, and `places`
+[targets] where not every output of the base is a target."""
+
 
 class Split(Protocol):
     """The rows of one split as a base's inputs: all that the loops need to know of them."""
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Index of each row's class in the task's labels, int64 [n]."""
+    def labels(self) -> NDArray[Any]:
+        """What is right for each row [n]: the index of its class, its number."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """How many positions (tokens, patches) each row takes in the base, int64 [n]."""
 
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """How many targets each row has, over which a loss is summed, int64 [n]."""
+
     def __len__(self) -> int:
         """How many rows there are."""
 
-    def batch(self, indices: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
-        """The rows at `indices` as keyword arguments of the base, labels int64 [rows] among them.
+    def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
+        """The rows at `indices` in one pass, padded where they differ in length.
 
         attention_mask [rows, positions] is there only where rows are padded.
         """
+
+    def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Sequence[Pass]:
+        """The rows at `indices` in as many passes as cost least; no number depends on which."""
+
+
+def to_device(batch: Mapping[str, Any], workers: Workers) -> Pass:
+    """The batch with its tensors on the worker's device."""
+    return {
+        key: value.to(workers.device) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
+
+
+def outputs_of(model: Any, batch: Pass) -> torch.Tensor:
+    """What a base gives for the targets of a pass without its labels: [targets, outputs]."""
+    places = batch.pop("places", None)
+    logits: torch.Tensor = model(**batch).logits
+    return logits if places is None else logits.flatten(0, 1)[places]
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainables.bases.heads import Classes
 from trainables.tasks.classes import counted, positive_index
-from trainables.tasks.kinds import KINDS, metric_for
+from trainables.tasks.kinds.kind import Kind
+from trainables.tasks.kinds.registry import check_metric, kind_of
 from trainables.tasks.rows import load_rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split
@@ -20,9 +22,10 @@ class Task:
     """A task made ready for one base: its splits as the base's inputs, and what names it.
 
     `train_fingerprint` covers the training rows and how they become inputs, which is all that a
-    profile depends on; `fingerprint` adds dev, test and the metric. `positive` is the index of the
-    class that f1 counts as positive, of two; `notes` is what a user should know before a launch.
-    `rows` has, of each split, what names its rows alone.
+    profile depends on; `fingerprint` adds dev, test and the metric. `labels` are the task's
+    classes, none where it has no classes; `positive` is the index of the one that f1 counts as
+    positive, of two. `notes` is what a user should know before a launch. `rows` has, of each split,
+    what names its rows alone.
     """
 
     name: str
@@ -44,12 +47,24 @@ class Task:
         return _fingerprint({"train": self.train_fingerprint, "rows": others, **of_metric})
 
     @property
-    def num_labels(self) -> int:
-        """How many classes there are."""
-        return len(self.labels)
+    def its_kind(self) -> Kind:
+        """The kind itself."""
+        return kind_of(self.kind)
+
+    @property
+    def head(self) -> str:
+        """The head that a base needs for it, as trainables/bases/parts.py names it."""
+        return self.its_kind.head
+
+    @property
+    def outputs(self) -> Classes:
+        """What that head gives: the classes by name; without classes, one number."""
+        return self.labels or 1
 
     def class_counts(self) -> dict[str, dict[str, int]]:
-        """Class -> split -> how many rows."""
+        """Class -> split -> how many rows; nothing where the task has no classes."""
+        if not self.labels:
+            return {}
         return counted(self.labels, {name: split.labels for name, split in self.splits.items()})
 
 
@@ -60,11 +75,11 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
     base has nothing that makes inputs of such rows, and ConfigError for a metric that does not
     measure this kind of task.
     """
-    metric = metric_for(settings.metric, settings.kind)
+    check_metric(settings.metric, settings.kind)
     rows = load_rows(settings)
     labels = rows.labels
     positive = positive_index(labels, settings)
-    kind = KINDS[settings.kind]
+    kind = kind_of(settings.kind)
     train = _fingerprint(
         {
             "kind": settings.kind,
@@ -74,17 +89,18 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
         }
     )
     measured: dict[str, Any] = {
-        "metric": metric.name,
+        "metric": settings.metric,
         "rows": {split: part.hashes for split, part in rows.splits.items() if split != "train"},
     }
-    if metric.name == "f1" and len(labels) == 2 and positive != 1:
+    measured |= kind.measuring_facts(settings)
+    if settings.metric == "f1" and len(labels) == 2 and positive != 1:
         measured["positive_class"] = labels[positive]
     return Task(
         name=settings.name,
         kind=settings.kind,
         labels=labels,
         splits=kind.encode(rows.splits, labels, settings, base_uri),
-        metric=metric.name,
+        metric=settings.metric,
         train_fingerprint=train,
         fingerprint=_fingerprint({"train": train, **measured}),
         positive=positive,

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from spaces.errors import DataError, shown
 from trainables.bases.limits import text_limits
 from trainables.bases.parts import load_tokenizer
+from trainables.tasks.grouping import of_like_length
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
-from trainables.tasks.split import Split
+from trainables.tasks.split import Pass, Split
 
 SOME_UNKNOWN, MOST_UNKNOWN = 0.05, 0.5
 """Shares of unknown tokens: from here it is said, and from here texts are noise to the base."""
@@ -36,14 +37,15 @@ class EncodedSplit:
     """A split as tokens, in flat arrays that can be shared between processes without a copy.
 
     Row i has the tokens offsets[i] to offsets[i + 1]. `input_ids` int32 [tokens], `offsets` int64
-    [n + 1], `token_type_ids` int8 [tokens] or None where the base has none, `labels` int64 [n]:
-    indices into the task's labels; `pad_token_id` fills the rows of a batch up.
+    [n + 1], `token_type_ids` int8 [tokens] or None where the base has none, `labels` [n]: int64
+    indices into the task's classes, or float64 numbers; `pad_token_id` fills the rows of a batch
+    up.
     """
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     token_type_ids: NDArray[np.int8] | None
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     pad_token_id: int
 
     def __len__(self) -> int:
@@ -54,11 +56,23 @@ class EncodedSplit:
         """Tokens of each row."""
         return np.diff(self.offsets)
 
-    def batch(self, indices: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """One a row: its label."""
+        return np.ones(len(self), np.int64)
+
+    def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> list[Pass]:
+        """The rows at `indices`, on a CPU those of like length together."""
+        if not on_cpu:
+            return [self.batch(indices)]
+        groups = of_like_length(self.lengths[indices])
+        return [self.batch(indices[group]) for group in groups]
+
+    def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """A batch of the rows at `indices`, padded on the right to the longest of them.
 
         input_ids, attention_mask and, where the split has them, token_type_ids are int64 [rows,
-        tokens]; labels int64 [rows].
+        tokens]; labels [rows].
         """
         starts, lengths = self.offsets[indices], self.lengths[indices]
         steps = np.arange(lengths.max(initial=0))
@@ -68,27 +82,31 @@ class EncodedSplit:
         batch = {
             "input_ids": np.where(mask, self.input_ids[places], self.pad_token_id),
             "attention_mask": mask,
-            "labels": self.labels[indices],
         }
         if self.token_type_ids is not None:
             batch["token_type_ids"] = np.where(mask, self.token_type_ids[places], 0)
-        return {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items()}
+        made = {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items()}
+        return made | {"labels": torch.from_numpy(self.labels[indices])}
 
 
 def token_splits(
-    rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
+    rows: Mapping[str, Rows],
+    labels: Mapping[str, NDArray[Any]],
+    settings: TaskSettings,
+    head: str,
+    base_uri: str,
 ) -> dict[str, Split]:
-    """Every split as tokens.
+    """Every split as tokens, with what each row's label is to the loss.
 
     Raises DataError where a text could be longer than the base takes, or is nothing to it: without
     a token, of unknown tokens, or of tokens that its embedding does not hold. Says aloud what else
     shows that tokenizer and base do not belong together.
     """
-    limits = text_limits(base_uri, settings.kind)
+    limits = text_limits(base_uri, head)
     tokenizer = load_tokenizer(base_uri)
     _check_length(settings, tokenizer, limits.tokens, base_uri)
     splits = {
-        split: _encode(part, labels, tokenizer, settings.max_length, split)
+        split: _encode(part, labels[split], tokenizer, settings.max_length, split)
         for split, part in rows.items()
     }
     for split, encoded in splits.items():
@@ -110,7 +128,7 @@ def _check_length(
     settings: TaskSettings, tokenizer: Any, positions: int | None, base_uri: str
 ) -> None:
     """Raise DataError where inputs could be longer than the base takes, or hold no text."""
-    texts = len(settings.text)
+    texts = max(1, len(settings.text))
     special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
     if settings.max_length < special + texts:
         raise DataError(
@@ -127,7 +145,7 @@ def _check_length(
 
 
 def _encode(
-    rows: Rows, labels: Sequence[str], tokenizer: Any, max_length: int, split: str
+    rows: Rows, labels: NDArray[Any], tokenizer: Any, max_length: int, split: str
 ) -> EncodedSplit:
     """Tokenise a split in one batch: text pairs are cut at the longer text first."""
     columns = [list(column) for column in zip(*rows.inputs, strict=True)]
@@ -143,7 +161,7 @@ def _encode(
         input_ids=_flat(encoded["input_ids"], np.int32),
         offsets=np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]),
         token_type_ids=None if types is None else _flat(types, np.int8),
-        labels=rows.label_indices(labels),
+        labels=labels,
         pad_token_id=int(tokenizer.pad_token_id),
     )
 

@@ -102,3 +102,21 @@ def kinds_of(values: Sequence[object]) -> list[str]:
     """The kinds of the values of a column in words, such as numbers and strings."""
     named = {bool: "booleans", int: "integers", float: "fractions", Decimal: "fractions"}
     return sorted({named.get(type(value), "strings") for value in values})
+
+
+def numbers_of(records: Records, column: str) -> tuple[list[float], list[str]]:
+    """The values of a column as finite numbers, and what is wrong with them, a fault in a line.
+
+    A number may stand in a string. The numbers are of use where no fault is.
+    """
+    strings, faults = strings_of(records, column, "number")
+    if faults:
+        return [], faults
+    numbers = [float(each) if is_a_number(each) else math.nan for each in strings]
+    wrong = [index for index, number in enumerate(numbers) if not math.isfinite(number)]
+    if wrong:
+        faults.append(
+            f"{strings[wrong[0]]!r:.40} in {column!r} in {records.where(wrong)}, which is no "
+            "finite number; correct or drop these rows, or use kind: classification"
+        )
+    return numbers, faults

@@ -18,7 +18,7 @@ from spaces.plan import Plan
 from trainables.adaptations.adaptation import Adaptation, Factors
 from trainables.bases.loading import Base
 from trainables.engine.workers import Workers
-from trainables.tasks.split import Split
+from trainables.tasks.split import Pass, Split
 from trainables.tasks.task import Task
 from trainables.trained.restored import restored
 from trainables.trained.weights import Trained
@@ -152,8 +152,8 @@ class FirstRows:
         return min(self.rows, len(self.split))
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Index of each row's class."""
+    def labels(self) -> NDArray[Any]:
+        """What is right for each row."""
         return self.split.labels[: len(self)]
 
     @property
@@ -161,9 +161,18 @@ class FirstRows:
         """Positions of each row."""
         return self.split.lengths[: len(self)]
 
-    def batch(self, indices: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
-        """The rows at `indices`."""
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """Targets of each row."""
+        return self.split.targets[: len(self)]
+
+    def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
+        """The rows at `indices` in one pass."""
         return self.split.batch(indices)
+
+    def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Sequence[Pass]:
+        """The rows at `indices`."""
+        return self.split.passes(indices, on_cpu)
 
 
 def limited(task: Task, split: str, rows: int | None) -> Task:

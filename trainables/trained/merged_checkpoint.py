@@ -33,8 +33,9 @@ def write_merged_checkpoint(
     with torch.no_grad():
         for name, value in changed.items():
             parameters[name].copy_(value)
-    model.config.id2label = dict(enumerate(labels))
-    model.config.label2id = {label: i for i, label in enumerate(labels)}
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: i for i, label in enumerate(labels)}
     with quiet():
         model.save_pretrained(folder)
     write_processor(base.uri, folder, max_length)

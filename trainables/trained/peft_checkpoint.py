@@ -23,7 +23,7 @@ from trainables.adaptations.lora_config import PREFIX, lora_config
 from trainables.bases.heads import is_within
 from trainables.bases.loading import Base
 from trainables.bases.location import from_pretrained_arguments
-from trainables.tasks.kinds import KINDS
+from trainables.tasks.kinds.registry import kind_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -112,7 +112,7 @@ def _saved_whole(
     its weights in the checkpoint, also where the base's own head was kept. Where such a head is
     adapted itself, the checkpoint is of no task type, and only the fresh head goes along.
     """
-    task_type = KINDS[task_kind].peft_task_type
+    task_type = kind_of(task_kind).peft_task_type
     if task_type is None:
         return list(base.head_modules), None
     outermost: list[str] = []

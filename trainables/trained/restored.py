@@ -14,6 +14,7 @@ from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.heads import is_within
 from trainables.bases.loading import Base, load_base
+from trainables.tasks.kinds.registry import kind_of
 from trainables.trained.weights import Trained, TrainedFacts
 
 
@@ -29,7 +30,11 @@ def load_its_base(
     place = facts.base_uri if uri is None else uri
     try:
         base = load_base(
-            place, facts.task_kind, len(facts.labels), getattr(torch, facts.dtype), device
+            place,
+            kind_of(facts.task_kind).head,
+            len(facts.labels) or 1,
+            getattr(torch, facts.dtype),
+            device,
         )
     except BaseModelError as error:
         if uri is not None:

@@ -22,10 +22,9 @@ from torch import nn
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
 from trainables.layers.dropout import quick_dropout
-from trainables.tasks.kinds import KINDS, Kind
+from trainables.tasks.grouping import in_batches
 from trainables.tasks.split import Split, epoch_order
 from trainables.tasks.task import Task
-from trainables.training.batches import in_batches
 from trainables.training.evaluate import evaluate
 from trainables.training.observer import Observer
 from trainables.training.settings import TrainSettings
@@ -60,7 +59,7 @@ def finetune(
     Where its stages are full, each has so many epochs, and they are counted through.
 
     Every step takes `settings.batch_size` rows over all workers, the last of an epoch what is
-    left; its loss is the mean over those rows, however they are divided. A report holds
+    left; its loss is the mean over their targets, however they are divided. A report holds
     train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds),
     training_seconds and, where `evaluate_on` names a split, its loss and metric and
     evaluation_seconds. Where the observer has steps done, the job goes on after them and its first
@@ -69,14 +68,14 @@ def finetune(
     Raises DivergedError on a NaN or infinite loss, CancelledError when the observer says so.
     """
     observer = observer or Observer()
-    split, kind = task.splits["train"], KINDS[task.kind]
-    rows = len(split.labels)
+    split = task.splits["train"]
+    rows = len(split)
     epochs = settings.epochs * adaptation.length
     schedule = Schedule(math.ceil(rows / settings.batch_size), epochs, adaptation.stages)
     dtype = next(model.parameters()).dtype
     stages = Stages(
         adaptation,
-        kind,
+        task.its_kind,
         settings,
         schedule,
         learning_rate=learning_rate,
@@ -93,7 +92,7 @@ def finetune(
             model.train(base_dropout)
             batches = list(in_batches(epoch_order(rows, seed, epoch), settings.batch_size))
             left = batches[step % schedule.per_epoch :]
-            report = _train_epoch(stages, kind, split, left, step, workers, observer)
+            report = _train_epoch(stages, split, left, step, workers, observer)
             step += len(left)
             if evaluate_on is not None and (evaluate_every_epoch or epoch == epochs):
                 started = time.perf_counter()
@@ -105,7 +104,6 @@ def finetune(
 
 def _train_epoch(
     stages: Stages,
-    kind: Kind,
     split: Split,
     batches: Sequence[NDArray[np.int64]],
     done: int,
@@ -119,7 +117,7 @@ def _train_epoch(
     for step, batch in enumerate(batches, start=done + 1):
         started = time.perf_counter()
         loss_sum += stages.step(step - 1, split, batch)
-        trained += kind.loss_count(split.labels[batch]) if stages.trains else 0
+        trained += int(split.targets[batch].sum()) if stages.trains else 0
         times.append(time.perf_counter() - started)
         stages.keep(step)
         observer.on_step(step, stages.steps, stages.last_learning_rate)

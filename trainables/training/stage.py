@@ -16,9 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from spaces.errors import JobError
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
-from trainables.tasks.kinds import Kind
-from trainables.tasks.split import Split
-from trainables.training.batches import of_like_length, to_device
+from trainables.tasks.kinds.kind import Kind
+from trainables.tasks.split import Split, to_device
 from trainables.training.observer import Observer
 from trainables.training.settings import TrainSettings
 
@@ -171,7 +170,7 @@ class Stages(AbstractContextManager["Stages"]):
     def _train(self, split: Split, rows: NDArray[np.int64], total: torch.Tensor) -> None:
         """Take an optimizer step; adds this worker's part of the summed loss to `total`."""
         engine, workers = self._engine, self._workers
-        count = self._kind.loss_count(split.labels[rows])
+        count = int(split.targets[rows].sum())
         engine.train()
         engine.module.head.train(self._base_dropout)  # a head's dropout is the base's
         accumulation = self._settings.gradient_accumulation_steps
@@ -181,10 +180,8 @@ class Stages(AbstractContextManager["Stages"]):
             own = workers.share(micro_batch)
             weight = 1.0 if len(own) else 0.0  # a rank without rows still joins the collectives
             own = own if len(own) else micro_batch[:1]
-            groups = [own]
-            if workers.device.type == "cpu":
-                groups = [own[group] for group in of_like_length(split.lengths[own])]
-            batches = [to_device(split.batch(group), workers) for group in groups]
+            passes = split.passes(own, workers.device.type == "cpu")
+            batches = [to_device(each, workers) for each in passes]
             labels = torch.cat([batch.pop("labels") for batch in batches])
             if not self._is_ready:
                 self._is_ready = True

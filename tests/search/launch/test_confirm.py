@@ -26,7 +26,7 @@ from tests.mlflow_server import MlflowServer
 from tests.search.observed import TAGS, Switched, Watched, choice_of, held, plan_of
 from tests.search.toy_search import TARGETS, toy_study
 from trainables.resident.jobs import TrialJob, TrialResult
-from trainables.tasks.measured_rows import measured_rows, read_measured_rows
+from trainables.tasks.measured_rows import ClassRows, class_rows, read_measured_rows
 from trainables.training.settings import TrainSettings
 
 CHOSEN: list[dict[str, Any]] = [
@@ -60,7 +60,7 @@ class Workers:
         metrics = {"accuracy": job.seed / 8, "dev_accuracy": job.seed / 4, "head_params": 34}
         labels, rows = np.zeros(8, np.int64), np.arange(8) >= job.seed
         logits = np.eye(2)[rows.astype(int)]
-        said = measured_rows("accuracy", "these", labels, logits).to_bytes()
+        said = class_rows("accuracy", "these", labels, logits).to_bytes()
         return TrialResult(metrics, 34, ready_at=0.0, first_step_at=0.0, test_rows=said)
 
     def collect(self, job_id: str) -> bytes | None:
@@ -137,6 +137,7 @@ def test_a_confirmation_says_what_it_is_and_what_it_measured(faultless: dict[str
     files = {"choice.yaml", "plan.json", "plan.safetensors", "test_rows.safetensors"}
     assert set(run["files"]) == files
     rows = read_measured_rows(run["files"]["test_rows.safetensors"])
+    assert isinstance(rows, ClassRows)
     assert rows.predictions.tolist() == [0, 0, *[1] * 6]
     assert run["metrics"]["dev_accuracy"] == [(2, "0.5")]
 

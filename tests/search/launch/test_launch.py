@@ -42,7 +42,7 @@ from spaces.plan import Plan
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import load_base
 from trainables.engine.workers import join
-from trainables.tasks.measured_rows import read_measured_rows
+from trainables.tasks.measured_rows import ClassRows, read_measured_rows
 from trainables.trained.weights import read_trained
 from trainables.training.evaluate import evaluate, evaluate_rows
 
@@ -262,6 +262,8 @@ def test_the_best_and_their_confirmations_keep_weights_that_rebuild_what_was_mea
                 file = client.download_artifacts(run_id, "test_rows.safetensors")
                 rows = read_measured_rows(Path(file).read_bytes())
                 _, now = evaluate_rows(base.model, adaptation, prepared.task, "test", alone)
+                assert isinstance(rows, ClassRows)
+                assert isinstance(now, ClassRows)
                 assert np.array_equal(rows.predictions, now.predictions)
                 assert (rows.predictions == rows.labels).mean() == measured["test_accuracy"]
         dev = "accuracy" if run_of_trial not in confirmed else "dev_accuracy"

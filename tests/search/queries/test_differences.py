@@ -13,7 +13,7 @@ from scipy.stats import norm, ttest_rel
 from search.objective import Objective
 from search.queries.comparison import Confirmation, Found, OnTest, resolution, summarize
 from search.queries.differences import Difference, difference, holm
-from trainables.tasks.measured_rows import measured_rows
+from trainables.tasks.measured_rows import class_rows
 
 ACCURACY = Objective("accuracy", "max")
 Hits = NDArray[np.bool_]
@@ -28,7 +28,7 @@ def found(hits: Hits, *arms: str) -> list[Found]:
         tested = {}
         for seed, each in enumerate(by_seed, start=1):
             logits = np.stack([each, ~each], axis=1).astype(float)
-            said = measured_rows("accuracy", "these", labels, logits)
+            said = class_rows("accuracy", "these", labels, logits)
             tested[seed] = OnTest(float(each.mean()), said)
         rows.append((row | {"trainable_params": 1}, tested))
     return rows

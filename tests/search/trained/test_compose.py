@@ -42,7 +42,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def kept_trial(runs: TrialRuns, made: Made, name: str, seed: int) -> Kept:
-    base = load_base(made.uri, made.kind, made.task.num_labels)
+    base = load_base(made.uri, made.kind, len(made.task.labels))
     plan = plan_of(base, made.suffixes, CHOICES[name])
     example = trained_at_random(made, base, plan, seed=seed)
     return Kept(made, example, runs.trial(made, CHOICES[name], plan, example.trained))

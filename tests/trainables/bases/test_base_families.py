@@ -43,7 +43,7 @@ CHOICES = {
 @pytest.fixture(scope="module")
 def base(family: Made) -> Base:
     """The family's base, loaded once and never written to."""
-    return load_base(family.uri, family.kind, family.task.num_labels, torch.float64)
+    return load_base(family.uri, family.kind, len(family.task.labels), torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_targets_found_without_weights_are_those_of_the_loaded_base(
 ) -> None:
     patterns = family.suffixes if usual else ("all-linear",)
     found = resolve_targets(base.model, base.head_modules, patterns)
-    assert meta_base(family.uri, family.kind, family.task.num_labels, patterns).targets == found
+    assert meta_base(family.uri, family.kind, len(family.task.labels), patterns).targets == found
     for pattern in family.suffixes:
         assert any(name.endswith(pattern) for target in found for name in target.names)
 

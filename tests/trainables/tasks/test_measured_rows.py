@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from spaces.errors import UsageError
-from trainables.tasks.measured_rows import measured_rows, read_measured_rows
+from trainables.tasks.measured_rows import ClassRows, class_rows, read_measured_rows
 
 ROWS = 50
 
@@ -27,9 +27,10 @@ def test_a_resample_is_measured_as_scikit_learn_does(metric: str, classes: int) 
     # Some of six rows: most resamples lack a class.
     resamples = [generator.integers(0, ROWS, size) for size in (ROWS, ROWS, 6, 6, 6)]
     drawn = np.stack([np.bincount(rows, minlength=ROWS) for rows in resamples]).astype(float)
-    kept = read_measured_rows(measured_rows(metric, "these", labels, logits).to_bytes())
+    kept = read_measured_rows(class_rows(metric, "these", labels, logits).to_bytes())
     wanted = [peer(labels[rows], logits.argmax(1)[rows]) for rows in resamples]
     assert kept.on(drawn) == pytest.approx(wanted)
+    assert isinstance(kept, ClassRows)
     assert kept.logits is None, "the predicted classes say it all"
 
 
@@ -37,23 +38,23 @@ def test_f1_is_of_the_positive_class() -> None:
     labels, logits = np.array([0, 0, 1, 1, 1]), np.eye(2)[[0, 1, 1, 1, 0]]
     drawn = np.ones((1, 5))
     for positive in (0, 1):
-        kept = measured_rows("f1", "these", labels, logits, positive)
+        kept = class_rows("f1", "these", labels, logits, positive)
         wanted = f1_score(labels, logits.argmax(1), pos_label=positive)
         assert read_measured_rows(kept.to_bytes()).on(drawn) == pytest.approx([wanted])
 
 
 def test_rows_are_the_same_where_all_that_names_them_is() -> None:
     labels, logits = np.array([0, 1, 1]), np.eye(3)[:, :2]
-    one = measured_rows("accuracy", "these", labels, logits)
+    one = class_rows("accuracy", "these", labels, logits)
     assert one.is_of(
-        read_measured_rows(measured_rows("accuracy", "these", labels, -logits).to_bytes())
+        read_measured_rows(class_rows("accuracy", "these", labels, -logits).to_bytes())
     )
-    assert not one.is_of(measured_rows("accuracy", "those", labels, logits))
-    assert not one.is_of(measured_rows("f1", "these", labels, logits))
-    assert not one.is_of(measured_rows("accuracy", "these", labels[::-1], logits))
+    assert not one.is_of(class_rows("accuracy", "those", labels, logits))
+    assert not one.is_of(class_rows("f1", "these", labels, logits))
+    assert not one.is_of(class_rows("accuracy", "these", labels[::-1], logits))
 
 
-@pytest.mark.parametrize("data", [b"", b"no file", measured_rows(
+@pytest.mark.parametrize("data", [b"", b"no file", class_rows(
     "accuracy", "these", np.array([0, 1]), np.eye(2)).to_bytes()[:-3]])  # fmt: skip
 def test_what_is_no_such_file_is_told(data: bytes) -> None:
     with pytest.raises(UsageError, match="run/rows: not the rows of a measured split"):

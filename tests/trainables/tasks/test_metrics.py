@@ -13,7 +13,7 @@ from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from spaces.errors import ConfigError
-from trainables.tasks.kinds import metric_for
+from trainables.tasks.kinds.registry import check_metric
 from trainables.tasks.metrics import METRICS
 
 Ints = NDArray[np.int64]
@@ -66,7 +66,7 @@ ORACLES: dict[str, Callable[[Ints, Ints], float]] = {
 def test_a_metric_of_two_classes_is_its_definition(name: str, seed: int) -> None:
     generator = np.random.default_rng(seed)
     labels, predictions = generator.integers(0, 2, (2, 37))
-    measured = metric_for(name, "classification")(labels, logits_of(predictions, 2))
+    measured = METRICS[name](labels, logits_of(predictions, 2))
     assert measured == pytest.approx(ORACLES[name](labels, predictions), abs=1e-12)
 
 
@@ -124,6 +124,6 @@ def test_one_predicted_class_gives_a_number_without_a_warning(
 
 def test_an_unknown_metric_names_the_nearest_and_the_key() -> None:
     with pytest.raises(ConfigError, match=r"^search.metric: 'acuracy' .*'accuracy'\?$"):
-        metric_for("acuracy", "classification", key="search.metric")
-    with pytest.raises(ConfigError, match=r"^task\.metric: "):
-        metric_for("accuracy", "generation")
+        check_metric("acuracy", "classification", key="search.metric")
+    with pytest.raises(ConfigError, match=r"^task\.metric: 'accuracy' does not measure regression"):
+        check_metric("accuracy", "regression")

@@ -1,14 +1,11 @@
-"""Batches, and the groups of rows of like length that go through the base together."""
+"""Rows in batches, and the groups of like length that go through a base together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from trainables.engine.workers import Workers
 
 PASS_TOKENS = 96
 """What a forward and backward pass costs a CPU beside its tokens, in tokens: 90 on MiniLM."""
@@ -36,11 +33,7 @@ def of_like_length(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return groups
 
 
-def to_device(batch: Mapping[str, torch.Tensor], workers: Workers) -> dict[str, torch.Tensor]:
-    """The batch's tensors on the worker's device."""
-    return {key: tensor.to(workers.device) for key, tensor in batch.items()}
-
-
 def in_batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """So many of `order` at a time."""
     for start in range(0, len(order), size):
         yield order[start : start + size]

@@ -1,0 +1,141 @@
+"""What a kind of task is: all that one does otherwise than another.
+
+The section `task` asks a kind for its keys and metrics when a sweep is read, so torch and what
+makes inputs of rows are imported by the methods that need them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainables.engine.workers import Workers
+    from trainables.tasks.constant_answer import ConstantAnswer
+    from trainables.tasks.measured_rows import MeasuredRows
+    from trainables.tasks.records import Asked, Records
+    from trainables.tasks.rows import Input, Rows
+    from trainables.tasks.settings import TaskSettings
+    from trainables.tasks.split import Split
+    from trainables.tasks.task import Task
+
+
+@dataclass
+class ReadRows:
+    """The inputs and the label of every record of a file, of use where there is no fault.
+
+    A fault and a note are a line each, which begins with the key that it is about.
+    """
+
+    inputs: Sequence[tuple[Input, ...]]
+    labels: Sequence[str]
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a model is measured to be on a split: its mean loss, its metrics by name, the task's own
+    among them, and what it says of every row; None where no two models can be compared by row."""
+
+    loss: float
+    metrics: Mapping[str, float]
+    rows: MeasuredRows | None
+
+
+class Kind(ABC):
+    """What is predicted, and of what.
+
+    `head` is the one that it puts on a base (trainables/bases/parts.py, HEADS), `keys` are those of
+    the section `task` that say what a row is and go with this kind, `metrics` are those that
+    measure it, the usual one first. `peft_task_type` is what PEFT calls it; None where it has no
+    name. `reads` is what one input is: a text or a picture.
+    """
+
+    head: ClassVar[str]
+    keys: ClassVar[frozenset[str]]
+    metrics: ClassVar[tuple[str, ...]]
+    peft_task_type: ClassVar[str | None]
+    reads: ClassVar[str] = "text"
+
+    # When a sweep is read -------------------------------------------------------------------------
+
+    def refusal(self, key: str, value: object, given: Mapping[str, Any]) -> str | None:
+        """What is wrong with the value of a key of `keys`, None of one that is not given; `given`
+        has the keys before it in the section. None where nothing is wrong."""
+        return None
+
+    @abstractmethod
+    def input_columns(self, settings: TaskSettings) -> Asked:
+        """The columns that a row's input is made of, and the key that names each."""
+
+    def columns(self, settings: TaskSettings) -> Asked:
+        """The columns that a row is made of, and the key that names each."""
+        return {**self.input_columns(settings), settings.label: "label"}
+
+    # Rows -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        """The rows of a file; `place` is what a fault names."""
+
+    def check_rows(self, splits: Mapping[str, Rows], settings: TaskSettings) -> None:
+        """Raise DataError where rows, each right by itself, are no task together."""
+        return
+
+    def labels(self, train: Rows) -> tuple[str, ...]:
+        """The classes in the order of a head's outputs; none where it predicts something else."""
+        return ()
+
+    def strata(self, rows: Rows) -> Sequence[str]:
+        """Of which group each row is: a choice of rows takes its share of each."""
+        return rows.labels
+
+    def notes(self, splits: Mapping[str, Rows], settings: TaskSettings) -> Iterator[str]:
+        """What a user should know of the rows before a launch, a line each."""
+        yield from ()
+
+    def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
+        """A row as an object with the task's own columns, which the task reads again."""
+        columns = list(self.columns(settings))
+        return dict(zip(columns, (*row, label), strict=True))
+
+    # Inputs of a base -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
+        """What of the settings decides how rows become inputs: a part of the fingerprint."""
+
+    def measuring_facts(self, settings: TaskSettings) -> dict[str, Any]:
+        """What of the settings decides how a split is measured, beside the metric's name."""
+        return {}
+
+    @abstractmethod
+    def encode(
+        self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
+    ) -> dict[str, Split]:
+        """Every split as inputs of a base. Raises DataError and BaseModelError."""
+
+    # Loss and measure -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss, summed over targets, of what the base gives for each."""
+
+    @abstractmethod
+    def readings(self, model: torch.nn.Module, task: Task, split: str, workers: Workers) -> Any:
+        """What a model says of every row of a task's split, on every worker. A collective, without
+        gradients; the model is in evaluation mode."""
+
+    @abstractmethod
+    def measure(self, task: Task, split: str, readings: Any) -> Measurement:
+        """How good readings of a task's split are."""
+
+    def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
+        """The best answer by the task's metric that is the same for every row; None where there is
+        none, or it says nothing."""
+        return None
