@@ -1,4 +1,5 @@
-"""The records of a split: of a file in Parquet, CSV, TSV or JSON, or of a data set on the hub.
+"""The records of a split: of a file in Parquet, CSV, TSV or JSON, of a folder that `datasets`
+saved, or of a data set on the hub.
 
 Only the columns that a task asks for are read and judged. What a value means is the same whatever
 file it comes from: `trainables/tasks/values.py`.
@@ -25,15 +26,22 @@ from trainables.tasks.records import Asked, Records, check_columns, placed
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.values import NO_UNICODE, TWICE
 
+_SAVED = ("state.json", "dataset_info.json")
+"""What `Dataset.save_to_disk` writes beside the rows."""
+_SAVED_SPLITS = "dataset_dict.json"
+"""What `DatasetDict.save_to_disk` writes beside a folder for each split."""
+
 
 def file_records(source: str, place: str, asked: Asked) -> Records:
-    """The columns `asked` of a file; `place` is what an error names.
+    """The columns `asked` of a file or a saved data set; `place` is what an error names.
 
     `source` is a path, or `package:import_name/sub/file`. Raises DataError where there is no such
     file, none that can be read as what its suffix says, or no such column.
     """
     path = _located(source, place)
     try:
+        if is_saved_dataset(path):
+            return _saved_records(path, place, asked)
         records = _READERS[path.suffix.lower()](path, place, asked)
     except OSError as error:
         raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
@@ -71,10 +79,59 @@ def _located(source: str, place: str) -> Path:
         except FileNotFoundError as error:
             raise DataError(str(error)) from error
     path = Path(os.path.expanduser(source))
-    if not os.path.isfile(path):  # of os.path, for they never raise
-        what = "it is a folder; name a file" if os.path.isdir(path) else "there is no such file"
-        raise DataError(f"{place}: {what}; check the path or make the data first")
-    return path
+    if is_saved_dataset(path) or os.path.isfile(path):  # of os.path, for they never raise
+        if os.path.isdir(path) or path.suffix.lower() in _READERS:
+            return path
+        raise DataError(
+            f"{place}: is not a data file; use one that ends in {', '.join(_READERS)}, or a folder "
+            "that save_to_disk wrote"
+        )
+    if splits := _saved_splits(path):
+        raise DataError(
+            f"{place}: holds several splits; name the folder of one, {', '.join(splits)}"
+        )
+    what = (
+        "it is a folder, and none that save_to_disk wrote; name a file"
+        if os.path.isdir(path)
+        else "there is no such file"
+    )
+    raise DataError(f"{place}: {what}; check the path or make the data first")
+
+
+# -- saved data sets -------------------------------------------------------------------------------
+
+
+def is_saved_dataset(source: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder that `datasets.Dataset.save_to_disk` wrote: that of one split."""
+    path = os.path.expanduser(source)
+    return all(os.path.isfile(os.path.join(path, name)) for name in _SAVED)
+
+
+def _saved_splits(path: Path) -> list[str]:
+    """The folders of the splits, where `datasets.DatasetDict.save_to_disk` wrote several."""
+    try:
+        return [
+            str(path / split) for split in json.loads((path / _SAVED_SPLITS).read_bytes())["splits"]
+        ]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
+def _saved_records(path: Path, place: str, asked: Asked) -> Records:
+    import datasets  # not at the top: it takes a second to import
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
+        raise DataError(
+            f"{place}: is not readable as a saved data set ({reason_of(error)}); save it again "
+            "with save_to_disk"
+        ) from error
+    check_columns(asked, loaded.column_names, place)
+    # As Arrow, so that a value means what it does in Parquet, and a picture is not decoded.
+    table = loaded.select_columns(list(asked)).with_format("arrow")[:]
+    columns = {column: _python_values(table.column(column)) for column in asked}
+    return Records(columns, range(1, table.num_rows + 1), folder=path)
 
 
 # -- Parquet ---------------------------------------------------------------------------------------
