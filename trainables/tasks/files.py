@@ -23,13 +23,9 @@ from trainables.bases.location import package_path
 from trainables.tasks.delimited import csv_records, tsv_records
 from trainables.tasks.encodings import read_text, to_utf8
 from trainables.tasks.records import Asked, Records, check_columns, placed
+from trainables.tasks.saved_datasets import is_saved_dataset, saved_splits, saved_table
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.values import NO_UNICODE, TWICE
-
-_SAVED = ("state.json", "dataset_info.json")
-"""What `Dataset.save_to_disk` writes beside the rows."""
-_SAVED_SPLITS = "dataset_dict.json"
-"""What `DatasetDict.save_to_disk` writes beside a folder for each split."""
 
 
 def file_records(source: str, place: str, asked: Asked) -> Records:
@@ -86,7 +82,7 @@ def _located(source: str, place: str) -> Path:
             f"{place}: is not a data file; use one that ends in {', '.join(_READERS)}, or a folder "
             "that save_to_disk wrote"
         )
-    if splits := _saved_splits(path):
+    if splits := saved_splits(path):
         raise DataError(
             f"{place}: holds several splits; name the folder of one, {', '.join(splits)}"
         )
@@ -101,35 +97,8 @@ def _located(source: str, place: str) -> Path:
 # -- saved data sets -------------------------------------------------------------------------------
 
 
-def is_saved_dataset(source: str | os.PathLike[str]) -> bool:
-    """Whether there is a folder that `datasets.Dataset.save_to_disk` wrote: that of one split."""
-    path = os.path.expanduser(source)
-    return all(os.path.isfile(os.path.join(path, name)) for name in _SAVED)
-
-
-def _saved_splits(path: Path) -> list[str]:
-    """The folders of the splits, where `datasets.DatasetDict.save_to_disk` wrote several."""
-    try:
-        return [
-            str(path / split) for split in json.loads((path / _SAVED_SPLITS).read_bytes())["splits"]
-        ]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
-
-
 def _saved_records(path: Path, place: str, asked: Asked) -> Records:
-    import datasets  # not at the top: it takes a second to import
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(
-            f"{place}: is not readable as a saved data set ({reason_of(error)}); save it again "
-            "with save_to_disk"
-        ) from error
-    check_columns(asked, loaded.column_names, place)
-    # As Arrow, so that a value means what it does in Parquet, and a picture is not decoded.
-    table = loaded.select_columns(list(asked)).with_format("arrow")[:]
+    table = saved_table(path, place, asked)
     columns = {column: _python_values(table.column(column)) for column in asked}
     return Records(columns, range(1, table.num_rows + 1), folder=path)
 

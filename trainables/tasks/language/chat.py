@@ -28,6 +28,8 @@ from trainables.tasks.language.messages import Conversation, Message
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 AT_ONCE = 1000
 """Conversations that are tokenised together: enough for the tokenizer's threads, and few MB."""
+_AHEAD = 256
+"""Characters behind what may be shared, so that a cut changes no token that is compared."""
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
 _STAND_IN = "\ue000ranksweep\ue001"  # private characters, so that no text has it
 _DATE = "26 Jul 2024"
@@ -196,7 +198,8 @@ class Chat:
         if rest.startswith(closing):
             return len(closing)
         ids = self.tokenizer(closing, add_special_tokens=False)["input_ids"]
-        out = self.tokenizer(rest, add_special_tokens=False, return_offsets_mapping=True)
+        near = rest[: len(closing) + _AHEAD]
+        out = self.tokenizer(near, add_special_tokens=False, return_offsets_mapping=True)
         shared = 0
         for token, other, (_, end) in zip(
             ids, out["input_ids"], out["offset_mapping"], strict=False

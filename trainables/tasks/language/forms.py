@@ -8,7 +8,7 @@ conversations are messages. A `template` composes the text or the prompt from co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spaces.errors import ConfigError, nearest
@@ -245,20 +245,15 @@ def _strings(
 
 def _or_nothing(records: Records, column: str, what: str) -> tuple[list[str], list[str]]:
     """As `strings_of`, but a value may be missing: "" stands there."""
-    values = records.columns[column]
-    there = [i for i, value in enumerate(values) if not is_missing(value)]
-    some = Records(
-        {column: [values[i] for i in there]},
-        [records.numbers[i] for i in there],
-        records.unit,
-        undecoded=records.undecoded,
-    )
-    strings, faults = strings_of(some, column, what)
-    made = [""] * len(values)
-    if not faults:
-        for i, string in zip(there, strings, strict=True):
-            made[i] = string
-    return made, faults
+    missing = [is_missing(value) for value in records.columns[column]]
+    filled = [
+        "-" if lacks else value
+        for lacks, value in zip(missing, records.columns[column], strict=True)
+    ]
+    strings, faults = strings_of(replace(records, columns={column: filled}), column, what)
+    if faults:
+        return [], faults
+    return ["" if lacks else each for lacks, each in zip(missing, strings, strict=True)], []
 
 
 def _alpaca_prompts(form: Form, records: Records, place: str) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ becomes that, its speakers' names too.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ SHAREGPT_ROLES: Mapping[str, str] = {
 """Who speaks in a ShareGPT conversation -> the role of the message."""
 _UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys under which other programs put what an assistant writes beside its content."""
+_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def from_json(text: str) -> Conversation:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """How the messages of a column are written: the names of a message's two keys, and its roles.
 
     `roles` says what each becomes.
@@ -70,8 +72,8 @@ class _Shape:
     roles: Mapping[str, str]
 
 
-MESSAGES = _Shape("messages", "role", "content", {role: role for role in ROLES})
-SHAREGPT = _Shape("map", "from", "value", SHAREGPT_ROLES)
+MESSAGES = Shape("messages", "role", "content", {role: role for role in ROLES})
+SHAREGPT = Shape("map", "from", "value", SHAREGPT_ROLES)
 
 
 @dataclass
@@ -88,7 +90,7 @@ class _Faults:
 
 
 def conversations(
-    records: Records, column: str, shape: _Shape
+    records: Records, column: str, shape: Shape
 ) -> tuple[list[Conversation], list[str]]:
     """The conversations of a column, one a record, and what is wrong with them, a fault in a line.
 
@@ -106,13 +108,13 @@ def conversations(
     ]
 
 
-def _lists(records: Records, column: str, shape: _Shape) -> list[object]:
+def _lists(records: Records, column: str, shape: Shape) -> list[object]:
     """The values as lists where they are one: those that are JSON read, those by key turned."""
     values = [_read(each) if isinstance(each, str) else each for each in records.columns[column]]
     return [_by_message(each, shape) if isinstance(each, Mapping) else each for each in values]
 
 
-def _by_message(value: Mapping[str, object], shape: _Shape) -> object:
+def _by_message(value: Mapping[str, object], shape: Shape) -> object:
     """A list of messages of {role: [...], content: [...]}, as a Sequence of `datasets` has them."""
     said, content = value.get(shape.role), value.get(shape.content)
     if not isinstance(said, list) or not isinstance(content, list) or len(said) != len(content):
@@ -127,8 +129,8 @@ def _read(value: str) -> object:
         return value
 
 
-def _conversation(value: object, shape: _Shape, faults: _Faults, row: int) -> Conversation:
-    if isinstance(value, str | None) and is_missing(value):
+def _conversation(value: object, shape: Shape, faults: _Faults, row: int) -> Conversation:
+    if is_missing(value):
         faults.add("missing", row)
         return ()
     if not isinstance(value, list | tuple):
@@ -144,7 +146,7 @@ def _conversation(value: object, shape: _Shape, faults: _Faults, row: int) -> Co
     return made
 
 
-def _message(value: object, shape: _Shape, faults: _Faults, row: int) -> Message | None:
+def _message(value: object, shape: Shape, faults: _Faults, row: int) -> Message | None:
     if not isinstance(value, Mapping) or not {shape.role, shape.content} <= set(value):
         faults.add("no message", row)
         return None
@@ -154,7 +156,7 @@ def _message(value: object, shape: _Shape, faults: _Faults, row: int) -> Message
         faults.roles[str(said)] += 1
         faults.add("role", row)
         return None
-    if any(value.get(key) for key in _UNREAD):
+    if any(value.get(key) and not is_missing(value[key]) for key in _UNREAD):
         faults.add("unread", row)
         return None
     if role == "tool" and (content is None or content == ""):
@@ -165,18 +167,14 @@ def _message(value: object, shape: _Shape, faults: _Faults, row: int) -> Message
     if not isinstance(content, str):
         faults.add("no string", row)
         return None
-    if not _is_text(content):
+    if _NO_CHARACTER.search(content):
         faults.add("no character", row)
         return None
     return Message(role, content)
 
 
-def _is_text(content: str) -> bool:
-    return "\0" not in content and not any("\ud800" <= sign <= "\udfff" for sign in content)
-
-
 def _said(
-    fault: str, rows: list[int], records: Records, column: str, shape: _Shape, faults: _Faults
+    fault: str, rows: list[int], records: Records, column: str, shape: Shape, faults: _Faults
 ) -> str:
     """A fault in words: what, where, and what to do."""
     where = f"in {column!r} in {records.where(rows)}"
