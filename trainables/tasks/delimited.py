@@ -5,7 +5,7 @@ rows up to the next. What is refused is therefore: a row with more or fewer fiel
 or the header once more, a quote mark that no other closes or that others than a separator follow,
 and a field over several lines that look like rows: at least half of them, but the one with the
 row's own label, have the header's number of fields, and one of these has a label that other rows
-have.
+have. Rows without a label say nothing of the last.
 
 TSV has no quotes by its definition, and Excel writes some. Where those of a file do not fit, and
 its lines do without them, they are read as they stand.
@@ -157,7 +157,7 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
     )
     header = _header(reader, taken, place, asked, delimiter)
-    label = next(header.index(column) for column, key in asked.items() if key == "label")
+    label = next((header.index(column) for column, key in asked.items() if key == "label"), None)
     table = _Table(len(header), {column: [] for column in asked})
     values = [(table.columns[column], header.index(column)) for column in asked]
     suspects: list[tuple[int, int, list[str | None]]] = []
@@ -179,7 +179,7 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
         if row == header or (row[0].startswith("\ufeff") and [row[0][1:], *row[1:]] == header):
             table.repeated.append(first)
             continue
-        if len(taken) > 1:
+        if len(taken) > 1 and label is not None:
             own = sum(len(_LINE_BREAK.findall(each)) for each in row[:label])
             others = [*taken[:own], *taken[own + 1 :]]
             suspects.append(
@@ -188,7 +188,7 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
         table.numbers.append(first)
         for column, index in values:
             column.append(row[index])
-    known = set(table.columns[header[label]])
+    known = set() if label is None else set(table.columns[header[label]])
     for first, last, labels in suspects:
         found = [each for each in labels if each is not None]
         if 2 * len(found) >= len(labels) and not known.isdisjoint(found):

@@ -1,4 +1,5 @@
-"""The records of a split: of a file in Parquet, CSV, TSV or JSON, or of a data set on the hub.
+"""The records of a split: of a file in Parquet, CSV, TSV or JSON, of a folder that `datasets`
+saved, or of a data set on the hub.
 
 Only the columns that a task asks for are read and judged. What a value means is the same whatever
 file it comes from: `trainables/tasks/values.py`.
@@ -22,18 +23,21 @@ from trainables.bases.location import package_path
 from trainables.tasks.delimited import csv_records, tsv_records
 from trainables.tasks.encodings import read_text, to_utf8
 from trainables.tasks.records import Asked, Records, check_columns, placed
+from trainables.tasks.saved_datasets import is_saved_dataset, saved_splits, saved_table
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.values import NO_UNICODE, TWICE
 
 
 def file_records(source: str, place: str, asked: Asked) -> Records:
-    """The columns `asked` of a file; `place` is what an error names.
+    """The columns `asked` of a file or a saved data set; `place` is what an error names.
 
     `source` is a path, or `package:import_name/sub/file`. Raises DataError where there is no such
     file, none that can be read as what its suffix says, or no such column.
     """
     path = _located(source, place)
     try:
+        if is_saved_dataset(path):
+            return _saved_records(path, place, asked)
         records = _READERS[path.suffix.lower()](path, place, asked)
     except OSError as error:
         raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
@@ -71,10 +75,32 @@ def _located(source: str, place: str) -> Path:
         except FileNotFoundError as error:
             raise DataError(str(error)) from error
     path = Path(os.path.expanduser(source))
-    if not os.path.isfile(path):  # of os.path, for they never raise
-        what = "it is a folder; name a file" if os.path.isdir(path) else "there is no such file"
-        raise DataError(f"{place}: {what}; check the path or make the data first")
-    return path
+    if is_saved_dataset(path) or os.path.isfile(path):  # of os.path, for they never raise
+        if os.path.isdir(path) or path.suffix.lower() in _READERS:
+            return path
+        raise DataError(
+            f"{place}: is not a data file; use one that ends in {', '.join(_READERS)}, or a folder "
+            "that save_to_disk wrote"
+        )
+    if splits := saved_splits(path):
+        raise DataError(
+            f"{place}: holds several splits; name the folder of one, {', '.join(splits)}"
+        )
+    what = (
+        "it is a folder, and none that save_to_disk wrote; name a file"
+        if os.path.isdir(path)
+        else "there is no such file"
+    )
+    raise DataError(f"{place}: {what}; check the path or make the data first")
+
+
+# -- saved data sets -------------------------------------------------------------------------------
+
+
+def _saved_records(path: Path, place: str, asked: Asked) -> Records:
+    table = saved_table(path, place, asked)
+    columns = {column: _python_values(table.column(column)) for column in asked}
+    return Records(columns, range(1, table.num_rows + 1), folder=path)
 
 
 # -- Parquet ---------------------------------------------------------------------------------------
