@@ -57,6 +57,14 @@ def load_tokenizer(uri: str) -> Any:
     return tokenizer
 
 
+def pads_with_end(uri: str) -> bool:
+    """Whether `load_tokenizer` had to choose what a base's tokenizer pads with."""
+    folder, kwargs = local_arguments(locate(uri, weights=False))
+    with quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
+    return tokenizer.pad_token_id is None
+
+
 def load_image_processor(uri: str) -> Any:
     """The image processor of a base, computing with Pillow whatever else is installed.
 

@@ -171,6 +171,7 @@ class TaskSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         kind = KINDS[self.kind]
+        kind.check(self)
         if "label" in kind.keys and self.label in (inputs := kind.input_columns(self)):
             raise ValueError(
                 f"column {self.label!r} is both {inputs[self.label]} and label; name two columns"

@@ -25,7 +25,7 @@ class Task:
     profile depends on; `fingerprint` adds dev, test and the metric. `labels` are the task's
     classes, none where it has no classes; `positive` is the index of the one that f1 counts as
     positive, of two. `notes` is what a user should know before a launch. `rows` has, of each split,
-    what names its rows alone.
+    what names its rows alone. `example` is a row as the base reads it (`EncodedRows`).
     """
 
     name: str
@@ -38,6 +38,7 @@ class Task:
     positive: int = 1
     notes: tuple[str, ...] = ()
     rows: Mapping[str, str] = field(default_factory=dict)
+    example: tuple[tuple[str, bool], ...] = ()
 
     @property
     def data_fingerprint(self) -> str:
@@ -95,16 +96,18 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
     measured |= kind.measuring_facts(settings)
     if settings.metric == "f1" and len(labels) == 2 and positive != 1:
         measured["positive_class"] = labels[positive]
+    encoded = kind.encode(rows.splits, labels, settings, base_uri)
     return Task(
         name=settings.name,
         kind=settings.kind,
         labels=labels,
-        splits=kind.encode(rows.splits, labels, settings, base_uri),
+        splits=encoded.splits,
         metric=settings.metric,
         train_fingerprint=train,
         fingerprint=_fingerprint({"train": train, **measured}),
         positive=positive,
-        notes=rows.notes,
+        notes=(*rows.notes, *encoded.notes),
+        example=encoded.example,
         rows={split: _fingerprint({"rows": each.hashes}) for split, each in rows.splits.items()},
     )
 

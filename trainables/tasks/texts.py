@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,16 @@ FEWEST_TOKENS = 0.5
 """The least share of an embedding that a tokenizer fills: padding to a round number is far less."""
 
 logger = logging.getLogger(__name__)
+
+
+class HasTokens(Protocol):
+    """Rows as tokens: row i has the tokens offsets[i] to offsets[i + 1]."""
+
+    @property
+    def input_ids(self) -> NDArray[np.int32]: ...
+
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)
@@ -104,13 +114,13 @@ def token_splits(
     """
     limits = text_limits(base_uri, head)
     tokenizer = load_tokenizer(base_uri)
-    _check_length(settings, tokenizer, limits.tokens, base_uri)
+    check_length(settings, tokenizer, limits.tokens, base_uri)
     splits = {
         split: _encode(part, labels[split], tokenizer, settings.max_length, split)
         for split, part in rows.items()
     }
     for split, encoded in splits.items():
-        _check_vocabulary(encoded, rows[split], tokenizer, limits.vocabulary, split, base_uri)
+        check_vocabulary(encoded, rows[split], tokenizer, limits.vocabulary, split, base_uri)
         _check_types(encoded, limits.types, split, base_uri)
         _check_unknown(encoded, tokenizer, settings, split, base_uri)
         _check_ends(encoded, rows[split], limits.end, split, base_uri)
@@ -124,7 +134,7 @@ def token_splits(
     return dict(splits)
 
 
-def _check_length(
+def check_length(
     settings: TaskSettings, tokenizer: Any, positions: int | None, base_uri: str
 ) -> None:
     """Raise DataError where inputs could be longer than the base takes, or hold no text."""
@@ -170,8 +180,8 @@ def _flat(lists: Iterable[Sequence[int]], dtype: type[Any]) -> NDArray[Any]:
     return np.concatenate([np.asarray(numbers, dtype=dtype) for numbers in lists])
 
 
-def _check_vocabulary(
-    encoded: EncodedSplit,
+def check_vocabulary(
+    encoded: HasTokens,
     rows: Rows,
     tokenizer: Any,
     vocabulary: int | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trainables.tasks.kinds.kind import Kind, Measurement, ReadRows
+from trainables.tasks.kinds.kind import EncodedRows, Kind, Measurement, ReadRows
 from trainables.tasks.kinds.texts import TextInputs
 from trainables.tasks.metrics import METRICS
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from trainables.tasks.records import Asked, Records
     from trainables.tasks.rows import Input, Rows
     from trainables.tasks.settings import TaskSettings
-    from trainables.tasks.split import Split
     from trainables.tasks.task import Task
 
 
@@ -84,9 +83,9 @@ class Classification(TextInputs, ClassKind):
 
     def encode(
         self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
-    ) -> dict[str, Split]:
+    ) -> EncodedRows:
         indices = {split: part.label_indices(labels) for split, part in rows.items()}
-        return self.tokens(rows, indices, settings, base_uri)
+        return EncodedRows(self.tokens(rows, indices, settings, base_uri))
 
 
 class ImageClassification(ClassKind):
@@ -125,7 +124,7 @@ class ImageClassification(ClassKind):
 
     def encode(
         self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
-    ) -> dict[str, Split]:
+    ) -> EncodedRows:
         from trainables.tasks.pictures import pixel_splits
 
-        return pixel_splits(rows, labels, self.head, base_uri)
+        return EncodedRows(pixel_splits(rows, labels, self.head, base_uri))

@@ -38,6 +38,19 @@ class ReadRows:
 
 
 @dataclass(frozen=True)
+class EncodedRows:
+    """The splits of a task as inputs of a base, and what a user should know of that, a line each.
+
+    `example` is one row as the base reads it, as pieces of text that bear loss or do not; nothing
+    where every row has one loss.
+    """
+
+    splits: dict[str, Split]
+    notes: tuple[str, ...] = ()
+    example: tuple[tuple[str, bool], ...] = ()
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What a model is measured to be on a split: its mean loss, its metrics by name, the task's own
     among them, and what it says of every row; None where no two models can be compared by row."""
@@ -63,6 +76,10 @@ class Kind(ABC):
     reads: ClassVar[str] = "text"
 
     # When a sweep is read -------------------------------------------------------------------------
+
+    def check(self, settings: TaskSettings) -> None:
+        """Raise ConfigError where keys of the section, each right by itself, do not go together."""
+        return
 
     def refusal(self, key: str, value: object, given: Mapping[str, Any]) -> str | None:
         """What is wrong with the value of a key of `keys`, None of one that is not given; `given`
@@ -117,7 +134,7 @@ class Kind(ABC):
     @abstractmethod
     def encode(
         self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
-    ) -> dict[str, Split]:
+    ) -> EncodedRows:
         """Every split as inputs of a base. Raises DataError and BaseModelError."""
 
     # Loss and measure -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from trainables.tasks.kinds.kind import Measurement, ReadRows
+from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
 from trainables.tasks.kinds.texts import TextInputs
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from trainables.tasks.records import Records
     from trainables.tasks.rows import Rows
     from trainables.tasks.settings import TaskSettings
-    from trainables.tasks.split import Split
     from trainables.tasks.task import Task
 
 
@@ -68,9 +67,9 @@ class Regression(TextInputs):
 
     def encode(
         self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
-    ) -> dict[str, Split]:
+    ) -> EncodedRows:
         numbers = {split: numbers_of_rows(part) for split, part in rows.items()}
-        return self.tokens(rows, numbers, settings, base_uri)
+        return EncodedRows(self.tokens(rows, numbers, settings, base_uri))
 
     def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Squared error summed over rows, in float32 at least."""

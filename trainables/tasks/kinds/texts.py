@@ -40,7 +40,9 @@ class TextInputs(Kind):
         if key != "text":
             return None
         assert isinstance(value, tuple), "a list of names"
-        if given.get("template") is not None:
+        if "template" not in given:
+            return None  # wrong itself, and said so
+        if given["template"] is not None:
             return "does not go with template, which names its columns itself" if value else None
         if not value:
             return "is required; name one column, or two for a pair of texts"

@@ -80,6 +80,16 @@ class Form:
     parts: Mapping[str, str | None] | None = None
     """Of the format: each of its parts -> the column that it is in."""
 
+    @property
+    def is_conversation(self) -> bool:
+        """Whether a row is a list of messages."""
+        return self.messages is not None or self.format == "sharegpt"
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether a row is a prompt and its completion."""
+        return self.completion is not None or self.format == "alpaca"
+
     def asked(self) -> dict[str, str]:
         """Column -> the key of the section `task` that names it."""
         named: dict[str, str] = {}

@@ -1,0 +1,133 @@
+"""Text that goes on: answers after prompts, conversations, or running text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spaces.errors import ConfigError
+from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
+from trainables.tasks.kinds.language import LanguageKind, row_losses
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from trainables.engine.workers import Workers
+    from trainables.tasks.language.forms import Form
+    from trainables.tasks.records import Asked, Records
+    from trainables.tasks.rows import Input, Rows
+    from trainables.tasks.settings import TaskSettings
+    from trainables.tasks.task import Task
+
+
+class Causal(LanguageKind):
+    """The text that follows a prompt, measured by how likely a base finds what is right.
+
+    A row's inputs are its prompt, its running text, or its conversation as JSON; its label is the
+    completion of a prompt.
+    """
+
+    keys = frozenset(
+        {
+            "text", "template", "prompt", "completion", "messages", "map", "chat_template",
+            "delimiter",
+        }
+    )  # fmt: skip
+    metrics: tuple[str, ...] = ("loss", "perplexity")
+
+    def check(self, settings: TaskSettings) -> None:
+        form = form_of_settings(settings)
+        if settings.chat_template is not None and not form.is_conversation:
+            raise ConfigError(
+                "task.chat_template: renders messages, and this task has none; name their column "
+                "in task.messages, or drop it"
+            )
+        if settings.delimiter is not None and not form.has_prompt:
+            raise ConfigError(
+                "task.delimiter: stands between a prompt and its answer, and this task has no "
+                "prompt; drop it"
+            )
+
+    def input_columns(self, settings: TaskSettings) -> Asked:
+        return form_of_settings(settings).asked()
+
+    def columns(self, settings: TaskSettings) -> Asked:
+        return self.input_columns(settings)
+
+    def read(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        from trainables.tasks.language.forms import examples
+        from trainables.tasks.language.messages import to_json
+
+        made, faults = examples(form_of_settings(settings), records, place)
+        return ReadRows(
+            [
+                (to_json(each.messages),)
+                if each.messages is not None
+                else (each.completion if each.prompt is None else each.prompt,)
+                for each in made
+            ],
+            ["" if each.prompt is None else each.completion for each in made],
+            faults,
+        )
+
+    def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
+        form = form_of_settings(settings)
+        if form.is_conversation:
+            import json
+
+            return {"messages": json.loads(str(row[0]))}
+        return {"prompt": row[0], "completion": label} if form.has_prompt else {"text": row[0]}
+
+    def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
+        from trainables.tasks.language.chat import read_chat_template
+        from trainables.tasks.language.encoding import delimiter_of
+
+        return {
+            "max_length": settings.max_length,
+            "delimiter": delimiter_of(settings),
+            "chat_template": read_chat_template(settings.chat_template),
+        }
+
+    def encode(
+        self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
+    ) -> EncodedRows:
+        from trainables.tasks.language.encoding import Encoder
+
+        encoder = Encoder(settings, base_uri)
+        splits = encoder.of_form(rows, form_of_settings(settings))
+        return EncodedRows(dict(splits), tuple(encoder.notes), encoder.example(splits["train"]))
+
+    def readings(
+        self, model: torch.nn.Module, task: Task, split: str, workers: Workers
+    ) -> NDArray[np.float64]:
+        """The summed loss of each row, float64 [n]."""
+        from trainables.tasks.language.sequences import Sequences
+
+        rows = task.splits[split]
+        assert isinstance(rows, Sequences), "a kind measures what it has encoded"
+        return row_losses(model, rows, workers)
+
+    def measure(self, task: Task, split: str, readings: NDArray[np.float64]) -> Measurement:
+        from trainables.tasks.measured_rows import RowStatistics
+        from trainables.tasks.row_metrics import measured_on, weighted
+
+        statistics = weighted(readings, task.splits[split].targets)
+        metrics = {name: measured_on(name, statistics) for name in self.metrics}
+        rows = RowStatistics(task.metric, task.fingerprint, statistics)
+        return Measurement(metrics["loss"], metrics, rows)
+
+
+def form_of_settings(settings: TaskSettings) -> Form:
+    """The form of the rows that a section names. Raises ConfigError where it names none."""
+    from trainables.tasks.language.forms import form_of
+
+    return form_of(
+        text=settings.text[0] if settings.text else None,
+        prompt=settings.prompt,
+        completion=settings.completion,
+        messages=settings.messages,
+        template=settings.template,
+        map=settings.map,
+    )

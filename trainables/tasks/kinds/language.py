@@ -1,0 +1,69 @@
+"""What kinds have in common that train a base to write on: the loss of the next token.
+
+An answer's tokens alone bear loss, or those of a running text. The head is the base's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.tasks.kinds.kind import Kind
+from trainables.tasks.kinds.texts import template_fault
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainables.engine.workers import Workers
+    from trainables.tasks.language.sequences import Sequences
+    from trainables.tasks.rows import Rows
+
+
+class LanguageKind(Kind):
+    """The next token: logits [targets, vocabulary], labels int64 [targets]."""
+
+    head = "causal"
+    peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
+
+    def refusal(self, key: str, value: object, given: Mapping[str, Any]) -> str | None:
+        if key == "template" and value is not None:
+            return template_fault(str(value))
+        if key == "text" and isinstance(value, tuple) and len(value) > 1:
+            return f"names {len(value)} columns; name one of running text, or compose it (template)"
+        return None
+
+    def strata(self, rows: Rows) -> Sequence[str]:
+        return [""] * len(rows)  # answers are no groups
+
+    def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy summed over targets, in float32 at least."""
+        from torch.nn.functional import cross_entropy
+
+        from trainables.engine.masters import at_least_float
+
+        return cross_entropy(at_least_float(outputs), labels, reduction="sum")
+
+
+def row_losses(
+    model: torch.nn.Module, split: Sequences, workers: Workers
+) -> NDArray[np.float64]:
+    """The loss of each row, summed over its targets: float64 [n]. A collective."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from trainables.engine.masters import at_least_float
+    from trainables.tasks.reading import by_tokens
+    from trainables.tasks.split import outputs_of, to_device
+
+    losses = torch.zeros(len(split), dtype=torch.float64, device=workers.device)
+    for indices in workers.share(by_tokens(split.lengths)):
+        batch = to_device(split.batch(indices), workers)
+        labels = batch.pop("labels")
+        outputs = at_least_float(outputs_of(model, batch))
+        of_target = torch.from_numpy(np.repeat(indices, split.targets[indices]))
+        each = cross_entropy(outputs, labels, reduction="none").double()
+        losses.index_add_(0, of_target.to(workers.device), each)
+    return np.asarray(workers.sum_(losses).cpu().numpy())

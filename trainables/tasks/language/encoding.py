@@ -1,0 +1,147 @@
+"""Rows for a language model as tokens: which of them bear loss, and what is cut away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spaces.errors import BaseModelError, DataError
+from trainables.bases.limits import TextLimits, text_limits
+from trainables.bases.parts import load_tokenizer, pads_with_end
+from trainables.tasks.language.chat import Chat, chat_of, read_chat_template
+from trainables.tasks.language.continuations import encoded_pairs, joined, shortened
+from trainables.tasks.language.forms import Form
+from trainables.tasks.language.messages import from_json
+from trainables.tasks.language.sequences import Sequences
+from trainables.tasks.rows import Rows
+from trainables.tasks.settings import TaskSettings
+from trainables.tasks.texts import check_length, check_vocabulary
+
+Marked = tuple[Sequence[int], Sequence[bool]]
+"""A row's tokens, and which of them bear loss."""
+
+
+@dataclass
+class Cuts:
+    """How many rows of a split have lost tokens to `max_length`, and of how many the answer has."""
+
+    rows: int = 0
+    answers: int = 0
+
+    def note(self, split: str, rows: int, max_length: int) -> str | None:
+        """That in words; None where nothing was cut."""
+        if not self.rows:
+            return None
+        return (
+            f"task.max_length: {self.rows:,} of {rows:,} rows of {split} ({self.rows / rows:.1%}) "
+            f"are cut at {max_length} tokens, and {self.answers:,} answers with them"
+        )
+
+
+class Encoder:
+    """Turns the rows of a task into tokens of a base; `notes` are what a user should know of it."""
+
+    def __init__(self, settings: TaskSettings, base_uri: str) -> None:
+        self._settings, self._base_uri = settings, base_uri
+        self.tokenizer: Any = load_tokenizer(base_uri)
+        self.limits: TextLimits = text_limits(base_uri, "causal")
+        check_length(settings, self.tokenizer, self.limits.tokens, base_uri)
+        self.notes: list[str] = []
+        if pads_with_end(base_uri):
+            self.notes.append(
+                f"base: {base_uri} has no padding token; its end token stands for it, and bears "
+                "loss only where it ends an answer"
+            )
+
+    def chat(self) -> Chat:
+        """The chat template of the task. Raises DataError where there is none."""
+        template = read_chat_template(self._settings.chat_template)
+        return chat_of(self.tokenizer, template, self._base_uri)
+
+    def of_form(self, rows: Mapping[str, Rows], form: Form) -> dict[str, Sequences]:
+        """Every split of rows of a form: conversations, running texts, or prompts with answers."""
+        made = {}
+        for split, part in rows.items():
+            texts = [str(row[0]) for row in part.inputs]
+            if form.is_conversation:
+                marked = self._cut_behind(self.chat().encoded(map(from_json, texts)), split)
+            elif not form.has_prompt:
+                marked = self._cut_behind(self._running(texts), split)
+            else:
+                delimiter = delimiter_of(self._settings)
+                answers = [joined(*each, delimiter) for each in zip(texts, part.labels, strict=True)]
+                marked = self._cut_before(encoded_pairs(self.tokenizer, texts, answers, end=True), split)
+            made[split] = self.checked(marked, part, split)
+        return made
+
+    def checked(self, marked: Iterable[Marked], rows: Rows, split: str) -> Sequences:
+        """Rows as the tokens of a split. Raises DataError for a token that the base lacks."""
+        made = Sequences.of(marked, int(self.tokenizer.pad_token_id))
+        held = self.limits.vocabulary
+        check_vocabulary(made, rows, self.tokenizer, held, split, self._base_uri)
+        return made
+
+    def _running(self, texts: Sequence[str]) -> Iterator[Marked]:
+        """Running texts as TRL has them: the tokenizer's own tokens, and an end token."""
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise BaseModelError(
+                f"base: {self._base_uri} has a tokenizer without an end token, with which a text "
+                "ends; set eos_token in tokenizer_config.json"
+            )
+        for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]:
+            whole = ids if ids[-1:] == [end] else [*ids, end]
+            yield whole, [True] * len(whole)
+
+    def _cut_before(self, pairs: Iterable[tuple[list[int], int]], split: str) -> Iterator[Marked]:
+        """Prompts with answers: a prompt loses its beginning, then an answer its end."""
+        cuts, number, longest = Cuts(), 0, self._settings.max_length
+        for ids, start in pairs:
+            kept, begins, lost = shortened(ids, start, longest)
+            cuts.rows += len(kept) < len(ids)
+            cuts.answers += lost > 0
+            number += 1
+            yield kept, [False] * begins + [True] * (len(kept) - begins)
+        self._note(cuts, split, number)
+
+    def _cut_behind(self, marked: Iterable[Marked], split: str) -> Iterator[Marked]:
+        """Texts and conversations: they lose their end. Raises DataError where one loses all loss."""
+        cuts, number, longest, lost = Cuts(), 0, self._settings.max_length, 0
+        for ids, targets in marked:
+            number += 1
+            cuts.rows += len(ids) > longest
+            cuts.answers += any(targets[longest:])
+            lost += not any(targets[1:longest])
+            yield ids[:longest], targets[:longest]
+        if lost:
+            raise DataError(
+                f"task.max_length: {lost:,} of {number:,} rows of {split} have nothing to learn in "
+                f"their first {longest} tokens, for their answers come later; raise max_length, or "
+                "drop these rows"
+            )
+        self._note(cuts, split, number)
+
+    def _note(self, cuts: Cuts, split: str, number: int) -> None:
+        if (note := cuts.note(split, number, self._settings.max_length)) is not None:
+            self.notes.append(note)
+
+    def example(self, split: Sequences, row: int = 0) -> tuple[tuple[str, bool], ...]:
+        """A row as the base reads it, in pieces that bear loss or do not."""
+        begin, end = split.offsets[row : row + 2]
+        ids, bears = split.input_ids[begin:end], split.targets_mask[begin:end]
+        changes = np.flatnonzero(np.diff(bears.astype(np.int8))) + 1
+        return tuple(
+            (self.tokenizer.decode(part), bool(marks[0]))
+            for part, marks in zip(np.split(ids, changes), np.split(bears, changes), strict=True)
+        )
+
+
+def delimiter_of(settings: TaskSettings) -> str | None:
+    """What stands between prompt and answer; None for a space where none is there yet.
+
+    A column of prompts ends them as it does, as in TRL.
+    """
+    return "" if settings.delimiter is None and settings.template is None else settings.delimiter
