@@ -1,44 +1,26 @@
-"""Batches, and the groups of rows of like length that go through the base together."""
+"""Batches of an epoch, and their tensors on a worker's device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainables.engine.workers import Workers
+from trainables.tasks.grouping import PASS_TOKENS, of_like_length
 
-PASS_TOKENS = 96
-"""What a forward and backward pass costs a CPU beside its tokens, in tokens: 90 on MiniLM."""
-
-
-def of_like_length(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Positions of `lengths` [n] in groups of like length that cost least, each by itself padded.
-
-    A group costs its rows times its longest, and `PASS_TOKENS`. The sum of a loss over the rows is
-    the same however they are grouped, and so is its gradient.
-    """
-    order = np.argsort(lengths, kind="stable")
-    ascending = lengths[order]
-    least = np.zeros(len(order) + 1)  # cost of the first rows, and where their last group begins
-    begins = np.zeros(len(order) + 1, dtype=np.int64)
-    for end in range(1, len(order) + 1):
-        costs = least[:end] + (end - np.arange(end)) * ascending[end - 1] + PASS_TOKENS
-        begins[end] = costs.argmin()
-        least[end] = costs[begins[end]]
-    groups: list[NDArray[np.int64]] = []
-    end = len(order)
-    while end:
-        groups.append(order[begins[end] : end])
-        end = int(begins[end])
-    return groups
+__all__ = ["PASS_TOKENS", "in_batches", "of_like_length", "to_device"]
 
 
-def to_device(batch: Mapping[str, torch.Tensor], workers: Workers) -> dict[str, torch.Tensor]:
-    """The batch's tensors on the worker's device."""
-    return {key: tensor.to(workers.device) for key, tensor in batch.items()}
+def to_device(batch: Mapping[str, Any], workers: Workers) -> dict[str, Any]:
+    """The batch with its tensors on the worker's device."""
+    return {
+        key: value.to(workers.device) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
 
 
 def in_batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

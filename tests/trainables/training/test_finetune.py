@@ -22,10 +22,10 @@ from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import Workers
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
+from trainables.tasks import grouping
+from trainables.tasks.grouping import PASS_TOKENS, of_like_length
 from trainables.tasks.split import epoch_order
 from trainables.tasks.task import Task
-from trainables.training import batches
-from trainables.training.batches import PASS_TOKENS, of_like_length
 from trainables.training.evaluate import evaluate, evaluate_rows
 from trainables.training.finetune import finetune, untimed
 from trainables.training.settings import TrainSettings
@@ -68,12 +68,12 @@ def reports_of(
     return [untimed(report) for report in found]
 
 
-@pytest.mark.parametrize("pass_tokens", [0, batches.PASS_TOKENS, 10**6])
+@pytest.mark.parametrize("pass_tokens", [0, grouping.PASS_TOKENS, 10**6])
 def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(
     alone: Workers, pass_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the rows of a batch are grouped by their length."""
-    monkeypatch.setattr(batches, "PASS_TOKENS", pass_tokens)
+    monkeypatch.setattr(grouping, "PASS_TOKENS", pass_tokens)
     model, task = tiny_bert(), tiny_task()
     plan, names = lora(model), [t.name for t in targets_of(model)]
     with BlockAdaptation(model, plan, seed=3) as drawn:
