@@ -140,7 +140,7 @@ class StaticPass:
             batch = to_device(given, self._workers)
             labels = batch.pop("labels")
             if sums is not None:
-                sums.mask = batch.get("attention_mask")
+                sums.mask = batch.get("is_token", batch.get("attention_mask"))
             loss = loss + self._kind.summed_loss(outputs_of(self._model, batch), labels)
         return loss / int(self._split.targets[rows].sum()) * self._loss_scale
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from trainables.engine.workers import Workers
 
 Pass = dict[str, Any]
-"""One forward pass: keyword arguments of the base, `labels` [targets] among them, and `places`
-[targets] where not every output of the base is a target."""
+"""One forward pass: keyword arguments of the base, and what is taken out before it is called.
+
+That is `labels` [targets]; `places` [targets], in logits.flatten(0, 1), where not every output is a
+target; and `is_token` bool [lines, positions], where packed lines are filled up."""
 
 
 class Split(Protocol):
@@ -55,6 +57,7 @@ def to_device(batch: Mapping[str, Any], workers: Workers) -> Pass:
 def outputs_of(model: Any, batch: Pass) -> torch.Tensor:
     """What a base gives for the targets of a pass without its labels: [targets, outputs]."""
     places = batch.pop("places", None)
+    batch.pop("is_token", None)
     logits: torch.Tensor = model(**batch).logits
     return logits if places is None else logits.flatten(0, 1)[places]
 
