@@ -34,7 +34,8 @@ def accuracy_per_byte(scores: Scores, tokens: Counts, bytes_: Counts, right: Cou
 
 def likeliest(scores: Scores) -> Counts:
     """The first of the options with the highest score, int64 [n]."""
-    return np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
+    best: Counts = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
+    return best
 
 
 def _share(scores: Scores, right: Counts) -> float:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class ChoiceRows:
         """The tokens of a row: of its prompt, and of each option."""
         start, end = self.prompt_offsets[index : index + 2]
         bounds = self.option_offsets[self.first[index] : self.first[index + 1] + 1]
-        options = [self.options[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        options = [self.options[a:b].tolist() for a, b in pairwise(bounds)]
         return self.prompts[start:end].tolist(), options
 
     @cached_property
@@ -115,7 +116,7 @@ def choice_rows(
     kept_prompts: list[list[int]] = []
     kept_options: list[list[int]] = []
     prompts_cut = options_cut = 0
-    for begin, end in zip(first[:-1], first[1:], strict=True):
+    for begin, end in pairwise(first):
         of_row = pairs[begin:end]
         cut = [shortened(ids, start, max_length) for ids, start in of_row]
         prompt = min((ids[:start] for ids, start, _ in cut), key=len)
@@ -147,13 +148,13 @@ def option_log_likelihoods(
 ) -> NDArray[np.float64]:
     """The log-likelihood of each option behind its prompt: float64 [len(indices), most options].
 
-    Sums over an option's tokens; NaN beyond the options of a row. A pass takes rows of like length
-    up to `batch_tokens` tokens, padding included, and at least one row; a CPU is fastest with few,
-    which is what it gets where nothing is said. Prompt and options of a row
-    are one sequence, in which an option sees the prompt and itself, and what options begin with alike
-    is there once; where a base knows no such
-    attention, each option goes through it behind a copy of the prompt. Softmax in float32, or in
-    float64 where the base computes in it. The model's own dropout is the caller's to switch off.
+    Sums over an option's tokens; NaN beyond the options of a row. Prompt and options of a row are
+    one sequence, in which an option sees the prompt and itself, and what options begin with alike
+    is there once; where a base knows no such attention, each option goes through it behind a copy
+    of the prompt. A pass takes rows of like length up to `batch_tokens` tokens, padding included,
+    and at least one row; a CPU is fastest with few, which it gets where nothing is said. Softmax in
+    float32, or in float64 where the base computes in it. The model's own dropout is the caller's to
+    switch off.
     """
     scores = np.full((len(indices), rows.most_options), np.nan)
     of_rows = [rows.row(int(index)) for index in indices]
@@ -335,7 +336,7 @@ def _shares_prompts(
     A base whose attention is another function of the mask, such as ALiBi's or one without any, is
     found out by trying on a few tokens of a row, once whole and once with a shorter prompt beside.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     window = getattr(text, "sliding_window", None)
     if (

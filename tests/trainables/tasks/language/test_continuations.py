@@ -92,7 +92,7 @@ def test_an_answer_that_melts_into_its_prompt_is_refused() -> None:
 def test_a_tokenizer_without_an_end_token_is_refused_where_answers_end() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(BaseModelError, match="^base: its tokenizer has no end-of-sequence token"):
+    with pytest.raises(BaseModelError, match=r"^base: its tokenizer has no end-of-sequence token"):
         encoded_pairs(tokenizer, ["a"], [" film"], end=True)
     with pytest.raises(BaseModelError, match="for an empty prompt, as in row 1; set bos_token"):
         encoded_pairs(tokenizer, [""], ["film"], end=False)
