@@ -22,7 +22,7 @@ CPU_TOKENS, DEVICE_TOKENS = 256, 8192
 """Tokens of a pass: on SmolLM2-135M a pass of 2,048 takes a CPU a fifth to two thirds longer."""
 PROBE_TOKENS = 5
 """Of a prompt, and at most of an option, on which it is seen whether options can share a pass."""
-MOST_APART = {torch.float64: 1e-6, torch.float32: 1e-2}
+MOST_APART = {torch.float64: 1e-4, torch.float32: 1e-2}
 """How far sums over so few tokens may be apart for rounding alone; 0.5 in half precision."""
 Integers = NDArray[np.int64]
 
@@ -160,7 +160,8 @@ def option_log_likelihoods(
     of_rows = [rows.row(int(index)) for index in indices]
     trees = [_tree(prompt, options, place) for place, (prompt, options) in enumerate(of_rows)]
     forked = [row for row, tree in zip(of_rows, trees, strict=True) if tree.is_forked]
-    if forked and not _shares_prompts(model, forked[0], max(map(len, trees)), device):
+    shared = bool(forked) and _shares_prompts(model, forked[0], max(map(len, trees)), device)
+    if forked and not shared:
         trees = [
             branch
             for place, (prompt, options) in enumerate(of_rows)
@@ -169,7 +170,7 @@ def option_log_likelihoods(
     if batch_tokens is None:
         batch_tokens = CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS
     for batch in _passes(trees, batch_tokens):
-        _add_scores(scores, model, batch, device)
+        _add_scores(scores, model, batch, device, placed=shared)
     return scores
 
 
@@ -254,15 +255,21 @@ def _passes(trees: Sequence[_Tree], batch_tokens: int) -> Iterator[list[_Tree]]:
 
 
 def _add_scores(
-    scores: NDArray[np.float64], model: nn.Module, trees: Sequence[_Tree], device: torch.device
+    scores: NDArray[np.float64],
+    model: nn.Module,
+    trees: Sequence[_Tree],
+    device: torch.device,
+    *,
+    placed: bool,
 ) -> None:
-    """Write the log-likelihoods of the options of some trees into `scores`, by one pass."""
+    """Write the log-likelihoods of the options of some trees into `scores`, by one pass.
+
+    A base whose tokens can be `placed` is told their positions and filled up on the left, so that
+    options end in one column; else it is filled up behind all that counts, which any base ignores.
+    """
     accepted = inspect.signature(model.forward).parameters
     longest = max(map(len, trees))
-    # A base that is given positions is filled up on the left, so that options end in one column;
-    # one that counts them itself, or has a state, is filled up behind all that it reads.
-    on_left = "position_ids" in accepted
-    shifts = [longest - len(tree) if on_left else 0 for tree in trees]
+    shifts = [longest - len(tree) if placed else 0 for tree in trees]
     ids = np.zeros((len(trees), longest), dtype=np.int64)
     positions, real = np.zeros_like(ids), np.zeros_like(ids)
     for row, (tree, shift) in enumerate(zip(trees, shifts, strict=True)):
@@ -270,10 +277,11 @@ def _add_scores(
         ids[row, inside], positions[row, inside], real[row, inside] = tree.ids, tree.positions, 1
     inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(device)}
     if any(tree.is_forked for tree in trees):
-        inputs["attention_mask"] = _added(trees, shifts, next(model.parameters()).dtype).to(device)
+        seen = torch.from_numpy(_seen(trees, shifts)).to(device)
+        inputs["attention_mask"] = seen if _attention(model) == "sdpa" else _added(seen, model)
     else:
         inputs["attention_mask"] = torch.from_numpy(real).to(device)
-    if on_left:
+    if placed:
         inputs["position_ids"] = torch.from_numpy(positions).to(device)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
@@ -294,8 +302,8 @@ def _add_scores(
     np.add.at(scores, cells, found)
 
 
-def _added(trees: Sequence[_Tree], shifts: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """The mask that is added to attention's scores, [trees, 1, longest, longest].
+def _seen(trees: Sequence[_Tree], shifts: Sequence[int]) -> NDArray[np.bool_]:
+    """Which tokens each sees, [trees, 1, longest, longest].
 
     What fills a row up sees itself, for a softmax over nothing is no number.
     """
@@ -305,8 +313,14 @@ def _added(trees: Sequence[_Tree], shifts: Sequence[int], dtype: torch.dtype) ->
     for row, (tree, shift) in enumerate(zip(trees, shifts, strict=True)):
         inside = slice(shift, shift + len(tree))
         seen[row, 0, inside, inside] = tree.seen()
-    hidden = torch.zeros(seen.shape, dtype=dtype)
-    return hidden.masked_fill_(~torch.from_numpy(seen), torch.finfo(dtype).min)
+    return seen
+
+
+def _added(seen: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """The mask as what transformers' own attention adds to its scores."""
+    dtype = _dtype(model)
+    hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return hidden.masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def _log_likelihoods(
@@ -336,26 +350,41 @@ def _shares_prompts(
     A base whose attention is another function of the mask, such as ALiBi's or one without any, is
     found out by trying on a few tokens of a row, once whole and once with a shorter prompt beside.
     """
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    window = getattr(text, "sliding_window", None)
+    config = _config(model)
+    windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
     if (
         "position_ids" not in inspect.signature(model.forward).parameters
-        or getattr(text, "_attn_implementation", None) not in ("sdpa", "eager")
-        or getattr(text, "alibi", False)
+        or _attention(model) not in ("sdpa", "eager")
+        or getattr(config, "alibi", False)
         or getattr(model, "_is_stateful", False)
-        or (isinstance(window, int) and window < longest)
+        or any(isinstance(window, int) and window < longest for window in windows)
     ):
         return False
     prompt, options = row[0][-PROBE_TOKENS:], [option[:PROBE_TOKENS] for option in row[1]]
     probes = [(prompt, options), (prompt[-2:], options)]
     shared, whole = (np.full((2, len(options)), np.nan) for _ in range(2))
     try:
-        _add_scores(shared, model, [_tree(*each, i) for i, each in enumerate(probes)], device)
+        trees = [_tree(*probe, place) for place, probe in enumerate(probes)]
+        _add_scores(shared, model, trees, device, placed=True)
     except (ValueError, RuntimeError, TypeError, IndexError):  # it takes no such mask
         return False
-    for i, probe in enumerate(probes):
-        for branch in _branches(*probe, i):
-            _add_scores(whole, model, [branch], device)
-    apart = MOST_APART.get(next(model.parameters()).dtype, 0.5)
-    return bool(np.abs(shared - whole).max() <= apart)
+    for place, probe in enumerate(probes):
+        for branch in _branches(*probe, place):
+            _add_scores(whole, model, [branch], device, placed=False)
+    return bool(np.abs(shared - whole).max() <= MOST_APART.get(_dtype(model), 0.5))
+
+
+def _config(model: nn.Module) -> Any:
+    """The config of what reads text."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _attention(model: nn.Module) -> str | None:
+    return getattr(_config(model), "_attn_implementation", None)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The precision that a base computes in; a quantised one keeps its weights in another."""
+    floats = (each.dtype for each in model.parameters() if each.is_floating_point())
+    return next(floats, torch.float32)

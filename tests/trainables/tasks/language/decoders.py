@@ -27,6 +27,13 @@ CONFIGS = {
     "mamba": lambda: transformers.MambaConfig(
         vocab_size=TOKENS, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.3
     ),
+    "recurrent_gemma": lambda: transformers.RecurrentGemmaConfig(
+        **{**SHAPE, "num_hidden_layers": 3},
+        lru_width=32,
+        head_dim=8,
+        num_key_value_heads=1,
+        attention_window_size=64,
+    ),
     "mistral": lambda: transformers.MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=8),
 }
 
