@@ -175,6 +175,39 @@ def test_accuracies_divide_by_tokens_and_by_bytes_and_take_the_first_of_equals()
     assert accuracy_per_byte(scores, tokens, bytes_, right) == 1.0
 
 
+@pytest.mark.command
+def test_accuracies_are_those_of_lm_eval_s_tasks() -> None:
+    """Its own judgement of a row, `process_results`, on random scores with ties among them."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.task import ConfigurableTask, TaskConfig
+
+    rng = np.random.default_rng(0)
+    texts = [["a" * n for n in rng.choice(9, 3, replace=False) + 1] for _ in range(60)]
+    scores = -rng.integers(1, 6, (60, 3)).astype(float)
+    right = rng.integers(0, 3, 60)
+
+    class Judged(ConfigurableTask):
+        def __init__(self) -> None:
+            self._config, self.OUTPUT_TYPE = TaskConfig(), "multiple_choice"
+            self._metric_fn_list = dict.fromkeys(("acc", "acc_norm", "acc_bytes"))
+            self.multiple_input = self.multiple_target = 0
+
+        def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
+            return texts[doc]
+
+        def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
+            return int(right[doc])
+
+    task = Judged()
+    told = [task.process_results(row, [(s, False) for s in scores[row]]) for row in range(60)]
+    bytes_ = np.array([[len(text) for text in row] for row in texts])
+    ones = np.ones_like(bytes_)
+    mean = {name: np.mean([each[name] for each in told]) for name in told[0]}
+    assert accuracy(scores, ones, bytes_, right) == pytest.approx(mean["acc"])
+    assert accuracy_per_byte(scores, ones, bytes_, right) == pytest.approx(mean["acc_bytes"])
+    assert accuracy_per_byte(scores, ones, bytes_, right) == pytest.approx(mean["acc_norm"])
+
+
 def test_counts_are_of_options_without_what_is_put_before_them() -> None:
     rows = rows_of()
     assert rows.byte_counts.tolist()[:2] == [[4, 23, 3, 0, 0], [8, 17, 8, 2, 2]]
