@@ -248,7 +248,7 @@ def _selected(cache: Any, rows: torch.Tensor) -> Any:
     return cache
 
 
-class _Drawn(LogitsProcessor):
+class _Drawn(LogitsProcessor):  # type: ignore[misc]
     """Scores whose largest is a draw from their softmax, by Gumbel's noise, row by row."""
 
     def __init__(self, draws: Sequence[torch.Generator]) -> None:
@@ -261,7 +261,7 @@ class _Drawn(LogitsProcessor):
         return scores - noise.log().to(scores.device)
 
 
-class _Ended(StoppingCriteria):
+class _Ended(StoppingCriteria):  # type: ignore[misc]
     """Which rows have ended: `tokens` has how many tokens each that has ended has written.
 
     It stops a batch when enough of its rows have. An end token is not counted; the tokens of a stop

@@ -11,7 +11,6 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,8 +219,8 @@ class _OfClasses(_Of):
         self._exactly = {name: place for place, name in enumerate(classes)}
         self._nearly: dict[str, int | None] = {}
         for place, name in enumerate(classes):
-            word = _word(name)
-            self._nearly[word] = None if word in self._nearly else place
+            if word := _word(name):
+                self._nearly[word] = None if word in self._nearly else place
 
     def _class(self, answer: str | None) -> int | None:
         if answer is None:
@@ -236,7 +235,7 @@ class _OfClasses(_Of):
         for answer, accepted in self._pairs(written, references):
             true = [self._exactly[each] for each in accepted]
             predicted = self._class(answer)
-            yield predicted, (predicted if predicted in true else true[0])  # type: ignore[misc]
+            yield predicted, (predicted if predicted in true else true[0])
 
 
 def _word(text: str) -> str:
@@ -279,9 +278,9 @@ class ClassF1(_OfClasses):
 
     def value(self, sums: Sums) -> NDArray[np.float64]:
         right, said, there = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, self._number), -2, 0)
-        f1 = 2 * right / np.maximum(said + there, 1)
+        f1: Sums = 2 * right / np.maximum(said + there, 1)
         if self._positive is not None:
-            return f1[..., self._positive]
+            return np.asarray(f1[..., self._positive])
         occurring = (said + there > 0).sum(axis=-1)
-        mean: Any = f1.sum(axis=-1) / np.maximum(occurring, 1)
+        mean: Sums = f1.sum(axis=-1) / np.maximum(occurring, 1)
         return mean

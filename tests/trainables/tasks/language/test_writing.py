@@ -263,8 +263,7 @@ def test_a_batch_holds_no_more_than_its_tokens_and_rows_of_like_length() -> None
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_texts_are_lm_evals(model: Any, tokenizer: Any, size: int) -> None:
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    from lm_eval.api.instance import Instance
-
+    instance = pytest.importorskip("lm_eval.api.instance").Instance
     texts = [tokenizer.decode(prompt) for prompt in prompts_of(8)]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     stop = [text[i + 1 : i + 3] for i, text in enumerate(write(model, tokenizer, prompts)[:4])]
@@ -272,7 +271,7 @@ def test_the_texts_are_lm_evals(model: Any, tokenizer: Any, size: int) -> None:
     theirs = byte_tokenizer()
     evaluated = huggingface.HFLM(pretrained=model, tokenizer=theirs, batch_size=size)
     asked = {"until": stop, "max_gen_toks": 20, "do_sample": False}
-    requests = [Instance("generate_until", {}, (text, asked), i) for i, text in enumerate(texts)]
+    requests = [instance("generate_until", {}, (text, asked), i) for i, text in enumerate(texts)]
     said = evaluated.generate_until(requests, disable_tqdm=True)
     assert write(model, tokenizer, prompts, stop=stop) == said
 

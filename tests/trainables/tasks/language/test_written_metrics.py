@@ -164,6 +164,7 @@ def test_f1_counts_the_class_that_is_named_positive() -> None:
 
 def test_numbers_that_differ_in_sign_and_words_that_differ_in_case_stay_apart() -> None:
     assert scored("accuracy", ["-1", "1", "+1"], [("-1",), ("1",), ("1",)]) == pytest.approx(2 / 3)
+    assert scored("accuracy", ["", ".", "?"], [("?",), ("?",), ("?",)]) == pytest.approx(1 / 3)
     references = [("us",), ("US",), ("US",)]
     assert scored("accuracy", ["us", "US", "Us"], references) == pytest.approx(2 / 3)
 
