@@ -115,7 +115,7 @@ def one_by_one(data: Sequences, rows: NDArray[np.int64]) -> list[Pass]:
 
 
 def as_chosen(packs: bool, on_cpu: bool) -> Callable[..., list[Pass]]:
-    return lambda data, rows: data.passes(rows, on_cpu=on_cpu, packs=packs)
+    return lambda data, rows: replace(data, packs=packs).passes(rows, on_cpu)
 
 
 WAYS: dict[str, Callable[..., list[Pass]]] = {
@@ -254,7 +254,7 @@ def test_every_row_goes_through_once(packs: bool, on_cpu: bool, seed: int) -> No
     data = Sequences.of(examples, 0)
     rows = rng.permutation(24)[:20]
     passed = torch.cat(
-        [each["input_ids"].flatten() for each in data.passes(rows, on_cpu=on_cpu, packs=packs)]
+        [each["input_ids"].flatten() for each in replace(data, packs=packs).passes(rows, on_cpu)]
     )
     counts = torch.bincount(passed, minlength=25)[1:].numpy()
     assert (counts == np.where(np.isin(np.arange(24), rows), lengths, 0)).all()
@@ -263,7 +263,7 @@ def test_every_row_goes_through_once(packs: bool, on_cpu: bool, seed: int) -> No
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_a_long_row_forces_no_padding_on_short_ones(on_cpu: bool) -> None:
     data = Sequences.of([([1] * n, [False] * n) for n in (900, *[30] * 30)], PAD)
-    passes = data.passes(np.arange(31), on_cpu=on_cpu, packs=True)
+    passes = replace(data, packs=True).passes(np.arange(31), on_cpu)
     assert sum(each["input_ids"].numel() for each in passes) == 1800
 
 

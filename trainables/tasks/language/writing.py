@@ -1,0 +1,296 @@
+"""What a base writes after prompts: transformers' own `generate`, in batches of a token budget."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from spaces.errors import BaseModelError, ConfigError, DataError
+from trainables.tasks.language.generation_settings import GenerationSettings
+
+ENDED_SHARE = 0.25
+"""Of a batch's rows: when so many have ended, the others go on in a batch of their own."""
+# What a release of transformers 5 calls the keys and values that a prompt has left.
+_FIELDS = {field.name for field in fields(GenerateDecoderOnlyOutput)}
+_CACHE = "cache" if "cache" in _FIELDS else "past_key_values"
+
+
+@torch.no_grad()
+def written(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    device: torch.device,
+    most_tokens: int | None = None,
+) -> list[str]:
+    """What `model` writes after each of the `prompts` (token ids), in their order.
+
+    A text ends before an end token (the tokenizer's, and those of the model's generation config),
+    before the first of `settings.stop` in it, or after `settings.max_new_tokens`; special tokens
+    are left out of it. A prompt of more than `most_tokens`, the base's positions, less
+    `max_new_tokens` loses its beginning; an empty one is the beginning of a text.
+
+    Rows of like length go through the model together, padded on the left. A text depends on its
+    prompt, the settings and the model alone, sampled or not, as far as rounding lets it: where two
+    tokens are alike to a float's last digits, another batch may turn them. The model writes in the
+    mode that it is in: call `model.eval()` before. Its generation config is back in its place
+    afterwards.
+
+    Raises ConfigError where no token of a prompt would be left, DataError where a prompt is empty
+    and the tokenizer has no token to begin with, BaseModelError where the model cannot write.
+    """
+    check_can_write(model)
+    room = prompt_room(settings, most_tokens)
+    begun = [_begun(prompt, place, tokenizer, room) for place, prompt in enumerate(prompts)]
+    ends = _end_tokens(model, tokenizer)
+    texts = [""] * len(begun)
+    with _bare_generation(model):
+        for rows in batches_by_tokens([len(prompt) for prompt in begun], settings):
+            batch = _Batch(model, tokenizer, settings, ends, device)
+            for row, tokens in zip(rows, batch.write([begun[row] for row in rows]), strict=True):
+                text = tokenizer.decode(tokens, skip_special_tokens=True)
+                texts[row] = cut_at(text, settings.stop)
+    return texts
+
+
+def check_can_write(model: Any) -> None:
+    """Raise BaseModelError where a model has no way to write one token after another."""
+    can_generate = getattr(model, "can_generate", None)
+    if can_generate is None or not can_generate() or model.config.is_encoder_decoder:
+        raise BaseModelError(
+            f"base: {type(model).__name__} cannot write; use a decoder, which "
+            "AutoModelForCausalLM loads"
+        )
+
+
+def prompt_room(settings: GenerationSettings, most_tokens: int | None) -> int | None:
+    """How many tokens of a prompt the base's positions leave; None where it has no limit.
+
+    Raises ConfigError where that is none.
+    """
+    if most_tokens is None:
+        return None
+    if settings.max_new_tokens >= most_tokens:
+        raise ConfigError(
+            f"task.generation.max_new_tokens: {settings.max_new_tokens:,} leave no room for a "
+            f"prompt in the {most_tokens:,} positions of the base; give fewer"
+        )
+    return most_tokens - settings.max_new_tokens
+
+
+def batches_by_tokens(lengths: Sequence[int], settings: GenerationSettings) -> Iterator[list[int]]:
+    """Places of prompts of these lengths, in batches of like length, the longest first.
+
+    A batch's rows times its longest prompt and `max_new_tokens` is at most `batch_tokens`.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    begin = 0
+    while begin < len(order):
+        tokens = lengths[order[begin]] + settings.max_new_tokens
+        end = begin + max(1, settings.batch_tokens // tokens)
+        yield order[begin:end]
+        begin = end
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the strings in it."""
+    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=None)]
+
+
+def _begun(prompt: Sequence[int], place: int, tokenizer: Any, room: int | None) -> list[int]:
+    """A prompt as it goes into the model: at least a token, and no more than there is room for."""
+    if prompt:
+        return list(prompt if room is None else prompt[-room:])
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [token]
+    raise DataError(
+        f"task.prompt: row {place} is empty, and the base's tokenizer has no token that a text "
+        "begins with; give the row a prompt"
+    )
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text, each once."""
+    ends: set[int] = set()
+    for token in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
+        ends.update([] if token is None else [token] if isinstance(token, int) else token)
+    return sorted(ends)
+
+
+@contextmanager
+def _bare_generation(model: Any) -> Iterator[None]:
+    """The model without its own generation config.
+
+    transformers fills from it whatever a config given to `generate` leaves open: sampling,
+    repetition penalty, least lengths.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class _Batch:
+    """Rows that go through the model together."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: GenerationSettings,
+        ends: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        self._ends, self._device = ends, device
+        # It is never looked at: the mask hides it, and a row's tokens end before it.
+        self._pad = next((t for t in (tokenizer.pad_token_id, *ends) if t is not None), 0)
+
+    def write(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The tokens written after each prompt, an end token left out.
+
+        The rows that have not ended go on by themselves as soon as enough others have, over what
+        their own prompts have left in the cache.
+        """
+        ids, mask = self._padded(prompts)
+        prompt_tokens = ids.shape[1]
+        most = self._settings.max_new_tokens
+        draws = [_draws(self._settings.seed, prompt) for prompt in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
+        rows, cache = list(range(len(prompts))), None
+        while rows:
+            ended = _Ended(self._tokenizer, self._ends, self._settings.stop, prompt_tokens)
+            outputs = self._model.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=self._config(most - (ids.shape[1] - prompt_tokens)),
+                stopping_criteria=StoppingCriteriaList([ended]),
+                logits_processor=self._processors([draws[row] for row in rows]),
+                **({} if cache is None else {_CACHE: cache}),
+            )
+            ids = outputs.sequences
+            last = ids.shape[1] - prompt_tokens == most
+            for place, row in enumerate(rows):
+                if last or place in ended.tokens:
+                    answer = ids[place, prompt_tokens:].tolist()
+                    answers[row] = answer[: ended.tokens.get(place)]
+            open_places = [] if last else [p for p in range(len(rows)) if p not in ended.tokens]
+            kept = torch.tensor(open_places, dtype=torch.long, device=self._device)
+            cache = _selected(outputs.get(_CACHE), kept)
+            ids, mask = ids[kept], mask[kept]
+            mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+            rows = [rows[place] for place in open_places]
+        return answers
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, int64 [rows, longest], padded on the left."""
+        longest = max(map(len, prompts))
+        ids = [[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        return torch.tensor(ids, device=self._device), torch.tensor(mask, device=self._device)
+
+    def _config(self, new_tokens: int) -> GenerationConfig:
+        # Greedy and without end tokens: drawing and ending are done by what is handed to it.
+        return GenerationConfig(
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=self._pad,
+            return_dict_in_generate=True,
+        )
+
+    def _processors(self, draws: Sequence[torch.Generator]) -> LogitsProcessorList:
+        settings = self._settings
+        processors = LogitsProcessorList()
+        if settings.do_sample:
+            processors.append(TemperatureLogitsWarper(settings.temperature))
+            if settings.top_p < 1.0:
+                processors.append(TopPLogitsWarper(settings.top_p))
+            processors.append(_Drawn(draws))
+        return processors
+
+
+def _draws(seed: int, prompt: Sequence[int]) -> torch.Generator:
+    """A row's own draws, which no other row and no batch has a part in."""
+    digest = hashlib.sha256(repr((seed, list(prompt))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def _selected(cache: Any, rows: torch.Tensor) -> Any:
+    """The cache of these rows of a batch; None where it must be computed again."""
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    if type(cache) is not DynamicCache or any(type(each) not in plain for each in cache.layers):
+        return None
+    cache.batch_select_indices(rows)
+    return cache
+
+
+class _Drawn(LogitsProcessor):  # type: ignore[misc]
+    """Scores whose largest is a draw from their softmax, by Gumbel's noise, row by row."""
+
+    def __init__(self, draws: Sequence[torch.Generator]) -> None:
+        self._draws = draws
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty(scores.shape)
+        for row, generator in zip(noise, self._draws, strict=True):
+            row.exponential_(generator=generator)
+        return scores - noise.log().to(scores.device)
+
+
+class _Ended(StoppingCriteria):  # type: ignore[misc]
+    """Which rows have ended: `tokens` has how many tokens each that has ended has written.
+
+    It stops a batch when enough of its rows have. An end token is not counted; the tokens of a stop
+    string are, for they may have more in them.
+    """
+
+    def __init__(
+        self, tokenizer: Any, ends: Sequence[int], stop: Sequence[str], prompt_tokens: int
+    ) -> None:
+        self._tokenizer, self._stop, self._begin = tokenizer, stop, prompt_tokens
+        self._ends = frozenset(ends)
+        # A token has a byte of a text at least, and the first ones may decode otherwise.
+        self._looked_back = max((len(each.encode()) for each in stop), default=0) + 4
+        self.tokens: dict[int, int] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        count = input_ids.shape[1] - self._begin
+        newest = input_ids[:, -1].tolist()
+        for row, token in enumerate(newest):
+            if row not in self.tokens and token in self._ends:
+                self.tokens[row] = count - 1
+        if self._stop:
+            self._look_for_stops(input_ids, count)
+        stopped = len(self.tokens) >= ENDED_SHARE * len(newest)
+        return torch.full((len(newest),), stopped, dtype=torch.bool, device=input_ids.device)
+
+    def _look_for_stops(self, input_ids: torch.Tensor, count: int) -> None:
+        open_rows = [row for row in range(len(input_ids)) if row not in self.tokens]
+        tails = input_ids[open_rows, -min(count, self._looked_back) :].tolist()
+        for row, tail in zip(open_rows, self._tokenizer.batch_decode(tails), strict=True):
+            if any(each in tail for each in self._stop):
+                self.tokens[row] = count
