@@ -79,7 +79,7 @@ def initial_phase(
         everything, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     base = dict(model.named_parameters())
-    rows = len(split.labels)
+    rows = len(split)
     steps = math.ceil(rows / settings.batch_size) * settings.epochs
     hits = {t.name: np.zeros(t.shape[0], int) for t in targets}
     importance = {t.name: np.zeros(t.shape[0]) for t in targets}
@@ -127,7 +127,7 @@ def static_pass(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Mean abs(g) [out, in] over micro-batches, and the diagonal of 2 E[x x^T] over tokens."""
     split = task.splits["train"]
-    order = epoch_order(len(split.labels), settings.seed, 0)
+    order = epoch_order(len(split), settings.seed, 0)
     size = settings.batch_size
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     if settings.calibration_batches != "all":

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from trainables.tasks.metrics import METRICS
+from trainables.tasks.split import labels_of
 from trainables.tasks.task import Task
 
 CANDIDATES = 20
@@ -39,7 +40,7 @@ def constant_class(task: Task, split: str) -> ConstantAnswer | None:
 
     For accuracy it is the largest class, with its share. None where the metric is not defined.
     """
-    labels, measure = task.splits[split].labels, METRICS[task.metric]
+    labels, measure = labels_of(task.splits[split]), METRICS[task.metric]
     sizes = np.bincount(labels, minlength=len(task.labels))
     best: ConstantAnswer | None = None
     # Where only the order of rows counts, all constant answers are the same.

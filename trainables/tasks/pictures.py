@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,10 @@ class ImageSplit:
     def targets(self) -> NDArray[np.int64]:
         """One a row: its class."""
         return np.ones(len(self), np.int64)
+
+    def first(self, rows: int) -> ImageSplit:
+        """At most so many rows."""
+        return replace(self, pixel_values=self.pixel_values[:rows], labels=self.labels[:rows])
 
     def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> list[Pass]:
         """The rows at `indices`, which are of one length, in one pass."""

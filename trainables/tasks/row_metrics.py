@@ -20,14 +20,12 @@ Statistics = NDArray[np.float64]
 class RowMetric:
     """A number that says how well a split is predicted.
 
-    `rows` makes the statistics float64 [n, k] of what is right and what is predicted. `of_sums`
-    makes the metric [...] of their sums over rows [..., k]; a metric that is no function of sums
-    has `of_rows`, of [n, k].
+    `of_sums` makes the metric [...] of the sums of statistics over rows [..., k]; a metric that is
+    no function of sums has `of_rows`, of [n, k].
     """
 
     name: str
     mode: Literal["max", "min"]
-    rows: Callable[..., Statistics]
     of_sums: Callable[[Statistics], NDArray[np.float64]] | None = None
     of_rows: Callable[[Statistics], float] | None = None
 
@@ -42,6 +40,11 @@ class RowMetric:
 def measured_on(name: str, statistics: Statistics) -> float:
     """The metric of that name of rows with these statistics."""
     return ROW_METRICS[name].of(statistics)
+
+
+def weighted(values: NDArray[Any], weights: NDArray[Any]) -> Statistics:
+    """The statistics [n, 2] of a weighted mean: sums [n] of what is averaged, and their weights."""
+    return np.stack([values, weights], axis=-1).astype(np.float64)
 
 
 def mean(sums: Statistics) -> NDArray[np.float64]:
@@ -84,15 +87,62 @@ def _spearman(rows: Statistics) -> float:
     return float(_pearson(_moments(*ranks).sum(axis=0)))
 
 
+def _perplexity(sums: Statistics) -> NDArray[np.float64]:
+    """exp of the mean loss of a target."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.exp(mean(sums)))
+
+
+def _macro_f1(sums: Statistics) -> NDArray[np.float64]:
+    """The mean F1 of the classes that occur or are predicted; of (hits, predicted, true) [3, C]."""
+    hits, predicted, true = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+    f1 = 2 * hits / np.maximum(predicted + true, 1)
+    return np.asarray(f1.sum(axis=-1) / np.maximum((predicted + true > 0).sum(axis=-1), 1))
+
+
+def _bleu(sums: Statistics) -> NDArray[np.float64]:
+    """sacrebleu's corpus BLEU, smoothed as sacrebleu smooths where nothing is said.
+
+    Of the lengths of what is written and of what is right, and of each order up to 4 the n-grams
+    that are right and all of them.
+    """
+    from sacrebleu.metrics import BLEU
+
+    def of_one(of: Statistics) -> float:
+        written, right, *counts = of.astype(int).tolist()
+        half = len(counts) // 2
+        score = BLEU.compute_bleu(counts[:half], counts[half:], written, right, smooth_method="exp")
+        return float(score.score)
+
+    return np.apply_along_axis(lambda of: np.array(of_one(of)), -1, sums)
+
+
 def _squares(labels: NDArray[Any], predicted: NDArray[Any]) -> Statistics:
     return np.stack([(predicted - labels) ** 2, np.ones_like(labels)], axis=-1)
 
 
+_MEANS = (
+    "accuracy", "accuracy_per_token", "accuracy_per_byte", "exact_match", "rouge1", "rouge2",
+    "rougeL",
+)  # fmt: skip
+
 ROW_METRICS: Mapping[str, RowMetric] = {
     metric.name: metric
     for metric in (
-        RowMetric("pearson", "max", _moments, of_sums=_pearson),
-        RowMetric("spearman", "max", _pairs, of_rows=_spearman),
-        RowMetric("mse", "min", _squares, of_sums=mean),
+        RowMetric("pearson", "max", of_sums=_pearson),
+        RowMetric("spearman", "max", of_rows=_spearman),
+        RowMetric("mse", "min", of_sums=mean),
+        RowMetric("loss", "min", of_sums=mean),
+        RowMetric("perplexity", "min", of_sums=_perplexity),
+        *(RowMetric(name, "max", of_sums=mean) for name in _MEANS),
+        RowMetric("f1", "max", of_sums=_macro_f1),
+        RowMetric("bleu", "max", of_sums=_bleu),
     )
 }
+"""Those of every kind that has no classes. What makes their statistics is the kind's own."""
+
+
+def number_statistics(metric: str, labels: NDArray[Any], predicted: NDArray[Any]) -> Statistics:
+    """Of a regression's metric: what is right [n] and what is predicted [n]."""
+    made = {"pearson": _moments, "spearman": _pairs, "mse": _squares}
+    return made[metric](labels, predicted)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-
-import pyarrow
+from typing import TYPE_CHECKING
 
 from spaces.errors import DataError, reason_of
 from trainables.tasks.records import Asked, check_columns
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _OF_ONE = ("state.json", "dataset_info.json")
 """What `Dataset.save_to_disk` writes beside the rows."""
@@ -38,7 +40,8 @@ def saved_table(path: Path, place: str, asked: Asked) -> pyarrow.Table:
     So a value means what it does in Parquet, and a picture is not decoded. `place` is what an error
     names. Raises DataError where it cannot be read, or has no such column.
     """
-    import datasets  # not at the top: it takes a second to import
+    import datasets  # not at the top: they take long to import, and the settings ask for folders
+    import pyarrow
 
     broken = (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException)
     try:

@@ -14,10 +14,14 @@ from pydantic import (
     model_validator,
 )
 
+from spaces.errors import nearest
 from trainables.settings import Name, Names, Seed, Settings
 from trainables.tasks.kinds.registry import KINDS
+from trainables.tasks.language.extraction import Extract
+from trainables.tasks.language.generation_settings import GenerationSettings
+from trainables.tasks.language.options import LabelForm, OptionsFrom
+from trainables.tasks.saved_datasets import is_saved_dataset
 
-PLANNED_KINDS = ("multiple_choice", "causal", "generation")
 FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".tab", ".json", ".jsonl")
 
 
@@ -60,10 +64,12 @@ class DataSettings(Settings):
             )
         for key in ("train", "dev", "test"):
             file = getattr(self, key)
-            if file is not None and PurePosixPath(file).suffix.lower() not in FILE_SUFFIXES:
+            if file is None or is_saved_dataset(file):
+                continue
+            if PurePosixPath(file).suffix.lower() not in FILE_SUFFIXES:
                 raise ValueError(
                     f"{key} is {file!r}, not a data file; use one that ends in "
-                    f"{', '.join(FILE_SUFFIXES)}"
+                    f"{', '.join(FILE_SUFFIXES)}, or a folder that save_to_disk wrote"
                 )
         return self
 
@@ -100,28 +106,63 @@ class TaskSettings(Settings):
     name: Name
     """Name of the task, for people and for queries: what `best --task` asks for."""
     kind: str = "classification"
-    """What is predicted: `classification` (of texts), `image_classification`, or `regression` (a
-    number for a text)."""
+    """What is predicted: `classification` (of texts), `image_classification`, `regression` (a
+    number for a text); and with a base that writes `multiple_choice` (the likeliest option),
+    `causal` (text that goes on: how likely it is) or `generation` (what the base writes)."""
     data: DataSettings
     """Where the rows are."""
     template: Annotated[str | None, Field(validate_default=True)] = None
-    """The text as it is composed from columns, such as `"{passage} Question: {question}?"`, in
-    place of `text`; `{{` and `}}` stand for braces."""
+    """The text, or the prompt, as it is composed from columns, such as `"{passage} Question:
+    {question}?"`, in place of `text` or `prompt`; `{{` and `}}` stand for braces."""
     text: Annotated[Names, Field(validate_default=True)] = ()
-    """One or two columns that hold the text, of which every kind but `image_classification` needs
-    one; two are encoded as a pair."""
+    """One or two columns that hold the text of a `classification` or `regression`; two are encoded
+    as a pair. Of `causal` one column of running text, of which every token bears loss."""
     image: Annotated[str | None, Field(validate_default=True)] = None
     """Column that holds the pictures, which `image_classification` needs: paths (relative to the
     data file), the bytes of PNG, JPEG or WebP, or `{bytes, path}` as `datasets` has it. The base's
     image processor makes the pixels."""
+    prompt: Annotated[str | None, Field(validate_default=True)] = None
+    """Column that holds what a base writes on from."""
+    completion: Annotated[str | None, Field(validate_default=True)] = None
+    """Column that holds the answer to a prompt, whose tokens and an end token bear loss. Of
+    `generation` a value may be a list of accepted answers, of which the first is trained."""
+    messages: Annotated[str | None, Field(validate_default=True)] = None
+    """Column that holds conversations, lists of `{role, content}`; what the assistant says bears
+    loss, and of `generation` its last turn is what is to be written."""
+    map: Annotated[str | dict[str, str | None] | None, Field(validate_default=True)] = None
+    """`alpaca` (columns instruction, input and output) or `sharegpt` (a column conversations of
+    `{from, value}`), in place of columns; `{format: alpaca, instruction: COLUMN}` where a column
+    has another name."""
+    chat_template: Annotated[str | None, Field(validate_default=True)] = None
+    """Jinja template that renders messages, or a file of it (`.jinja`, `.j2`); default: that of the
+    base's tokenizer."""
+    delimiter: Annotated[str | None, Field(validate_default=True)] = None
+    """What stands between prompt and answer. Default: nothing after a column `prompt` that has a
+    `completion`, as in TRL; else a space, unless the prompt ends or the answer begins with white
+    space."""
+    options: Annotated[OptionsFrom | None, Field(validate_default=True)] = None
+    """The options of `multiple_choice`: a list of texts, a column that holds lists of texts (or
+    `{text, label}`, as the hub has it), or `{columns: [a, b]}`, a column each."""
     label: str = "label"
-    """Column that holds the class: a string, a number or a boolean, each as it is written; or the
-    number of a regression."""
+    """Column that holds the class: a string, a number or a boolean, each as it is written; the
+    number of a regression; or which option is right."""
+    label_form: Annotated[LabelForm, Field(validate_default=True)] = "auto"
+    """How `label` says which option is right: by its `text`, its `letter`, its `index` from 0, its
+    `number` from 1, or its `name` among those of `options`; `auto` finds out by all rows."""
+    extract: Annotated[Extract | None, Field(validate_default=True)] = None
+    """Regular expression that finds the answer in what is written, and in its reference: `{pattern,
+    take, ignore, ignore_case}`, or the pattern alone."""
+    generation: GenerationSettings = GenerationSettings()
+    """How a base writes where it is measured on that."""
     metric: Annotated[str, Field(validate_default=True)] = ""
     """Metric of the dev and test splits. Of a classification `accuracy` (the default), `f1` (of the
     positive class of two; macro beyond two), `macro_f1` (mean over the classes that a row has or is
     predicted to have), `matthews` or `roc_auc` (beyond two classes the mean of each class against
-    the rest); of a regression `pearson` (the default), `spearman` or `mse`."""
+    the rest); of a regression `pearson` (the default), `spearman` or `mse`; of multiple choice
+    `accuracy` (the default; of log-likelihoods as they are), `accuracy_per_token` or
+    `accuracy_per_byte`; of `causal` `loss` (the default) or `perplexity`; of `generation`
+    `exact_match` (the default), `accuracy` or `f1` (of the word written), `bleu` (0 to 100),
+    `rouge1`, `rouge2`, `rougeL`, `loss` or `perplexity`."""
     positive_class: Annotated[str | None, BeforeValidator(_written)] = None
     """Which of two classes `f1` counts as positive; default: the second, in numeric order or else
     by code point."""
@@ -138,8 +179,7 @@ class TaskSettings(Settings):
     def _known_kind(cls, kind: str) -> str:
         if kind in KINDS:
             return kind
-        what = "is not available yet" if kind in PLANNED_KINDS else "is not a kind of task"
-        raise ValueError(f"{kind!r} {what}; use {', '.join(KINDS)}")
+        raise ValueError(f"{kind!r} is not a kind of task; {nearest(kind, KINDS)}")
 
     @field_validator("metric")
     @classmethod
@@ -154,7 +194,10 @@ class TaskSettings(Settings):
             raise ValueError(f"{metric!r} does not measure {kind}; use one of {', '.join(fitting)}")
         return metric
 
-    @field_validator("template", "text", "image", "positive_class")
+    @field_validator(
+        "template", "text", "image", "prompt", "completion", "messages", "map", "chat_template",
+        "delimiter", "options", "label_form", "extract", "generation", "positive_class",
+    )  # fmt: skip
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
         name, key = info.data.get("kind"), str(info.field_name)
@@ -162,7 +205,7 @@ class TaskSettings(Settings):
             return value
         kind = KINDS[name]
         if key not in kind.keys:
-            if value:
+            if value and value != cls.model_fields[key].default:
                 raise ValueError(f"does not go with {name}; {_instead(key, name)}")
         elif (wrong := kind.refusal(key, value, info.data)) is not None:
             raise ValueError(wrong)
@@ -182,5 +225,7 @@ class TaskSettings(Settings):
 def _instead(key: str, kind: str) -> str:
     """What to do about a key that does not go with a kind."""
     with_it = " or ".join(name for name, each in KINDS.items() if key in each.keys)
-    its_own = next(each for each in ("text", "image") if each in KINDS[kind].keys)
-    return f"set kind: {with_it}, or name {its_own} instead"
+    mine = KINDS[kind].keys
+    its_own = next(each for each in ("text", "image", "prompt") if each in mine)
+    names_input = key in ("text", "image", "prompt", "messages", "map")
+    return f"set kind: {with_it}, or {f'name {its_own} instead' if names_input else 'drop it'}"

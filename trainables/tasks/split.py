@@ -22,10 +22,6 @@ class Split(Protocol):
     """The rows of one split as a base's inputs: all that the loops need to know of them."""
 
     @property
-    def labels(self) -> NDArray[Any]:
-        """What is right for each row [n]: the index of its class, its number."""
-
-    @property
     def lengths(self) -> NDArray[np.int64]:
         """How many positions (tokens, patches) each row takes in the base, int64 [n]."""
 
@@ -44,6 +40,16 @@ class Split(Protocol):
 
     def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Sequence[Pass]:
         """The rows at `indices` in as many passes as cost least; no number depends on which."""
+
+    def first(self, rows: int) -> Split:
+        """At most so many rows: as rows lie in content order, a sample of all."""
+
+
+def labels_of(split: Split) -> NDArray[Any]:
+    """What is right for each row [n] of a task that a fresh head answers: the index of its class,
+    or its number."""
+    labels: NDArray[Any] = split.labels  # type: ignore[attr-defined]
+    return labels
 
 
 def to_device(batch: Mapping[str, Any], workers: Workers) -> Pass:

@@ -14,7 +14,7 @@ from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import check_metric, kind_of
 from trainables.tasks.rows import load_rows
 from trainables.tasks.settings import TaskSettings
-from trainables.tasks.split import Split
+from trainables.tasks.split import Split, labels_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Task:
         """Class -> split -> how many rows; nothing where the task has no classes."""
         if not self.labels:
             return {}
-        return counted(self.labels, {name: split.labels for name, split in self.splits.items()})
+        return counted(self.labels, {name: labels_of(split) for name, split in self.splits.items()})
 
 
 def build_task(settings: TaskSettings, base_uri: str) -> Task:

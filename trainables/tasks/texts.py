@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -70,6 +70,18 @@ class EncodedSplit:
     def targets(self) -> NDArray[np.int64]:
         """One a row: its label."""
         return np.ones(len(self), np.int64)
+
+    def first(self, rows: int) -> EncodedSplit:
+        """At most so many rows."""
+        offsets = self.offsets[: rows + 1]
+        types = self.token_type_ids
+        return replace(
+            self,
+            input_ids=self.input_ids[: offsets[-1]],
+            offsets=offsets,
+            token_type_ids=None if types is None else types[: offsets[-1]],
+            labels=self.labels[:rows],
+        )
 
     def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> list[Pass]:
         """The rows at `indices`, on a CPU those of like length together."""

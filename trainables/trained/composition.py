@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,7 +15,6 @@ from spaces.plan import Plan
 from trainables.adaptations.adaptation import Adaptation, Factors
 from trainables.bases.loading import Base
 from trainables.engine.workers import Workers
-from trainables.tasks.split import Pass, Split
 from trainables.tasks.task import Task
 from trainables.trained.restored import restored
 from trainables.trained.weights import Trained
@@ -141,42 +137,8 @@ def _measured(
     return alone[task.metric], both[task.metric]
 
 
-@dataclass(frozen=True)
-class FirstRows:
-    """The first `rows` rows of a split: as rows lie in content order, a sample of it."""
-
-    split: Split
-    rows: int
-
-    def __len__(self) -> int:
-        return min(self.rows, len(self.split))
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """What is right for each row."""
-        return self.split.labels[: len(self)]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Positions of each row."""
-        return self.split.lengths[: len(self)]
-
-    @property
-    def targets(self) -> NDArray[np.int64]:
-        """Targets of each row."""
-        return self.split.targets[: len(self)]
-
-    def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
-        """The rows at `indices` in one pass."""
-        return self.split.batch(indices)
-
-    def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Sequence[Pass]:
-        """The rows at `indices`."""
-        return self.split.passes(indices, on_cpu)
-
-
 def limited(task: Task, split: str, rows: int | None) -> Task:
     """The task with at most `rows` rows in a split; None keeps all."""
     if rows is None:
         return task
-    return replace(task, splits={**task.splits, split: FirstRows(task.splits[split], rows)})
+    return replace(task, splits={**task.splits, split: task.splits[split].first(rows)})

@@ -105,7 +105,7 @@ def test_neither_format_nor_order_of_a_file_matters(
     assert first.labels == second.labels == tuple(str(label) for label in labels)
     one, other = texts(first, "train"), texts(second, "train")
     assert np.array_equal(one.input_ids, other.input_ids)
-    assert np.array_equal(first.splits["train"].labels, second.splits["train"].labels)
+    assert np.array_equal(one.labels, other.labels)
 
 
 def test_rows_are_in_the_order_of_their_content_hash(files: dict[str, str]) -> None:

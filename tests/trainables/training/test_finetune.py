@@ -96,7 +96,7 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(
             layer.lora_A["default"].weight.copy_(draw)
     trained = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
-    split, rows = task.splits["train"], len(task.splits["train"].labels)
+    split, rows = task.splits["train"], len(task.splits["train"])
     steps = math.ceil(rows / 6) * 3
     warmup = math.ceil(0.2 * steps)
     step = 0
@@ -118,7 +118,7 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(
             step += 1
         with torch.no_grad():
             dev = task.splits["dev"]
-            batch = dev.batch(np.arange(len(dev.labels)))
+            batch = dev.batch(np.arange(len(dev)))
             labels = batch.pop("labels")
             logits = peer(**batch).logits
         report = ours[epoch - 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from spaces.errors import ConfigError
 from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
@@ -35,7 +35,7 @@ class Causal(LanguageKind):
             "delimiter",
         }
     )  # fmt: skip
-    metrics: tuple[str, ...] = ("loss", "perplexity")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
 
     def check(self, settings: TaskSettings) -> None:
         form = form_of_settings(settings)

@@ -61,8 +61,9 @@ class ClassKind(Kind):
         import torch
 
         from trainables.tasks.measured_rows import class_rows
+        from trainables.tasks.split import labels_of
 
-        labels, logits = task.splits[split].labels, readings.cpu().numpy()
+        labels, logits = labels_of(task.splits[split]), readings.cpu().numpy()
         loss = self.summed_loss(readings, torch.as_tensor(labels, device=readings.device))
         rows = class_rows(task.metric, task.fingerprint, labels, logits, task.positive)
         value = METRICS[task.metric](labels, logits, task.positive)

@@ -47,9 +47,7 @@ class LanguageKind(Kind):
         return cross_entropy(at_least_float(outputs), labels, reduction="sum")
 
 
-def row_losses(
-    model: torch.nn.Module, split: Sequences, workers: Workers
-) -> NDArray[np.float64]:
+def row_losses(model: torch.nn.Module, split: Sequences, workers: Workers) -> NDArray[np.float64]:
     """The loss of each row, summed over its targets: float64 [n]. A collective."""
     import torch
     from torch.nn.functional import cross_entropy

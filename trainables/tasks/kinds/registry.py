@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from spaces.errors import ConfigError, nearest
+from trainables.tasks.kinds.causal import Causal
 from trainables.tasks.kinds.classification import Classification, ImageClassification
+from trainables.tasks.kinds.generation import Generation
 from trainables.tasks.kinds.kind import Kind
+from trainables.tasks.kinds.multiple_choice import MultipleChoice
 from trainables.tasks.kinds.regression import Regression
 from trainables.tasks.metrics import METRICS
 from trainables.tasks.row_metrics import ROW_METRICS
@@ -16,6 +19,9 @@ KINDS: Mapping[str, Kind] = {
     "classification": Classification(),
     "image_classification": ImageClassification(),
     "regression": Regression(),
+    "multiple_choice": MultipleChoice(),
+    "causal": Causal(),
+    "generation": Generation(),
 }
 
 

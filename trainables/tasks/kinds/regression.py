@@ -90,20 +90,22 @@ class Regression(TextInputs):
 
     def measure(self, task: Task, split: str, readings: torch.Tensor) -> Measurement:
         from trainables.tasks.measured_rows import RowStatistics
-        from trainables.tasks.row_metrics import ROW_METRICS, measured_on
+        from trainables.tasks.row_metrics import measured_on, number_statistics
+        from trainables.tasks.split import labels_of
 
-        labels, predicted = task.splits[split].labels, readings.cpu().numpy()[:, 0]
-        statistics = {name: ROW_METRICS[name].rows(labels, predicted) for name in self.metrics}
+        labels, predicted = labels_of(task.splits[split]), readings.cpu().numpy()[:, 0]
+        statistics = {name: number_statistics(name, labels, predicted) for name in self.metrics}
         metrics = {name: measured_on(name, rows) for name, rows in statistics.items()}
         rows = RowStatistics(task.metric, task.fingerprint, statistics[task.metric])
         return Measurement(metrics["mse"], metrics, rows)
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import ConstantAnswer
+        from trainables.tasks.split import labels_of
 
         if task.metric != "mse":
             return None  # a constant is correlated with nothing
-        numbers = task.splits[split].labels
+        numbers = labels_of(task.splits[split])
         mean = float(numbers.mean())
         return ConstantAnswer(split, "mse", float(numbers.var()), f"{mean:.4g}", "min")
 

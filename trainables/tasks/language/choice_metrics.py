@@ -1,42 +1,40 @@
-"""How often the likeliest option is the right one.
-
-Each function takes float64 [n, K] scores (sums of log-likelihood), int64 [n, K] tokens and bytes of
-the options (not of what is put before them), and int64 [n] indices of the right ones. Places beyond
-the options of a row hold NaN, and 0. Of options with one score the first is taken, as lm-eval does.
-"""
+"""How often the likeliest option is the right one."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-Scores = NDArray[np.float64]
+from trainables.tasks.language.option_scores import ChoiceRows
+
+Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 
-def accuracy(scores: Scores, tokens: Counts, bytes_: Counts, right: Counts) -> float:
-    """By the sum of log-likelihood: lm-eval's `acc`."""
-    return _share(scores, right)
+def hits(scores: Floats, right: Counts, divisor: Counts | None = None) -> Floats:
+    """1 for each row whose likeliest option is the right one, else 0: float64 [n].
 
-
-def accuracy_per_token(scores: Scores, tokens: Counts, bytes_: Counts, right: Counts) -> float:
-    """By log-likelihood per token."""
-    return _share(scores / np.maximum(tokens, 1), right)
-
-
-def accuracy_per_byte(scores: Scores, tokens: Counts, bytes_: Counts, right: Counts) -> float:
-    """By log-likelihood per byte of the option's UTF-8: lm-eval's `acc_bytes`.
-
-    lm-eval's `acc_norm` divides by characters, which is the same where all are ASCII.
+    `scores` [n, K] are sums of log-likelihood, NaN beyond the options of a row, and are divided by
+    `divisor` [n, K]; `right` [n] are the indices of the right options. Of options with one score
+    the first is taken, as lm-eval does.
     """
-    return _share(scores / np.maximum(bytes_, 1), right)
+    if divisor is not None:
+        scores = scores / np.maximum(divisor, 1)
+    likeliest = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
+    return np.asarray(likeliest == right, dtype=np.float64)
 
 
-def likeliest(scores: Scores) -> Counts:
-    """The first of the options with the highest score, int64 [n]."""
-    best: Counts = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
-    return best
+def hits_by_metric(scores: Floats, rows: ChoiceRows) -> Mapping[str, Floats]:
+    """Metric -> `hits` of its own way to judge an option.
 
-
-def _share(scores: Scores, right: Counts) -> float:
-    return float(np.mean(likeliest(scores) == right))
+    By the sum of log-likelihood, which is lm-eval's `acc`; per token of the option; or per byte of
+    its UTF-8, which is lm-eval's `acc_bytes`. Its `acc_norm` divides by characters, which is the
+    same where all are ASCII.
+    """
+    return {
+        "accuracy": hits(scores, rows.right),
+        "accuracy_per_token": hits(scores, rows.right, rows.token_counts),
+        "accuracy_per_byte": hits(scores, rows.right, rows.byte_counts),
+    }

@@ -72,8 +72,12 @@ class Encoder:
                 marked = self._cut_behind(self._running(texts), split)
             else:
                 delimiter = delimiter_of(self._settings)
-                answers = [joined(*each, delimiter) for each in zip(texts, part.labels, strict=True)]
-                marked = self._cut_before(encoded_pairs(self.tokenizer, texts, answers, end=True), split)
+                answers = [
+                    joined(*each, delimiter) for each in zip(texts, part.labels, strict=True)
+                ]
+                marked = self._cut_before(
+                    encoded_pairs(self.tokenizer, texts, answers, end=True), split
+                )
             made[split] = self.checked(marked, part, split)
         return made
 
@@ -105,10 +109,11 @@ class Encoder:
             cuts.answers += lost > 0
             number += 1
             yield kept, [False] * begins + [True] * (len(kept) - begins)
-        self._note(cuts, split, number)
+        self.note(cuts, split, number)
 
     def _cut_behind(self, marked: Iterable[Marked], split: str) -> Iterator[Marked]:
-        """Texts and conversations: they lose their end. Raises DataError where one loses all loss."""
+        """Texts and conversations: they lose their end. Raises DataError where one would bear no
+        loss."""
         cuts, number, longest, lost = Cuts(), 0, self._settings.max_length, 0
         for ids, targets in marked:
             number += 1
@@ -122,9 +127,10 @@ class Encoder:
                 f"their first {longest} tokens, for their answers come later; raise max_length, or "
                 "drop these rows"
             )
-        self._note(cuts, split, number)
+        self.note(cuts, split, number)
 
-    def _note(self, cuts: Cuts, split: str, number: int) -> None:
+    def note(self, cuts: Cuts, split: str, number: int) -> None:
+        """Say what was cut of a split of so many rows."""
         if (note := cuts.note(split, number, self._settings.max_length)) is not None:
             self.notes.append(note)
 

@@ -52,6 +52,22 @@ class ChoiceRows:
     def __len__(self) -> int:
         return len(self.right)
 
+    def first_rows(self, rows: int) -> ChoiceRows:
+        """At most so many rows."""
+        first = self.first[: rows + 1]
+        prompt_offsets = self.prompt_offsets[: rows + 1]
+        option_offsets = self.option_offsets[: first[-1] + 1]
+        return replace(
+            self,
+            prompts=self.prompts[: prompt_offsets[-1]],
+            prompt_offsets=prompt_offsets,
+            options=self.options[: option_offsets[-1]],
+            option_offsets=option_offsets,
+            first=first,
+            option_bytes=self.option_bytes[: first[-1]],
+            right=self.right[:rows],
+        )
+
     def row(self, index: int) -> tuple[list[int], list[list[int]]]:
         """The tokens of a row: of its prompt, and of each option."""
         start, end = self.prompt_offsets[index : index + 2]

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -81,6 +81,17 @@ class Sequences:
     def targets(self) -> NDArray[np.int64]:
         """How many tokens of each row bear loss, int64 [n]."""
         return np.add.reduceat(self.targets_mask, self.offsets[:-1], dtype=np.int64)
+
+    def first(self, rows: int) -> Self:
+        """At most so many rows."""
+        offsets = self.offsets[: rows + 1]
+        tokens = slice(0, int(offsets[-1]))
+        return replace(
+            self,
+            input_ids=self.input_ids[tokens],
+            targets_mask=self.targets_mask[tokens],
+            offsets=offsets,
+        )
 
     def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> list[Pass]:
         """The rows at `indices` in the passes that cost least."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from spaces.errors import ConfigError, DataError, nearest, shown
 from trainables.tasks.classes import label_names
 from trainables.tasks.language.extraction import ExtractSettings
+from trainables.tasks.row_metrics import ROW_METRICS, measured_on
 
 Sums = NDArray[np.float64]
 References = Sequence[tuple[str, ...]]
@@ -29,20 +30,24 @@ _AROUND = " \t\r\n.,;:!?\"'`*()[]{}"  # what may stand around a word without bei
 
 
 class WrittenMetric(ABC):
-    """A metric of texts; a larger one is better."""
+    """A metric of texts; a larger one is better. `name` is that among ROW_METRICS."""
+
+    name: str
 
     @abstractmethod
     def rows(self, written: Sequence[str], references: References) -> Sums:
         """Statistics float64 [n, k] of each row, k the same for all rows of a split."""
 
-    @abstractmethod
     def value(self, sums: Sums) -> NDArray[np.float64]:
         """The metric [...] of rows whose statistics sum up to `sums` [..., k]."""
+        of_sums = ROW_METRICS[self.name].of_sums
+        assert of_sums is not None, "those of texts are all of sums"
+        return of_sums(sums)
 
     def __call__(self, written: Sequence[str], references: References) -> float:
         """The metric of a split. Raises DataError where a row has no reference."""
         check_references(references)
-        return float(self.value(self.rows(written, references).sum(axis=0)))
+        return measured_on(self.name, self.rows(written, references))
 
 
 def written_metric(
@@ -141,9 +146,6 @@ class _Mean(_Of):
         scores = [self._score(*pair) for pair in self._pairs(written, references)]
         return np.stack([np.array(scores, dtype=np.float64), np.ones(len(scores))], axis=1)
 
-    def value(self, sums: Sums) -> NDArray[np.float64]:
-        return np.divide(sums[..., 0], sums[..., 1])
-
     @abstractmethod
     def _score(self, answer: str | None, accepted: list[str]) -> float:
         """Of an answer, None where nothing was extracted, against what is accepted."""
@@ -151,6 +153,8 @@ class _Mean(_Of):
 
 class ExactMatch(_Mean):
     """Share of rows whose answer is one of the accepted ones, sign for sign."""
+
+    name = "exact_match"
 
     def _score(self, answer: str | None, accepted: list[str]) -> float:
         return float(answer is not None and answer in accepted)
@@ -167,10 +171,10 @@ class Rouge(_Mean):
         super().__init__(extract)
         from rouge_score.rouge_scorer import RougeScorer
 
-        self._name, self._scorer = name, RougeScorer([name], use_stemmer=False)
+        self.name, self._scorer = name, RougeScorer([name], use_stemmer=False)
 
     def _score(self, answer: str | None, accepted: list[str]) -> float:
-        return float(self._scorer.score_multi(accepted, answer or "")[self._name].fmeasure)
+        return float(self._scorer.score_multi(accepted, answer or "")[self.name].fmeasure)
 
 
 class Bleu(_Of):
@@ -179,6 +183,8 @@ class Bleu(_Of):
     Statistics are the lengths of what is written and of the reference nearest in length, and of
     each order up to 4 the n-grams that are right and all of them.
     """
+
+    name = "bleu"
 
     def rows(self, written: Sequence[str], references: References) -> Sums:
         from sacrebleu.metrics import BLEU
@@ -191,19 +197,6 @@ class Bleu(_Of):
         ]
         statistics = [[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores]
         return np.array(statistics, dtype=np.float64).reshape(len(scores), 2 + 2 * BLEU_ORDER)
-
-    def value(self, sums: Sums) -> NDArray[np.float64]:
-        return np.apply_along_axis(_bleu, -1, sums)[..., 0]
-
-
-def _bleu(sums: Sums) -> Sums:
-    """BLEU [1] of one corpus's statistics, smoothed as sacrebleu smooths where nothing is said."""
-    from sacrebleu.metrics import BLEU
-
-    lengths, counts = sums[:2].astype(int).tolist(), sums[2:].astype(int).tolist()
-    right, total = counts[:BLEU_ORDER], counts[BLEU_ORDER:]
-    score = BLEU.compute_bleu(right, total, *lengths, smooth_method="exp")
-    return np.array([score.score], dtype=np.float64)
 
 
 class _OfClasses(_Of):
@@ -247,19 +240,21 @@ def _word(text: str) -> str:
 class ClassAccuracy(_OfClasses):
     """Share of rows of which the class is written."""
 
+    name = "accuracy"
+
     def rows(self, written: Sequence[str], references: References) -> Sums:
         right = [float(a == b) for a, b in self._places(written, references)]
         return np.stack([np.array(right, dtype=np.float64), np.ones(len(right))], axis=1)
-
-    def value(self, sums: Sums) -> NDArray[np.float64]:
-        return np.divide(sums[..., 0], sums[..., 1])
 
 
 class ClassF1(_OfClasses):
     """F1 of the positive class of two, or the mean over the classes that are there or are written.
 
-    Statistics are of each class: how often it is rightly written, written, and there.
+    Statistics are of each class, or of the positive one alone: how often it is rightly written,
+    written, and there.
     """
+
+    name = "f1"
 
     def __init__(
         self, extract: ExtractSettings | None, classes: Sequence[str], positive: int | None
@@ -274,13 +269,6 @@ class ClassF1(_OfClasses):
             if predicted is not None:
                 counts[row, 1, predicted] = 1
                 counts[row, 0, predicted] = float(predicted == true)
-        return counts.reshape(len(written), 3 * self._number)
-
-    def value(self, sums: Sums) -> NDArray[np.float64]:
-        right, said, there = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, self._number), -2, 0)
-        f1: Sums = 2 * right / np.maximum(said + there, 1)
         if self._positive is not None:
-            return np.asarray(f1[..., self._positive])
-        occurring = (said + there > 0).sum(axis=-1)
-        mean: Sums = f1.sum(axis=-1) / np.maximum(occurring, 1)
-        return mean
+            counts = counts[:, :, [self._positive]]
+        return counts.reshape(len(written), -1)

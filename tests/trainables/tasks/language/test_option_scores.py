@@ -12,12 +12,7 @@ from numpy.typing import NDArray
 
 from tests.trainables.tasks.language.decoders import byte_tokenizer, decoder
 from trainables.tasks.language import option_scores
-from trainables.tasks.language.choice_metrics import (
-    accuracy,
-    accuracy_per_byte,
-    accuracy_per_token,
-    likeliest,
-)
+from trainables.tasks.language.choice_metrics import hits
 from trainables.tasks.language.option_scores import ChoiceRows, choice_rows, option_log_likelihoods
 
 CPU = torch.device("cpu")
@@ -168,11 +163,9 @@ def test_accuracies_divide_by_tokens_and_by_bytes_and_take_the_first_of_equals()
     tokens = np.array([[1, 2, 0], [1, 1, 2], [4, 2, 3]])
     bytes_ = np.array([[2, 4, 0], [6, 3, 10], [4, 4, 9]])
     right = np.array([1, 0, 2])
-    assert likeliest(scores).tolist() == [0, 0, 1]
-    assert accuracy(scores, tokens, bytes_, right) == pytest.approx(1 / 3)
-    assert likeliest(scores / np.maximum(tokens, 1)).tolist() == [1, 0, 0]
-    assert accuracy_per_token(scores, tokens, bytes_, right) == pytest.approx(2 / 3)
-    assert accuracy_per_byte(scores, tokens, bytes_, right) == 1.0
+    assert hits(scores, right).tolist() == [0, 1, 0]
+    assert hits(scores, right, tokens).tolist() == [1, 1, 0]
+    assert hits(scores, right, bytes_).tolist() == [1, 1, 1]
 
 
 @pytest.mark.command
@@ -201,11 +194,10 @@ def test_accuracies_are_those_of_lm_eval_s_tasks() -> None:
     task = Judged()
     told = [task.process_results(row, [(s, False) for s in scores[row]]) for row in range(60)]
     bytes_ = np.array([[len(text) for text in row] for row in texts])
-    ones = np.ones_like(bytes_)
     mean = {name: np.mean([each[name] for each in told]) for name in told[0]}
-    assert accuracy(scores, ones, bytes_, right) == pytest.approx(mean["acc"])
-    assert accuracy_per_byte(scores, ones, bytes_, right) == pytest.approx(mean["acc_bytes"])
-    assert accuracy_per_byte(scores, ones, bytes_, right) == pytest.approx(mean["acc_norm"])
+    assert hits(scores, right).mean() == pytest.approx(mean["acc"])
+    assert hits(scores, right, bytes_).mean() == pytest.approx(mean["acc_bytes"])
+    assert hits(scores, right, bytes_).mean() == pytest.approx(mean["acc_norm"])
 
 
 def test_counts_are_of_options_without_what_is_put_before_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from trainables.tasks.language.sequences import Pass, Sequences, left_padded
+from trainables.tasks.language.sequences import Sequences, left_padded
+from trainables.tasks.split import Pass
 
 VOCABULARY, PAD = 67, 3
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

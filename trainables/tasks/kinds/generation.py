@@ -1,0 +1,128 @@
+"""Text that is written: trained as any text that goes on, measured on what the base writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from spaces.errors import ConfigError
+from trainables.tasks.kinds.causal import Causal, form_of_settings
+from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
+from trainables.tasks.kinds.language import row_losses
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from trainables.engine.workers import Workers
+    from trainables.tasks.constant_answer import ConstantAnswer
+    from trainables.tasks.language.written_split import WrittenSplit
+    from trainables.tasks.records import Records
+    from trainables.tasks.rows import Input
+    from trainables.tasks.settings import TaskSettings
+    from trainables.tasks.task import Task
+
+
+class Readings(NamedTuple):
+    """What a base writes for each row, and the summed loss of each row's right answer [n]."""
+
+    written: Sequence[str]
+    losses: NDArray[np.float64]
+
+
+class Generation(Causal):
+    """The answer that a base writes.
+
+    A row's inputs are its prompt, or its conversation as JSON; its label is the JSON of the list of
+    accepted answers of a prompt, of which the first is trained.
+    """
+
+    keys = (Causal.keys - {"text"}) | {"extract", "generation", "positive_class"}
+    metrics = (
+        "exact_match", "accuracy", "f1", "bleu", "rouge1", "rouge2", "rougeL", "loss", "perplexity",
+    )  # fmt: skip
+
+    def check(self, settings: TaskSettings) -> None:
+        super().check(settings)
+        form = form_of_settings(settings)
+        if not (form.has_prompt or form.is_conversation):
+            raise ConfigError(
+                "task.completion: is required; name the column of what is to be written"
+            )
+
+    def read(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        from trainables.tasks.language.forms import examples
+        from trainables.tasks.language.messages import to_json
+
+        form = form_of_settings(settings)
+        made, faults = examples(form, records, place, many_answers=True)
+        if form.is_conversation:
+            texts = [(to_json(each.messages or ()),) for each in made]
+            return ReadRows(texts, [""] * len(made), faults)
+        accepted = [json.dumps(each.accepted, ensure_ascii=False) for each in made]
+        return ReadRows([(each.prompt or "",) for each in made], accepted, faults)
+
+    def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
+        if form_of_settings(settings).is_conversation:
+            return super().written(row, label, settings)
+        accepted = json.loads(label)
+        return {"prompt": row[0], "completion": accepted if len(accepted) > 1 else accepted[0]}
+
+    def measuring_facts(self, settings: TaskSettings) -> dict[str, Any]:
+        extract = settings.extract
+        facts = {
+            "generation": settings.generation.model_dump(mode="json", exclude={"batch_tokens"}),
+            "extract": None if extract is None else extract.model_dump(mode="json"),
+        }
+        return facts | ({"positive": settings.positive_class} if settings.metric == "f1" else {})
+
+    def encode(
+        self, rows: Mapping[str, Any], labels: Sequence[str], settings: TaskSettings, base_uri: str
+    ) -> EncodedRows:
+        from trainables.tasks.language.written_split import written_splits
+
+        return written_splits(rows, form_of_settings(settings), settings, base_uri)
+
+    def readings(  # type: ignore[override]
+        self, model: torch.nn.Module, task: Task, split: str, workers: Workers
+    ) -> Readings:
+        rows = written_of(task, split)
+        return Readings(rows.write(model, workers), row_losses(model, rows, workers))
+
+    def measure(self, task: Task, split: str, readings: Readings) -> Measurement:  # type: ignore[override]
+        from trainables.tasks.measured_rows import RowStatistics
+        from trainables.tasks.row_metrics import measured_on, weighted
+
+        rows = written_of(task, split)
+        losses = weighted(readings.losses, rows.targets)
+        metrics = {name: measured_on(name, losses) for name in ("loss", "perplexity")}
+        statistics = losses
+        if task.metric not in metrics:
+            statistics = rows.statistics(task.metric, readings.written)
+            metrics[task.metric] = measured_on(task.metric, statistics)
+        told = {name: value for name, value in metrics.items() if name != "loss"}
+        named = told | ({"loss": metrics["loss"]} if task.metric == "loss" else {})
+        return Measurement(
+            metrics["loss"], named, RowStatistics(task.metric, task.fingerprint, statistics)
+        )
+
+    def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
+        from trainables.tasks.constant_answer import ConstantAnswer
+
+        if task.metric not in ("exact_match", "accuracy"):
+            return None
+        rows = written_of(task, split)
+        answer = rows.commonest
+        value = float(rows.statistics(task.metric, [answer] * len(rows))[:, 0].mean())
+        return ConstantAnswer(split, task.metric, value, answer, "max")
+
+
+def written_of(task: Task, split: str) -> WrittenSplit:
+    """The split as this kind has encoded it."""
+    from trainables.tasks.language.written_split import WrittenSplit
+
+    rows = task.splits[split]
+    assert isinstance(rows, WrittenSplit), "a kind measures what it has encoded"
+    return rows

@@ -1,0 +1,57 @@
+"""A split of multiple choice: what trains, the right option of each row, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+
+from trainables.tasks.kinds.kind import EncodedRows
+from trainables.tasks.language.encoding import Cuts, Encoder, Marked
+from trainables.tasks.language.option_scores import ChoiceRows, choice_rows
+from trainables.tasks.language.sequences import Sequences
+from trainables.tasks.rows import Rows
+from trainables.tasks.settings import TaskSettings
+
+
+@dataclass(frozen=True)
+class ChoiceSplit(Sequences):
+    """The prompts with their right options as sequences, and with all options as `choices`."""
+
+    choices: ChoiceRows = field(kw_only=True)
+
+    def first(self, rows: int) -> Self:
+        return replace(super().first(rows), choices=self.choices.first_rows(rows))
+
+
+def choice_splits(rows: Mapping[str, Rows], settings: TaskSettings, base_uri: str) -> EncodedRows:
+    """Every split as tokens. Raises DataError and BaseModelError as an `Encoder` does."""
+    encoder = Encoder(settings, base_uri)
+    splits = {}
+    for split, part in rows.items():
+        choices = choice_rows(
+            encoder.tokenizer,
+            [str(row[0]) for row in part.inputs],
+            [[str(option) for option in row[1:]] for row in part.inputs],
+            [int(label) for label in part.labels],
+            max_length=settings.max_length,
+            delimiter=settings.delimiter,
+        )
+        cuts = Cuts(choices.prompts_cut, choices.options_cut)
+        encoder.note(cuts, split, len(part))
+        trained = encoder.checked(_right_options(choices), part, split)
+        splits[split] = ChoiceSplit(
+            trained.input_ids, trained.targets_mask, trained.offsets, trained.pad_token_id,
+            choices=choices,
+        )  # fmt: skip
+    return EncodedRows(dict(splits), tuple(encoder.notes), encoder.example(splits["train"]))
+
+
+def _right_options(choices: ChoiceRows) -> Iterator[Marked]:
+    for index in range(len(choices)):
+        prompt, options = choices.row(index)
+        answer = options[int(choices.right[index])]
+        marks = np.arange(len(prompt) + len(answer)) >= len(prompt)
+        yield [*prompt, *answer], marks.tolist()

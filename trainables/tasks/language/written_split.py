@@ -1,0 +1,131 @@
+"""A split that is measured on what a base writes: prompts, and the answers that are accepted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables.bases.parts import load_tokenizer
+from trainables.engine.workers import Workers
+from trainables.tasks.kinds.kind import EncodedRows
+from trainables.tasks.language.continuations import encoded_pairs
+from trainables.tasks.language.encoding import Encoder
+from trainables.tasks.language.extraction import ExtractSettings
+from trainables.tasks.language.forms import Form
+from trainables.tasks.language.generation_settings import GenerationSettings
+from trainables.tasks.language.messages import from_json
+from trainables.tasks.language.sequences import Sequences
+from trainables.tasks.language.writing import prompt_room, written
+from trainables.tasks.language.written_metrics import References, written_metric
+from trainables.tasks.rows import Rows
+from trainables.tasks.settings import TaskSettings
+
+
+@dataclass(frozen=True)
+class WrittenSplit(Sequences):
+    """Prompts with their answers as sequences, and the prompts alone.
+
+    Row i has the prompt tokens prompt_offsets[i] to prompt_offsets[i + 1] of `prompts` int32, and
+    the accepted answers references[i]. `positions` is the longest row that the base takes, None
+    where it sets no limit.
+    """
+
+    prompts: NDArray[np.int32] = field(kw_only=True)
+    prompt_offsets: NDArray[np.int64] = field(kw_only=True)
+    references: References = field(kw_only=True)
+    base_uri: str = field(kw_only=True)
+    generation: GenerationSettings = field(kw_only=True)
+    extract: ExtractSettings | None = field(kw_only=True)
+    positive: str | None = field(kw_only=True)
+    positions: int | None = field(kw_only=True)
+
+    def first(self, rows: int) -> Self:
+        offsets = self.prompt_offsets[: rows + 1]
+        return replace(
+            super().first(rows),
+            prompts=self.prompts[: offsets[-1]],
+            prompt_offsets=offsets,
+            references=self.references[:rows],
+        )
+
+    def write(self, model: Any, workers: Workers) -> list[str]:
+        """What the model writes for every row, on every worker. A collective."""
+        order = np.argsort(np.diff(self.prompt_offsets), kind="stable")
+        own = workers.share(order)
+        bounds = self.prompt_offsets
+        texts = written(
+            model,
+            load_tokenizer(self.base_uri),
+            [self.prompts[bounds[i] : bounds[i + 1]].tolist() for i in own],
+            self.generation,
+            device=workers.device,
+            most_tokens=self.positions,
+        )
+        every = [""] * len(self)
+        for part in workers.gather_objects(list(zip(own.tolist(), texts, strict=True))):
+            for row, text in part:
+                every[row] = text
+        return every
+
+    def statistics(self, metric: str, texts: Sequence[str]) -> NDArray[np.float64]:
+        """What `metric` is made of, of each row [n, k]."""
+        measure = written_metric(
+            metric, extract=self.extract, references=self.references, positive=self.positive
+        )
+        return measure.rows(texts, self.references)
+
+    @property
+    def commonest(self) -> str:
+        """The answer that most rows accept."""
+        counts = Counter(answer for accepted in self.references for answer in set(accepted))
+        return max(counts, key=lambda answer: (counts[answer], answer))
+
+
+def written_splits(
+    rows: Mapping[str, Rows], form: Form, settings: TaskSettings, base_uri: str
+) -> EncodedRows:
+    """Every split as tokens. Raises DataError and BaseModelError as an `Encoder` does."""
+    encoder = Encoder(settings, base_uri)
+    prompt_room(settings.generation, encoder.limits.tokens)
+    first = (
+        {split: _first_answers(part) for split, part in rows.items()} if form.has_prompt else rows
+    )
+    sequences = encoder.of_form(first, form)
+    splits = {}
+    for split, part in rows.items():
+        prompts, references = _asked(encoder, part, form)
+        trained = sequences[split]
+        splits[split] = WrittenSplit(
+            trained.input_ids, trained.targets_mask, trained.offsets, trained.pad_token_id,
+            prompts=np.concatenate([np.asarray(ids, np.int32) for ids in prompts]),
+            prompt_offsets=np.cumsum([0, *map(len, prompts)]),
+            references=references, base_uri=base_uri, generation=settings.generation,
+            extract=settings.extract, positive=settings.positive_class,
+            positions=encoder.limits.tokens,
+        )  # fmt: skip
+    return EncodedRows(dict(splits), tuple(encoder.notes), encoder.example(splits["train"]))
+
+
+def _first_answers(rows: Rows) -> Rows:
+    """The rows with the answer that is trained as their label."""
+    return Rows(rows.inputs, [json.loads(label)[0] for label in rows.labels], rows.hashes)
+
+
+def _asked(encoder: Encoder, rows: Rows, form: Form) -> tuple[list[list[int]], References]:
+    """The tokens of each prompt, whole, and what is accepted after it."""
+    texts = [str(row[0]) for row in rows.inputs]
+    if form.is_conversation:
+        chat = encoder.chat()
+        asked = [chat.prompt_of(from_json(text)) for text in texts]
+        ids = encoder.tokenizer(
+            [text for text, _ in asked], add_special_tokens=False, verbose=False
+        )
+        return ids["input_ids"], [(answer,) for _, answer in asked]
+    pairs = encoded_pairs(encoder.tokenizer, texts, [""] * len(texts), end=True)
+    return [ids[:start] for ids, start in pairs], [tuple(json.loads(each)) for each in rows.labels]
