@@ -137,6 +137,10 @@ class Kind(ABC):
     ) -> EncodedRows:
         """Every split as inputs of a base. Raises DataError and BaseModelError."""
 
+    def fitted(self, task: Task, model: torch.nn.Module) -> Task:
+        """The task as it goes through a loaded base."""
+        return task
+
     # Loss and measure -----------------------------------------------------------------------------
 
     @abstractmethod

@@ -6,6 +6,7 @@ An answer's tokens alone bear loss, or those of a running text. The head is the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from trainables.engine.workers import Workers
     from trainables.tasks.language.sequences import Sequences
     from trainables.tasks.rows import Rows
+    from trainables.tasks.task import Task
 
 
 class LanguageKind(Kind):
@@ -37,6 +39,17 @@ class LanguageKind(Kind):
 
     def strata(self, rows: Rows) -> Sequence[str]:
         return [""] * len(rows)  # answers are no groups
+
+    def fitted(self, task: Task, model: torch.nn.Module) -> Task:
+        from trainables.bases.packing import packs_exactly
+        from trainables.tasks.language.sequences import Sequences
+
+        packs = packs_exactly(model)
+        splits = {
+            name: replace(split, packs=packs) if isinstance(split, Sequences) else split
+            for name, split in task.splits.items()
+        }
+        return replace(task, splits=splits)
 
     def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy summed over targets, in float32 at least."""

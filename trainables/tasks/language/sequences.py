@@ -120,7 +120,7 @@ class Sequences:
 
         position_ids [lines, positions] begin anew at each row. From them transformers finds the
         rows and keeps each from seeing another with a block mask (`create_causal_mask`), though
-        only where there is neither an attention mask nor a cache of keys, hence `use_cache`.
+        only where there is neither an attention mask nor a cache of keys.
         """
         sums = np.array([self.lengths[line].sum() for line in lines])
         is_token = np.arange(sums.max()) < sums[:, None]
@@ -132,7 +132,6 @@ class Sequences:
         position_ids[is_token] = np.arange(len(flat)) - np.repeat(begins, lengths)
         made = self._pass(is_token, flat)
         made["position_ids"] = torch.from_numpy(position_ids)
-        made["use_cache"] = False
         if not is_token.all():
             made["is_token"] = torch.from_numpy(is_token)
         return made
@@ -161,6 +160,7 @@ class Sequences:
             "logits_to_keep": torch.from_numpy(kept),
             "labels": torch.from_numpy(input_ids[:, 1:][is_predicted]),
             "places": torch.from_numpy(lines * len(kept) + np.searchsorted(kept, columns)),
+            "use_cache": False,
         }
 
 
