@@ -19,7 +19,7 @@ from trainables.tasks.language.continuations import encoded_pairs, joined, short
 LOGITS_AT_ONCE = 2**24
 """Logits of one softmax: 64 MiB in float32."""
 CPU_TOKENS, DEVICE_TOKENS = 256, 8192
-"""Tokens of a pass: on SmolLM2-135M a pass of 2,048 takes a CPU a fifth to two thirds longer."""
+"""Tokens of a pass: on SmolLM2-135M passes of 2,048 took a CPU a fifth to three quarters longer."""
 PROBE_TOKENS = 5
 """Of a prompt, and at most of an option, on which it is seen whether options can share a pass."""
 MOST_APART = {torch.float64: 1e-4, torch.float32: 1e-2}
