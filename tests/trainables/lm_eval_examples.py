@@ -81,7 +81,7 @@ def write_tasks(folder: Path, *tasks: dict[str, Any], rows: int = 17) -> list[st
     (folder / "rows.json").write_text("\n".join(map(json.dumps, lines)))
     files = []
     for task in tasks:
-        file = folder / f"{task.get('task', task.get('group'))}.yaml"
+        file = folder / f"{task.get('group', task.get('task'))}.yaml"
         file.write_text(yaml.safe_dump(task))
         files.append(str(file))
     return files
@@ -128,9 +128,7 @@ def decoder(folder: Path) -> Any:
 def adapted(model: Any) -> BlockAdaptation:
     """Random blocks on two modules of a decoder, as a trained trial has them attached; enter it."""
     names = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
-    targets = [
-        TargetModule(name, tuple(model.get_submodule(name).weight.shape)) for name in names
-    ]
+    targets = [TargetModule(name, tuple(model.get_submodule(name).weight.shape)) for name in names]
     blocks = {
         target.name: [
             Block(

@@ -65,7 +65,7 @@ def lm_eval_scores(
             )
             scores = _named(found["results"])
             agreement.of(None)
-        except (_Agreed, CancelledError):
+        except (_AgreedError, CancelledError):
             raise
         except Exception as failure:  # of lm-eval, a task's own code, memory
             agreement.of(None, failure)
@@ -76,7 +76,7 @@ def lm_eval_scores(
 def _seed() -> None:
     """Seed what `simple_evaluate` seeds, as it does."""
     random.seed(DEFAULT_RANDOM_SEED)
-    np.random.seed(DEFAULT_OTHER_SEED)  # noqa: NPY002
+    np.random.seed(DEFAULT_OTHER_SEED)
     torch.manual_seed(DEFAULT_OTHER_SEED)
 
 
@@ -115,7 +115,7 @@ def _named(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return scores
 
 
-class _Agreed(LmEvalError):
+class _AgreedError(LmEvalError):
     """A failure that every worker knows of."""
 
 
@@ -132,7 +132,7 @@ class _Agreement:
         if any(cancelled for _, cancelled, _ in every):
             raise CancelledError
         if (problem := next((told for *_, told in every if told), None)) is not None:
-            raise _Agreed(f"lm-eval: {problem}") from failure
+            raise _AgreedError(f"lm-eval: {problem}") from failure
         return [value for value, *_ in every]
 
 
@@ -143,7 +143,7 @@ def _told(failure: Exception) -> str:
     return line
 
 
-class _Shared(HFLM):
+class _Shared(HFLM):  # type: ignore[misc]
     """lm-eval's model of transformers: every worker answers its share of the requests.
 
     Each builds all requests, so that the worked examples that are drawn are those of one process.

@@ -23,7 +23,7 @@ def undisturbed() -> Iterator[None]:
     """While open, nothing is printed or shown; afterwards the random states are as they were."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     bars, one_process = datasets.are_progress_bars_disabled(), os.environ.get(_ONE_PROCESS)
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 (lm-eval seeds it)
+    python, arrays = random.getstate(), np.random.get_state()
     with (
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
@@ -37,7 +37,7 @@ def undisturbed() -> Iterator[None]:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(arrays)  # noqa: NPY002
+            np.random.set_state(arrays)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
             if not bars:

@@ -49,11 +49,16 @@ class LmEvalTasks:
         Names, files and metrics are looked at, and data that are local are loaded; with `load_all`
         those too that must first be fetched.
         """
-        index = self._index()
+        index, owners = _Index(self.settings.include_path), dict[str, str]()
         for task in self.settings.tasks:
             leaves = list(_leaves(self._entry(task, index), index, task))
             for leaf in leaves:
                 self._check_leaf(leaf, task)
+                if owners.setdefault(leaf.name, task) != task:
+                    raise ConfigError(
+                        f"{KEY}.tasks: {owners[leaf.name]} and {task} both have the task "
+                        f"{leaf.name}; leave one out"
+                    )
             if load_all or all(_is_local(leaf.config) for leaf in leaves):
                 self._load([task], index)
 
@@ -62,32 +67,19 @@ class LmEvalTasks:
 
         Raises ConfigError where one cannot be loaded.
         """
-        return self._load(self.settings.tasks, self._index())
+        return self._load(self.settings.tasks, _Index(self.settings.include_path))
 
-    def _index(self) -> dict[str, Any]:
-        files_alone = all(is_file(task) for task in self.settings.tasks)
-        # Reading what lm-eval brings along takes seconds; a group in a file may name any of it.
-        groups = files_alone and any(_kind(_read(task, task)) == "GROUP" for task in self._paths())
-        with_own = not files_alone or groups
-        return dict(_known(self.settings.include_path, with_own))
-
-    def _paths(self) -> list[str]:
-        return [task for task in self.settings.tasks if is_file(task)]
-
-    def _entry(self, task: str, index: Mapping[str, Any]) -> Any:
+    def _entry(self, task: str, index: _Index) -> Any:
+        """What lm-eval knows of a task, a group or a tag that the section names."""
         if not is_file(task):
-            if task not in index:
-                raise ConfigError(
-                    f"{KEY}.tasks: lm-eval knows no {task!r}; {_nearest(task, index)}"
-                )
-            return index[task]
-        from lm_eval.tasks._index import Entry, Kind
-
+            if (entry := index.get(task)) is None:
+                raise ConfigError(f"{KEY}.tasks: lm-eval knows no {task!r}; {index.nearest(task)}")
+            return entry
         config, path = _read(task, task), Path(task).resolve()
-        name = config.get("task") if _kind(config) != "GROUP" else config.get("group")
+        name = config.get("group" if _kind(config) == "GROUP" else "task")
         if not isinstance(name, str):
             raise ConfigError(f"{KEY}.tasks: {task} does not name its task; give it `task: NAME`")
-        return Entry(name, getattr(Kind, _kind(config)), path, config)
+        return _entry_of(name, path, config)
 
     def _check_leaf(self, leaf: _Leaf, task: str) -> None:
         config, which = leaf.config, f"{KEY}.tasks: {task}"
@@ -111,25 +103,23 @@ class LmEvalTasks:
                 f"{KEY}.allow_code: true"
             )
 
-    def _load(self, tasks: Sequence[str], index: dict[str, Any]) -> Any:
+    def _load(self, tasks: Sequence[str], index: _Index) -> Any:
         from lm_eval.tasks import TaskManager
 
         from trainables.training.lm_eval_state import undisturbed
 
-        manager = TaskManager(include_defaults=False)
-        manager.task_index.update(index)
         built: list[Any] = []
         for task in tasks:
             entry = self._entry(task, index)
-            for leaf in _leaves(entry, index, task):
-                if leaf.is_own and leaf.name in index:
-                    manager.task_index[leaf.name] = self._in_memory(leaf, task)
+            own = [leaf for leaf in _leaves(entry, index, task) if leaf.is_own]
+            known = {entry.name: entry} | {
+                leaf.name: self._in_memory(leaf, task) for leaf in own if leaf.is_whole
+            }
+            manager = TaskManager(include_defaults=False)
+            manager.task_index.update({**index.entries, **known})
             try:
                 with undisturbed():
-                    # A group is given as its file: what one says in memory its members inherit.
-                    in_memory = is_file(task) and entry.kind.name != "GROUP"
-                    spec = self._in_memory(_Leaf.of(entry), task).cfg if in_memory else task
-                    found = manager.load([spec])
+                    found = manager.load([entry.name])
                     _check_metrics(found, task)
             except ConfigError:
                 raise
@@ -143,15 +133,13 @@ class LmEvalTasks:
 
     def _in_memory(self, leaf: _Leaf, task: str) -> Any:
         """The entry of a task file of the user's own, with the paths of its data absolute."""
-        from lm_eval.tasks._index import Entry, Kind
-
         config = _read(str(leaf.file), task, resolve=True)
         data = config.get("dataset_kwargs")
         if isinstance(data, dict) and "data_files" in data and leaf.file is not None:
             beside = (Path(self.folder), leaf.file.parent)
             files = _absolute(data["data_files"], beside)
             config["dataset_kwargs"] = {**data, "data_files": files}
-        return Entry(leaf.name, getattr(Kind, _kind(config)), None, config)
+        return _entry_of(leaf.name, None, config)
 
 
 @dataclass(frozen=True)
@@ -161,6 +149,9 @@ class _Leaf:
     name: str
     file: Path | None
     config: Mapping[str, Any]
+
+    is_whole: bool = True
+    """Whether it is all that the file describes, and not a part of a group that it writes out."""
 
     @classmethod
     def of(cls, entry: Any) -> _Leaf:
@@ -172,52 +163,89 @@ class _Leaf:
         return self.file is not None and not _is_of_the_package(self.file)
 
 
-def _leaves(entry: Any, index: Mapping[str, Any], task: str) -> Iterator[_Leaf]:
+class _Index:
+    """What lm-eval knows by name: the tasks of a folder of the user's, then those that it brings
+    along, which take seconds to read and are not read before they are needed."""
+
+    def __init__(self, include_path: str | None) -> None:
+        self._own: dict[str, Any] = {}
+        if include_path is not None:
+            if not Path(include_path).is_dir():
+                raise ConfigError(f"{KEY}.include_path: {include_path} is no folder; name one")
+            self._own = _entries(include_path, brought_along=False)
+        self._others: Mapping[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """The entry of that name; None where there is none."""
+        if name not in self._own:
+            self._others = _brought_along()
+        return self.entries.get(name)
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """All that was read so far."""
+        return {**self._others, **self._own}
+
+    def nearest(self, name: str) -> str:
+        """What may have been meant, out of the thousands that there are."""
+        said = nearest(name, self.entries)
+        return said if said.startswith("did") else "`lm-eval ls tasks` lists what it knows"
+
+
+@lru_cache(maxsize=1)
+def _brought_along() -> Mapping[str, Any]:
+    return _entries(None, brought_along=True)
+
+
+def _entries(folder: str | None, *, brought_along: bool) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    from trainables.training.lm_eval_state import undisturbed
+
+    with undisturbed():
+        manager = TaskManager(include_path=folder, include_defaults=brought_along)
+    return dict(manager.task_index)
+
+
+def _entry_of(name: str, file: Path | None, config: dict[str, Any]) -> Any:
+    """What lm-eval keeps of a task: by its file, or by what the file says."""
+    from lm_eval.tasks._index import Entry, Kind
+
+    return Entry(name, getattr(Kind, _kind(config)), file, config)
+
+
+def _leaves(entry: Any, index: _Index, task: str) -> Iterator[_Leaf]:
     """The tasks below a task, a group or a tag. Raises ConfigError for one that is not there."""
     kind = entry.kind.name
     if kind == "TAG":
         for name in sorted(entry.tags):
-            yield from _leaves(index[name], index, task)
+            yield from _leaves(index.get(name), index, task)
     elif kind != "GROUP":
         yield _Leaf.of(entry)
     else:
         yield from _members(_Leaf.of(entry), index, task)
 
 
-def _members(group: _Leaf, index: Mapping[str, Any], task: str) -> Iterator[_Leaf]:
+def _members(group: _Leaf, index: _Index, task: str) -> Iterator[_Leaf]:
     """The tasks of a group; of one that is written out within it, the group's file."""
     members = group.config.get("task")
     for member in members if isinstance(members, list) else ():
         inline = member if isinstance(member, Mapping) else {}
-        name = inline.get("group", inline.get("task")) if inline else member
-        if isinstance(name, str) and name in index:
-            for leaf in _leaves(index[name], index, task):
-                yield _Leaf(leaf.name, leaf.file, {**leaf.config, **inline})
-            if inline:  # what it changes may be code too
-                yield _Leaf(name, group.file, inline)
+        name = str(inline.get("group", inline.get("task")) if inline else member)
+        if (entry := index.get(name)) is not None:
+            yield from _leaves(entry, index, task)
+            if inline:  # what it says otherwise may be code too
+                yield _Leaf(name, group.file, inline, is_whole=False)
         elif "group" in inline:
-            yield from _members(_Leaf(str(name), group.file, inline), index, task)
+            yield from _members(_Leaf(name, group.file, inline), index, task)
         elif len(inline) > 1:
-            yield _Leaf(str(name), group.file, {**group.config, **inline})
+            config = {**group.config, **inline}
+            yield _Leaf(name, group.file, config, is_whole=False)
         else:
             raise ConfigError(
                 f"{KEY}.tasks: {task} has the member {name!r}, which lm-eval does not know; "
-                f"{_nearest(str(name), index)}"
+                f"{index.nearest(name)}"
             )
-
-
-@lru_cache(maxsize=4)
-def _known(include_path: str | None, with_own: bool) -> dict[str, Any]:
-    """Name -> entry of every task, group and tag: lm-eval's own, and those of a folder."""
-    from lm_eval.tasks import TaskManager
-
-    from trainables.training.lm_eval_state import undisturbed
-
-    if include_path is not None and not Path(include_path).is_dir():
-        raise ConfigError(f"{KEY}.include_path: {include_path} is no folder; name one that is")
-    with undisturbed():
-        manager = TaskManager(include_path=include_path, include_defaults=with_own)
-    return dict(manager.task_index)
 
 
 def _read(file: str, task: str, *, resolve: bool = False) -> dict[str, Any]:
@@ -276,7 +304,9 @@ def _nodes(node: Any) -> Iterator[Any]:
 def _included(node: Any) -> list[str]:
     pairs = node.value if isinstance(node, yaml.MappingNode) else ()
     values = [value for key, value in pairs if key.value == "include"]
-    each = [v for value in values for v in (value.value if isinstance(value.value, list) else [value])]
+    each = [
+        v for value in values for v in (value.value if isinstance(value.value, list) else [value])
+    ]
     return [str(value.value) for value in each]
 
 
@@ -291,7 +321,8 @@ def _fetched_metrics(config: Mapping[str, Any]) -> list[str]:
         for each in metrics
         if isinstance(each, Mapping) and isinstance(each.get("metric"), str)
         # a function's text holds the path of its file
-        if each.get("hf_evaluate") is True or (each["metric"] not in own and "/" not in each["metric"])
+        if each.get("hf_evaluate") is True
+        or (each["metric"] not in own and "/" not in each["metric"])
     ]
 
 
@@ -354,11 +385,3 @@ def _found(folder: Path, pattern: str) -> Iterator[Path]:
         yield folder / file
     elif folder.is_dir() and not file.is_absolute():
         yield from folder.glob(pattern)
-
-
-def _nearest(name: str, index: Mapping[str, Any]) -> str:
-    """What may have been meant, out of the thousands that lm-eval knows."""
-    said = nearest(name, index)
-    return said if said.startswith("did") else "`lm-eval ls tasks` lists what it knows"
-
-
