@@ -161,3 +161,33 @@ def test_it_leaves_model_and_process_as_they_were_also_where_it_fails(
     assert "\n" not in str(caught.value)
     assert_alike(everything(model), before)
     assert capfd.readouterr() == ("", ""), "its news and bars are kept out of the logs"
+
+
+def losses(base: Path, model: Any) -> list[float]:
+    """Those of a few steps that train fresh adapters on one batch, with dropout, from a seed."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    batch = tokenizer(["red stone under blue river"], return_tensors="pt")
+    torch.manual_seed(3)
+    found = []
+    with adapted(model) as adaptation:
+        parameters = adaptation.begin_stage(0, 4)
+        optimizer = torch.optim.SGD(parameters.parameters(), lr=0.5)
+        model.train()
+        for _ in range(4):
+            loss = model(**batch, labels=batch["input_ids"]).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+    return found
+
+
+def test_what_is_trained_after_lm_eval_is_trained_bit_for_bit_as_before(
+    base: Path, alone: Workers, tmp_path: Path
+) -> None:
+    files = write_tasks(tmp_path / "tasks", CHOICE, WRITING)
+    model = decoder(base)
+    before = losses(base, model)
+    assert len(set(before)) == 4
+    scores(base, alone, model, asked_of(files, tmp_path))
+    assert losses(base, model) == before
