@@ -24,10 +24,12 @@ def undisturbed() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     bars, one_process = datasets.are_progress_bars_disabled(), os.environ.get(_ONE_PROCESS)
     python, arrays = random.getstate(), np.random.get_state()
+    # Asked of others, a GPU that this process does not use would be made ready.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with (
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
-        torch.random.fork_rng(),
+        torch.random.fork_rng(devices),
     ):
         try:
             for name in _LOGGERS:
