@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from spaces.errors import JobError, one_line
+from spaces.errors import ConfigError, JobError, one_line
 from spaces.plan import Plan
 from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.registry import adaptation_for
@@ -54,7 +54,7 @@ from trainables.trained.weights import Trained, TrainedFacts
 from trainables.training.evaluate import evaluate_rows
 from trainables.training.finetune import finetune
 from trainables.training.lm_eval_settings import LmEvalError
-from trainables.training.lm_eval_tasks import LmEvalTasks
+from trainables.training.lm_eval_tasks import LmEvalTasks, check_package
 from trainables.training.observer import Observer
 from trainables.training.stage import CancelledError, DivergedError
 
@@ -276,6 +276,14 @@ def _scored(
 def _lm_eval_scores(
     asked: LmEvalTasks, resident: Resident, channel: Channel
 ) -> Mapping[str, float]:
+    missing = None
+    try:
+        check_package()
+    except ConfigError as error:
+        missing = f"{error} on every node"
+    for told in resident.workers.gather_objects(missing):
+        if told is not None:
+            raise LmEvalError(told)
     # Here, for lm-eval is an optional package.
     from trainables.training.lm_eval_scores import lm_eval_scores
 

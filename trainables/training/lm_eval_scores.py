@@ -48,29 +48,39 @@ def lm_eval_scores(
     Raises LmEvalError on all workers where it fails on one, CancelledError where rank 0 is to stop.
     """
     agreement = _Agreement(workers)
-    with undisturbed(), _resident(model):
-        try:
-            _seed()
-            tasks = asked.load()
-            agreement.of(None)  # before anybody waits for another's share
-            _set_shots(tasks, asked.settings.num_fewshot)
-            settings = asked.settings
-            lm = _Shared(model, tokenizer, settings.batch_size, agreement, should_stop)
-            found: Any = evaluate(
-                lm=lm,
-                task_dict=tasks,
-                limit=settings.limit,
-                bootstrap_iters=BOOTSTRAP_ITERS,
-                log_samples=False,
-            )
-            scores = _named(found["results"])
-            agreement.of(None)
-        except (_AgreedError, CancelledError):
-            raise
-        except Exception as failure:  # of lm-eval, a task's own code, memory
-            agreement.of(None, failure)
-            raise
+    try:
+        with undisturbed(), _resident(model):
+            scores = _scores(model, tokenizer, asked, agreement, should_stop)
+        agreement.of(None)
+    except (_AgreedError, CancelledError):
+        raise
+    except Exception as failure:  # of lm-eval, a task's own code, memory
+        agreement.of(None, failure)
+        raise
     return scores
+
+
+def _scores(
+    model: Any,
+    tokenizer: Any,
+    asked: LmEvalTasks,
+    agreement: _Agreement,
+    should_stop: Callable[[], bool],
+) -> dict[str, float]:
+    settings = asked.settings
+    _seed()
+    tasks = asked.load()
+    _set_shots(tasks, settings.num_fewshot)
+    lm = _Shared(model, tokenizer, settings.batch_size, agreement, should_stop)
+    agreement.of(None)  # before anybody waits for another's share
+    found: Any = evaluate(
+        lm=lm,
+        task_dict=tasks,
+        limit=settings.limit,
+        bootstrap_iters=BOOTSTRAP_ITERS,
+        log_samples=False,
+    )
+    return _named(found["results"])
 
 
 def _seed() -> None:

@@ -44,3 +44,10 @@ def test_the_untouched_base_is_measured_as_lm_eval_measures_its_checkpoint(
     assert dict(found.lm_eval) == pytest.approx(of_lm_eval(folder, files), rel=1e-5)
     with pytest.raises(JobError, match=r"lm-eval: .*is not there"):
         perform(BaseJob(lm_eval=asked_of(["gone.yaml"], tmp_path)), resident, some_channel)
+
+    def version(_: str) -> str:
+        return "0.4.9"
+
+    monkeypatch.setattr("trainables.training.lm_eval_tasks.version", version)
+    with pytest.raises(JobError, match=r"lm-eval 0\.4\.9 is installed, .* on every node$"):
+        perform(BaseJob(lm_eval=asked_of(files, tmp_path)), resident, some_channel)
