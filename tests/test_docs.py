@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from search.cli.main import app
+from search.config.published import PublishedSettings
 from search.config.reading import apply_overrides, parse_sweep
 from search.config.sweep import (
     ClusterSettings,
@@ -61,6 +62,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "cluster": ClusterSettings,
     "tracking": TrackingSettings,
     "confirm": ConfirmSettings,
+    "published": PublishedSettings,
 }
 OWN = [name for name, method in METHODS.items() if not method.baseline]
 BASELINES = [name for name, method in METHODS.items() if method.baseline]
