@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from search.cli.main import app
+from search.config.published import PublishedSettings
 from search.config.reading import apply_overrides, parse_sweep
 from search.config.sweep import (
     ClusterSettings,
@@ -63,6 +64,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "tracking": TrackingSettings,
     "confirm": ConfirmSettings,
     "confirm.lm_eval": LmEvalSettings,
+    "published": PublishedSettings,
 }
 OWN = [name for name, method in METHODS.items() if not method.baseline]
 BASELINES = [name for name, method in METHODS.items() if method.baseline]
