@@ -1,4 +1,4 @@
-"""A kind of task of one's own: `kind: own_kind:Smoothed`, in the folder of this file."""
+"""A kind of task of one's own: `kind: examples.own_kind:Smoothed`."""
 
 import torch
 from torch.nn.functional import cross_entropy

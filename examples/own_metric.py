@@ -1,4 +1,4 @@
-"""A metric of one's own: `metric: own_metric:within_a_tenth`, in the folder of this file."""
+"""A metric of one's own: `metric: examples.own_metric:within_a_tenth`."""
 
 import re
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ SHOWN = re.findall(
 
 
 def test_the_page_has_a_section_and_the_metrics_of_every_kind() -> None:
-    for name, kind in KINDS.items():
+    for name in KINDS:
         assert f"\n## {name}\n" in PAGE
     for name in ("classification", "regression", "multiple_choice", "causal", "generation"):
         (line,) = [row for row in PAGE.splitlines() if row.startswith(f"| [`{name}`]")]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import EXAMPLES
 from spaces.methods.registry import make_plan, parse_choice
+from tests.conftest import EXAMPLES
 from trainables.bases.location import fingerprint
 from trainables.bases.structure import meta_base
 from trainables.resident.groups import GroupSettings, ResidentWorkers
@@ -34,7 +34,8 @@ def test_their_code_goes_to_the_workers_with_the_task(
     (tmp_path / "mine/of_a_test.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     own = {"kind": "mine.of_a_test:Smoothed", "metric": "mine.of_a_test:share_of_good"}
-    task = build_task(TaskSettings.model_validate({**tiny_sweep["task"], **own}), tiny_sweep["base"])
+    settings = TaskSettings.model_validate({**tiny_sweep["task"], **own})
+    task = build_task(settings, tiny_sweep["base"])
     targets = meta_base(
         tiny_sweep["base"], task.head, 2, tiny_sweep["profile"]["target_modules"]
     ).targets

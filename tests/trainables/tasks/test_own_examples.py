@@ -23,13 +23,13 @@ from trainables.tasks.settings import TaskSettings
 from trainables.tasks.task import Task, build_task
 from trainables.training.evaluate import evaluate_rows
 
-METRIC, KIND = "own_metric:within_a_tenth", "own_kind:Smoothed"
+METRIC, KIND = "examples.own_metric:within_a_tenth", "examples.own_kind:Smoothed"
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working directory is that of the examples."""
-    monkeypatch.chdir(EXAMPLES)
+    """The working directory is that which holds the examples."""
+    monkeypatch.chdir(EXAMPLES.parent)
 
 
 @pytest.fixture
