@@ -11,6 +11,7 @@ import os
 import sys
 from functools import cache
 from importlib.machinery import PathFinder
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
@@ -53,8 +54,8 @@ def _module(name: str, key: str) -> ModuleType:
         return there
     folders = [os.getcwd(), *sys.path]
     spec = None
-    for part in name.split("."):  # a module in a package, without importing the package
-        spec = PathFinder.find_spec(part, folders)
+    for whole in accumulate(name.split("."), "{}.{}".format):  # without importing its packages
+        spec = PathFinder.find_spec(whole, folders)
         if spec is None:
             break
         folders = list(spec.submodule_search_locations or ())
