@@ -188,6 +188,29 @@ def test_a_measured_loss_is_the_mean_over_the_targets_that_train(made: MadeKind)
     assert measured.loss == pytest.approx(mean, rel=1e-6)
 
 
+def test_answers_are_one_a_row_beside_what_is_right(made: MadeKind) -> None:
+    if made.task.kind == "causal":
+        return  # it has none
+    base = made.base()
+    task = made.fitted(base)
+    kind, model = task.its_kind, base.model.eval()
+    with torch.no_grad():
+        readings = kind.readings(model, task, "dev", ALONE)
+    answers, right = kind.answers(task, "dev", readings)
+    assert len(answers) == len(right) == len(task.splits["dev"])
+    usual = {"multiple_choice": "accuracy", "regression": "mse", "generation": "exact_match"}
+    metric = usual.get(task.kind, "accuracy")
+    wanted = kind.measure(replace(task, metric=metric), "dev", readings).metrics[metric]
+    if task.kind == "regression":
+        found = np.mean((np.array(answers) - np.array(right)) ** 2)
+    elif task.kind == "generation":
+        pairs = zip(answers, right, strict=True)
+        found = np.mean([answer.strip() in accepted for answer, accepted in pairs])
+    else:
+        found = np.mean([answer == each for answer, each in zip(answers, right, strict=True)])
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
 # -- the best constant -----------------------------------------------------------------------------
 
 
@@ -268,8 +291,8 @@ def test_neither_the_order_of_a_file_nor_its_format_matters(made: MadeKind, tmp_
     again = made.with_(data=files)
     assert again.train_fingerprint == made.task.train_fingerprint
     assert again.fingerprint == made.task.fingerprint
-    for name, split in made.task.splits.items():
-        mine, other = tensors_of(split), tensors_of(again.splits[name])
+    for name, encoded in made.task.splits.items():
+        mine, other = tensors_of(encoded), tensors_of(again.splits[name])
         assert mine
         for what, array in mine.items():
             np.testing.assert_array_equal(array, other[what])
