@@ -18,7 +18,7 @@ from search.queries.comparison import compare, lm_eval_of_base
 from search.tracking.runs import RecordedRuns
 from search.trained.export import export
 from tests.trainables.lm_eval_examples import CHOICE, WORDS, of_lm_eval, save_decoder, write_tasks
-from trainables.tasks.kinds import KINDS
+from trainables.tasks.kinds.registry import KINDS
 
 pytestmark = [
     pytest.mark.ray,

@@ -209,7 +209,7 @@ class _Batch:
         ids, mask = self._padded(prompts)
         prompt_tokens = ids.shape[1]
         most = self._settings.max_new_tokens
-        draws = [_draws(self._settings.seed, prompt) for prompt in prompts]
+        draws = [draws_of(self._settings.seed, prompt) for prompt in prompts]
         answers: list[list[int]] = [[] for _ in prompts]
         rows, cache = list(range(len(prompts))), copy.deepcopy(self._shared.cache)
         if cache is not None:
@@ -269,11 +269,11 @@ class _Batch:
             processors.append(TemperatureLogitsWarper(settings.temperature))
             if settings.top_p < 1.0:
                 processors.append(TopPLogitsWarper(settings.top_p))
-            processors.append(_Drawn(draws))
+            processors.append(Drawn(draws))
         return processors
 
 
-def _draws(seed: int, prompt: Sequence[int]) -> torch.Generator:
+def draws_of(seed: int, prompt: Sequence[int]) -> torch.Generator:
     """A row's own draws, which no other row and no batch has a part in."""
     digest = hashlib.sha256(repr((seed, list(prompt))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
@@ -292,15 +292,15 @@ def _is_plain(cache: Any, layers: tuple[type, ...]) -> bool:
     return type(cache) is DynamicCache and all(type(each) in layers for each in cache.layers)
 
 
-class _Drawn(LogitsProcessor):  # type: ignore[misc]
+class Drawn(LogitsProcessor):  # type: ignore[misc]
     """Scores whose largest is a draw from their softmax, by Gumbel's noise, row by row."""
 
     def __init__(self, draws: Sequence[torch.Generator]) -> None:
-        self._draws = draws
+        self.draws_of = draws
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         noise = torch.empty(scores.shape)
-        for row, generator in zip(noise, self._draws, strict=True):
+        for row, generator in zip(noise, self.draws_of, strict=True):
             row.exponential_(generator=generator)
         return scores - noise.log().to(scores.device)
 

@@ -245,7 +245,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(tokenizer: Any) -> None:
     expected = torch.softmax(logits / 2.0, dim=-1)
     scores = logits.float()[None] / 2.0
     drawn = [
-        int(writing._Drawn([writing._draws(seed, prompt)])(None, scores).argmax())  # type: ignore[arg-type]
+        int(writing.Drawn([writing.draws_of(seed, prompt)])(None, scores).argmax())  # type: ignore[arg-type]
         for seed in range(4000)
     ]
     found = torch.bincount(torch.tensor(drawn), minlength=len(expected)) / len(drawn)
