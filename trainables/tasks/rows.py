@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,10 +216,9 @@ def _notes_on_inputs(splits: Mapping[str, Rows], kind: Kind) -> Iterator[str]:
                 f"task.text: {lost} texts of {split} hold U+FFFD, which stands for characters that "
                 "were lost when the data was converted; convert it again from its source"
             )
-    for column in zip_longest(*splits["train"].inputs):
-        texts = [each for each in column if each is not None]  # rows may differ in their options
-        if all(isinstance(each, str) and is_a_number(each) for each in texts):
+    for column in zip(*splits["train"].inputs, strict=False):  # rows may differ in their options
+        if all(isinstance(each, str) and is_a_number(each) for each in column):
             yield (
-                f"task.text: every text of train is a number, such as {texts[0]!r:.40}; see that "
+                f"task.text: every text of train is a number, such as {column[0]!r:.40}; see that "
                 "it is the column of texts"
             )

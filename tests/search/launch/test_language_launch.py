@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,17 @@ def confirmed_runs(result: LaunchResult) -> list[Any]:
     return recorded.search({"kind": "confirm", "status": "complete"}, recorded.experiments())
 
 
-def plainly_adapted(folder: Path, adapter: Path) -> tuple[Any, Any]:
-    """The base with the adapter as its users load them, in float64, and its tokenizer."""
+def exported(result: LaunchResult, runs: Sequence[Any], folder: Path) -> tuple[Any, Any, Any]:
+    """The confirmation that is exported of the best choice, the base with its adapter as its users
+    load them, and the tokenizer."""
+    best = result.best[0].run_id
+    assert best is not None
+    done = export(result.tracking_uri, best, "peft", folder / "out")
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
-    model = peft.PeftModel.from_pretrained(base, adapter)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
-    return model.eval(), tokenizer
+    model = peft.PeftModel.from_pretrained(base, folder / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "out")
+    (run,) = (run for run in runs if run.run_id == done["run_id"])
+    return run, model.eval(), tokenizer
 
 
 @torch.no_grad()
@@ -95,9 +100,7 @@ def test_the_adapter_of_the_best_choice_has_the_accuracy_that_was_logged(
     runs = confirmed_runs(result)
     assert sorted(run.seed for run in runs) == [1, 1, 2, 2]  # each choice with both
 
-    done = export(result.tracking_uri, result.best[0].run_id, "peft", tmp_path / "out")
-    model, tokenizer = plainly_adapted(tmp_path, tmp_path / "out")
-    (run,) = (run for run in runs if run.run_id == done["run_id"])
+    run, model, tokenizer = exported(result, runs, tmp_path)
     hits, losses, targets = [], 0.0, 0
     for row in rows_of(tmp_path, "test"):
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -126,9 +129,7 @@ def test_the_adapter_of_the_best_choice_has_the_loss_that_was_logged(
     runs = confirmed_runs(result)
     assert sorted(run.seed for run in runs) == [1, 1, 2, 2]  # each choice with both
 
-    done = export(result.tracking_uri, result.best[0].run_id, "peft", tmp_path / "out")
-    model, tokenizer = plainly_adapted(tmp_path, tmp_path / "out")
-    (run,) = (run for run in runs if run.run_id == done["run_id"])
+    run, model, tokenizer = exported(result, runs, tmp_path)
     loss, targets = 0.0, 0
     for row in rows_of(tmp_path, "test"):
         prompt = tokenizer(row["prompt"])["input_ids"]
