@@ -34,12 +34,20 @@ def row_of(split: Any, i: int) -> dict[str, torch.Tensor]:
 def mean_loss(
     model: Any, weights: Mapping[str, torch.Tensor], split: Any, rows: Iterable[int]
 ) -> torch.Tensor:
-    """Mean cross-entropy of some rows, some of the weights replaced."""
+    """Mean cross-entropy over the targets of some rows, some of the weights replaced.
+
+    A target is a row's class, or in a row of a language model each token that bears loss, which is
+    predicted from the tokens before it.
+    """
     losses = []
     for i in rows:
-        logits = functional_call(model, dict(weights), (), row_of(split, i)).logits
-        label = torch.tensor(split.labels[i])
-        losses.append(torch.nn.functional.cross_entropy(logits[0], label))
+        logits = functional_call(model, dict(weights), (), row_of(split, i)).logits[0]
+        if not hasattr(split, "targets_mask"):
+            losses.append(-logits.log_softmax(-1)[split.labels[i]])
+            continue
+        row = slice(split.offsets[i], split.offsets[i + 1])
+        for place in np.flatnonzero(split.targets_mask[row]):
+            losses.append(-logits[place - 1].log_softmax(-1)[split.input_ids[row][place]])
     return torch.stack(losses).mean()
 
 

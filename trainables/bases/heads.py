@@ -8,6 +8,7 @@ outputs in the task's order; else a fresh one is drawn in its place. Either way 
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -82,11 +83,18 @@ def head_of(model: Any, unfilled: Unfilled, uri: str, head: str, classes: Classe
     """The head that `model`, whose checkpoint leaves `unfilled` what it leaves, has for a task.
 
     `head` names it among trainables/bases/parts.py HEADS. Raises BaseModelError where weights of
-    the base itself are missing; where it writes, that of the next token is one of them.
+    the base itself are missing; where it writes, that of the next token is one of them, and it must
+    be able to give the logits of some tokens alone.
     """
     if head_class(head).writes:
         if unfilled.names:
             raise _lacking(model, unfilled.names, uri, min(unfilled.names))
+        if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+            raise BaseModelError(
+                f"base: {uri} ({model.config.model_type}) gives the logits of every token, where "
+                "this kind of task asks for those of some (logits_to_keep); use a base such as "
+                "Llama, Qwen or GPT-2, or another task.kind"
+            )
         return Head((), "the base's own, of the next token; it stays as it is")
     lacking = find_heads(model, unfilled.names, uri)
     outside = _topmost(model, outside_backbone(model))

@@ -16,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from spaces.errors import BaseModelError
 from trainables.bases.heads import matched
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.structure import base_size, meta_base, resolve_targets
@@ -265,3 +266,15 @@ def test_a_profiles_key_tells_what_an_own_head_has_changed_and_no_more(tmp_path:
     assert in_key("bert", ("a", "b", "c")) == "fresh"  # its own was kept, frozen
     assert in_key("bert", ("a", "b")) is None  # all of it was drawn before
     assert in_key("roberta", ("a", "b")) == "fresh"  # its dense layer was kept, frozen
+
+
+def test_a_base_that_gives_every_logit_alone_is_refused_where_it_should_write(
+    tmp_path: Path,
+) -> None:
+    config = transformers.xLSTMConfig(vocab_size=40, hidden_size=16, num_heads=2, num_blocks=1)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    said = r"^base: path:\S+ \(xlstm\) gives the logits of every token, .*; use a base .*task.kind$"
+    with pytest.raises(BaseModelError, match=said):
+        meta_base(f"path:{tmp_path}", "causal", 1, ["q"])  # before a weight is loaded
+    with pytest.raises(BaseModelError, match=said):
+        load_base(f"path:{tmp_path}", "causal", 1)

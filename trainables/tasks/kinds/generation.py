@@ -122,8 +122,8 @@ class Generation(Causal):
         if task.metric not in ("exact_match", "accuracy"):
             return None
         rows = written_of(task, split)
-        answer = rows.commonest
-        value = float(rows.statistics(task.metric, [answer] * len(rows))[:, 0].mean())
+        answer, text = rows.commonest
+        value = float(rows.statistics(task.metric, [text] * len(rows))[:, 0].mean())
         return ConstantAnswer(split, task.metric, value, answer, "max")
 
 

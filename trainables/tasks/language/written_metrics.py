@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -98,6 +99,22 @@ def classes_written(
 
     answers = (_reference(extract, each) for accepted in references for each in accepted)
     return label_names(answers)
+
+
+def commonest_answer(references: References, extract: ExtractSettings | None) -> tuple[str, str]:
+    """The answer that most rows accept, as it is compared, and a text that gives it.
+
+    Where the pattern finds no answer in any reference, the reference that most rows have.
+    """
+    counts: Counter[str] = Counter()
+    text_of: dict[str, str] = {}
+    for accepted in references:
+        counts.update({_reference(extract, each) for each in accepted})
+        for each in accepted:
+            if (answer := _answer(extract, each)) is not None:
+                text_of.setdefault(answer, each)
+    answer = max(text_of or counts, key=lambda each: (counts[each], each))
+    return answer, text_of.get(answer, answer)
 
 
 def _positive(classes: Sequence[str], positive: str | None) -> int | None:

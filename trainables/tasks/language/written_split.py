@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -22,7 +21,7 @@ from trainables.tasks.language.generation_settings import GenerationSettings
 from trainables.tasks.language.messages import from_json
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.language.writing import prompt_room, written
-from trainables.tasks.language.written_metrics import References, written_metric
+from trainables.tasks.language.written_metrics import References, commonest_answer, written_metric
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
 
@@ -81,10 +80,9 @@ class WrittenSplit(Sequences):
         return measure.rows(texts, self.references)
 
     @property
-    def commonest(self) -> str:
-        """The answer that most rows accept."""
-        counts = Counter(answer for accepted in self.references for answer in set(accepted))
-        return max(counts, key=lambda answer: (counts[answer], answer))
+    def commonest(self) -> tuple[str, str]:
+        """The answer that most rows accept, as it is compared, and a text that gives it."""
+        return commonest_answer(self.references, self.extract)
 
 
 def written_splits(
