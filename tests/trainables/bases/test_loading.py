@@ -451,6 +451,7 @@ def test_a_tokenizer_for_this_version_is_a_part_of_the_name(tmp_path: Path) -> N
 def test_every_file_of_a_tokenizer_is_a_part_of_the_name(file: str, tmp_path: Path) -> None:
     uri = save(tmp_path, "bert")
     before = fingerprint(uri)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("a")
     assert fingerprint(uri) != before
 
