@@ -187,12 +187,16 @@ def test_the_same_text_is_written(
 def test_what_is_written_ends_at_a_stop_and_its_answer_is_found(
     llama: str, exported: Exported
 ) -> None:
-    section = {"prompt": "q", "completion": "a", "extract": {"pattern": r"(.)", "take": "last"}}
+    section = {
+        "prompt": "q",
+        "completion": "a",
+        "extract": {"pattern": r"(.)", "take": "last", "ignore": ["q"]},
+    }
     long, whole, _ = exported(
         llama, "generation", ("a q",), generation={"max_new_tokens": 12}, **section
     )
     assert long["text"] == whole
-    assert long["answer"] == re.findall("(.)", whole)[-1].strip()
+    assert long["answer"] == re.findall("(.)", whole)[-1].strip().replace("q", "")
 
 
 def test_a_stop_ends_what_is_written(llama: str, runs: TrialRuns, tmp_path: Path) -> None:

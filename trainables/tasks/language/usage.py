@@ -4,6 +4,7 @@ alone and as the trial did it."""
 from __future__ import annotations
 
 from pprint import pformat
+from textwrap import indent
 from typing import Any
 
 from trainables.bases.loading import Base
@@ -17,6 +18,7 @@ from trainables.tasks.language.writing import end_tokens
 from trainables.tasks.settings import TaskSettings
 
 _COMPOSED = " composed as in training"
+_WIDTH = 88  # of a line of code
 
 
 def likeliest_option(settings: TaskSettings, folder: str, base: Base) -> Usage:
@@ -122,8 +124,12 @@ def what_is_written(settings: TaskSettings, form: Form, folder: str, base: Base)
         place = 0 if extract.take == "first" else -1
         code += (
             f"found = re.findall({extract.pattern!r}, text)\n"
-            f"answer = found[{place}].strip() if found else None\nprint(answer)"
+            f"answer = found[{place}].strip() if found else None\n"
         )
+        if extract.ignore:
+            code += f"for pattern in {list(extract.ignore)!r}:\n"
+            code += '    answer = answer and re.sub(pattern, "", answer)\n'
+        code += "print(answer)"
     else:
         code += "print(text.strip())"
     what = "a conversation" if form.is_conversation else f"a prompt{usage.composed}"
@@ -164,20 +170,21 @@ class _Prompted:
 
     def prompt(self, into: str = "prompt") -> str:
         """Lines that put a prompt, or a text, into a variable."""
-        form = self._form
+        form, otherwise = self._form, ""
         if form.template is not None:
-            row, template = example_row(form.template), _literal(form.template)
+            row, template = example_row(form.template), form.template
         elif form.format == "alpaca":
             assert form.parts is not None
             named = ["instruction", *(["input"] if form.parts["input"] else [])]
-            row = repr({part: f"an {part}" for part in named})
-            template = _literal(ALPACA_WITH_INPUT if "input" in named else ALPACA_WITHOUT_INPUT)
+            row, template = repr({part: f"an {part}" for part in named}), ALPACA_WITHOUT_INPUT
             if "input" in named:
-                without = _literal(ALPACA_WITHOUT_INPUT)
-                template = f'{template} if row["input"] else {without}'
+                template = ALPACA_WITH_INPUT
+                without = indent(f"template = {_literal(ALPACA_WITHOUT_INPUT)}", "    ")
+                otherwise = f'if not row["input"]:\n{without}\n'
         else:
             return f'{into} = "a {form.prompt or form.text}"\n'
-        return f"row = {row}\ntemplate = {template}\n{into} = template.format(**row)\n"
+        composed = f"row = {row}\ntemplate = {_literal(template)}\n{otherwise}"
+        return f"{composed}{into} = template.format(**row)\n"
 
     def tokens(self, text: str) -> str:
         """The expression of the token ids of a text, special tokens in front of it alone."""
@@ -244,4 +251,7 @@ def _by_turn(date: str) -> str:
 
 def _literal(text: str) -> str:
     """A text as Python, in lines where it is long."""
-    return pformat(text, width=88) if len(text) > 88 else repr(text)
+    if len(text) <= _WIDTH:
+        return repr(text)
+    lines = [f"    {line.strip()}" for line in pformat(text, width=_WIDTH).strip("()").splitlines()]
+    return "\n".join(["(", *lines, ")"])
