@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 
 from search.queries.trial_run import TrialRun, find_trial
-from spaces.errors import ConfigError, DataError, UsageError
+from search.trained.its_task import its_files, task_settings
+from spaces.errors import ConfigError, UsageError
 from trainables.bases.loading import Base
 from trainables.engine.workers import join
-from trainables.tasks.settings import TaskSettings
+from trainables.tasks.kinds.registry import kind_of
 from trainables.tasks.task import Task, build_task
 from trainables.trained import composition
 from trainables.trained.composition import Side
 from trainables.trained.restored import load_its_base
 from trainables.trained.weights import Trained, TrainedFacts
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +90,8 @@ def compose(
     bases: dict[tuple[str, int, str], Base] = {}
 
     def base_for(facts: TrainedFacts) -> Base:
-        """A base with a head of the right size; tasks of one size share it."""
-        size = facts.task_kind, len(facts.labels), facts.dtype
+        """A base with the head that a task needs; tasks of one head and size share it."""
+        size = kind_of(facts.task_kind).head, len(facts.labels), facts.dtype
         if size not in bases:
             bases[size] = load_its_base(facts, base_uri, device)
         return bases[size]
@@ -136,21 +133,9 @@ def _check_same_base(runs: tuple[TrialRun, TrialRun], trained: tuple[Trained, Tr
 
 def _task(run: TrialRun, trained: Trained, base_uri: str, split: str) -> tuple[Task, bool]:
     """The task of a trial, built again from its sweep, and whether its rows have changed since."""
-    try:
-        settings = TaskSettings.model_validate(run.sweep().get("task"))
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise UsageError(
-            f"{run.run_id}: the task of its sweep cannot be read ({reason}); compose trials of "
-            "this version of ranksweep"
-        ) from error
-    try:
+    settings = task_settings(run)
+    with its_files(run):
         task = build_task(settings, base_uri)
-    except DataError as error:
-        raise DataError(
-            f"{run.run_id}: {error}; relative paths start where the sweep was launched: run this "
-            "there"
-        ) from error
     if split not in task.splits:
         raise ConfigError(
             f"--split: the task of {run.run_id} has no {split}; use --split "

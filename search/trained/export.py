@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import yaml
 
-from search.queries.trial_run import CHOICE, PLAN, find_trial
+from search.queries.trial_run import CHOICE, PLAN, TrialRun, find_trial
+from search.trained.its_task import its_files, task_settings
 from search.trained.readme import (
     Written,
     base_note,
     bullets,
-    inputs_note,
     merged_code,
     origin,
     peft_code,
@@ -27,6 +27,10 @@ from search.trained.readme import (
 from spaces.errors import ConfigError, RanksweepError
 from spaces.methods.registry import completed
 from spaces.plan import Plan
+from trainables.tasks.kinds.kind import Kind
+from trainables.tasks.kinds.registry import kind_of
+from trainables.tasks.kinds.usage import Tokenizing
+from trainables.tasks.settings import TaskSettings
 from trainables.trained.merged_checkpoint import write_merged_checkpoint
 from trainables.trained.peft_checkpoint import write_peft_checkpoint
 from trainables.trained.processor import write_processor
@@ -57,8 +61,7 @@ def export(
     check_free(out)
     asked = find_trial(tracking_uri, run_id)
     run = asked if as_searched or form == "plan" else asked.confirmed_best()
-    task = {} if form == "plan" else run.sweep().get("task") or {}
-    subject = Written(run, asked, run.confirmations(), task)
+    subject = Written(run, asked, run.confirmations())
     with _made_whole(out) as folder:
         about = {"peft": _peft, "merged": _merged, "plan": _plan}[form](subject, folder, base_uri)
         (folder / README).write_text(about)
@@ -145,18 +148,20 @@ What this trial trains, without what it has learned. Base: `{run.facts.base_uri 
 def _peft(written: Written, folder: Path, base_uri: str | None) -> str:
     run = written.run
     plan, trained = run.plan(), run.trained()
+    kind, settings, tokenizing = _task(run)
     base = load_its_base(trained.facts, base_uri)
     with restored(trained, plan, base) as adaptation:
         config = write_peft_checkpoint(folder, adaptation, plan, base, trained.facts.task_kind)
-    write_processor(base.uri, folder, written.max_length)
-    notes = [inputs_note(written), base_note(base)]
+    write_processor(base.uri, folder, tokenizing)
+    usage = kind.usage(settings, trained.facts.labels, folder.name, base)
+    notes = [usage.note, base_note(base)]
     if head := ", ".join(config["modules_to_save"] or ()):
         notes.append(
             f"The task's head ({head}) is no low-rank update: it goes along whole, as "
             "modules_to_save. That the base lacks it, transformers tells while it loads."
         )
-    labels = ", ".join(trained.facts.labels)
-    notes.append(f"Its outputs are, in order: {labels}. PEFT has no place for their names.")
+    if labels := ", ".join(trained.facts.labels):
+        notes.append(f"Its outputs are, in order: {labels}. PEFT has no place for their names.")
     if plan.tuner is not None and plan.tuner.name not in ("rslora", "dora", "ia3"):
         notes.append(f"It is a plain LoRA that computes what {run.method} has trained.")
     if len(plan.stages) > 1:
@@ -172,7 +177,7 @@ def _peft(written: Written, folder: Path, base_uri: str | None) -> str:
             f"It was trained on the base in {trained.facts.dtype}; its own numbers are kept in "
             "float32."
         )
-    code = peft_code(written, base, trained.facts, folder.name)
+    code = peft_code(usage, base, trained.facts, folder.name)
     return _readme(written, "a checkpoint of PEFT", code, notes)
 
 
@@ -190,19 +195,33 @@ def _is_partial(plan: Plan) -> bool:
 def _merged(written: Written, folder: Path, base_uri: str | None) -> str:
     run = written.run
     plan, trained = run.plan(), run.trained()
+    kind, settings, tokenizing = _task(run)
     base = load_its_base(trained.facts, base_uri)
     labels = trained.facts.labels
     with restored(trained, plan, base) as adaptation:
-        write_merged_checkpoint(folder, adaptation, base, labels, written.max_length)
+        write_merged_checkpoint(folder, adaptation, base, labels, tokenizing)
+    usage = kind.usage(settings, labels, folder.name, base)
+    head = ", and the head is in its place" if base.head_modules else ""
     notes = [
-        inputs_note(written),
-        "The update is added to the base's weights, and the head is in its place; no adapter is "
-        "needed to use it, and no base.",
-        f"Its outputs are, in order: {', '.join(labels)} (id2label in config.json).",
+        usage.note,
+        f"The update is added to the base's weights{head}; no adapter is needed to use it, and no "
+        "base.",
         f"The weights are {trained.facts.dtype}, as the base was trained on; each is rounded once.",
     ]
-    code = merged_code(written, trained.facts, folder.name)
+    if labels:
+        notes.insert(
+            2, f"Its outputs are, in order: {', '.join(labels)} (id2label in config.json)."
+        )
+    code = merged_code(usage, trained.facts, folder.name)
     return _readme(written, "merged into its base", code, notes)
+
+
+def _task(run: TrialRun) -> tuple[Kind, TaskSettings, Tokenizing | None]:
+    """The task of a trial, and what the tokenizer beside its model does by itself."""
+    settings = task_settings(run)
+    kind = kind_of(settings.kind)
+    with its_files(run):
+        return kind, settings, kind.tokenizing(settings)
 
 
 def _readme(written: Written, what: str, code: str, notes: list[str]) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from statistics import fmean, stdev
-from typing import Any
 
 from search.queries.trial_run import TrialRun
 from search.redaction import redacted
@@ -16,6 +15,8 @@ from search.tracking.mlflow import absolute_uri
 from trainables.bases.loading import Base
 from trainables.bases.location import from_pretrained_arguments, hub_parts, is_of_hub, locate
 from trainables.bases.parts import auto_class, load_config
+from trainables.tasks.kinds.registry import kind_of
+from trainables.tasks.kinds.usage import Usage
 from trainables.trained.weights import TrainedFacts
 
 
@@ -24,19 +25,12 @@ class Written:
     """What an exported folder holds: whose run it is, and what stands behind it.
 
     `asked` is the run that was named, where `run` is the one that confirms it best; `confirmed` are
-    the confirmations of its choice, and `task` is that section of its sweep.
+    the confirmations of its choice.
     """
 
     run: TrialRun
     asked: TrialRun
     confirmed: Sequence[RunFacts]
-    task: Mapping[str, Any]
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens that a text is cut at; None of a task without texts."""
-        length = self.task.get("max_length", 128)
-        return int(length) if self.task.get("text") else None
 
 
 # -- how good it is --------------------------------------------------------------------------------
@@ -91,7 +85,7 @@ def _which(written: Written) -> str:
 # -- how it is used --------------------------------------------------------------------------------
 
 
-def peft_code(written: Written, base: Base, facts: TrainedFacts, folder: str) -> str:
+def peft_code(usage: Usage, base: Base, facts: TrainedFacts, folder: str) -> str:
     """Lines of Python that put the adapter in `folder` on its base and predict."""
     name, arguments = from_pretrained_arguments(base.uri)
     place, imports = repr(name), ["from peft import PeftModel"]
@@ -100,17 +94,11 @@ def peft_code(written: Written, base: Base, facts: TrainedFacts, folder: str) ->
         inside = inside.removesuffix(f"/{arguments.get('gguf_file')}")
         place = f"str(files({package!r}) / {inside!r})"
         imports.insert(0, "from importlib.resources import files")
-    given = {"num_labels": repr(len(facts.labels)), "dtype": repr(facts.dtype)}
-    labels = dict(enumerate(facts.labels))
-    given |= {"id2label": repr(labels), "label2id": repr({name: i for i, name in labels.items()})}
-    if base.head.resized:
-        given["ignore_mismatched_sizes"] = "True"
+    given = {"dtype": repr(facts.dtype)}
+    if base.head_modules:
+        given = _of_head(base, facts) | given
     given |= {key: repr(value) for key, value in arguments.items()}
-    text = base.model.config.get_text_config()
-    padding = getattr(text, "pad_token_id", None)
-    if padding != getattr(load_config(base.uri).get_text_config(), "pad_token_id", None):
-        given["pad_token_id"] = repr(padding)  # where a decoder finds the end of a row
-    loader = auto_class(facts.task_kind).__name__
+    loader = _loader(facts)
     names = [loader]
     if "gguf_file" in given:
         given["quantization_config"] = "GgufConfig(dequantize=True)"
@@ -120,69 +108,48 @@ def peft_code(written: Written, base: Base, facts: TrainedFacts, folder: str) ->
         f"base = {loader}.from_pretrained(\n    {place},\n{options})\n"
         f"model = PeftModel.from_pretrained(base, {folder!r})"
     )
-    return _code(written, facts, folder, imports, names, loading)
+    return _code(usage, folder, imports, names, loading)
 
 
-def merged_code(written: Written, facts: TrainedFacts, folder: str) -> str:
+def _of_head(base: Base, facts: TrainedFacts) -> dict[str, str]:
+    """The arguments that make room on the base for the task's head."""
+    given = {"num_labels": repr(len(facts.labels) or 1)}
+    if facts.labels:
+        labels = dict(enumerate(facts.labels))
+        ids = {name: i for i, name in labels.items()}
+        given |= {"id2label": repr(labels), "label2id": repr(ids)}
+    if base.head.resized:
+        given["ignore_mismatched_sizes"] = "True"
+    padding = getattr(base.model.config.get_text_config(), "pad_token_id", None)
+    if padding != getattr(load_config(base.uri).get_text_config(), "pad_token_id", None):
+        given["pad_token_id"] = repr(padding)  # where a decoder finds the end of a row
+    return given
+
+
+def merged_code(usage: Usage, facts: TrainedFacts, folder: str) -> str:
     """Lines of Python that load the model in `folder` and predict."""
-    loader = auto_class(facts.task_kind).__name__
-    return _code(
-        written, facts, folder, [], [loader], f"model = {loader}.from_pretrained({folder!r})"
-    )
+    loader = _loader(facts)
+    loading = f"model = {loader}.from_pretrained({folder!r})"
+    return _code(usage, folder, [], [loader], loading)
+
+
+def _loader(facts: TrainedFacts) -> str:
+    """The class of transformers that puts the task's head on a base."""
+    return str(auto_class(kind_of(facts.task_kind).head).__name__)
 
 
 def _code(
-    written: Written,
-    facts: TrainedFacts,
-    folder: str,
-    imports: Sequence[str],
-    names: Sequence[str],
-    loading: str,
+    usage: Usage, folder: str, imports: Sequence[str], names: Sequence[str], loading: str
 ) -> str:
-    own, inputs = _of_texts(written, folder)
-    if not written.task.get("text"):
-        imports = [*imports, "from PIL import Image"]
-        own, inputs = _of_pictures(folder)
+    plain = sorted({"import torch", *(each for each in usage.imports if each[:6] == "import")})
+    others = [*imports, *(each for each in usage.imports if each[:6] != "import")]
     head = [f"# from the folder that {folder!r} lies in; from elsewhere, give its path"]
-    head += ["import torch", *imports]
-    head.append(f"from transformers import {', '.join(sorted([*names, own]))}")
-    return (
-        "\n".join(head)
-        + f"\n\n{loading}\nlabels = {list(facts.labels)!r}\n\n{inputs}\n"
-        + "with torch.no_grad():\n    logits = model.eval()(**batch).logits\n"
-        + "predictions = [labels[i] for i in logits.argmax(-1)]\nprint(predictions)"
-    )
-
-
-def _of_texts(written: Written, folder: str) -> tuple[str, str]:
-    columns = list(written.task.get("text") or ())
-    examples = [f'["a {column}", "another {column}"]' for column in columns]
-    batch = ", ".join(examples)
-    return "AutoTokenizer", (
-        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
-        f"batch = tokenizer(\n    {batch},\n"
-        '    truncation=True, padding=True, return_tensors="pt",\n)'
-    )
-
-
-def _of_pictures(folder: str) -> tuple[str, str]:
-    return "AutoImageProcessor", (
-        f'processor = AutoImageProcessor.from_pretrained({folder!r}, backend="pil")\n'
-        'pictures = [Image.new("RGB", (64, 64))]  # yours: Image.open("a.png").convert("RGB")\n'
-        'batch = processor(pictures, return_tensors="pt")'
-    )
-
-
-def inputs_note(written: Written) -> str:
-    """What it reads, and where it is cut."""
-    columns = [f"`{column}`" for column in written.task.get("text") or ()]
-    if not columns:
-        return "It reads pictures, which the image processor beside it makes alike."
-    what = columns[0] if len(columns) == 1 else f"{' and '.join(columns)} as a pair"
-    return (
-        f"It reads {what}, cut at max_length = {written.max_length} tokens, special tokens "
-        "included: the tokenizer beside it does so with truncation=True."
-    )
+    head += [
+        *plain,
+        *others,
+        f"from transformers import {', '.join(sorted([*names, *usage.names]))}",
+    ]
+    return "\n".join(head) + f"\n\n{loading}\n{usage.code}"
 
 
 # -- where it comes from ---------------------------------------------------------------------------

@@ -55,6 +55,9 @@ TOKENIZER_FILES = (
 # What transformers makes a tokenizer of where there is no tokenizer.json, and else passes over.
 _CONVERTED_TOKENIZERS = ("tekken.json", "tiktoken.model")
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+CHAT_TEMPLATE = "chat_template.jinja"
+MORE_CHAT_TEMPLATES = "additional_chat_templates/*.jinja"
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -201,6 +204,7 @@ def _hub_snapshot(uri: str, weights: bool) -> Path:
     repo, file, revision = hub_parts(uri)
     patterns = ["config.json", WEIGHTS_INDEX, ADAPTER_CONFIG, *IMAGE_PROCESSOR_FILES]
     patterns += [*TOKENIZER_FILES, *_CONVERTED_TOKENIZERS, "tokenizer.*.json"]
+    patterns += [CHAT_TEMPLATE, MORE_CHAT_TEMPLATES, GENERATION_CONFIG]
     if file is not None:
         patterns = [file]
     elif weights:
@@ -287,8 +291,10 @@ def _defining_files(path: Path) -> list[str]:
 
 
 def processor_files(path: Path) -> list[str]:
-    """Names of the files of a folder that its tokenizer or image processor is made of."""
-    names = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path)]
+    """Names of the files of a folder that its tokenizer, with its chat templates, or its image
+    processor is made of."""
+    names = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path), CHAT_TEMPLATE]
+    names += sorted(str(file.relative_to(path)) for file in path.glob(MORE_CHAT_TEMPLATES))
     if not (path / "tokenizer.json").is_file():
         names += _CONVERTED_TOKENIZERS
     return [name for name in dict.fromkeys(names) if (path / name).is_file()]

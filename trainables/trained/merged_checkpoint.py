@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 
 from trainables.adaptations.adaptation import Adaptation
 from trainables.bases.loading import Base
+from trainables.bases.location import GENERATION_CONFIG, locate
 from trainables.bases.parts import quiet
+from trainables.tasks.kinds.usage import Tokenizing
 from trainables.trained.processor import write_processor
 
 
@@ -18,12 +21,13 @@ def write_merged_checkpoint(
     adaptation: Adaptation,
     base: Base,
     labels: Sequence[str],
-    max_length: int | None = None,
+    tokenizing: Tokenizing | None = None,
 ) -> None:
     """Write the base with the update and the head in it; the base in memory is spent by it.
 
-    `labels` name the outputs of the head. Tokenizer and image processor go along, as
-    `write_processor` has them. Raises UsageError where the update cannot be merged.
+    `labels` name the outputs of the head, none where they have no names. Tokenizer and image
+    processor go along, as `write_processor` has them, and how the base writes, as it says so
+    itself. Raises UsageError where the update cannot be merged.
     """
     changed = adaptation.merged()
     # What the adaptation has attached is in the weights now; the head stays in its place.
@@ -38,4 +42,8 @@ def write_merged_checkpoint(
         model.config.label2id = {label: i for i, label in enumerate(labels)}
     with quiet():
         model.save_pretrained(folder)
-    write_processor(base.uri, folder, max_length)
+    # Byte for byte: transformers leaves out what it takes for a default, and refuses some.
+    theirs = locate(base.uri) / GENERATION_CONFIG
+    if theirs.is_file() and (folder / GENERATION_CONFIG).is_file():
+        shutil.copyfile(theirs, folder / GENERATION_CONFIG)
+    write_processor(base.uri, folder, tokenizing)

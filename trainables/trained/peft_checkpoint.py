@@ -23,12 +23,13 @@ from trainables.adaptations.lora_config import PREFIX, lora_config
 from trainables.bases.heads import is_within
 from trainables.bases.loading import Base
 from trainables.bases.location import from_pretrained_arguments
+from trainables.bases.parts import head_class
 from trainables.tasks.kinds.registry import kind_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CLASSIFIERS = ("classifier", "score")
-"""Ends of module names that PEFT saves whole in a checkpoint for text classification."""
+"""Ends of module names that PEFT saves whole in a checkpoint of a classifier of texts."""
 
 Checkpoint = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
@@ -108,13 +109,15 @@ def _saved_whole(
 ) -> tuple[list[str], str | None]:
     """The modules that PEFT saves whole, and its task type.
 
-    For a task type of its own PEFT takes every module of CLASSIFIERS for the task's head and wants
-    its weights in the checkpoint, also where the base's own head was kept. Where such a head is
-    adapted itself, the checkpoint is of no task type, and only the fresh head goes along.
+    Of a classifier PEFT takes every module of CLASSIFIERS for the task's head and wants its weights
+    in the checkpoint, also where the base's own head was kept. Where such a head is adapted itself,
+    the checkpoint is of no task type, and only the fresh head goes along. The head of a base that
+    writes is its own, and stays there.
     """
-    task_type = kind_of(task_kind).peft_task_type
-    if task_type is None:
-        return list(base.head_modules), None
+    kind = kind_of(task_kind)
+    task_type = kind.peft_task_type
+    if task_type is None or head_class(kind.head).writes:
+        return list(base.head_modules), task_type
     outermost: list[str] = []
     for name, _ in base.model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in outermost)

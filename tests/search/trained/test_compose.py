@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,15 +12,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from search.cli.main import main
 from tests.search.trial_runs import TrialRuns
 from tests.trainables.families import Made, make
 from tests.trainables.trained_examples import CHOICES, Example, plan_of, trained_at_random
-from trainables.bases.loading import load_base
+from tests.trainables.trained_writers import (
+    WRITERS,
+    its_base,
+    task_on,
+    trained_writer,
+    write_base,
+)
+from trainables.bases.loading import Base, load_base
 from trainables.engine.workers import join
 from trainables.tasks.task import build_task
 from trainables.trained.composition import Side, compose
+from trainables.trained.restored import load_its_base, restored
+from trainables.trained.weights import TrainedFacts
 
 
 @dataclass(frozen=True)
@@ -241,3 +252,66 @@ def test_other_classes_than_were_trained_are_refused(
         for file, content in zip(files, before, strict=True):
             file.write_bytes(content)
     assert_refused(told, pair[1].run_id, "class 9 now", "class 2 when it was trained")
+
+
+# -- bases that write ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writers(runs: TrialRuns, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kept, Kept]:
+    """An answer that is written and a choice of two, on one base with one head."""
+    folder = tmp_path_factory.mktemp("writers")
+    uri, suffixes = write_base("tied llama", folder / "base"), WRITERS["llama"].suffixes
+    written = task_on(
+        uri, folder / "a", "generation", suffixes, prompt="q", completion="a", metric="rougeL",
+        generation={"max_new_tokens": 4},
+    )  # fmt: skip
+    chosen = task_on(
+        uri, folder / "b", "multiple_choice", suffixes, prompt="q", options=["bad", "good"],
+        label="right", label_form="index",
+    )  # fmt: skip
+
+    def kept(made: Made, name: str, seed: int) -> Kept:
+        example = trained_writer(made, CHOICES[name], seed)
+        run_id = runs.trial(made, CHOICES[name], example.plan, example.trained)
+        return Kept(made, example, run_id)
+
+    return kept(written, "pilora", 1), kept(chosen, "taso of two rounds", 2)
+
+
+def test_tasks_of_two_kinds_share_the_base_whose_head_both_need(
+    writers: tuple[Kept, Kept], compose_runs: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[TrainedFacts] = []
+
+    def load_once(facts: TrainedFacts, *more: Any) -> Base:
+        loaded.append(facts)
+        return load_its_base(facts, *more)
+
+    monkeypatch.setattr("search.trained.compose.load_its_base", load_once)
+    code, out, err = compose_runs(writers[0].run_id, writers[1].run_id, "--json")
+    assert code == 0, err
+    assert len(loaded) == 1
+    found = json.loads(out)
+    for letter, each in zip("ab", writers, strict=True):
+        own, both = (merged_measure(each, others) for others in ([each], list(writers)))
+        assert found[letter]["metric"] == each.made.settings.metric
+        assert found[letter]["alone"] == pytest.approx(own)
+        assert found[letter]["composed"] == pytest.approx(both)
+
+
+def merged_measure(measured: Kept, summed: list[Kept]) -> float:
+    """The metric of a task on test of W plus the updates, each from its merged weights."""
+    task, base = measured.made.task, its_base(measured.made)
+    updates = []
+    for each in summed:
+        with restored(each.example.trained, each.example.plan, each.example.base) as adaptation:
+            updates.append(dict(adaptation.merged()))
+    model = copy.deepcopy(base.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            changed = [update[name] - parameter for update in updates if name in update]
+            parameter.add_(sum(changed, torch.zeros_like(parameter)))
+    kind = task.its_kind
+    measure = kind.measure(task, "test", kind.readings(model.eval(), task, "test", join()))
+    return float(measure.metrics[task.metric])

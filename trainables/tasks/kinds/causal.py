@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from spaces.errors import ConfigError
 from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
 from trainables.tasks.kinds.language import LanguageKind, row_losses
+from trainables.tasks.kinds.usage import Usage
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from trainables.bases.loading import Base
     from trainables.engine.workers import Workers
     from trainables.tasks.language.forms import Form
     from trainables.tasks.records import Asked, Records
@@ -118,6 +120,13 @@ class Causal(LanguageKind):
         metrics = {name: measured_on(name, statistics) for name in self.metrics}
         rows = RowStatistics(task.metric, task.fingerprint, statistics)
         return Measurement(metrics["loss"], metrics, rows)
+
+    def usage(
+        self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base
+    ) -> Usage:
+        from trainables.tasks.language.usage import loss_of_a_text
+
+        return loss_of_a_text(settings, form_of_settings(settings), folder, base)
 
 
 def form_of_settings(settings: TaskSettings) -> Form:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainables.tasks.kinds.kind import EncodedRows, Kind, Measurement, ReadRows
 from trainables.tasks.kinds.texts import TextInputs
+from trainables.tasks.kinds.usage import Tokenizing, Usage, classes_of_pictures, classes_of_texts
 from trainables.tasks.metrics import METRICS
 
 if TYPE_CHECKING:
     import torch
 
+    from trainables.bases.loading import Base
     from trainables.engine.workers import Workers
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.records import Asked, Records
@@ -98,6 +100,11 @@ class Classification(TextInputs, ClassKind):
         indices = {split: part.label_indices(labels) for split, part in rows.items()}
         return EncodedRows(self.tokens(rows, indices, settings, base_uri))
 
+    def usage(
+        self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base
+    ) -> Usage:
+        return classes_of_texts(settings, labels, folder)
+
 
 class ImageClassification(ClassKind):
     """One class of a picture."""
@@ -139,3 +146,11 @@ class ImageClassification(ClassKind):
         from trainables.tasks.pictures import pixel_splits
 
         return EncodedRows(pixel_splits(rows, labels, self.head, base_uri))
+
+    def tokenizing(self, settings: TaskSettings) -> Tokenizing | None:
+        return None
+
+    def usage(
+        self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base
+    ) -> Usage:
+        return classes_of_pictures(labels, folder)

@@ -10,12 +10,14 @@ from spaces.errors import ConfigError
 from trainables.tasks.kinds.causal import Causal, form_of_settings
 from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
 from trainables.tasks.kinds.language import row_losses
+from trainables.tasks.kinds.usage import Usage
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from trainables.bases.loading import Base
     from trainables.engine.workers import Workers
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.language.written_split import WrittenSplit
@@ -125,6 +127,13 @@ class Generation(Causal):
         answer, text = rows.commonest
         value = float(rows.statistics(task.metric, [text] * len(rows))[:, 0].mean())
         return ConstantAnswer(split, task.metric, value, answer, "max")
+
+    def usage(
+        self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base
+    ) -> Usage:
+        from trainables.tasks.language.usage import what_is_written
+
+        return what_is_written(settings, form_of_settings(settings), folder, base)
 
 
 def written_of(task: Task, split: str) -> WrittenSplit:

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from trainables.tasks.kinds.usage import LOGITS, Tokenizing, Usage
+
 if TYPE_CHECKING:
     import torch
 
+    from trainables.bases.loading import Base
     from trainables.engine.workers import Workers
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.measured_rows import MeasuredRows
@@ -167,3 +170,18 @@ class Kind(ABC):
         """The best answer by the task's metric that is the same for every row; None where there is
         none, or it says nothing."""
         return None
+
+    # Outside --------------------------------------------------------------------------------------
+
+    def tokenizing(self, settings: TaskSettings) -> Tokenizing | None:
+        """What the tokenizer beside a trained model does by itself; None where there is none."""
+        return Tokenizing()
+
+    def usage(
+        self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base
+    ) -> Usage:
+        """How a trained model is used without this project, with the tokenizer in `folder`."""
+        code = f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        code += 'batch = tokenizer(["a text"], return_tensors="pt")  # as the task makes inputs\n'
+        note = "It reads what its kind of task makes of a row."
+        return Usage(f"{code}{LOGITS}print(logits)", note)

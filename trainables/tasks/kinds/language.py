@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.texts import template_fault
+from trainables.tasks.kinds.usage import Tokenizing
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trainables.engine.workers import Workers
     from trainables.tasks.language.sequences import Sequences
     from trainables.tasks.rows import Rows
+    from trainables.tasks.settings import TaskSettings
     from trainables.tasks.task import Task
 
 
@@ -58,6 +60,12 @@ class LanguageKind(Kind):
         from trainables.engine.masters import at_least_float
 
         return cross_entropy(at_least_float(outputs), labels, reduction="sum")
+
+    def tokenizing(self, settings: TaskSettings) -> Tokenizing | None:
+        from trainables.tasks.language.chat import read_chat_template
+
+        template = read_chat_template(settings.chat_template)
+        return Tokenizing("left", chat_template=template)  # what is written follows a prompt's end
 
 
 def row_losses(model: torch.nn.Module, split: Sequences, workers: Workers) -> NDArray[np.float64]:

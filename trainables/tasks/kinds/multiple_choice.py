@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from spaces.errors import ConfigError
 from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
 from trainables.tasks.kinds.language import LanguageKind
+from trainables.tasks.kinds.usage import Usage
 
 if TYPE_CHECKING:
     import torch
 
+    from trainables.bases.loading import Base
     from trainables.engine.workers import Workers
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.language.choice_split import ChoiceSplit
@@ -147,6 +149,13 @@ class MultipleChoice(LanguageKind):
         most = int(counts.argmax())
         share = float(counts[most] / len(choices))
         return ConstantAnswer(split, task.metric, share, f"option {most + 1}", "max")
+
+    def usage(
+        self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base
+    ) -> Usage:
+        from trainables.tasks.language.usage import likeliest_option
+
+        return likeliest_option(settings, folder, base)
 
 
 def choices_of(task: Task, split: str) -> ChoiceSplit:

@@ -9,10 +9,12 @@ import numpy as np
 
 from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
 from trainables.tasks.kinds.texts import TextInputs
+from trainables.tasks.kinds.usage import Usage, numbers_of_texts
 
 if TYPE_CHECKING:
     import torch
 
+    from trainables.bases.loading import Base
     from trainables.engine.workers import Workers
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.records import Records
@@ -116,6 +118,11 @@ class Regression(TextInputs):
         numbers = labels_of(task.splits[split])
         mean = float(numbers.mean())
         return ConstantAnswer(split, "mse", float(numbers.var()), f"{mean:.4g}", "min")
+
+    def usage(
+        self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base
+    ) -> Usage:
+        return numbers_of_texts(settings, folder)
 
 
 def numbers_of_rows(rows: Rows) -> np.ndarray:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from spaces.errors import ConfigError
 from trainables.tasks.kinds.kind import Kind, ReadRows
+from trainables.tasks.kinds.usage import Tokenizing
 
 if TYPE_CHECKING:
     from trainables.tasks.records import Asked, Records
@@ -91,6 +92,9 @@ class TextInputs(Kind):
 
     def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
         return {"max_length": settings.max_length, "texts": len(settings.text) or 1}
+
+    def tokenizing(self, settings: TaskSettings) -> Tokenizing | None:
+        return Tokenizing("right", settings.max_length)
 
     def tokens(
         self,

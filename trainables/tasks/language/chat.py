@@ -32,7 +32,7 @@ _AHEAD = 256
 """Characters behind what may be shared, so that a cut changes no token that is compared."""
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
 _STAND_IN = "\ue000ranksweep\ue001"  # private characters, so that no text has it
-_DATE = "26 Jul 2024"
+DATE = "26 Jul 2024"
 """What Llama's templates say is today where they are not told: a row's tokens are not to depend on
 the day on which they are made."""
 _FAILURES = (
@@ -125,7 +125,7 @@ class Chat:
                 chat_template=self.template,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
-                date_string=_DATE,
+                date_string=DATE,
             )
         except _FAILURES:
             for messages in batch:  # the one that fails says so
@@ -218,7 +218,7 @@ class Chat:
                 chat_template=self.template,
                 add_generation_prompt=prompt,
                 tokenize=False,
-                date_string=_DATE,
+                date_string=DATE,
             )
         return rendered
 

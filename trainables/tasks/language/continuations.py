@@ -91,8 +91,8 @@ def shortened(ids: Sequence[int], start: int, max_length: int) -> tuple[list[int
 
 def _encoded(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[int]]:
     """The tokens of each text, special ones in front as lm-eval has them."""
-    own_first = _first_text(tokenizer)
-    behind = _tokens_behind(tokenizer)
+    own_first = first_text(tokenizer)
+    behind = tokens_behind(tokenizer)
     tokens: dict[str, list[int]] = {}
     for special in (False, True):
         asked = [
@@ -114,13 +114,13 @@ def _first_token(tokenizer: Any) -> int | None:
     return None if token is None else int(token)
 
 
-def _first_text(tokenizer: Any) -> str | None:
+def first_text(tokenizer: Any) -> str | None:
     """That token as text: a text that begins with it has its special tokens already."""
     token = _first_token(tokenizer)
     return None if token is None else str(tokenizer.decode([token])) or None
 
 
-def _tokens_behind(tokenizer: Any) -> int:
+def tokens_behind(tokenizer: Any) -> int:
     """How many special tokens a tokenizer puts behind a text."""
     if not (added := tokenizer.num_special_tokens_to_add()):
         return 0

@@ -65,7 +65,7 @@ def written(
     check_can_write(model)
     room = prompt_room(settings, most_tokens)
     begun = [_begun(prompt, place, tokenizer, room) for place, prompt in enumerate(prompts)]
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     texts = [""] * len(begun)
     with _bare_generation(model):
         shared = _shared_beginning(model, begun, device)
@@ -134,7 +134,7 @@ def _begun(prompt: Sequence[int], place: int, tokenizer: Any, room: int | None) 
     )
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end a text, each once."""
     ends: set[int] = set()
     for token in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
