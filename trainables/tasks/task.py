@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainables.bases.heads import Classes
+from trainables.tasks.care import LongRow, longest_rows
 from trainables.tasks.classes import counted, positive_index
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import check_metric, kind_of
@@ -25,7 +26,8 @@ class Task:
     profile depends on; `fingerprint` adds dev, test and the metric. `labels` are the task's
     classes, none where it has no classes; `positive` is the index of the one that f1 counts as
     positive, of two. `notes` is what a user should know before a launch. `rows` has, of each split,
-    what names its rows alone. `example` is a row as the base reads it (`EncodedRows`).
+    what names its rows alone. `example` is a row as the base reads it (`EncodedRows`), and
+    `longest` are the longest rows.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task:
     notes: tuple[str, ...] = ()
     rows: Mapping[str, str] = field(default_factory=dict)
     example: tuple[tuple[str, bool], ...] = ()
+    longest: tuple[LongRow, ...] = ()
 
     @property
     def data_fingerprint(self) -> str:
@@ -108,6 +111,7 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
         positive=positive,
         notes=(*rows.notes, *encoded.notes),
         example=encoded.example,
+        longest=longest_rows(rows.splits, encoded.splits, kind, settings),
         rows={split: _fingerprint({"rows": each.hashes}) for split, each in rows.splits.items()},
     )
 

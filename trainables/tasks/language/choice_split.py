@@ -8,8 +8,9 @@ from typing import Self
 
 import numpy as np
 
+from trainables.tasks.care import Cuts
 from trainables.tasks.kinds.kind import EncodedRows
-from trainables.tasks.language.encoding import Cuts, Encoder, Marked
+from trainables.tasks.language.encoding import Encoder, Marked
 from trainables.tasks.language.option_scores import ChoiceRows, choice_rows
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.rows import Rows
