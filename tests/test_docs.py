@@ -35,6 +35,7 @@ from spaces.methods.registry import METHODS, parse_choice
 from spaces.search_space import DEFAULT_LEARNING_RATE
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.settings import DataSettings, RowsSettings, SplitSettings, TaskSettings
+from trainables.training.lm_eval_settings import LmEvalSettings
 from trainables.training.settings import TrainSettings
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "cluster": ClusterSettings,
     "tracking": TrackingSettings,
     "confirm": ConfirmSettings,
+    "confirm.lm_eval": LmEvalSettings,
 }
 OWN = [name for name, method in METHODS.items() if not method.baseline]
 BASELINES = [name for name, method in METHODS.items() if method.baseline]

@@ -10,6 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from search.cli.app import JsonOption, TrackingOption, app
+from search.cli.lm_eval_table import lm_eval_table
 from search.cli.output import ByWidth, Result, add_row, prints_result
 
 if TYPE_CHECKING:
@@ -96,7 +97,14 @@ def compare(
     ]
     if constant is not None and rows:
         drawn.append(f"a constant answer on test: {rows[0].metric} {constant:.4f}")
-    document = {"choices": rows, "verdict": verdict, "constant_answer": constant}
+    base = comparison.lm_eval_of_base(uri, sweep)
+    drawn += lm_eval_table(rows, base)
+    document = {
+        "choices": rows,
+        "verdict": verdict,
+        "constant_answer": constant,
+        "lm_eval_of_base": base,
+    }
     return Result(document, drawn)
 
 

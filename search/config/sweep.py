@@ -31,6 +31,7 @@ from trainables.profiling.settings import ProfileSettings
 from trainables.settings import Name, Seed, Settings
 from trainables.tasks.kinds.registry import check_metric
 from trainables.tasks.settings import TaskSettings
+from trainables.training.lm_eval_settings import LmEvalSettings
 from trainables.training.settings import TrainSettings
 
 DEFAULT_STORE = SweepPaths().store_uri
@@ -203,6 +204,9 @@ class ConfirmSettings(Settings):
     """Choices of each method to confirm."""
     seeds: PositiveInt = 5
     """Seeds of each choice: `train.seed` + 1 and on, the same for all choices."""
+    lm_eval: LmEvalSettings | None = None
+    """Measures every confirmed seed and the untouched base with lm-eval too, for scores that others
+    recognise; `null` leaves it out."""
 
 
 def _named_base(uri: str) -> str:

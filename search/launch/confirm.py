@@ -15,9 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search.config.sweep import SweepConfig
+from search.launch.lm_eval import lm_eval_tasks
 from search.objective import Objective
 from search.progress import Progress
 from search.queries.comparison import Confirmation, OnTest, kept_rows, summarize
+from search.queries.lm_eval_scores import as_metrics, scores_of
 from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
@@ -93,6 +95,12 @@ def confirm_best(
     ]
     known = _known(relay, tracker, sweep_run_id, config.task.metric)
     left = sum(job.key not in known for job in jobs)
+    unscored = [job for job in jobs if job.key in known and not known[job.key].lm_eval]
+    if unscored and lm_eval_tasks(config) is not None:
+        view.message(
+            f"{len(unscored)} confirmations of before have no scores of lm-eval; they are not done "
+            "again: launch under another name for theirs"
+        )
     view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test", left)
     done = 0
 
@@ -121,7 +129,11 @@ def _known(
     """(trial number, seed) -> what earlier launches of the sweep have measured."""
     journal = relay.journal
     rows = journal.confirmed_rows()
-    own = {key: OnTest(value, _read(rows.get(key))) for key, value in journal.confirmed().items()}
+    told = journal.confirmed_metrics()
+    own = {
+        key: OnTest(value, _read(rows.get(key)), scores_of(told.get(key, {})))
+        for key, value in journal.confirmed().items()
+    }
     return {**_logged(tracker, sweep_run_id, metric, own), **own}
 
 
@@ -153,7 +165,10 @@ def _logged(
     except TrackingError as error:
         logger.warning("what earlier confirmations said of each row is not looked up: %s", error)
         rows = {}
-    return {key: OnTest(run.metrics[name], rows.get(run.run_id)) for key, run in found.items()}
+    return {
+        key: OnTest(run.metrics[name], rows.get(run.run_id), scores_of(run.metrics))
+        for key, run in found.items()
+    }
 
 
 def _run_one(
@@ -177,6 +192,7 @@ def _run_one(
     }
     state, error_text = "complete", None
     metrics: Mapping[str, float] = {}
+    scores: Mapping[str, float] = {}
     test_rows: bytes | None = None
     keeps_weights = confirmed.keeps_weights(config.tracking.keep_weights)
 
@@ -198,9 +214,12 @@ def _run_one(
             split="test",
             method=row["method"],
             keep_weights=keeps_weights,
+            lm_eval=lm_eval_tasks(config),
         )
         result = workers.run(job, on_event=begun)
-        metrics, test_rows = result.metrics, result.test_rows
+        metrics, test_rows, scores = result.metrics, result.test_rows, result.lm_eval
+        if (error_text := result.lm_eval_error) is not None:
+            view.message(f"confirmation of trial {row['number']}, seed {seed}: {error_text}")
     except CancelledJobError:  # with the launch; the next one does it again
         state = "cancelled"
     except JobError as error:
@@ -210,7 +229,7 @@ def _run_one(
         begin()
     view.trial_finished(row["number"], state, None, seed)
     if metrics:
-        told = {"metrics": _on_test(metrics, metric)}
+        told = {"metrics": {**_on_test(metrics, metric), **as_metrics(scores)}}
         epochs = config.train.epochs * plan.length
         relay.append(partial(journal.epoch, run, epochs, told, now_ms()))
         if keeps_weights:
@@ -218,7 +237,7 @@ def _run_one(
     value = float(metrics[metric]) if metrics else None
     end = end_of_trial(state, error_text, {})
     relay.append(partial(journal.end, run, end, now_ms(), value, test_rows))
-    return None if value is None else OnTest(value, _read(test_rows))
+    return None if value is None else OnTest(value, _read(test_rows), dict(sorted(scores.items())))
 
 
 def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id: str) -> None:

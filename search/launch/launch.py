@@ -19,6 +19,7 @@ from search.config.sweep import SweepConfig
 from search.interrupts import EXIT_INTERRUPTED, Interrupts
 from search.launch.begun import Begun
 from search.launch.closing import tracking_of
+from search.launch.lm_eval import check_lm_eval
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
@@ -69,6 +70,7 @@ def launch(
     prepared = prepare(config)
     if not profile_only:
         check_data(config, paths, prepared, resume)
+        check_lm_eval(config, load_all=True)
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
     stage = ProfileStage(config, prepared, paths, view)
     result = LaunchResult(

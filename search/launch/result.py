@@ -34,6 +34,8 @@ class LaunchResult:
     nothing_learned: str | None = None
     """What to tell where no trial beats a constant answer on dev."""
     confirmation: list[Confirmation] | None = None
+    lm_eval_of_base: Mapping[str, float] = field(default_factory=dict)
+    """lm-eval's scores of the untouched base, such as `piqa/acc`, where they were asked for."""
     ended_by: str | None = None
     reason: str | None = None
     """Why the search ended before all trials were out."""
@@ -67,6 +69,6 @@ def constant_answers(task: Task) -> dict[str, ConstantAnswer]:
     found = {
         split: task.its_kind.constant_answer(task, split)
         for split in ("dev", "test")
-        if split in task.splits and len(task.splits[split])
+        if split in task.splits and task.metric not in task.own
     }
     return {split: each for split, each in found.items() if each is not None}

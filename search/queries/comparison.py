@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from search.queries.differences import (
     drawn_values,
     holm,
 )
+from search.queries.lm_eval_scores import base_scores, scores_of
 from search.tracking import liveness
 from search.tracking.facts import TEST_ROWS, RunFacts
 from search.tracking.runs import RecordedRuns
@@ -31,10 +32,14 @@ WITHIN = "within the noise"
 
 @dataclass(frozen=True)
 class OnTest:
-    """What one confirmation has measured on test; `rows` is None where they were not kept."""
+    """What one confirmation has measured on test; `rows` is None where they were not kept.
+
+    `lm_eval` are lm-eval's scores of it, such as `piqa/acc`, where there are some.
+    """
 
     value: float
     rows: MeasuredRows | None = None
+    lm_eval: Mapping[str, float] = field(default_factory=dict)
 
 
 Found = tuple[Mapping[str, Any], Mapping[int, OnTest]]
@@ -70,6 +75,16 @@ def compare(
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
     return summarize(choices, objective, against), newest.metrics.get("constant_answer_test")
+
+
+def lm_eval_of_base(tracking_uri: str, sweep: str) -> dict[str, float]:
+    """lm-eval's scores of the sweep's untouched base, where it was measured.
+
+    Raises as `compare` does.
+    """
+    recorded = RecordedRuns(tracking_uri)
+    newest = _newest(recorded, sweep)
+    return base_scores(recorded, newest.experiment_id, newest.run_id)
 
 
 def _newest(recorded: RecordedRuns, sweep: str) -> RunFacts:
@@ -116,7 +131,10 @@ def _choices(
         found.append(
             (
                 row,
-                {s: OnTest(run.metrics[name], rows.get(run.run_id)) for s, run in by_seed.items()},
+                {
+                    s: OnTest(run.metrics[name], rows.get(run.run_id), scores_of(run.metrics))
+                    for s, run in by_seed.items()
+                },
             )
         )
     return found
@@ -149,6 +167,7 @@ class Confirmation:
     "worse" or "within the noise". `detectable` is the smallest difference that would have been seen
     in four of five such sweeps. `paired_seeds` counts the seeds that both have (None: the seeds are
     no pairs), `test_rows` the rows that were resampled (None: the seeds alone were looked at).
+    `lm_eval` maps each of lm-eval's scores to its values, one of each seed that has it.
     """
 
     method: str
@@ -169,6 +188,7 @@ class Confirmation:
     detectable: float | None
     paired_seeds: int | None
     test_rows: int | None
+    lm_eval: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def summarize(
@@ -258,8 +278,14 @@ def _summary(
         values=values,
         mean=float(np.mean(values)),
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        lm_eval=_scores_by_seed([tested[seed].lm_eval for seed in sorted(tested)]),
         **told,
     )
+
+
+def _scores_by_seed(every: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
+    names = sorted({name for scores in every for name in scores})
+    return {name: tuple(scores[name] for scores in every if name in scores) for name in names}
 
 
 def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:

@@ -53,7 +53,17 @@ INHERITED = (
     "git_commit",
     "versions",
 )
-_PACKAGES = ("ranksweep", "torch", "transformers", "ray", "optuna", "deepspeed", "mlflow", "numpy")
+_PACKAGES = (
+    "ranksweep",
+    "torch",
+    "transformers",
+    "ray",
+    "optuna",
+    "deepspeed",
+    "mlflow",
+    "numpy",
+    "lm_eval",
+)
 
 # Limits of MLflow's tracking API; what is longer it cuts with a warning, or refuses.
 _PARAM_CHARACTERS = 6000

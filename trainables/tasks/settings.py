@@ -14,9 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from spaces.errors import nearest
 from trainables.settings import Name, Names, Seed, Settings
-from trainables.tasks.kinds.registry import KINDS
+from trainables.tasks.kinds.registry import KINDS, check_metric, kind_of
 from trainables.tasks.language.extraction import Extract
 from trainables.tasks.language.generation_settings import GenerationSettings
 from trainables.tasks.language.options import LabelForm, OptionsFrom
@@ -177,9 +176,8 @@ class TaskSettings(Settings):
     @field_validator("kind")
     @classmethod
     def _known_kind(cls, kind: str) -> str:
-        if kind in KINDS:
-            return kind
-        raise ValueError(f"{kind!r} is not a kind of task; {nearest(kind, KINDS)}")
+        kind_of(kind)
+        return kind
 
     @field_validator("metric")
     @classmethod
@@ -187,11 +185,9 @@ class TaskSettings(Settings):
         kind = info.data.get("kind")
         if kind is None:  # wrong itself, and said so
             return metric
-        fitting = KINDS[kind].metrics
         if not metric:
-            return fitting[0]
-        if metric not in fitting:
-            raise ValueError(f"{metric!r} does not measure {kind}; use one of {', '.join(fitting)}")
+            return kind_of(kind).metrics[0]
+        check_metric(metric, kind)
         return metric
 
     @field_validator(
@@ -203,7 +199,7 @@ class TaskSettings(Settings):
         name, key = info.data.get("kind"), str(info.field_name)
         if name is None:  # wrong itself, and said so
             return value
-        kind = KINDS[name]
+        kind = kind_of(name)
         if key not in kind.keys:
             if value and value != cls.model_fields[key].default:
                 raise ValueError(f"does not go with {name}; {_instead(key, name)}")
@@ -213,7 +209,7 @@ class TaskSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        kind = KINDS[self.kind]
+        kind = kind_of(self.kind)
         kind.check(self)
         if "label" in kind.keys and self.label in (inputs := kind.input_columns(self)):
             raise ValueError(
@@ -225,7 +221,7 @@ class TaskSettings(Settings):
 def _instead(key: str, kind: str) -> str:
     """What to do about a key that does not go with a kind."""
     with_it = " or ".join(name for name, each in KINDS.items() if key in each.keys)
-    mine = KINDS[kind].keys
+    mine = kind_of(kind).keys
     its_own = next(each for each in ("text", "image", "prompt") if each in mine)
     names_input = key in ("text", "image", "prompt", "messages", "map")
     return f"set kind: {with_it}, or {f'name {its_own} instead' if names_input else 'drop it'}"

@@ -12,7 +12,8 @@ from trainables.bases.heads import Classes
 from trainables.tasks.care import LongRow, longest_rows
 from trainables.tasks.classes import counted, positive_index
 from trainables.tasks.kinds.kind import Kind
-from trainables.tasks.kinds.registry import check_metric, kind_of
+from trainables.tasks.kinds.registry import check_metric, kind_of, own_metric
+from trainables.tasks.own import is_own
 from trainables.tasks.rows import load_rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split, labels_of
@@ -28,6 +29,7 @@ class Task:
     positive, of two. `notes` is what a user should know before a launch. `rows` has, of each split,
     what names its rows alone. `example` is a row as the base reads it (`EncodedRows`), and
     `longest` are the longest rows.
+    `own` has what the user's own import paths name, for the workers, which need not find them.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Task:
     rows: Mapping[str, str] = field(default_factory=dict)
     example: tuple[tuple[str, bool], ...] = ()
     longest: tuple[LongRow, ...] = ()
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def data_fingerprint(self) -> str:
@@ -53,7 +56,7 @@ class Task:
     @property
     def its_kind(self) -> Kind:
         """The kind itself."""
-        return kind_of(self.kind)
+        return self.own.get(self.kind) or kind_of(self.kind)
 
     @property
     def head(self) -> str:
@@ -112,6 +115,10 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
         notes=(*rows.notes, *encoded.notes),
         example=encoded.example,
         longest=longest_rows(rows.splits, encoded.splits, kind, settings),
+        own={
+            **({settings.kind: kind} if is_own(settings.kind) else {}),
+            **({settings.metric: own_metric(settings.metric)} if is_own(settings.metric) else {}),
+        },
         rows={split: _fingerprint({"rows": each.hashes}) for split, each in rows.splits.items()},
     )
 
