@@ -26,13 +26,11 @@ BEGINNING = 60
 """Characters of a row that show which it is."""
 
 
-def notes_on_rows(
-    splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings
-) -> Iterator[str]:
+def notes_on_rows(splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings) -> Iterator[str]:
     """What is odd about rows of any kind, a line each, which begins with the key that it is of."""
     yield from _shared(splits, kind.input_word(settings))
+    yield from _repeated(splits)
     for split, rows in splits.items():
-        yield from _repeated(split, rows)
         yield from _contradicting(split, rows, kind, settings)
     key = f"task.{next(iter(kind.input_columns(settings).values()))}"
     for split, rows in splits.items():
@@ -57,19 +55,22 @@ def _shared(splits: Mapping[str, Rows], what: str) -> Iterator[str]:
             )
 
 
-def _repeated(split: str, rows: Rows) -> Iterator[str]:
-    """How many rows of a split are there already, answer and all."""
-    repeated = len(rows) - len(set(rows.hashes))
-    if repeated:
+def _repeated(splits: Mapping[str, Rows]) -> Iterator[str]:
+    """How many rows of each split are there already, answer and all."""
+    repeated = {split: len(rows) - len(set(rows.hashes)) for split, rows in splits.items()}
+    said = [
+        f"{number:,} of {len(splits[split]):,} rows of {split} ({number / len(splits[split]):.1%})"
+        for split, number in repeated.items()
+        if number
+    ]
+    if said:
         yield (
-            f"task.data.{split}: {repeated:,} of {len(rows):,} rows ({repeated / len(rows):.1%}) "
-            "repeat another one exactly; drop them unless they are to count twice"
+            f"task.data: {', '.join(said)} repeat another one exactly; drop them unless they are "
+            "to count twice"
         )
 
 
-def _contradicting(
-    split: str, rows: Rows, kind: Kind, settings: TaskSettings
-) -> Iterator[str]:
+def _contradicting(split: str, rows: Rows, kind: Kind, settings: TaskSettings) -> Iterator[str]:
     """How many inputs of a split have several answers, and the first few of them."""
     answers: dict[Hashable, dict[str, None]] = {}
     first: dict[Hashable, int] = {}

@@ -164,6 +164,10 @@ class Kind(ABC):
         """The task as it goes through a loaded base."""
         return task
 
+    def expected(self, task: Task, base_uri: str) -> Task:
+        """The task as it is likely to go through a base that is not loaded."""
+        return task
+
     # Loss and measure -----------------------------------------------------------------------------
 
     @abstractmethod
