@@ -30,8 +30,7 @@ def notes_on_rows(splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings
     """What is odd about rows of any kind, a line each, which begins with the key that it is of."""
     yield from _shared(splits, kind.input_word(settings))
     yield from _repeated(splits)
-    for split, rows in splits.items():
-        yield from _contradicting(split, rows, kind, settings)
+    yield from _contradicting(splits, kind, settings)
     key = f"task.{next(iter(kind.input_columns(settings).values()))}"
     for split, rows in splits.items():
         yield from _lost_characters(split, rows, key)
@@ -70,30 +69,33 @@ def _repeated(splits: Mapping[str, Rows]) -> Iterator[str]:
         )
 
 
-def _contradicting(split: str, rows: Rows, kind: Kind, settings: TaskSettings) -> Iterator[str]:
-    """How many inputs of a split have several answers, and the first few of them."""
-    answers: dict[Hashable, dict[str, None]] = {}
-    first: dict[Hashable, int] = {}
-    of_rows: list[Hashable] = []
-    for index, (row, label) in enumerate(zip(rows.inputs, rows.labels, strict=True)):
-        asked, answer = kind.answered(row, label, settings)
-        answers.setdefault(asked, {})[answer] = None
-        first.setdefault(asked, index)
-        of_rows.append(asked)
-    twice = [asked for asked, given in answers.items() if len(given) > 1]
-    if not twice:
-        return
-    number = sum(len(answers[asked]) > 1 for asked in of_rows)
-    named = [
-        f"{shown(kind.words(rows.inputs[first[asked]], settings), BEGINNING)!r} "
-        f"({', '.join(repr(shown(answer, 20)) for answer in list(answers[asked])[:FEW])})"
-        for asked in twice[:FEW]
-    ]
-    more = f" and {len(twice) - FEW:,} more" if len(twice) > FEW else ""
-    yield (
-        f"task.data.{split}: {number:,} rows have the {kind.input_word(settings)} of another one "
-        f"and another answer: {'; '.join(named)}{more}; see which is right"
-    )
+def _contradicting(splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings) -> Iterator[str]:
+    """How many rows ask what another one of their split does and answer otherwise, and the first
+    few of what they ask."""
+    counts, named = [], []
+    for split, rows in splits.items():
+        answers: dict[Hashable, dict[str, None]] = {}
+        first: dict[Hashable, int] = {}
+        asked_by: list[Hashable] = []
+        for index, (row, label) in enumerate(zip(rows.inputs, rows.labels, strict=True)):
+            asked, answer = kind.answered(row, label, settings)
+            answers.setdefault(asked, {})[answer] = None
+            first.setdefault(asked, index)
+            asked_by.append(asked)
+        if number := sum(len(answers[asked]) > 1 for asked in asked_by):
+            counts.append(f"{number:,} {'of' if counts else 'rows of'} {split}")
+        named += [
+            f"{shown(kind.words(rows.inputs[first[asked]], settings), BEGINNING)!r} "
+            f"({', '.join(repr(shown(answer, 20)) for answer in list(given)[:FEW])})"
+            for asked, given in answers.items()
+            if len(given) > 1
+        ]
+    if counts:
+        more = f" and {len(named) - FEW:,} more" if len(named) > FEW else ""
+        yield (
+            f"task.data: {', '.join(counts)} have the {kind.input_word(settings)} of another one "
+            f"and another answer: {'; '.join(named[:FEW])}{more}; see which is right"
+        )
 
 
 def _lost_characters(split: str, rows: Rows, key: str) -> Iterator[str]:

@@ -172,7 +172,12 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "task.chat_template: ",
         "generation",
     ),
-    ("multiple_choice", {**CHOICE, "options": "one"}, "task.options: ", "fewer than two options in 'one'"),
+    (
+        "multiple_choice",
+        {**CHOICE, "options": "one"},
+        "task.options: ",
+        "fewer than two options in 'one'",
+    ),
     ("multiple_choice", {**CHOICE, "options": ["good"]}, "task.options: ", "two"),
     ("multiple_choice", {**CHOICE, "label": "wrong"}, "task.label: ", "7"),
     ("multiple_choice", {**CHOICE, "base": "bert"}, "base: ", "reads both ways"),

@@ -89,7 +89,7 @@ def test_rows_that_repeat_or_contradict_another_one_are_counted(
     assert repeated.startswith("task.data: 2 of 11 rows of train (18.2%) repeat another one")
     what = WORDS[form]
     assert contradicting.startswith(
-        f"task.data.train: 2 rows have the {what} of another one and another answer: "
+        f"task.data: 2 rows of train have the {what} of another one and another answer: "
     )
     assert "is it 2" in contradicting
     answers = ("1.5", "2.0") if form == "number" else ("yes", "no")
@@ -110,7 +110,7 @@ def test_options_in_another_order_are_the_same_question(
     (note,) = odd(
         settings([*train, {**row("is it", "no"), "o": ["no", "yes"]}], **FORMS["options"])
     )
-    assert "3 rows have the prompt and options of another one" in note
+    assert "3 rows of train have the prompt and options of another one" in note
 
 
 @pytest.mark.parametrize("form", FORMS)
