@@ -72,7 +72,8 @@ def _repeated(splits: Mapping[str, Rows]) -> Iterator[str]:
 def _contradicting(splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings) -> Iterator[str]:
     """How many rows ask what another one of their split does and answer otherwise, and the first
     few of what they ask."""
-    counts, named = [], []
+    counts: list[str] = []
+    named: list[str] = []
     for split, rows in splits.items():
         answers: dict[Hashable, dict[str, None]] = {}
         first: dict[Hashable, int] = {}
