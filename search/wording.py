@@ -72,6 +72,15 @@ def classes_line(counts: Mapping[str, Mapping[str, int]]) -> str:
     return f"{', '.join(first)}{more} ({'/'.join(next(iter(counts.values())))})"
 
 
+def tokens_line(task: Mapping[str, Any]) -> str:
+    """How long the rows of each split are, of what a dry run or MLflow has of a task."""
+    spans = (task[name] for name in ("median_tokens", "tokens_95_percent", "most_tokens"))
+    halves, highs, mosts = spans
+    return ", ".join(
+        f"{halves[split]:,} / {highs[split]:,} / {mosts[split]:,} {split}" for split in halves
+    )
+
+
 def printable(value: Any) -> str:
     """A value of a manifest or a profile for one line; what would steer a terminal is replaced."""
     if value is None:

@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import yaml
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
 from search.cli.output import count_range_text
 from search.launch.dry_run import DryRun
-from search.wording import classes_line, duration, figure, knobs
+from search.wording import classes_line, duration, figure, knobs, tokens_line
+
+LONGEST_EXAMPLE = 600
+"""Characters of an example that are shown: half from its beginning, half from its end."""
+MARKS = ("\u27e6", "\u27e7")
+ASCII_MARKS = ("[[", "]]")
+"""What stands around tokens that bear loss where there is neither bold nor underlined type."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row in pieces, each with whether its tokens bear loss: these are bold and underlined."""
+
+    pieces: tuple[tuple[str, bool], ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        before, after = ("", "")
+        if console.color_system is None:
+            before, after = ASCII_MARKS if options.ascii_only else MARKS
+        text = Text()
+        for piece, bears_loss in shortened(self.pieces, LONGEST_EXAMPLE):
+            seen = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in piece)
+            if bears_loss:
+                text.append(f"{before}{seen}{after}", "" if before else "bold underline")
+            else:
+                text.append(seen)
+        yield text
+
+
+def shortened(pieces: Sequence[tuple[str, bool]], most: int) -> list[tuple[str, bool]]:
+    """Pieces of at most so many characters together: what is too much is cut from the middle."""
+    length = sum(len(text) for text, _ in pieces)
+    if length <= most:
+        return list(pieces)
+    half = most // 2
+    kept: list[tuple[str, bool]] = []
+    begin = 0
+    for text, bears_loss in pieces:
+        end = begin + len(text)
+        head = text[: max(0, half - begin)]
+        tail = text[max(0, length - half - begin) :]
+        middle = " [...] " if begin <= half < end else ""
+        if head or middle or tail:
+            kept.append((head + middle + tail, bears_loss))
+        begin = end
+    return kept
 
 
 def drawn_dry_run(result: DryRun) -> Group:
@@ -20,17 +68,27 @@ def drawn_dry_run(result: DryRun) -> Group:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("base", Text(f"{result.base['uri']}, {result.base['params']:,} parameters"))
     facts.add_row("task", ", ".join(f"{count:,} {name}" for name, count in rows.items()) + " rows")
+    if result.task["longest"]:
+        facts.add_row("tokens", f"{tokens_line(result.task)} (median / 95 % / most)")
+    for number, row in enumerate(result.task["longest"]):
+        begins = f"{row['tokens']:,} of {row['split']}: {row['begins']}"
+        facts.add_row("" if number else "longest", Text(begins))
     if result.task["classes"]:
         facts.add_row("classes", Text(classes_line(result.task["classes"])))
+    beside = "" if result.task["classes"] else "measure"
     for split, constant in result.task["constant_answers"].items():
         answer = "the classes' shares" if constant["answer"] is None else repr(constant["answer"])
         facts.add_row(
-            "",
+            beside,
             Text(
                 f"a constant answer ({answer}) has {constant['metric']} "
                 f"{figure(constant['value'])} on {split}"
             ),
         )
+        beside = ""
+    if result.task["example"]:
+        pieces = [(each["text"], each["loss"]) for each in result.task["example"]]
+        facts.add_row("example", Example(tuple(pieces)))
     facts.add_row("profile", Text(f"{profile['key']} ({cached} in {profile['store']})"))
     facts.add_row(
         "",

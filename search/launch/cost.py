@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
 from search.config.sweep import SweepConfig
 from search.launch.ray_environment import own_cpus
 from spaces.target import TargetModule
-from trainables.bases.parts import load_config
-from trainables.tasks.grouping import of_like_length
-from trainables.tasks.reading import by_length
+from trainables.bases.parts import head_class, load_config
 from trainables.tasks.split import Split
 from trainables.tasks.task import Task
+from trainables.tasks.work import Work
 
 TYPICAL_RANK = 8
 """Rank of the adapters that the probe times: every method stays near it."""
@@ -41,8 +40,12 @@ START_SECONDS = 30.0
 """Until Ray, the worker group and the base stand ready."""
 SORT_SECONDS_PER_WEIGHT = 6e-8
 """Two top-k masks of one weight, on a CPU."""
-SAMPLED_BATCHES = 500
+SAMPLED_BATCHES = 200
 """So many batches of an epoch stand for all."""
+PROBE_VOCABULARY = 2**14
+"""Words of the timed head of a language model at most: what it takes grows with them."""
+PROBE_BYTES = 2**28
+"""A weight that no cache holds, as all of a base together: what reading it takes is timed on it."""
 LOW, HIGH = 0.7, 1.5
 """What an estimate is multiplied by for its range: methods and machines differ by so much."""
 
@@ -69,9 +72,12 @@ class Cost:
     """Seconds per padded token on this machine, linear layers only.
 
     `step` is forward and backward through a frozen base with adapters, `forward` without either;
+    `head_step` and `head` the same for a place at which a frozen head gives the next token;
     `flops` is what the device does in a second on the largest layer; `attention` the forward FLOPs
-    of one token per token that it looks at; `layers` how many linear layers there are. They are of
-    a machine that does nothing else; `busy` says how many times longer it takes just now.
+    of one token per token that it looks at; `layers` how many linear layers there are; `read` the
+    seconds in which the device reads all their weights and the head's, without which no token is
+    written. They are of a machine that does nothing else; `busy` says how many times longer it
+    takes just now.
     """
 
     step: float
@@ -81,15 +87,22 @@ class Cost:
     device: str
     layers: int = 0
     busy: float = 1.0
+    head_step: float = 0.0
+    head: float = 0.0
+    read: float = 0.0
 
     @classmethod
     def measured(
-        cls, config: SweepConfig, linear: Sequence[TargetModule], adapted: set[str]
+        cls, config: SweepConfig, linear: Sequence[TargetModule], adapted: set[str], head: str
     ) -> Cost:
-        """Time each shape of layer, as many threads wide as a worker is."""
+        """Time each shape of layer, as many threads wide as a worker is, and the head of that name
+        (trainables/bases/parts.py)."""
         device = _device(config)
         wanted = int(config.cluster.resources_per_worker.get("CPU", 1))
         threads = max(1, min(wanted, own_cpus()))
+        text = load_config(config.base).get_text_config()
+        width = int(getattr(text, "hidden_size", 0) or 0)
+        depth = int(getattr(text, "num_hidden_layers", 0) or 0)
         layers = Counter((each.shape, each.name in adapted) for each in linear)
         step = forward = 0.0
         flops, busy = 1.0, []
@@ -100,23 +113,40 @@ class Cost:
             forward += number * times[1].seconds / tokens
             flops = max(flops, 2 * math.prod(shape) * tokens / times[1].seconds)
             busy += [each.busy for each in times]
-        text = load_config(config.base).get_text_config()
-        width = int(getattr(text, "hidden_size", 0) or 0)
-        depth = int(getattr(text, "num_hidden_layers", 0) or 0)
-        attention = 4.0 * width * depth
-        return cls(step, forward, flops, attention, str(device), len(linear), median(busy or [1.0]))
+        head_step = head_forward = read = 0.0
+        if head_class(head).writes and width:
+            vocabulary = int(text.vocab_size)
+            part = min(vocabulary, PROBE_VOCABULARY)
+            places, run = _next_token(part, width, device)
+            head_step, head_forward = (
+                _time(run, train, device, threads).seconds / places * vocabulary / part
+                for train in (True, False)
+            )
+            weights = vocabulary * width + sum(math.prod(each.shape) for each in linear)
+            read = weights * _seconds_to_read_a_weight(device, threads)
+        return cls(
+            step, forward, flops, 4.0 * width * depth, str(device), len(linear),
+            median(busy or [1.0]), head_step, head_forward, read,
+        )  # fmt: skip
 
     def training(self, work: Work) -> float:
         """Seconds of forward and backward."""
-        attention = 3 * self.attention * work.length / self.flops
-        layers = BESIDE_THE_LAYERS * work.tokens * (self.step + attention)
-        return layers + work.passes * self.layers * PASS_SECONDS_PER_LAYER
+        attention = 3 * self.attention * work.seen / self.flops
+        layers = BESIDE_THE_LAYERS * (work.tokens * self.step + attention)
+        return layers + work.outputs * self.head_step + work.passes * self._pass
 
-    def evaluation(self, work: Work) -> float:
-        """Seconds of forward passes."""
-        attention = self.attention * work.length / self.flops
-        layers = BESIDE_A_FORWARD * work.tokens * (self.forward + attention)
-        return layers + work.passes * self.layers * PASS_SECONDS_PER_LAYER / 3
+    def evaluation(self, work: Work, share: float = 1.0) -> float:
+        """Seconds of forward passes; of the steps that write, `share` are taken."""
+        attention = self.attention * work.seen / self.flops
+        layers = BESIDE_A_FORWARD * (work.tokens * self.forward + attention)
+        head, passes = work.outputs * self.head, work.passes * self._pass / 3
+        step = work.steps * (self.read + self._pass / 3)
+        written = work.written * (BESIDE_A_FORWARD * self.forward + self.head)
+        return layers + head + passes + share * (step + written)
+
+    @property
+    def _pass(self) -> float:
+        return self.layers * PASS_SECONDS_PER_LAYER
 
 
 @dataclass(frozen=True)
@@ -148,6 +178,36 @@ def _layer(
             y.backward(gradient)  # type: ignore[no-untyped-call]
 
     return tokens, run
+
+
+def _next_token(
+    vocabulary: int, width: int, device: torch.device
+) -> tuple[int, Callable[[bool], None]]:
+    """How many places a frozen head of the next token is timed at, and its pass with the loss."""
+    places = max(16, min(128, int(PROBE_FLOPS / (4 * vocabulary * width))))
+    weight = torch.randn(vocabulary, width, device=device)
+    x = torch.randn(places, width, device=device, requires_grad=True)
+    labels = torch.zeros(places, dtype=torch.long, device=device)
+
+    def run(train: bool) -> None:
+        with torch.set_grad_enabled(train):
+            loss = cross_entropy(linear(x, weight), labels, reduction="sum")
+        if train:
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    return places, run
+
+
+def _seconds_to_read_a_weight(device: torch.device, threads: int) -> float:
+    """By the forward pass of one token: its work is little beside reading the weights."""
+    width = math.isqrt(PROBE_BYTES // 4)
+    weight = torch.empty(width, width, device=device).fill_(1e-3)
+    x = torch.ones(1, width, device=device)
+
+    def run(_: bool) -> None:
+        linear(x, weight)
+
+    return _time(run, False, device, threads).seconds / width**2
 
 
 def _time(run: Callable[[bool], None], train: bool, device: torch.device, threads: int) -> _Timed:
@@ -205,37 +265,14 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What goes through the base: tokens, padding included, in so many passes, each row padded to
-    `length` tokens on the mean."""
-
-    tokens: float
-    passes: float
-    length: float
-
-    @classmethod
-    def of_training(cls, split: Split, batch_size: int, on_cpu: bool) -> Work:
-        """One epoch, told by a sample; on a CPU rows of like length go through together."""
-        rows = len(split)
-        order = np.random.default_rng(0).permutation(rows)[: SAMPLED_BATCHES * batch_size]
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        if on_cpu:
-            batches = [
-                batch[group] for batch in batches for group in of_like_length(split.lengths[batch])
-            ]
-        sample, times = cls._of(split, batches), rows / max(1, len(order))
-        return cls(sample.tokens * times, sample.passes * times, sample.length)
-
-    @classmethod
-    def of_measuring(cls, split: Split) -> Work:
-        """One pass over a split in the order of its lengths."""
-        return cls._of(split, by_length(split))
-
-    @classmethod
-    def _of(cls, split: Split, batches: Sequence[Any]) -> Work:
-        tokens = float(sum(len(batch) * split.lengths[batch].max() for batch in batches))
-        return cls(tokens, len(batches), tokens / max(1, sum(map(len, batches))))
+def work_of_training(split: Split, batch_size: int, on_cpu: bool) -> Work:
+    """What one epoch puts through the base, told by a sample."""
+    rows = len(split)
+    order = np.random.default_rng(0).permutation(rows)[: SAMPLED_BATCHES * batch_size]
+    sample = Work()
+    for start in range(0, len(order), batch_size):
+        sample += split.work(order[start : start + batch_size], on_cpu)
+    return sample.times(rows / max(1, len(order)))
 
 
 @dataclass(frozen=True)
@@ -258,18 +295,26 @@ def estimated(
     confirm: Mapping[str, Any] | None,
     times: float = 1.0,
 ) -> Estimate:
-    """What a sweep takes; a trial has on average `times` the epochs of `train`."""
+    """What a sweep takes; a trial has on average `times` the epochs of `train`.
+
+    The task is as its kind expects it to go through the base (`Kind.expected`).
+    """
     on_cpu, train = cost.device == "cpu", config.train
     at_once = max(1, train.batch_size // train.gradient_accumulation_steps)
-    work = Work.of_training(task.splits["train"], at_once, on_cpu)
-    dev = cost.evaluation(Work.of_measuring(task.splits["dev"]))
+    training = cost.training(work_of_training(task.splits["train"], at_once, on_cpu))
+    dev = task.splits["dev"].measuring_work(on_cpu)
     workers = config.cluster.workers_per_group
-    trial = times * config.train.epochs * (cost.training(work) + dev) / workers
+
+    def trial_with(share: float) -> float:
+        """Of a trial that writes `share` of what it may."""
+        epoch = training + cost.evaluation(dev, share)
+        return times * config.train.epochs * epoch / workers
+
     profiled = 0.0 if profile["cached"] else _profile_seconds(config, task, cost, profile)
     rounds = math.ceil(config.search.trials / config.cluster.groups)
     confirmed = math.ceil(confirm["trials"] / config.cluster.groups) if confirm else 0
 
-    def seconds(factor: float, start: float, share: float = 1.0) -> dict[str, float]:
+    def seconds(factor: float, start: float, trial: float, share: float = 1.0) -> dict[str, float]:
         """With trials of which the search trains `share` on the mean."""
         search = rounds * share * trial * factor
         if config.search.time_budget is not None:
@@ -285,9 +330,9 @@ def estimated(
         return {name: round(value, 1) for name, value in found.items()}
 
     return Estimate(
-        about=seconds(1.0, START_SECONDS),
-        low=seconds(LOW, START_SECONDS / 2, _least_share(config)),
-        high=seconds(HIGH * cost.busy, START_SECONDS * 2),
+        about=seconds(1.0, START_SECONDS, trial_with((1 + dev.share) / 2)),
+        low=seconds(LOW, START_SECONDS / 2, trial_with(dev.share), _least_share(config)),
+        high=seconds(HIGH * cost.busy, START_SECONDS * 2, trial_with(1.0)),
     )
 
 
@@ -304,7 +349,7 @@ def _profile_seconds(
     config: SweepConfig, task: Task, cost: Cost, profile: Mapping[str, Any]
 ) -> float:
     settings, weights = config.profile, profile["weights"]
-    work = Work.of_training(task.splits["train"], settings.batch_size, cost.device == "cpu")
+    work = work_of_training(task.splits["train"], settings.batch_size, cost.device == "cpu")
     initial = settings.epochs * cost.training(work)
     # G = B G^A + G^B A of every module (PiLoRA, Eq. 7), on the scored steps alone.
     scoring = profile["scored_steps"] * 4 * settings.rank * weights / cost.flops

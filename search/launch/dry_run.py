@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated, profile_steps, steps_an_epoch
 from search.launch.prepare import SweepInputs, fewer_trials, prepare
-from search.launch.result import constant_answers
 from search.launch.resume import check_data, check_name
+from search.launch.task_summary import task_summary
 from search.paths import SweepPaths
 from search.redaction import redacted
 from search.tracking.artifacts import check_experiment
@@ -20,7 +20,6 @@ from search.tracking.liveness import running
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_linear_layers
-from trainables.tasks.constant_answer import ConstantAnswer
 from trainables.tasks.task import Task
 
 BUSY = 1.2
@@ -47,7 +46,7 @@ class DryRun:
     """What `launch` would do with a sweep. `seconds` are estimates where no trial is stopped early;
     `seconds_low` and `seconds_high` are the range in which they will be.
 
-    `base` has uri, fingerprint and params; `task` classes, rows and token lengths of each split;
+    `base` has uri, fingerprint and params; `task` what `task_summary` tells of it;
     `profile` its key, whether it is cached, and what computing it takes; `search` and `confirm`
     (None where it is skipped) trials, epochs and steps. `notes` say what a user should know of the
     rows, and what the estimate rests on.
@@ -99,9 +98,10 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     }
     confirm = _confirm(config, task, len(methods))
     linear = meta_linear_layers(inputs.base_uri, task.head, task.outputs)
-    cost = Cost.measured(config, linear, {target.name for target in targets})
+    cost = Cost.measured(config, linear, {target.name for target in targets}, task.head)
     times = fmean(each.length for each in methods)
-    estimate = estimated(config, task, cost, profile, confirm, times)
+    expected = task.its_kind.expected(task, inputs.base_uri)
+    estimate = estimated(config, expected, cost, profile, confirm, times)
     return DryRun(
         config=config.resolved(),
         base={
@@ -109,7 +109,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
             "fingerprint": inputs.base_fingerprint,
             "params": base_parameters(inputs.base_uri),
         },
-        task=_task_summary(task, constant_answers(task)),
+        task=task_summary(task),
         profile=profile,
         methods=methods,
         search=search,
@@ -138,20 +138,6 @@ def _confirm(config: SweepConfig, task: Task, methods: int) -> dict[str, Any] | 
         "trials": methods * config.confirm.top * config.confirm.seeds,
         "seeds": config.confirm.seeds,
         "steps_per_trial": steps_an_epoch(task, config.train.batch_size) * config.train.epochs,
-    }
-
-
-def _task_summary(task: Task, constant: Mapping[str, ConstantAnswer]) -> dict[str, Any]:
-    lengths = {name: split.lengths for name, split in task.splits.items()}
-    return {
-        "name": task.name,
-        "labels": list(task.labels),
-        "classes": task.class_counts(),
-        "fingerprint": task.fingerprint,
-        "constant_answers": {split: asdict(each) for split, each in constant.items()},
-        "rows": {name: len(split) for name, split in task.splits.items()},
-        "mean_tokens": {name: round(float(each.mean()), 1) for name, each in lengths.items()},
-        "most_tokens": {name: int(each.max()) for name, each in lengths.items()},
     }
 
 

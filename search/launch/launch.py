@@ -26,6 +26,7 @@ from search.launch.ray_environment import set_ray_environment
 from search.launch.result import LaunchResult, constant_answers
 from search.launch.resume import check_data, check_name
 from search.launch.sweep_lock import alone
+from search.launch.task_summary import task_summary
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.redaction import redacted
@@ -33,7 +34,7 @@ from search.tracking.facts import RunFacts, State, at_step
 from search.tracking.liveness import launched_here
 from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
-from search.wording import classes_line
+from search.wording import classes_line, tokens_line
 from spaces.errors import RanksweepError, TrackingError
 from trainables.tasks.task import Task
 
@@ -125,6 +126,8 @@ def launch(
 
 def _tell_task(task: Task, view: Progress) -> None:
     """Say what the task's classes are, and what a user should know of its rows."""
+    if task.longest:
+        view.message(f"tokens (median, 95 %, most): {tokens_line(task_summary(task))}")
     if task.labels:
         view.message(f"classes: {classes_line(task.class_counts())}")
     for note in task.notes:
@@ -166,6 +169,8 @@ def _open_sweep(
         run_id = tracker.start_sweep(
             config.name, config.resolved(), _tags(config, prepared, paths), begun.mark
         )
+        told = task_summary(prepared.task)
+        tracker.log_task(run_id, {**told, "notes": prepared.task.notes})
     with private_files():
         paths.sweep_file.write_text(yaml.safe_dump(config.resolved(), sort_keys=False))
     return run_id

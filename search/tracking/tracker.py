@@ -115,6 +115,11 @@ class Tracker:
         self._log_files(run_id, {"sweep.yaml": yaml.safe_dump(shown, sort_keys=False)})
         return run_id
 
+    def log_task(self, sweep_run_id: str, told: Mapping[str, Any]) -> None:
+        """Keep `task.json`: what was told of the sweep's rows."""
+        text = json.dumps(told, indent=2, ensure_ascii=False)
+        self._log_files(sweep_run_id, {"task.json": text})
+
     def find_sweep(self, name: str, mark: str | None = None) -> RunFacts | None:
         """The newest run of a sweep of this name, and mark, in the experiment; None without one."""
         marked = {} if mark is None else {"token": mark}

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from trainables.bases.parts import skeleton, task_config
+
 _LINES = ((5, 8, 4), (9, 6, 2))  # tokens of the rows of two lines of 17, few enough for any base
 _TOLERANCES = {
     torch.float64: 1e-9,
@@ -28,7 +30,7 @@ def packs_exactly(model: Any) -> bool:
     without position_ids fail, and are to be padded; so does flash attention, which transformers
     packs in a single line alone (`_is_packed_sequence`).
     """
-    if not {"position_ids", "use_cache"} <= inspect.signature(model.forward).parameters.keys():
+    if not _takes_positions(model):
         return False
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
@@ -51,6 +53,16 @@ def packs_exactly(model: Any) -> bool:
             module.training = mode
     error, leak = float((packed - apart).norm()), float((unbroken - apart).norm())
     return error <= _TOLERANCES.get(model.dtype, 0.0) * float(apart.norm()) and error < leak / 4
+
+
+def may_pack(uri: str, head: str) -> bool:
+    """Whether a base that is not loaded is likely to: what is known from its config alone."""
+    model = skeleton(uri, head, task_config(uri, head, 1))
+    return _takes_positions(model) and not getattr(model, "_is_stateful", False)
+
+
+def _takes_positions(model: Any) -> bool:
+    return {"position_ids", "use_cache"} <= inspect.signature(model.forward).parameters.keys()
 
 
 def _logits(model: Any, ids: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:

@@ -41,28 +41,29 @@ def load_tokenizer(uri: str) -> Any:
 
     Raises BaseModelError where there is none, or none that transformers can read.
     """
+    return padded_tokenizer(uri)[0]
+
+
+def padded_tokenizer(uri: str) -> tuple[Any, bool]:
+    """The tokenizer of a base, and whether its end token was chosen for it to pad with.
+
+    Raises BaseModelError as `load_tokenizer` does.
+    """
     path = locate(uri, weights=False)
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise BaseModelError(f"base: {uri} has no tokenizer; add its tokenizer files")
     folder, kwargs = local_arguments(path)
     with _reading(f"base: {uri} has no tokenizer that can be read", "add its tokenizer files"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise BaseModelError(
-                f"base: {uri} has a tokenizer with neither a padding nor an end token; set "
-                "pad_token in tokenizer_config.json"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def pads_with_end(uri: str) -> bool:
-    """Whether `load_tokenizer` had to choose what a base's tokenizer pads with."""
-    folder, kwargs = local_arguments(locate(uri, weights=False))
-    with quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
-    return tokenizer.pad_token_id is None
+    if tokenizer.pad_token_id is not None:
+        return tokenizer, False
+    if tokenizer.eos_token is None:
+        raise BaseModelError(
+            f"base: {uri} has a tokenizer with neither a padding nor an end token; set "
+            "pad_token in tokenizer_config.json"
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, True
 
 
 def load_image_processor(uri: str) -> Any:

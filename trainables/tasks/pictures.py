@@ -17,9 +17,11 @@ from PIL import Image, ImageOps
 from spaces.errors import BaseModelError, DataError, reason_of
 from trainables.bases.limits import check_pixels
 from trainables.bases.parts import load_config, load_image_processor
+from trainables.tasks.reading import by_length
 from trainables.tasks.records import Records
 from trainables.tasks.split import Pass, Split
 from trainables.tasks.values import is_missing
+from trainables.tasks.work import Work
 
 if TYPE_CHECKING:  # rows.py reads pictures
     from trainables.tasks.rows import Rows
@@ -149,6 +151,14 @@ class ImageSplit:
     def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> list[Pass]:
         """The rows at `indices`, which are of one length, in one pass."""
         return [self.batch(indices)]
+
+    def work(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Work:
+        """What the rows at `indices` put through a base in one pass."""
+        return Work.of([(len(indices), self.positions, 0)])
+
+    def measuring_work(self, on_cpu: bool) -> Work:
+        """So many pictures at a time, whatever computes them."""
+        return Work.of((len(indices), self.positions, 0) for indices in by_length(self))
 
     def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """The rows at `indices`: pixel_values float32 [rows, channels, height, width], labels."""

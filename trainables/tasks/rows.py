@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spaces.errors import DataError
+from trainables.tasks.care import notes_on_rows
 from trainables.tasks.classes import counted
 from trainables.tasks.drawing import drawn_part, drawn_rows
 from trainables.tasks.files import file_records, hub_records
@@ -18,7 +19,6 @@ from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import kind_of
 from trainables.tasks.pictures import Picture
 from trainables.tasks.settings import RowsSettings, SplitSettings, TaskSettings
-from trainables.tasks.values import is_a_number
 
 SPLITS = ("train", "dev", "test")
 Input = str | Picture
@@ -121,7 +121,7 @@ def load_rows(task: TaskSettings) -> TaskRows:
     }
     kind.check_rows(splits, task)
     names = kind.labels(splits["train"])
-    notes += [*kind.notes(splits, task), *_notes_on_inputs(splits, kind)]
+    notes += [*kind.notes(splits, task), *notes_on_rows(splits, kind, task)]
     return TaskRows(splits, names, tuple(notes))
 
 
@@ -194,31 +194,3 @@ def _limit(rows: Rows, kind: Kind, limits: RowsSettings, split: str) -> Rows:
         return rows
     seed = [limits.seed, SPLITS.index(split)]
     return rows.take(drawn_rows(kind.strata(rows), limit, seed, f"task.rows.{split}"))
-
-
-def _notes_on_inputs(splits: Mapping[str, Rows], kind: Kind) -> Iterator[str]:
-    """What is odd about texts and pictures, and how many of dev and test train has too."""
-    train, what = set(splits["train"].inputs), kind.reads
-    for split in ("dev", "test"):
-        if split in splits:
-            shared = sum(row in train for row in splits[split].inputs)
-            if shared:
-                yield (
-                    f"task.data.{split}: {shared} of {len(splits[split])} rows have the {what} of "
-                    f"a training row; its measure is too good for an unseen {what}"
-                )
-    for split, rows in splits.items():
-        lost = sum(
-            "\ufffd" in text for texts in rows.inputs for text in texts if isinstance(text, str)
-        )
-        if lost:
-            yield (
-                f"task.text: {lost} texts of {split} hold U+FFFD, which stands for characters that "
-                "were lost when the data was converted; convert it again from its source"
-            )
-    for column in zip(*splits["train"].inputs, strict=False):  # rows may differ in their options
-        if all(isinstance(each, str) and is_a_number(each) for each in column):
-            yield (
-                f"task.text: every text of train is a number, such as {column[0]!r:.40}; see that "
-                "it is the column of texts"
-            )

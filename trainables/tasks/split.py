@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainables.engine.workers import Workers
+
+if TYPE_CHECKING:
+    from trainables.tasks.work import Work
 
 Pass = dict[str, Any]
 """One forward pass: keyword arguments of the base, and what is taken out before it is called.
@@ -40,6 +43,12 @@ class Split(Protocol):
 
     def passes(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Sequence[Pass]:
         """The rows at `indices` in as many passes as cost least; no number depends on which."""
+
+    def work(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Work:
+        """What the passes of the rows at `indices` put through a base."""
+
+    def measuring_work(self, on_cpu: bool) -> Work:
+        """What measuring the split puts through a base."""
 
     def first(self, rows: int) -> Split:
         """At most so many rows: as rows lie in content order, a sample of all."""

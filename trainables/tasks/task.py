@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainables.bases.heads import Classes
+from trainables.tasks.care import LongRow, longest_rows
 from trainables.tasks.classes import counted, positive_index
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import check_metric, kind_of, own_metric
@@ -26,7 +27,8 @@ class Task:
     profile depends on; `fingerprint` adds dev, test and the metric. `labels` are the task's
     classes, none where it has no classes; `positive` is the index of the one that f1 counts as
     positive, of two. `notes` is what a user should know before a launch. `rows` has, of each split,
-    what names its rows alone. `example` is a row as the base reads it (`EncodedRows`).
+    what names its rows alone. `example` is a row as the base reads it (`EncodedRows`), and
+    `longest` are the longest rows.
     `own` has what the user's own import paths name, for the workers, which need not find them.
     """
 
@@ -41,6 +43,7 @@ class Task:
     notes: tuple[str, ...] = ()
     rows: Mapping[str, str] = field(default_factory=dict)
     example: tuple[tuple[str, bool], ...] = ()
+    longest: tuple[LongRow, ...] = ()
     own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -111,6 +114,7 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
         positive=positive,
         notes=(*rows.notes, *encoded.notes),
         example=encoded.example,
+        longest=longest_rows(rows.splits, encoded.splits, kind, settings),
         own={
             **({settings.kind: kind} if is_own(settings.kind) else {}),
             **({settings.metric: own_metric(settings.metric)} if is_own(settings.metric) else {}),

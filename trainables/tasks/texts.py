@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from spaces.errors import DataError, shown
 from trainables.bases.limits import text_limits
 from trainables.bases.parts import load_tokenizer
+from trainables.tasks.care import Cuts
 from trainables.tasks.grouping import of_like_length
+from trainables.tasks.reading import by_length
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Pass, Split
+from trainables.tasks.work import Work
 
 SOME_UNKNOWN, MOST_UNKNOWN = 0.05, 0.5
 """Shares of unknown tokens: from here it is said, and from here texts are noise to the base."""
@@ -90,6 +93,14 @@ class EncodedSplit:
         groups = of_like_length(self.lengths[indices])
         return [self.batch(indices[group]) for group in groups]
 
+    def work(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Work:
+        """What the passes of the rows at `indices` put through a base."""
+        return Work.of_tokens(self.passes(indices, on_cpu))
+
+    def measuring_work(self, on_cpu: bool) -> Work:
+        """Rows of like length together, whatever computes them."""
+        return Work.of_tokens([self.batch(indices) for indices in by_length(self)])
+
     def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """A batch of the rows at `indices`, padded on the right to the longest of them.
 
@@ -117,8 +128,9 @@ def token_splits(
     settings: TaskSettings,
     head: str,
     base_uri: str,
-) -> dict[str, Split]:
-    """Every split as tokens, with what each row's label is to the loss.
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Every split as tokens, with what each row's label is to the loss, and a line for each split
+    of which rows are cut.
 
     Raises DataError where a text could be longer than the base takes, or is nothing to it: without
     a token, of unknown tokens, or of tokens that its embedding does not hold. Says aloud what else
@@ -143,7 +155,23 @@ def token_splits(
         )
     _check_told_apart(splits["train"], rows["train"], settings, base_uri)
     _warn_of_size(len(tokenizer), limits.vocabulary, base_uri)
-    return dict(splits)
+    notes = (
+        _cuts(encoded, rows[split], tokenizer, settings.max_length).note(
+            split, len(encoded), settings.max_length
+        )
+        for split, encoded in splits.items()
+    )
+    return dict(splits), tuple(note for note in notes if note is not None)
+
+
+def _cuts(encoded: EncodedSplit, rows: Rows, tokenizer: Any, max_length: int) -> Cuts:
+    """How many rows have more tokens than they were given: those that are full are read again."""
+    full = np.flatnonzero(np.diff(encoded.offsets) == max_length)
+    if not full.size:
+        return Cuts()
+    columns = [list(column) for column in zip(*(rows.inputs[i] for i in full), strict=True)]
+    whole = tokenizer(*columns, padding=False, verbose=False)["input_ids"]
+    return Cuts(sum(len(ids) > max_length for ids in whole))
 
 
 def check_length(

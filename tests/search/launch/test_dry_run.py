@@ -228,7 +228,7 @@ def test_what_other_processes_take_of_the_machine_is_not_counted(
         with monkeypatch.context() as patch:
             patch.setattr(time, "thread_time", own_time)
             patch.setattr(time, "perf_counter", wall_time)
-            found[load] = Cost.measured(config, layers, {"query"})
+            found[load] = Cost.measured(config, layers, {"query"}, "classification")
     assert found[1].step == pytest.approx(found[5].step)
     assert found[1].step == pytest.approx(2 * 1e-3 / 512)
     assert found[1].busy < 1.5

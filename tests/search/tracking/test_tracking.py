@@ -100,6 +100,15 @@ def test_a_sweep_keeps_its_config_and_where_it_came_from(
     assert kept["store"] == run.data.params["store"] == "s3://***@bucket/dir?***"
 
 
+def test_a_sweep_keeps_what_was_told_of_its_rows(
+    tracker: Tracker, uri: str, tmp_path: Path
+) -> None:
+    run_id = tracker.start_sweep("movie-minilm", CONFIG, TAGS)
+    told = {"rows": {"train": 3}, "example": [{"text": "caf\u00e9", "loss": True}], "notes": ["a"]}
+    tracker.log_task(run_id, told)
+    assert json.loads(artifact(uri, run_id, "task.json", tmp_path)) == told
+
+
 def test_a_sweep_is_found_again_by_its_name(tracker: Tracker) -> None:
     assert tracker.find_sweep("movie's") is None
     own = tracker.start_sweep("movie's", {}, {}, mark="m" * 32)

@@ -42,7 +42,8 @@ def read(tmp_path: Path) -> Callable[..., TaskRows]:
         else:
             train.write_bytes(content.encode() if isinstance(content, str) else content)
         if not dev.exists():
-            dev.write_text("".join(json.dumps({**row, "text": "d"}) + "\n" for row in GOOD[:2]))
+            dev_rows = ({**row, "text": f"d {row['text']}"} for row in GOOD[:2])
+            dev.write_text("".join(json.dumps(row) + "\n" for row in dev_rows))
         task = {"name": "t", "data": {"train": str(train), "dev": str(dev)}, "text": "text"}
         return load_rows(TaskSettings.model_validate(task | changes))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spaces.errors import ConfigError
@@ -75,11 +76,27 @@ class Causal(LanguageKind):
             faults,
         )
 
+    def input_word(self, settings: TaskSettings) -> str:
+        form = form_of_settings(settings)
+        return "conversation" if form.is_conversation else "prompt" if form.has_prompt else "text"
+
+    def answered(
+        self, row: tuple[Input, ...], label: str, settings: TaskSettings
+    ) -> tuple[Hashable, str]:
+        if not form_of_settings(settings).is_conversation:
+            return row, label
+        *before, last = json.loads(str(row[0]))
+        return json.dumps(before), last["content"]
+
+    def words(self, row: tuple[Input, ...], settings: TaskSettings) -> str:
+        if not form_of_settings(settings).is_conversation:
+            return super().words(row, settings)
+        said = (f"{each['role']}: {each['content']}" for each in json.loads(str(row[0])))
+        return " ".join(" ".join(said).split())
+
     def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
         form = form_of_settings(settings)
         if form.is_conversation:
-            import json
-
             return {"messages": json.loads(str(row[0]))}
         return {"prompt": row[0], "completion": label} if form.has_prompt else {"text": row[0]}
 

@@ -98,7 +98,7 @@ class Classification(TextInputs, ClassKind):
         self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
     ) -> EncodedRows:
         indices = {split: part.label_indices(labels) for split, part in rows.items()}
-        return EncodedRows(self.tokens(rows, indices, settings, base_uri))
+        return self.tokens(rows, indices, settings, base_uri)
 
     def usage(
         self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spaces.errors import ConfigError
@@ -67,6 +67,12 @@ class Generation(Causal):
             return ReadRows(texts, [""] * len(made), faults)
         accepted = [json.dumps(each.accepted, ensure_ascii=False) for each in made]
         return ReadRows([(each.prompt or "",) for each in made], accepted, faults)
+
+    def answered(
+        self, row: tuple[Input, ...], label: str, settings: TaskSettings
+    ) -> tuple[Hashable, str]:
+        first = label if form_of_settings(settings).is_conversation else json.loads(label)[0]
+        return super().answered(row, first, settings)
 
     def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
         if form_of_settings(settings).is_conversation:

@@ -7,7 +7,7 @@ makes inputs of rows are imported by the methods that need them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -121,6 +121,27 @@ class Kind(ABC):
         """What a user should know of the rows before a launch, a line each."""
         yield from ()
 
+    def input_word(self, settings: TaskSettings) -> str:
+        """What one input of the task is called."""
+        return self.reads
+
+    def question(self, row: tuple[Input, ...]) -> tuple[Input, ...]:
+        """What of a row's inputs is asked: all, unless some of them are answers to choose from."""
+        return row
+
+    def answered(
+        self, row: tuple[Input, ...], label: str, settings: TaskSettings
+    ) -> tuple[Hashable, str]:
+        """What a row asks, and its answer: two rows that ask the same should have the same."""
+        return row, label
+
+    def words(self, row: tuple[Input, ...], settings: TaskSettings) -> str:
+        """A row's input as a person reads it, in one line."""
+        return " | ".join(
+            " ".join(each.split()) if isinstance(each, str) else each.path or "a picture"
+            for each in self.question(row)
+        )
+
     def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
         """A row as an object with the task's own columns, which the task reads again."""
         columns = list(self.columns(settings))
@@ -144,6 +165,10 @@ class Kind(ABC):
 
     def fitted(self, task: Task, model: torch.nn.Module) -> Task:
         """The task as it goes through a loaded base."""
+        return task
+
+    def expected(self, task: Task, base_uri: str) -> Task:
+        """The task as it is likely to go through a base that is not loaded."""
         return task
 
     # Loss and measure -----------------------------------------------------------------------------

@@ -44,14 +44,13 @@ class LanguageKind(Kind):
 
     def fitted(self, task: Task, model: torch.nn.Module) -> Task:
         from trainables.bases.packing import packs_exactly
-        from trainables.tasks.language.sequences import Sequences
 
-        packs = packs_exactly(model)
-        splits = {
-            name: replace(split, packs=packs) if isinstance(split, Sequences) else split
-            for name, split in task.splits.items()
-        }
-        return replace(task, splits=splits)
+        return _with_packs(task, packs_exactly(model))
+
+    def expected(self, task: Task, base_uri: str) -> Task:
+        from trainables.bases.packing import may_pack
+
+        return _with_packs(task, may_pack(base_uri, self.head))
 
     def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy summed over targets, in float32 at least."""
@@ -66,6 +65,17 @@ class LanguageKind(Kind):
 
         template = read_chat_template(settings.chat_template)
         return Tokenizing("left", chat_template=template)  # what is written follows a prompt's end
+
+
+def _with_packs(task: Task, packs: bool) -> Task:
+    """The task for a base that computes packed rows exactly, or does not."""
+    from trainables.tasks.language.sequences import Sequences
+
+    splits = {
+        name: replace(split, packs=packs) if isinstance(split, Sequences) else split
+        for name, split in task.splits.items()
+    }
+    return replace(task, splits=splits)
 
 
 def row_losses(model: torch.nn.Module, split: Sequences, workers: Workers) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trainables.tasks.rows import Input, Rows
     from trainables.tasks.settings import TaskSettings
     from trainables.tasks.task import Task
+
+MOST_SHARES = 10  # options that a note counts
 
 
 class MultipleChoice(LanguageKind):
@@ -84,10 +86,23 @@ class MultipleChoice(LanguageKind):
         return ReadRows(inputs, [str(index) for index in right])
 
     def notes(self, splits: Mapping[str, Rows], settings: TaskSettings) -> Iterator[str]:
+        shares = []
         for split, rows in splits.items():
-            counts = np.bincount([int(label) for label in rows.labels])
-            shares = ", ".join(f"{count / len(rows):.0%}" for count in counts)
-            yield f"task.options: the right one of {split} is in turn {shares} of the rows"
+            counts = np.bincount([int(label) for label in rows.labels])[:MOST_SHARES]
+            shares.append(f"{', '.join(f'{count / len(rows):.0%}' for count in counts)} of {split}")
+        yield f"task.options: the right one is in turn {'; '.join(shares)}"
+
+    def input_word(self, settings: TaskSettings) -> str:
+        return "prompt and options"
+
+    def question(self, row: tuple[Input, ...]) -> tuple[Input, ...]:
+        return row[:1]
+
+    def answered(
+        self, row: tuple[Input, ...], label: str, settings: TaskSettings
+    ) -> tuple[Hashable, str]:
+        prompt, *options = map(str, row)
+        return (prompt, *sorted(options)), options[int(label)]
 
     def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
         return {"prompt": row[0], "options": list(row[1:]), settings.label: int(label)}

@@ -71,7 +71,7 @@ class Regression(TextInputs):
         self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
     ) -> EncodedRows:
         numbers = {split: numbers_of_rows(part) for split, part in rows.items()}
-        return EncodedRows(self.tokens(rows, numbers, settings, base_uri))
+        return self.tokens(rows, numbers, settings, base_uri)
 
     def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Squared error summed over rows, in float32 at least."""

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spaces.errors import ConfigError
-from trainables.tasks.kinds.kind import Kind, ReadRows
+from trainables.tasks.kinds.kind import EncodedRows, Kind, ReadRows
 from trainables.tasks.kinds.usage import Tokenizing
 
 if TYPE_CHECKING:
     from trainables.tasks.records import Asked, Records
     from trainables.tasks.rows import Rows
     from trainables.tasks.settings import TaskSettings
-    from trainables.tasks.split import Split
 
 
 def template_fault(template: str) -> str | None:
@@ -102,8 +101,8 @@ class TextInputs(Kind):
         labels: Mapping[str, NDArray[np.int64] | NDArray[np.float64]],
         settings: TaskSettings,
         base_uri: str,
-    ) -> dict[str, Split]:
+    ) -> EncodedRows:
         """Every split as tokens, with what each row's label is to the loss."""
         from trainables.tasks.texts import token_splits
 
-        return token_splits(rows, labels, settings, self.head, base_uri)
+        return EncodedRows(*token_splits(rows, labels, settings, self.head, base_uri))

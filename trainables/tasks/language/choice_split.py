@@ -8,12 +8,14 @@ from typing import Self
 
 import numpy as np
 
+from trainables.tasks.care import Cuts
 from trainables.tasks.kinds.kind import EncodedRows
-from trainables.tasks.language.encoding import Cuts, Encoder, Marked
+from trainables.tasks.language.encoding import Encoder, Marked
 from trainables.tasks.language.option_scores import ChoiceRows, choice_rows
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
+from trainables.tasks.work import Work
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class ChoiceSplit(Sequences):
 
     def first(self, rows: int) -> Self:
         return replace(super().first(rows), choices=self.choices.first_rows(rows))
+
+    def measuring_work(self, on_cpu: bool) -> Work:
+        """Every prompt once, and its options behind it."""
+        return self.choices.work(on_cpu, shares_prompts=self.packs)
 
 
 def choice_splits(rows: Mapping[str, Rows], settings: TaskSettings, base_uri: str) -> EncodedRows:

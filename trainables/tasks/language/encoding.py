@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from spaces.errors import BaseModelError, DataError
 from trainables.bases.limits import TextLimits, text_limits
-from trainables.bases.parts import load_tokenizer, pads_with_end
+from trainables.bases.parts import padded_tokenizer
+from trainables.tasks.care import Cuts
 from trainables.tasks.language.chat import Chat, chat_of, read_chat_template
 from trainables.tasks.language.continuations import encoded_pairs, joined, shortened
 from trainables.tasks.language.forms import Form
@@ -22,23 +22,8 @@ from trainables.tasks.texts import check_length, check_vocabulary
 
 Marked = tuple[Sequence[int], Sequence[bool]]
 """A row's tokens, and which of them bear loss."""
-
-
-@dataclass
-class Cuts:
-    """How many rows of a split have lost tokens to `max_length`, and of how many the answer has."""
-
-    rows: int = 0
-    answers: int = 0
-
-    def note(self, split: str, rows: int, max_length: int) -> str | None:
-        """That in words; None where nothing was cut."""
-        if not self.rows:
-            return None
-        return (
-            f"task.max_length: {self.rows:,} of {rows:,} rows of {split} ({self.rows / rows:.1%}) "
-            f"are cut at {max_length} tokens, and {self.answers:,} answers with them"
-        )
+LEAST_TOKENS = 2
+"""Of a row with an answer: the first token of a row is predicted from nothing."""
 
 
 class Encoder:
@@ -46,11 +31,17 @@ class Encoder:
 
     def __init__(self, settings: TaskSettings, base_uri: str) -> None:
         self._settings, self._base_uri = settings, base_uri
-        self.tokenizer: Any = load_tokenizer(base_uri)
+        self.tokenizer: Any
+        self.tokenizer, pads_with_end = padded_tokenizer(base_uri)
         self.limits: TextLimits = text_limits(base_uri, "causal")
         check_length(settings, self.tokenizer, self.limits.tokens, base_uri)
+        if settings.max_length < LEAST_TOKENS:
+            raise DataError(
+                f"task.max_length: {settings.max_length} leaves no room for an answer, which a "
+                f"token of its prompt stands before; use at least {LEAST_TOKENS}"
+            )
         self.notes: list[str] = []
-        if pads_with_end(base_uri):
+        if pads_with_end:
             self.notes.append(
                 f"base: {base_uri} has no padding token; its end token stands for it, and bears "
                 "loss only where it ends an answer"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainables.tasks.language.continuations import encoded_pairs, joined, shortened
+from trainables.tasks.work import Work
 
 LOGITS_AT_ONCE = 2**24
 """Logits of one softmax: 64 MiB in float32."""
@@ -95,6 +96,19 @@ class ChoiceRows:
     def byte_counts(self) -> Integers:
         """Bytes of each option, int64 [n, most options], 0 beyond a row's."""
         return self._table(self.option_bytes)
+
+    def work(self, on_cpu: bool, shares_prompts: bool) -> Work:
+        """What `option_log_likelihoods` of all rows puts through a base that lets the options of a
+        row share its prompt, or does not."""
+        grown = _tree if shares_prompts else _branches
+        made = (grown(*self.row(index), index) for index in range(len(self)))
+        trees = [each for one in made for each in ((one,) if isinstance(one, _Tree) else one)]
+        return Work.of(
+            (len(batch), longest, len(batch) * (longest - kept))
+            for batch in _passes(trees, CPU_TOKENS if on_cpu else DEVICE_TOKENS)
+            for longest in [len(batch[0])]
+            for kept in [min(tree.first_target + longest - len(tree) for tree in batch)]
+        )
 
     def _table(self, of_options: Integers) -> Integers:
         counts = np.diff(self.first)

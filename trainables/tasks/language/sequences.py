@@ -21,7 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from trainables.tasks.grouping import in_lines
+from trainables.tasks.reading import by_tokens
 from trainables.tasks.split import Pass
+from trainables.tasks.work import Work
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,14 @@ class Sequences:
             else self.packed([indices[line] for line in lines])
             for lines in passes
         ]
+
+    def work(self, indices: NDArray[np.integer[Any]], on_cpu: bool) -> Work:
+        """What the passes of the rows at `indices` put through a base."""
+        return Work.of_tokens(self.passes(indices, on_cpu))
+
+    def measuring_work(self, on_cpu: bool) -> Work:
+        """What finding each row's loss puts through a base, whatever computes it."""
+        return Work.of_tokens([self.batch(indices) for indices in by_tokens(self.lengths)])
 
     def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """The rows at `indices` in one pass, padded at their ends to the longest.

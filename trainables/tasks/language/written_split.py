@@ -20,10 +20,11 @@ from trainables.tasks.language.forms import Form
 from trainables.tasks.language.generation_settings import GenerationSettings
 from trainables.tasks.language.messages import from_json
 from trainables.tasks.language.sequences import Sequences
-from trainables.tasks.language.writing import prompt_room, written
+from trainables.tasks.language.writing import batches_by_tokens, prompt_room, written
 from trainables.tasks.language.written_metrics import References, commonest_answer, written_metric
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
+from trainables.tasks.work import Work
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,30 @@ class WrittenSplit(Sequences):
             prompts=self.prompts[: offsets[-1]],
             prompt_offsets=offsets,
             references=self.references[:rows],
+        )
+
+    def measuring_work(self, on_cpu: bool) -> Work:
+        """What writing puts through a base, and finding the loss of each right answer."""
+        return super().measuring_work(on_cpu) + self._writing()
+
+    def _writing(self) -> Work:
+        """Every prompt once, padded to the longest of its batch, then a token a pass for each row.
+
+        A base that has learned the task writes as much as the longest right answer of a batch.
+        """
+        new, prompts = self.generation.max_new_tokens, np.diff(self.prompt_offsets)
+        room = prompt_room(self.generation, self.positions)
+        prompts = np.clip(prompts, 1, room)
+        answers = np.clip(self.lengths - prompts, 1, new)
+        batches = list(batches_by_tokens(prompts.tolist(), self.generation))
+        shapes = [(len(rows), int(prompts[rows].max())) for rows in batches]
+        read = Work.of((rows, longest, rows) for rows, longest in shapes)
+        return replace(
+            read,
+            seen=read.seen + sum(rows * new * (longest + new / 2) for rows, longest in shapes),
+            steps=len(batches) * new,
+            written=len(self) * new,
+            share=float(np.mean([answers[rows].max() for rows in batches])) / new,
         )
 
     def write(self, model: Any, workers: Workers) -> list[str]:
