@@ -286,15 +286,22 @@ def _weight_names(path: Path, uri: str) -> list[str]:
 
 
 def _defining_files(path: Path) -> list[str]:
-    """Names of the files of a folder that decide what is loaded from it: model and processor."""
+    """Names of the files of a folder that decide what is loaded from it: model and processor.
+
+    Chat templates are not among them: they are a part of the tasks that render messages.
+    """
     return ["config.json", *weight_files(path, str(path)), *processor_files(path)]
 
 
+def chat_template_files(path: Path) -> list[str]:
+    """Names of the files of a folder that hold chat templates."""
+    more = sorted(str(file.relative_to(path)) for file in path.glob(MORE_CHAT_TEMPLATES))
+    return [name for name in (CHAT_TEMPLATE, *more) if (path / name).is_file()]
+
+
 def processor_files(path: Path) -> list[str]:
-    """Names of the files of a folder that its tokenizer, with its chat templates, or its image
-    processor is made of."""
-    names = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path), CHAT_TEMPLATE]
-    names += sorted(str(file.relative_to(path)) for file in path.glob(MORE_CHAT_TEMPLATES))
+    """Names of the files of a folder that its tokenizer or image processor is made of."""
+    names = [*TOKENIZER_FILES, *IMAGE_PROCESSOR_FILES, *_versioned_tokenizers(path)]
     if not (path / "tokenizer.json").is_file():
         names += _CONVERTED_TOKENIZERS
     return [name for name in dict.fromkeys(names) if (path / name).is_file()]

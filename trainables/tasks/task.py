@@ -92,7 +92,7 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
             "kind": settings.kind,
             "labels": labels,
             "rows": rows["train"].hashes,
-            **kind.input_facts(settings),
+            **kind.input_facts(settings, base_uri),
         }
     )
     measured: dict[str, Any] = {

@@ -13,6 +13,7 @@ from trainables.bases.location import (
     CHAT_TEMPLATE,
     MORE_CHAT_TEMPLATES,
     TOKENIZER_FILES,
+    chat_template_files,
     locate,
     processor_files,
 )
@@ -30,7 +31,7 @@ def write_processor(uri: str, folder: Path, tokenizing: Tokenizing | None) -> No
     folder alone is written anew, with the padding token that the model was trained with.
     """
     path = locate(uri)
-    for name in processor_files(path):
+    for name in (*processor_files(path), *chat_template_files(path)):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path / name, folder / name)
     if path.is_file() or (_has_tokenizer(folder) and not _can_be_used(folder)):

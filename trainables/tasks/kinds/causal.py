@@ -100,15 +100,13 @@ class Causal(LanguageKind):
             return {"messages": json.loads(str(row[0]))}
         return {"prompt": row[0], "completion": label} if form.has_prompt else {"text": row[0]}
 
-    def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
-        from trainables.tasks.language.chat import read_chat_template
-        from trainables.tasks.language.encoding import delimiter_of
+    def input_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
+        from trainables.tasks.language.encoding import chat_for, delimiter_of
 
-        return {
-            "max_length": settings.max_length,
-            "delimiter": delimiter_of(settings),
-            "chat_template": read_chat_template(settings.chat_template),
-        }
+        form, facts = form_of_settings(settings), {"max_length": settings.max_length}
+        if form.is_conversation:
+            return {**facts, "chat_template": chat_for(settings, base_uri).template}
+        return {**facts, "delimiter": delimiter_of(settings)} if form.has_prompt else facts
 
     def encode(
         self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str

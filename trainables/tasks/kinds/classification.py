@@ -137,7 +137,7 @@ class ImageClassification(ClassKind):
         assert settings.image is not None, "a checked section names it"
         return {settings.image: picture.path, "sha256": picture.sha256, settings.label: label}
 
-    def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
+    def input_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
         return {}
 
     def encode(

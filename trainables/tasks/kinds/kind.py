@@ -150,8 +150,9 @@ class Kind(ABC):
     # Inputs of a base -----------------------------------------------------------------------------
 
     @abstractmethod
-    def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
-        """What of the settings decides how rows become inputs: a part of the fingerprint."""
+    def input_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
+        """What decides how rows become inputs, beside the base by its name: a part of the
+        fingerprint."""
 
     def measuring_facts(self, settings: TaskSettings) -> dict[str, Any]:
         """What of the settings decides how a split is measured, beside the metric's name."""

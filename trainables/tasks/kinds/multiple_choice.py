@@ -107,7 +107,7 @@ class MultipleChoice(LanguageKind):
     def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
         return {"prompt": row[0], "options": list(row[1:]), settings.label: int(label)}
 
-    def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
+    def input_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
         return {"max_length": settings.max_length, "delimiter": settings.delimiter}
 
     def encode(

@@ -89,7 +89,7 @@ class TextInputs(Kind):
             return {"text": row[0], settings.label: label}
         return super().written(row, label, settings)
 
-    def input_facts(self, settings: TaskSettings) -> dict[str, Any]:
+    def input_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
         return {"max_length": settings.max_length, "texts": len(settings.text) or 1}
 
     def tokenizing(self, settings: TaskSettings) -> Tokenizing | None:

@@ -49,8 +49,7 @@ class Encoder:
 
     def chat(self) -> Chat:
         """The chat template of the task. Raises DataError where there is none."""
-        template = read_chat_template(self._settings.chat_template)
-        return chat_of(self.tokenizer, template, self._base_uri)
+        return chat_for(self._settings, self._base_uri, self.tokenizer)
 
     def of_form(self, rows: Mapping[str, Rows], form: Form) -> dict[str, Sequences]:
         """Every split of rows of a form: conversations, running texts, or prompts with answers."""
@@ -134,6 +133,13 @@ class Encoder:
             (self.tokenizer.decode(part), bool(marks[0]))
             for part, marks in zip(np.split(ids, changes), np.split(bears, changes), strict=True)
         )
+
+
+def chat_for(settings: TaskSettings, base_uri: str, tokenizer: Any = None) -> Chat:
+    """The chat template of a task, its own or that of the base's tokenizer. Raises DataError where
+    there is none."""
+    tokenizer = load_tokenizer(base_uri) if tokenizer is None else tokenizer
+    return chat_of(tokenizer, read_chat_template(settings.chat_template), base_uri)
 
 
 def delimiter_of(settings: TaskSettings) -> str | None:
