@@ -18,7 +18,7 @@ from search.config.sweep import SweepConfig
 from search.objective import Objective
 from search.progress import Progress
 from search.queries.comparison import Confirmation, OnTest, kept_rows, summarize
-from search.tracking.facts import now_ms, plan_counts
+from search.tracking.facts import now_ms, of_members, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
 from search.tracking.runs import RecordedRuns
@@ -28,7 +28,7 @@ from search.tuning.trial import job_name
 from spaces.errors import CancelledJobError, JobError, TrackingError
 from spaces.plan import Plan
 from trainables.resident.jobs import Event, Started, TrialJob
-from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
+from trainables.tasks.measured_rows import MeasuredRows, SuiteRows, read_measured_rows
 
 if TYPE_CHECKING:
     from trainables.resident.groups import ResidentWorkers
@@ -121,8 +121,13 @@ def _known(
     """(trial number, seed) -> what earlier launches of the sweep have measured."""
     journal = relay.journal
     rows = journal.confirmed_rows()
-    own = {key: OnTest(value, _read(rows.get(key))) for key, value in journal.confirmed().items()}
+    own = {key: _kept(value, rows.get(key)) for key, value in journal.confirmed().items()}
     return {**_logged(tracker, sweep_run_id, metric, own), **own}
+
+
+def _kept(value: float, test_rows: bytes | None) -> OnTest:
+    rows = _read(test_rows)
+    return OnTest(value, rows, rows.values if isinstance(rows, SuiteRows) else {})
 
 
 def _read(test_rows: bytes | None) -> MeasuredRows | None:
@@ -153,7 +158,10 @@ def _logged(
     except TrackingError as error:
         logger.warning("what earlier confirmations said of each row is not looked up: %s", error)
         rows = {}
-    return {key: OnTest(run.metrics[name], rows.get(run.run_id)) for key, run in found.items()}
+    return {
+        key: OnTest.of(run.metrics[name], rows.get(run.run_id), run.metrics)
+        for key, run in found.items()
+    }
 
 
 def _run_one(
@@ -218,7 +226,7 @@ def _run_one(
     value = float(metrics[metric]) if metrics else None
     end = end_of_trial(state, error_text, {})
     relay.append(partial(journal.end, run, end, now_ms(), value, test_rows))
-    return None if value is None else OnTest(value, _read(test_rows))
+    return None if value is None else OnTest.of(value, _read(test_rows), _on_test(metrics, metric))
 
 
 def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id: str) -> None:
@@ -231,5 +239,7 @@ def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id:
 
 
 def _on_test(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
-    """The metric under a name that says it is not the dev metric of a trial."""
-    return {f"test_{k}" if k == metric else k: float(v) for k, v in metrics.items()}
+    """The metric, and that of each member of a suite, under a name that says it is not the dev
+    metric of a trial."""
+    ours = {metric, *(name for name in of_members(metrics) if not name.startswith("dev_"))}
+    return {f"test_{k}" if k in ours else k: float(v) for k, v in metrics.items()}

@@ -262,7 +262,7 @@ def estimated(
     on_cpu, train = cost.device == "cpu", config.train
     at_once = max(1, train.batch_size // train.gradient_accumulation_steps)
     work = Work.of_training(task.splits["train"], at_once, on_cpu)
-    dev = cost.evaluation(Work.of_measuring(task.splits["dev"]))
+    dev = sum(cost.evaluation(Work.of_measuring(each.splits["dev"])) for each in task.measured)
     workers = config.cluster.workers_per_group
     trial = times * config.train.epochs * (cost.training(work) + dev) / workers
     profiled = 0.0 if profile["cached"] else _profile_seconds(config, task, cost, profile)

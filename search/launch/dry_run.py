@@ -47,7 +47,8 @@ class DryRun:
     """What `launch` would do with a sweep. `seconds` are estimates where no trial is stopped early;
     `seconds_low` and `seconds_high` are the range in which they will be.
 
-    `base` has uri, fingerprint and params; `task` classes, rows and token lengths of each split;
+    `base` has uri, fingerprint and params; `task` classes, rows and token lengths of each split,
+    those of a suite's members as `<member>/<split>`;
     `profile` its key, whether it is cached, and what computing it takes; `search` and `confirm`
     (None where it is skipped) trials, epochs and steps. `notes` say what a user should know of the
     rows, and what the estimate rests on.
@@ -142,14 +143,15 @@ def _confirm(config: SweepConfig, task: Task, methods: int) -> dict[str, Any] | 
 
 
 def _task_summary(task: Task, constant: Mapping[str, ConstantAnswer]) -> dict[str, Any]:
-    lengths = {name: split.lengths for name, split in task.splits.items()}
+    splits = task.every_split
+    lengths = {name: split.lengths for name, split in splits.items()}
     return {
         "name": task.name,
         "labels": list(task.labels),
         "classes": task.class_counts(),
         "fingerprint": task.fingerprint,
         "constant_answers": {split: asdict(each) for split, each in constant.items()},
-        "rows": {name: len(split) for name, split in task.splits.items()},
+        "rows": {name: len(split) for name, split in splits.items()},
         "mean_tokens": {name: round(float(each.mean()), 1) for name, each in lengths.items()},
         "most_tokens": {name: int(each.max()) for name, each in lengths.items()},
     }

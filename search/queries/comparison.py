@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from search.queries.differences import (
     holm,
 )
 from search.tracking import liveness
-from search.tracking.facts import TEST_ROWS, RunFacts
+from search.tracking.facts import TEST_ROWS, RunFacts, of_members
 from search.tracking.runs import RecordedRuns
 from spaces.errors import RanksweepError, TrackingError, UsageError, nearest
 from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
@@ -31,10 +31,19 @@ WITHIN = "within the noise"
 
 @dataclass(frozen=True)
 class OnTest:
-    """What one confirmation has measured on test; `rows` is None where they were not kept."""
+    """What one confirmation has measured on test; `rows` is None where they were not kept.
+
+    `suite` has "<member>/<metric>" of each member of a suite, whose mean `value` is.
+    """
 
     value: float
     rows: MeasuredRows | None = None
+    suite: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: float, rows: MeasuredRows | None, metrics: Mapping[str, float]) -> OnTest:
+        """What the metrics of a confirmation's run say of it, and its rows."""
+        return cls(value, rows, of_members(metrics, "test_"))
 
 
 Found = tuple[Mapping[str, Any], Mapping[int, OnTest]]
@@ -116,7 +125,10 @@ def _choices(
         found.append(
             (
                 row,
-                {s: OnTest(run.metrics[name], rows.get(run.run_id)) for s, run in by_seed.items()},
+                {
+                    seed: OnTest.of(run.metrics[name], rows.get(run.run_id), run.metrics)
+                    for seed, run in by_seed.items()
+                },
             )
         )
     return found
@@ -149,6 +161,7 @@ class Confirmation:
     "worse" or "within the noise". `detectable` is the smallest difference that would have been seen
     in four of five such sweeps. `paired_seeds` counts the seeds that both have (None: the seeds are
     no pairs), `test_rows` the rows that were resampled (None: the seeds alone were looked at).
+    `suite` has the mean of "<member>/<metric>" for each member of a suite.
     """
 
     method: str
@@ -169,6 +182,7 @@ class Confirmation:
     detectable: float | None
     paired_seeds: int | None
     test_rows: int | None
+    suite: Mapping[str, float] = field(default_factory=dict)
 
 
 def summarize(
@@ -259,6 +273,11 @@ def _summary(
         mean=float(np.mean(values)),
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         **told,
+        suite={
+            name: float(np.mean([each.suite[name] for each in tested.values()]))
+            for name in next(iter(tested.values())).suite
+            if all(name in each.suite for each in tested.values())
+        },
     )
 
 

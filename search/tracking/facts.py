@@ -177,6 +177,15 @@ def choice_tag(choice: Mapping[str, Any]) -> str:
     return json.dumps(choice, sort_keys=True)
 
 
+def of_members(metrics: Mapping[str, float], prefix: str = "") -> dict[str, float]:
+    """Of a run's metrics those of a suite's members, "<member>/<metric>", that have a prefix."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if "/" in name and name.startswith(prefix) and not name.startswith("system/")
+    }
+
+
 def plan_counts(plan: Plan) -> dict[str, float]:
     """The metrics of a plan: what must be stored, and what its largest stage trains."""
     return {

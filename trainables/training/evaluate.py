@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from statistics import fmean
+
 import torch
 from torch import nn
 
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
 from trainables.tasks.kinds.kind import Measurement
-from trainables.tasks.measured_rows import MeasuredRows
+from trainables.tasks.measured_rows import MeasuredRows, SuiteRows
 from trainables.tasks.task import Task
 
 
 def evaluate(
     model: nn.Module, adaptation: Adaptation, task: Task, name: str, workers: Workers
 ) -> dict[str, float]:
-    """{"<name>_loss": mean loss, "<metric>": each metric} of a split, all dropout off."""
+    """{"<name>_loss": mean loss, "<metric>": each metric} of a split, all dropout off.
+
+    Of a suite they are means over its members, and "<member>/<metric>" is each one's own.
+    """
     return _report(name, _measured(model, adaptation, task, name, workers))
 
 
@@ -37,5 +43,26 @@ def _measured(
 ) -> Measurement:
     model.eval()
     adaptation.eval()
+    if task.suite:
+        every = {key: _of_one(model, each, name, workers) for key, each in task.suite.items()}
+        return _of_suite(task, every)
+    return _of_one(model, task, name, workers)
+
+
+def _of_one(model: nn.Module, task: Task, name: str, workers: Workers) -> Measurement:
     kind = task.its_kind
     return kind.measure(task, name, kind.readings(model, task, name, workers))
+
+
+def _of_suite(task: Task, members: Mapping[str, Measurement]) -> Measurement:
+    """The means over the members, and each one's metric as "<member>/<metric>"."""
+    values = {
+        f"{name}/{task.suite[name].metric}": each.metrics[task.suite[name].metric]
+        for name, each in members.items()
+    }
+    rows = {name: each.rows for name, each in members.items() if each.rows is not None}
+    return Measurement(
+        loss=fmean(each.loss for each in members.values()),
+        metrics={task.metric: fmean(values.values()), **values},
+        rows=SuiteRows(task.metric, task.fingerprint, rows) if len(rows) == len(members) else None,
+    )
