@@ -200,4 +200,5 @@ def member_errors(index: int) -> Iterator[None]:
 
 def of_member(line: str, index: int) -> str:
     """A line about a key of a task, said of the member that has it."""
-    return re.sub(r"(^|; also )task\.(?!suite\[)", rf"\1task.suite[{index}].", line)
+    keys = "|".join(TaskSettings.model_fields.keys() - {"suite"})
+    return re.sub(rf"(?<![^\s(])task\.(?=({keys})\b)", f"task.suite[{index}].", line)
