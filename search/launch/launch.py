@@ -19,6 +19,7 @@ from search.config.sweep import SweepConfig
 from search.interrupts import EXIT_INTERRUPTED, Interrupts
 from search.launch.begun import Begun
 from search.launch.closing import tracking_of
+from search.launch.lm_eval import check_lm_eval
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
@@ -69,6 +70,7 @@ def launch(
     prepared = prepare(config)
     if not profile_only:
         check_data(config, paths, prepared, resume)
+        check_lm_eval(config, load_all=True)
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
     stage = ProfileStage(config, prepared, paths, view)
     result = LaunchResult(
@@ -153,7 +155,7 @@ def _open_sweep(
     if run is not None:
         _say_if_other_data(run, prepared, view)
         tracker.resume_sweep(run.run_id)
-        tracker.log(run.run_id, tags=launched_here(paths))
+        tracker.log(run.run_id, tags={**launched_here(paths), **_published(config, run)})
         run_id = run.run_id
     else:
         if resume:
@@ -181,7 +183,15 @@ def _tags(config: SweepConfig, prepared: SweepInputs, paths: SweepPaths) -> dict
         "profile_key": prepared.key,
         **borrowed_from(prepared),
         **launched_here(paths),
+        **_published(config),
     }
+
+
+def _published(config: SweepConfig, run: RunFacts | None = None) -> dict[str, str]:
+    """The tag of what a paper prints for the sweep; `null` where its run had one that is gone."""
+    if config.published is not None:
+        return {"published": config.published.as_tag()}
+    return {} if run is None or run.published is None else {"published": "null"}
 
 
 def _say_if_other_data(run: RunFacts, prepared: SweepInputs, view: Progress) -> None:

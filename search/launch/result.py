@@ -35,6 +35,8 @@ class LaunchResult:
     nothing_learned: str | None = None
     """What to tell where no trial beats a constant answer on dev."""
     confirmation: list[Confirmation] | None = None
+    lm_eval_of_base: Mapping[str, float] = field(default_factory=dict)
+    """lm-eval's scores of the untouched base, such as `piqa/acc`, where they were asked for."""
     ended_by: str | None = None
     reason: str | None = None
     """Why the search ended before all trials were out."""
@@ -74,7 +76,7 @@ def _constant(task: Task, split: str) -> ConstantAnswer | None:
     each = [
         one.its_kind.constant_answer(one, split)
         for one in task.measured
-        if split in one.splits and len(one.splits[split])
+        if split in one.splits and one.metric not in one.own
     ]
     known = [answer for answer in each if answer is not None]
     if not known or len(known) < len(task.measured):

@@ -13,6 +13,7 @@ from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.begun import Begun
 from search.launch.confirm import confirm_best
+from search.launch.lm_eval import lm_eval_tasks, scores_of_base
 from search.launch.prepare import SweepInputs, fewer_trials
 from search.launch.recall import Recall
 from search.launch.recorder import Recorder
@@ -330,6 +331,15 @@ class SearchStage:
         try:
             # It waits for all that it has submitted, which must not go on for hours.
             with self.interrupts.followed_by(workers.cancel):
+                if (asked := lm_eval_tasks(config)) is not None:
+                    result.lm_eval_of_base = scores_of_base(
+                        asked,
+                        workers=workers,
+                        tracker=self.tracker,
+                        sweep_run_id=result.sweep_run_id,
+                        paths=self.paths,
+                        view=self.view,
+                    )
                 result.confirmation = confirm_best(
                     chosen,
                     config=config,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from search.config.published import PublishedSettings
 from search.objective import Objective
 from search.queries.differences import (
     CONFIDENCE,
@@ -19,6 +21,7 @@ from search.queries.differences import (
     drawn_values,
     holm,
 )
+from search.queries.lm_eval_scores import base_scores, scores_of
 from search.tracking import liveness
 from search.tracking.facts import TEST_ROWS, RunFacts, of_members
 from search.tracking.runs import RecordedRuns
@@ -33,17 +36,19 @@ WITHIN = "within the noise"
 class OnTest:
     """What one confirmation has measured on test; `rows` is None where they were not kept.
 
-    `suite` has "<member>/<metric>" of each member of a suite, whose mean `value` is.
+    `suite` has "<member>/<metric>" of each member of a suite, whose mean `value` is. `lm_eval` are
+    lm-eval's scores of it, such as `piqa/acc`, where there are some.
     """
 
     value: float
     rows: MeasuredRows | None = None
+    lm_eval: Mapping[str, float] = field(default_factory=dict)
     suite: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, value: float, rows: MeasuredRows | None, metrics: Mapping[str, float]) -> OnTest:
         """What the metrics of a confirmation's run say of it, and its rows."""
-        return cls(value, rows, of_members(metrics, "test_"))
+        return cls(value, rows, scores_of(metrics), of_members(metrics, "test_"))
 
 
 Found = tuple[Mapping[str, Any], Mapping[int, OnTest]]
@@ -56,10 +61,10 @@ def compare(
     """The confirmed choices of a sweep, best mean first; `sweep` is its name or its run id.
 
     And what a model that answers every test row alike would reach; None where no launch said so.
-    `against` is the arm or method that the others are set beside. Of several sweeps of one name the
-    newest is taken; one that still runs is compared as far as it is, with a warning. Raises
-    RanksweepError where there is no such sweep or nothing of it was confirmed, TrackingError where
-    MLflow cannot be read.
+    `against` is the arm or method that the others are set beside. A choice has what a paper prints
+    for it where the sweep says so. Of several sweeps of one name the newest is taken; one that
+    still runs is compared as far as it is, with a warning. Raises RanksweepError where there is no
+    such sweep or nothing of it was confirmed, TrackingError where MLflow cannot be read.
     """
     recorded = RecordedRuns(tracking_uri)
     newest = _newest(recorded, sweep)
@@ -78,7 +83,36 @@ def compare(
     arms = {str(row[key]) for row, _ in choices for key in ("arm", "method")}
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
-    return summarize(choices, objective, against), newest.metrics.get("constant_answer_test")
+    rows = beside_paper(summarize(choices, objective, against), _published(newest))
+    return rows, newest.metrics.get("constant_answer_test")
+
+
+def published(tracking_uri: str, sweep: str) -> PublishedSettings | None:
+    """What a paper prints for a sweep, as its newest run says; None where it says nothing.
+
+    Raises as `compare`.
+    """
+    return _published(_newest(RecordedRuns(tracking_uri), sweep))
+
+
+def _published(newest: RunFacts) -> PublishedSettings | None:
+    if newest.published is None:
+        return None
+    try:
+        return PublishedSettings.model_validate(newest.published)
+    except ValidationError:
+        _log.warning("%s: what a paper prints for it cannot be read from MLflow", newest.sweep)
+        return None
+
+
+def lm_eval_of_base(tracking_uri: str, sweep: str) -> dict[str, float]:
+    """lm-eval's scores of the sweep's untouched base, where it was measured.
+
+    Raises as `compare` does.
+    """
+    recorded = RecordedRuns(tracking_uri)
+    newest = _newest(recorded, sweep)
+    return base_scores(recorded, newest.experiment_id, newest.run_id)
 
 
 def _newest(recorded: RecordedRuns, sweep: str) -> RunFacts:
@@ -162,6 +196,7 @@ class Confirmation:
     in four of five such sweeps. `paired_seeds` counts the seeds that both have (None: the seeds are
     no pairs), `test_rows` the rows that were resampled (None: the seeds alone were looked at).
     `suite` has the mean of "<member>/<metric>" for each member of a suite.
+    `lm_eval` maps each of lm-eval's scores to its values, one of each seed that has it.
     """
 
     method: str
@@ -182,7 +217,18 @@ class Confirmation:
     detectable: float | None
     paired_seeds: int | None
     test_rows: int | None
+    lm_eval: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    paper: float | None = None
     suite: Mapping[str, float] = field(default_factory=dict)
+
+
+def beside_paper(
+    rows: Sequence[Confirmation], published: PublishedSettings | None
+) -> list[Confirmation]:
+    """The confirmations, each with what a paper prints for it."""
+    if published is None:
+        return list(rows)
+    return [replace(row, paper=published.figure(row.metric, row.arm)) for row in rows]
 
 
 def summarize(
@@ -272,6 +318,7 @@ def _summary(
         values=values,
         mean=float(np.mean(values)),
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        lm_eval=_scores_by_seed([tested[seed].lm_eval for seed in sorted(tested)]),
         **told,
         suite={
             name: float(np.mean([each.suite[name] for each in tested.values()]))
@@ -279,6 +326,11 @@ def _summary(
             if all(name in each.suite for each in tested.values())
         },
     )
+
+
+def _scores_by_seed(every: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
+    names = sorted({name for scores in every for name in scores})
+    return {name: tuple(scores[name] for scores in every if name in scores) for name in names}
 
 
 def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from search.objective import Mode
 from search.redaction import redacted_text
 from spaces.plan import Plan
+from trainables.training.lm_eval_settings import SCORE_PREFIX
 
 if TYPE_CHECKING:
     from mlflow.entities import Param, Run
@@ -53,7 +54,17 @@ INHERITED = (
     "git_commit",
     "versions",
 )
-_PACKAGES = ("ranksweep", "torch", "transformers", "ray", "optuna", "deepspeed", "mlflow", "numpy")
+_PACKAGES = (
+    "ranksweep",
+    "torch",
+    "transformers",
+    "ray",
+    "optuna",
+    "deepspeed",
+    "mlflow",
+    "numpy",
+    "lm_eval",
+)
 
 # Limits of MLflow's tracking API; what is longer it cuts with a warning, or refuses.
 _PARAM_CHARACTERS = 6000
@@ -75,7 +86,12 @@ class Point:
 
 
 # How the tags are read that are no plain texts.
-_PARSERS: Mapping[str, Callable[[str], Any]] = {"number": int, "seed": int, "choice": json.loads}
+_PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "number": int,
+    "seed": int,
+    "choice": json.loads,
+    "published": json.loads,
+}
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,8 @@ class RunFacts:
     host: str | None = None
     folder: str | None = None
     """Of a sweep: where it was last launched."""
+    published: Mapping[str, Any] | None = None
+    """Of a sweep: what a paper prints for it, as its section `published` has it."""
 
     @classmethod
     def of(cls, run: Run) -> RunFacts:
@@ -178,11 +196,16 @@ def choice_tag(choice: Mapping[str, Any]) -> str:
 
 
 def of_members(metrics: Mapping[str, float], prefix: str = "") -> dict[str, float]:
-    """Of a run's metrics those of a suite's members, "<member>/<metric>", that have a prefix."""
+    """Of a run's metrics those of a suite's members, "<member>/<metric>", that have a prefix.
+
+    Those of the machine, which MLflow may log, and of lm-eval have a slash too.
+    """
     return {
         name.removeprefix(prefix): value
         for name, value in metrics.items()
-        if "/" in name and name.startswith(prefix) and not name.startswith("system/")
+        if "/" in name
+        and name.startswith(prefix)
+        and not name.startswith(("system/", SCORE_PREFIX))
     }
 
 

@@ -245,6 +245,20 @@ class Journal:
             )
             return {(number, seed): value for number, seed, value in rows.fetchall()}
 
+    def confirmed_metrics(self) -> dict[tuple[int, int], dict[str, float]]:
+        """(trial number, seed) -> metrics of every confirmation that has a value, told or not."""
+        found: dict[tuple[int, int], dict[str, float]] = {}
+        with self.driver as database:
+            rows = database.execute(
+                "SELECT c.number, c.seed, r.body FROM confirmations c JOIN "
+                "(SELECT id, number, kind, body FROM told UNION ALL "
+                "SELECT id, number, kind, body FROM records) r ON r.number = c.run "
+                "WHERE c.value IS NOT NULL AND r.kind = 'epoch' ORDER BY c.run DESC, r.id"
+            )
+            for number, seed, body in rows.fetchall():
+                found.setdefault((number, seed), {}).update(json.loads(body)["metrics"])
+        return found
+
     def confirmation(self, run: int) -> tuple[int, int, float] | None:
         """Trial number, seed and value of the confirmation with this number of its own."""
         with self.driver as database:

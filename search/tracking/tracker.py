@@ -238,6 +238,21 @@ class Tracker:
             if run.run_id != run_id:
                 self._call(partial(self.client.delete_run, run.run_id))
 
+    # The untouched base -----------------------------------------------------------------------
+
+    def log_base(
+        self, sweep_run_id: str, metrics: Mapping[str, float], tags: Mapping[str, Any]
+    ) -> None:
+        """Log what the untouched base was measured to be, as a run beside the confirmations.
+
+        A sweep has one such run, which is written again.
+        """
+        sweep = self._sweep_tags(sweep_run_id)
+        own = {**self._inherited(sweep), "sweep": sweep.get("sweep", "")}
+        token = f"base of {sweep_run_id}"
+        run_id = self._create_run("base", "base", own, sweep_run_id, token, in_doubt=True)
+        self.end(run_id, "complete", metrics=metrics, tags=tags)
+
     # Any run ----------------------------------------------------------------------------------
 
     def log(

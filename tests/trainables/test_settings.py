@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from spaces.errors import ConfigError
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.settings import FILE_SUFFIXES, DataSettings, TaskSettings
 from trainables.training.settings import TrainSettings
@@ -68,7 +70,6 @@ def test_a_task_of_pictures_names_their_column_in_place_of_texts() -> None:
         ({"kind": "classification", "image": "p", "text": "s"}, "image",
          "does not go with classification; set kind: image_classification"),
         ({"kind": "classification"}, "text", "is required; name one column"),
-        ({"image": "p", "metric": "bleu"}, "metric", "does not measure image_classification"),
     ],
 )  # fmt: skip
 def test_a_wrong_task_of_pictures_is_refused_with_the_reason(
@@ -85,10 +86,29 @@ def test_a_wrong_task_of_pictures_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "guess"}, "'guess' is not a kind of task; use classification"),
-        ({"kind": "regression", "metric": "f1"}, "'f1' does not measure regression; use one of"),
+        ({"kind": "guess"}, "task.kind: 'guess' is not a kind of task; did you mean"),
+        ({"kind": "regression", "metric": "f1"}, "task.metric: 'f1' does not measure regression"),
+        ({"metric": "bleu"}, "task.metric: 'bleu' does not measure classification; use one of"),
+        ({"kind": "causal", "text": ["a"], "metric": "f1"}, "task.metric: 'f1' does not measure"),
+        ({"kind": "causal", "text": []}, "task.text: names no column; name one of running text"),
+        ({"kind": "causal", "prompt": "a", "text": []}, "task.completion: is required with prompt"),
+        ({"kind": "generation", "text": [], "template": "{a}"}, "task.completion: is required"),
+        ({"kind": "multiple_choice", "text": [], "prompt": "a"}, "task.options: is required"),
+        (
+            {"kind": "multiple_choice", "text": [], "options": ["a", "b"]},
+            "task.prompt: is required",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        TaskSettings.model_validate(task(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         ({"kind": "regression", "positive_class": "a"}, "does not go with regression"),
-        ({"metric": "bleu"}, "'bleu' does not measure classification; use one of accuracy"),
         ({"text": ["a", "b", "c"]}, "names 3 columns"),
         ({"text": []}, "is required; name one column"),
         ({"text": ["label"]}, "'label' is both text and label"),

@@ -26,6 +26,7 @@ from trainables.resident.causes import why
 from trainables.resident.group_watch import GroupWatch
 from trainables.resident.jobs import Done, Event, Failed, Job, Result, Steps
 from trainables.resident.queue import POLL_S, STEPS_S, events_of, start_job_queue
+from trainables.tasks.own import own_modules
 
 logger = logging.getLogger(__name__)
 CLOSING_S = 60.0  # a group that serves ends its last step, its engine and its processes within this
@@ -81,6 +82,8 @@ class ResidentWorkers:
 
     def __enter__(self) -> ResidentWorkers:
         self.queue = start_job_queue(self._settings.groups, self._settings.max_failures)
+        for module in own_modules():  # which the workers need not find
+            ray.cloudpickle.register_pickle_by_value(module)
         self._config |= {"queue": self.queue, "task": [ray.put(self._task)]}
         for group in range(self._settings.groups):
             self._start_thread(self._run_group, group)

@@ -7,10 +7,11 @@ is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from trainables.profiling.settings import ProfileSettings
+from trainables.training.lm_eval_tasks import LmEvalTasks
 from trainables.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -33,6 +34,17 @@ class TrialResult:
     ready_at: float
     first_step_at: float
     test_rows: bytes | None = None
+    lm_eval: Mapping[str, float] = field(default_factory=dict)
+    """lm-eval's scores, such as `piqa/acc`, where they were asked for."""
+    lm_eval_error: str | None = None
+    """Why there are none of them; the rest holds all the same."""
+
+
+@dataclass(frozen=True)
+class BaseResult:
+    """What the untouched base was measured to be: lm-eval's scores."""
+
+    lm_eval: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,8 @@ class Job(Generic[Result]):
 class TrialJob(Job[TrialResult]):
     """Train one plan (its file as bytes) and measure it on dev, a confirmation on test as well.
 
-    With `keep_weights` the queue is left the trial's weights, as a file's bytes.
+    With `keep_weights` the queue is left the trial's weights, as a file's bytes; then `lm_eval`
+    measures what was trained.
     """
 
     kind: ClassVar[str] = "trial"
@@ -74,6 +87,17 @@ class TrialJob(Job[TrialResult]):
     split: Literal["dev", "test"] = "dev"
     method: str = ""
     keep_weights: bool = False
+    lm_eval: LmEvalTasks | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseJob(Job[BaseResult]):
+    """Measure the base as it is, before anything is trained."""
+
+    kind: ClassVar[str] = "the base's measuring"
+    takes_less_memory: ClassVar[str] = "lower confirm.lm_eval.batch_size"
+
+    lm_eval: LmEvalTasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +159,7 @@ class Requeued:
 class Done:
     """The job's last event: it has succeeded."""
 
-    result: TrialResult | ProfileResult
+    result: TrialResult | ProfileResult | BaseResult
 
 
 @dataclass(frozen=True)

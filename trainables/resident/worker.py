@@ -20,16 +20,19 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from spaces.errors import JobError, one_line
+from spaces.errors import ConfigError, JobError, one_line
 from spaces.plan import Plan
 from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
+from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import Workers, join
 from trainables.profiling.profile import compute_profile
 from trainables.resident.jobs import (
     AnyJob,
+    BaseJob,
+    BaseResult,
     Cancelled,
     Done,
     Epoch,
@@ -50,6 +53,8 @@ from trainables.tasks.task import Task
 from trainables.trained.weights import Trained, TrainedFacts
 from trainables.training.evaluate import evaluate_rows
 from trainables.training.finetune import finetune
+from trainables.training.lm_eval_settings import LmEvalError
+from trainables.training.lm_eval_tasks import LmEvalTasks, check_package
 from trainables.training.observer import Observer
 from trainables.training.stage import CancelledError, DivergedError
 
@@ -146,7 +151,7 @@ def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob
         channel.send(Done(perform(job, resident, channel)))
     except CancelledError:
         channel.send(Cancelled())
-    except DivergedError as failure:  # every rank saw the same loss
+    except (DivergedError, LmEvalError) as failure:  # every rank saw the same
         channel.send(Failed(str(failure)))
     except Exception as failure:
         if _peer_is_gone(failure):
@@ -245,13 +250,51 @@ def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
             metrics, test_rows = _tested(resident, adaptation, metrics)
         if job.keep_weights:
             channel.leave(_trained(resident, job, adaptation.weights(), head))
+        scores, error = _scored(job, resident, channel)
     return TrialResult(
         metrics=metrics,
         head_params=sum(p.numel() for module in head.values() for p in module.parameters()),
         ready_at=observer.ready_at or observer.first_step_at,
         first_step_at=observer.first_step_at,
         test_rows=test_rows,
+        lm_eval=scores,
+        lm_eval_error=error,
     )
+
+
+def _scored(
+    job: TrialJob, resident: Resident, channel: Channel
+) -> tuple[Mapping[str, float], str | None]:
+    """lm-eval's scores of what is attached, or why there are none: the job's own numbers stay."""
+    if job.lm_eval is None:
+        return {}, None
+    try:
+        return _lm_eval_scores(job.lm_eval, resident, channel), None
+    except LmEvalError as failure:
+        return {}, str(failure)
+
+
+def _lm_eval_scores(
+    asked: LmEvalTasks, resident: Resident, channel: Channel
+) -> Mapping[str, float]:
+    missing = None
+    try:
+        check_package()
+    except ConfigError as error:
+        missing = f"{error} on every node"
+    for told in resident.workers.gather_objects(missing):
+        if told is not None:
+            raise LmEvalError(told)
+    # Here, for lm-eval is an optional package.
+    from trainables.training.lm_eval_scores import lm_eval_scores
+
+    base, tokenizer = resident.base, load_tokenizer(resident.base.uri)
+    return lm_eval_scores(base.model, tokenizer, asked, resident.workers, channel.should_stop)
+
+
+@perform.register
+def _measure_base(job: BaseJob, resident: Resident, channel: Channel) -> BaseResult:
+    return BaseResult(_lm_eval_scores(job.lm_eval, resident, channel))
 
 
 def _tested(

@@ -78,7 +78,8 @@ def check_classes(splits: Labels, task: TaskSettings) -> None:
                 f"in {rows:,} of {len(labels):,} rows, which no row of train has "
                 f"({_names(known)}){_reason(unknown, known)}; correct it or give train such rows"
             )
-        if split != "train" and METRICS[task.metric].needs_two_classes and len(set(labels)) < 2:
+        metric = METRICS.get(task.metric)
+        if split != "train" and metric and metric.needs_two_classes and len(set(labels)) < 2:
             raise DataError(
                 f"task.metric: every row of {split} is {shown(repr(labels[0]))}, so {task.metric} "
                 "is not defined on it; give it rows of another class, or use accuracy"
@@ -145,7 +146,7 @@ def _measured_notes(
             consequence = "f1 is 0 whatever is predicted, for that is its positive class"
     elif metric == "matthews" and len(have) < 2:
         consequence = "matthews is 0 whatever is predicted"
-    elif METRICS[metric].over_classes:
+    elif metric in METRICS and METRICS[metric].over_classes:
         consequence = (
             f"{metric} is the mean over the classes that occur, and {consequence.split(' ', 1)[1]}"
         )

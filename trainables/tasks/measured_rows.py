@@ -23,7 +23,8 @@ from scipy.sparse import csr_array
 from spaces.errors import UsageError
 from spaces.files import tensor_file
 from trainables.tasks.metrics import METRICS
-from trainables.tasks.row_metrics import ROW_METRICS, Statistics
+from trainables.tasks.own import is_own
+from trainables.tasks.row_metrics import MEAN, ROW_METRICS, RowMetric, Statistics
 
 SCHEMA_VERSION = 1
 _METADATA_KEY = "ranksweep"
@@ -106,8 +107,13 @@ class RowStatistics(MeasuredRows):
 
     @property
     def takes_long(self) -> bool:
-        known = ROW_METRICS.get(self.metric)
+        known = self._metric
         return known is None or known.of_sums is None
+
+    @property
+    def _metric(self) -> RowMetric | None:
+        """What makes the metric; of a metric of the user's own the rows have each its value."""
+        return ROW_METRICS.get(MEAN if is_own(self.metric) else self.metric)
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         return {"statistics": self.statistics}
@@ -120,7 +126,7 @@ class RowStatistics(MeasuredRows):
         )
 
     def on(self, drawn: Floats) -> Floats:
-        known = ROW_METRICS.get(self.metric)
+        known = self._metric
         if known is None:  # another version's metric
             return np.full(len(drawn), np.nan)
         if known.of_sums is not None:

@@ -121,6 +121,8 @@ def _squares(labels: NDArray[Any], predicted: NDArray[Any]) -> Statistics:
     return np.stack([(predicted - labels) ** 2, np.ones_like(labels)], axis=-1)
 
 
+MEAN = "mean"
+"""The mean of the rows' values: a metric of the user's own, whatever it is called."""
 _MEANS = (
     "accuracy", "accuracy_per_token", "accuracy_per_byte", "exact_match", "rouge1", "rouge2",
     "rougeL",
@@ -131,6 +133,7 @@ ROW_METRICS: Mapping[str, RowMetric] = {
     for metric in (
         RowMetric("pearson", "max", of_sums=_pearson),
         RowMetric("spearman", "max", of_rows=_spearman),
+        RowMetric(MEAN, "max", of_sums=mean),
         RowMetric("mse", "min", of_sums=mean),
         RowMetric("loss", "min", of_sums=mean),
         RowMetric("perplexity", "min", of_sums=_perplexity),

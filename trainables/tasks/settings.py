@@ -14,9 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from spaces.errors import nearest
 from trainables.settings import Name, Names, Seed, Settings
-from trainables.tasks.kinds.registry import KINDS, metric_of_first
+from trainables.tasks.kinds.registry import KINDS, check_metric, kind_of, metric_of_first
 from trainables.tasks.language.extraction import Extract
 from trainables.tasks.language.generation_settings import GenerationSettings
 from trainables.tasks.language.options import LabelForm, OptionsFrom
@@ -139,7 +138,7 @@ class TaskSettings(Settings):
     has another name."""
     chat_template: Annotated[str | None, Field(validate_default=True)] = None
     """Jinja template that renders messages, or a file of it (`.jinja`, `.j2`); default: that of the
-    base's tokenizer."""
+    base's tokenizer"""
     delimiter: Annotated[str | None, Field(validate_default=True)] = None
     """What stands between prompt and answer. Default: nothing after a column `prompt` that has a
     `completion`, as in TRL; else a space, unless the prompt ends or the answer begins with white
@@ -163,15 +162,15 @@ class TaskSettings(Settings):
     keys of the task that differ, such as `{name: boolq, data: {test: boolq.jsonl}}`. The search
     goes by the mean of their metrics."""
     metric: Annotated[str, Field(validate_default=True)] = ""
-    """Metric of the dev and test splits. Of a classification `accuracy` (the default), `f1` (of the
-    positive class of two; macro beyond two), `macro_f1` (mean over the classes that a row has or is
+    """Metric of the dev and test splits. Of a classification `accuracy`, `f1` (of the positive
+    class of two; macro beyond two), `macro_f1` (mean over the classes that a row has or is
     predicted to have), `matthews` or `roc_auc` (beyond two classes the mean of each class against
-    the rest); of a regression `pearson` (the default), `spearman` or `mse`; of multiple choice
-    `accuracy` (the default; of log-likelihoods as they are), `accuracy_per_token` or
-    `accuracy_per_byte`; of `causal` `loss` (the default) or `perplexity`; of `generation`
-    `exact_match` (the default), `accuracy` or `f1` (of the word written), `bleu` (0 to 100),
-    `rouge1`, `rouge2`, `rougeL`, `loss` or `perplexity`. Of a suite
-    it names the mean; it is that of each member that it fits and that gives none of its own, and by
+    the rest); of a regression `pearson`, `spearman` or `mse`; of multiple choice `accuracy` (by
+    log-likelihoods as they are), `accuracy_per_token` or `accuracy_per_byte`; of `causal` `loss` or
+    `perplexity`; of `generation` `exact_match`, `accuracy` or `f1` (of the word written), `bleu` (0
+    to 100), `rouge1`, `rouge2`, `rougeL`, `loss` or `perplexity`. `my_module:my_metric` is a
+    function of your own, of (answers, references); default: the first of the kind's. Of a suite it
+    names the mean, is that of each member that it fits and that gives none of its own, and is by
     default that of the first."""
     positive_class: Annotated[str | None, BeforeValidator(_written)] = None
     """Which of two classes `f1` counts as positive; default: the second, in numeric order or else
@@ -187,9 +186,8 @@ class TaskSettings(Settings):
     @field_validator("kind")
     @classmethod
     def _known_kind(cls, kind: str) -> str:
-        if kind in KINDS:
-            return kind
-        raise ValueError(f"{kind!r} is not a kind of task; {nearest(kind, KINDS)}")
+        kind_of(kind)
+        return kind
 
     @field_validator("metric")
     @classmethod
@@ -199,11 +197,9 @@ class TaskSettings(Settings):
             return metric
         if suite := info.data.get("suite"):
             return metric or metric_of_first(suite, kind)
-        fitting = KINDS[kind].metrics
         if not metric:
-            return fitting[0]
-        if metric not in fitting:
-            raise ValueError(f"{metric!r} does not measure {kind}; use one of {', '.join(fitting)}")
+            return kind_of(kind).metrics[0]
+        check_metric(metric, kind)
         return metric
 
     @field_validator(
@@ -215,7 +211,7 @@ class TaskSettings(Settings):
         name, key = info.data.get("kind"), str(info.field_name)
         if name is None:  # wrong itself, and said so
             return value
-        kind = KINDS[name]
+        kind = kind_of(name)
         if key not in kind.keys:
             if value and value != cls.model_fields[key].default:
                 raise ValueError(f"does not go with {name}; {_instead(key, name)}")
@@ -225,7 +221,7 @@ class TaskSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        kind = KINDS[self.kind]
+        kind = kind_of(self.kind)
         kind.check(self)
         if "label" in kind.keys and self.label in (inputs := kind.input_columns(self)):
             raise ValueError(
@@ -241,7 +237,7 @@ class TaskSettings(Settings):
 def _instead(key: str, kind: str) -> str:
     """What to do about a key that does not go with a kind."""
     with_it = " or ".join(name for name, each in KINDS.items() if key in each.keys)
-    mine = KINDS[kind].keys
+    mine = kind_of(kind).keys
     its_own = next(each for each in ("text", "image", "prompt") if each in mine)
     names_input = key in ("text", "image", "prompt", "messages", "map")
     return f"set kind: {with_it}, or {f'name {its_own} instead' if names_input else 'drop it'}"

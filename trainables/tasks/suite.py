@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from spaces.errors import ConfigError, DataError
-from trainables.tasks.kinds.registry import KINDS, kind_of, mode_of
+from trainables.tasks.kinds.registry import KINDS, check_metric, kind_of, mode_of
 from trainables.tasks.saved_datasets import is_saved_dataset
 from trainables.tasks.settings import FILE_SUFFIXES, DataSettings, TaskSettings
 
@@ -29,7 +29,7 @@ GOES_WITH = {
 }
 """Keys that a member which has an input of its own takes from its task with some of them alone."""
 NOT_TAKEN = frozenset({"name", "data", "suite", "metric"})
-_NAME = re.compile(r"(?!(dev|test)_|system$)[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"(?!(dev|test)_|(system|lm_eval)$)[A-Za-z0-9][A-Za-z0-9._-]*")
 """What can stand before a slash in the name of a metric and be told from MLflow's own."""
 _OF_A_HUB = ("hub", "name", "revision")
 
@@ -81,7 +81,8 @@ def _check_member(task: TaskSettings, member: TaskSettings, key: str) -> None:
     if not _NAME.fullmatch(member.name):
         raise ConfigError(
             f"{key}.name: {member.name!r} cannot stand in the name of a metric; use letters, "
-            "digits, '.', '_' and '-', and neither dev_ nor test_ before all, nor system"
+            "digits, '.', '_' and '-', but not system, lm_eval, or a name that begins with dev_ or "
+            "test_"
         )
     ours, its = kind_of(task.kind).head, kind_of(member.kind).head
     if its != ours:
@@ -155,7 +156,10 @@ def _taken(task: TaskSettings, given: Mapping[str, Any]) -> dict[str, Any]:
         if inputs and (key in INPUTS or not {*inputs} & {*GOES_WITH.get(key, inputs)}):
             continue
         taken[key] = getattr(task, key)
-    return taken | ({"metric": task.metric} if task.metric in kind.metrics else {})
+    with suppress(ConfigError):
+        check_metric(task.metric, str(given.get("kind") or task.kind))
+        taken["metric"] = task.metric
+    return taken
 
 
 # -- errors that name the key of a member ----------------------------------------------------------

@@ -13,7 +13,8 @@ from torch import nn
 from trainables.bases.heads import Classes
 from trainables.tasks.classes import counted, positive_index
 from trainables.tasks.kinds.kind import Kind
-from trainables.tasks.kinds.registry import check_metric, kind_of
+from trainables.tasks.kinds.registry import check_metric, kind_of, own_metric
+from trainables.tasks.own import is_own
 from trainables.tasks.rows import TaskRows, load_rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split, labels_of
@@ -29,6 +30,7 @@ class Task:
     classes, none where it has no classes; `positive` is the index of the one that f1 counts as
     positive, of two. `notes` is what a user should know before a launch. `rows` has, of each split,
     what names its rows alone. `example` is a row as the base reads it (`EncodedRows`).
+    `own` has what the user's own import paths name, for the workers, which need not find them.
 
     A task with a `suite` has train alone and is measured on each of the members in it, tasks
     without train that have the base's head in common; `metric` names the mean of theirs.
@@ -45,6 +47,7 @@ class Task:
     notes: tuple[str, ...] = ()
     rows: Mapping[str, str] = field(default_factory=dict)
     example: tuple[tuple[str, bool], ...] = ()
+    own: Mapping[str, Any] = field(default_factory=dict)
     suite: Mapping[str, Task] = field(default_factory=dict)
 
     @property
@@ -92,7 +95,7 @@ class Task:
     @property
     def its_kind(self) -> Kind:
         """The kind itself."""
-        return kind_of(self.kind)
+        return self.own.get(self.kind) or kind_of(self.kind)
 
     @property
     def head(self) -> str:
@@ -182,6 +185,10 @@ def _built(rows: TaskRows, settings: TaskSettings, base_uri: str, train: str) ->
         positive=positive,
         notes=(*rows.notes, *encoded.notes),
         example=encoded.example,
+        own={
+            **({settings.kind: kind} if is_own(settings.kind) else {}),
+            **({settings.metric: own_metric(settings.metric)} if is_own(settings.metric) else {}),
+        },
         rows={split: _fingerprint({"rows": each.hashes}) for split, each in rows.splits.items()},
     )
 

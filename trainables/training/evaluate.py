@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from spaces.errors import JobError, one_line
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
 from trainables.tasks.kinds.kind import Measurement
-from trainables.tasks.measured_rows import MeasuredRows, SuiteRows
+from trainables.tasks.measured_rows import MeasuredRows, RowStatistics, SuiteRows
+from trainables.tasks.row_metrics import weighted
 from trainables.tasks.task import Task
 
 
@@ -51,7 +56,37 @@ def _measured(
 
 def _of_one(model: nn.Module, task: Task, name: str, workers: Workers) -> Measurement:
     kind = task.its_kind
-    return kind.measure(task, name, kind.readings(model, task, name, workers))
+    readings = kind.readings(model, task, name, workers)
+    if task.metric not in task.own:
+        return kind.measure(task, name, readings)
+    usual = kind.measure(replace(task, metric=kind.metrics[0]), name, readings)
+    return _by_own_metric(task, usual, *kind.answers(task, name, readings))
+
+
+def _by_own_metric(
+    task: Task, usual: Measurement, answers: Sequence[Any], references: Sequence[Any]
+) -> Measurement:
+    """A measurement by the user's metric, beside the kind's usual one.
+
+    Raises JobError where it gives no number.
+    """
+    try:
+        value = np.asarray(task.own[task.metric](answers, references), dtype=np.float64)
+    except Exception as error:  # whatever a user's function raises
+        raise JobError(
+            f"task.metric: {task.metric} failed ({type(error).__name__}: {one_line(error)}); "
+            "correct it, and go on with --resume"
+        ) from error
+    if value.shape not in ((), (len(answers),)):
+        raise JobError(
+            f"task.metric: {task.metric} gave {list(value.shape)} numbers for {len(answers)} rows; "
+            "give one, or one for each row"
+        )
+    rows = None
+    if value.ndim:
+        statistics = weighted(value, np.ones_like(value))
+        rows = RowStatistics(task.metric, task.fingerprint, statistics)
+    return Measurement(usual.loss, {**usual.metrics, task.metric: float(value.mean())}, rows)
 
 
 def _of_suite(task: Task, members: Mapping[str, Measurement]) -> Measurement:

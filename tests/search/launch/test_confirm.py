@@ -76,7 +76,8 @@ def confirm(
     plans: Sequence[Plan] = PLANS,
 ) -> list[Confirmation]:
     config: Any = SimpleNamespace(
-        confirm=SimpleNamespace(seeds=len(SEEDS)),
+        confirm=SimpleNamespace(seeds=len(SEEDS), lm_eval=None),
+        published=None,
         train=TrainSettings(epochs=2),
         task=SimpleNamespace(metric="accuracy"),
         search=SimpleNamespace(mode="max"),

@@ -109,7 +109,7 @@ def measured(base: Base, task: Task, split: str, workers: Workers) -> Any:
 def test_each_member_measures_what_it_would_alone_and_the_task_the_mean(
     split: str, folder: Path, task: Task, base: Base, alone: Workers
 ) -> None:
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "one": {**CHOICE, "map": None, "data": {"train": "train", "test": "one"}},
         "two": {**WRITTEN, "data": {"train": "train", "dev": "two", "test": "three"}},
     }

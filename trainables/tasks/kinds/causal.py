@@ -36,6 +36,7 @@ class Causal(LanguageKind):
         }
     )  # fmt: skip
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
+    has_answers = False
 
     def check(self, settings: TaskSettings) -> None:
         form = form_of_settings(settings)

@@ -69,6 +69,16 @@ class ClassKind(Kind):
         value = METRICS[task.metric](labels, logits, task.positive)
         return Measurement(loss.item() / len(labels), {task.metric: value}, rows)
 
+    def answers(
+        self, task: Task, split: str, readings: torch.Tensor
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        """The names of the classes."""
+        from trainables.tasks.split import labels_of
+
+        said = readings.argmax(-1).tolist()
+        right = labels_of(task.splits[split]).tolist()
+        return [task.labels[i] for i in said], [task.labels[i] for i in right]
+
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import constant_class
 

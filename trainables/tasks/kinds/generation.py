@@ -44,6 +44,8 @@ class Generation(Causal):
         "exact_match", "accuracy", "f1", "bleu", "rouge1", "rouge2", "rougeL", "loss", "perplexity",
     )  # fmt: skip
 
+    has_answers = True
+
     def check(self, settings: TaskSettings) -> None:
         super().check(settings)
         form = form_of_settings(settings)
@@ -107,6 +109,12 @@ class Generation(Causal):
         return Measurement(
             metrics["loss"], named, RowStatistics(task.metric, task.fingerprint, statistics)
         )
+
+    def answers(
+        self, task: Task, split: str, readings: Readings
+    ) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """What is written, and the accepted answers of each row."""
+        return readings.written, [list(each) for each in written_of(task, split).references]
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import ConstantAnswer

@@ -66,7 +66,8 @@ class Kind(ABC):
     `head` is the one that it puts on a base (trainables/bases/parts.py, HEADS), `keys` are those of
     the section `task` that say what a row is and go with this kind, `metrics` are those that
     measure it, the usual one first. `peft_task_type` is what PEFT calls it; None where it has no
-    name. `reads` is what one input is: a text or a picture.
+    name. `reads` is what one input is: a text or a picture. `has_answers` says whether it gives
+    answers that a metric of the user's own can judge.
     """
 
     head: ClassVar[str]
@@ -74,6 +75,7 @@ class Kind(ABC):
     metrics: ClassVar[tuple[str, ...]]
     peft_task_type: ClassVar[str | None]
     reads: ClassVar[str] = "text"
+    has_answers: ClassVar[bool] = True
 
     # When a sweep is read -------------------------------------------------------------------------
 
@@ -155,6 +157,11 @@ class Kind(ABC):
     @abstractmethod
     def measure(self, task: Task, split: str, readings: Any) -> Measurement:
         """How good readings of a task's split are."""
+
+    def answers(self, task: Task, split: str, readings: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+        """What is answered for each row of a split, and what is right: what a metric of the user's
+        own judges."""
+        raise NotImplementedError("a kind that has answers gives them")
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         """The best answer by the task's metric that is the same for every row; None where there is

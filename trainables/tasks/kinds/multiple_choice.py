@@ -131,6 +131,14 @@ class MultipleChoice(LanguageKind):
         rows = RowStatistics(task.metric, task.fingerprint, statistics[task.metric])
         return Measurement(float(-own.sum() / tokens.sum()), metrics, rows)
 
+    def answers(
+        self, task: Task, split: str, readings: NDArray[np.float64]
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """The indices of the likeliest options and of the right ones."""
+        from trainables.tasks.language.choice_metrics import likeliest
+
+        return likeliest(readings).tolist(), choices_of(task, split).choices.right.tolist()
+
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import ConstantAnswer
 

@@ -99,6 +99,14 @@ class Regression(TextInputs):
         rows = RowStatistics(task.metric, task.fingerprint, statistics[task.metric])
         return Measurement(metrics["mse"], metrics, rows)
 
+    def answers(
+        self, task: Task, split: str, readings: torch.Tensor
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """The numbers."""
+        from trainables.tasks.split import labels_of
+
+        return readings[:, 0].tolist(), labels_of(task.splits[split]).tolist()
+
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import ConstantAnswer
         from trainables.tasks.split import labels_of

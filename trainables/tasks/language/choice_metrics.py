@@ -22,8 +22,13 @@ def hits(scores: Floats, right: Counts, divisor: Counts | None = None) -> Floats
     """
     if divisor is not None:
         scores = scores / np.maximum(divisor, 1)
-    likeliest = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
-    return np.asarray(likeliest == right, dtype=np.float64)
+    return np.asarray(likeliest(scores) == right, dtype=np.float64)
+
+
+def likeliest(scores: Floats) -> Counts:
+    """The first of the options with the highest score, int64 [n]."""
+    best: Counts = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
+    return best
 
 
 def hits_by_metric(scores: Floats, rows: ChoiceRows) -> Mapping[str, Floats]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from trainables.tasks.language.generation_settings import GenerationSettings
 
 ENDED_SHARE = 0.25
 """Of a batch's rows: when so many have ended, the others go on in a batch of their own."""
+LEAST_SHARED = 8
+"""Tokens that all prompts begin with, from which on they go through the model once for all."""
 # What a release of transformers 5 calls the keys and values that a prompt has left.
 _FIELDS = {field.name for field in fields(GenerateDecoderOnlyOutput)}
 _CACHE = "cache" if "cache" in _FIELDS else "past_key_values"
@@ -49,11 +52,12 @@ def written(
     are left out of it. A prompt of more than `most_tokens`, the base's positions, less
     `max_new_tokens` loses its beginning; an empty one is the beginning of a text.
 
-    Rows of like length go through the model together, padded on the left. A text depends on its
-    prompt, the settings and the model alone, sampled or not, as far as rounding lets it: where two
-    tokens are alike to a float's last digits, another batch may turn them. The model writes in the
-    mode that it is in: call `model.eval()` before. Its generation config is back in its place
-    afterwards.
+    Rows of like length go through the model together, padded on the left; what all prompts begin
+    with, such as an instruction, goes through it once, and the padding stands behind it. A text
+    depends on its prompt, the settings and the model alone, sampled or not, as far as rounding lets
+    it: where two tokens are alike to a float's last digits, another batch may turn them. The model
+    writes in the mode that it is in: call `model.eval()` before. Its generation config is back in
+    its place afterwards.
 
     Raises ConfigError where no token of a prompt would be left, DataError where a prompt is empty
     and the tokenizer has no token to begin with, BaseModelError where the model cannot write.
@@ -64,8 +68,9 @@ def written(
     ends = _end_tokens(model, tokenizer)
     texts = [""] * len(begun)
     with _bare_generation(model):
+        shared = _shared_beginning(model, begun, device)
         for rows in batches_by_tokens([len(prompt) for prompt in begun], settings):
-            batch = _Batch(model, tokenizer, settings, ends, device)
+            batch = _Batch(model, tokenizer, settings, ends, device, shared)
             for row, tokens in zip(rows, batch.write([begun[row] for row in rows]), strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
                 texts[row] = cut_at(text, settings.stop)
@@ -137,6 +142,32 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted(ends)
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """The tokens that all prompts begin with, and the cache that they leave."""
+
+    tokens: list[int]
+    cache: Any = None
+
+
+def _shared_beginning(model: Any, prompts: Sequence[list[int]], device: torch.device) -> _Shared:
+    """What all prompts begin with: nothing where it is short, or no cache can be had of it."""
+    if len(prompts) < 2:
+        return _Shared([])
+    # The first and the last in order differ earliest; a token of each prompt's own is left.
+    first, last = min(prompts), max(prompts)
+    number = min(map(len, prompts)) - 1
+    number = next((i for i in range(number) if first[i] != last[i]), number)
+    if number < LEAST_SHARED:
+        return _Shared([])
+    ids = torch.tensor([first[:number]], device=device)
+    cache = model(input_ids=ids, use_cache=True).get(_CACHE)
+    # A window that slides over columns would count the padding behind them.
+    if not _is_plain(cache, (DynamicLayer,)):
+        return _Shared([])
+    return _Shared(first[:number], cache)
+
+
 @contextmanager
 def _bare_generation(model: Any) -> Iterator[None]:
     """The model without its own generation config.
@@ -162,9 +193,10 @@ class _Batch:
         settings: GenerationSettings,
         ends: Sequence[int],
         device: torch.device,
+        shared: _Shared,
     ) -> None:
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
-        self._ends, self._device = ends, device
+        self._ends, self._device, self._shared = ends, device, shared
         # It is never looked at: the mask hides it, and a row's tokens end before it.
         self._pad = next((t for t in (tokenizer.pad_token_id, *ends) if t is not None), 0)
 
@@ -177,9 +209,11 @@ class _Batch:
         ids, mask = self._padded(prompts)
         prompt_tokens = ids.shape[1]
         most = self._settings.max_new_tokens
-        draws = [_draws(self._settings.seed, prompt) for prompt in prompts]
+        draws = [draws_of(self._settings.seed, prompt) for prompt in prompts]
         answers: list[list[int]] = [[] for _ in prompts]
-        rows, cache = list(range(len(prompts))), None
+        rows, cache = list(range(len(prompts))), copy.deepcopy(self._shared.cache)
+        if cache is not None:
+            cache.batch_repeat_interleave(len(prompts))
         while rows:
             ended = _Ended(self._tokenizer, self._ends, self._settings.stop, prompt_tokens)
             outputs = self._model.generate(
@@ -198,17 +232,23 @@ class _Batch:
                     answers[row] = answer[: ended.tokens.get(place)]
             open_places = [] if last else [p for p in range(len(rows)) if p not in ended.tokens]
             kept = torch.tensor(open_places, dtype=torch.long, device=self._device)
-            cache = _selected(outputs.get(_CACHE), kept)
+            cache = selected(outputs.get(_CACHE), kept)
             ids, mask = ids[kept], mask[kept]
             mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
             rows = [rows[place] for place in open_places]
         return answers
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, int64 [rows, longest], padded on the left."""
-        longest = max(map(len, prompts))
-        ids = [[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        """Token ids and attention mask, int64 [rows, longest], padded on the left.
+
+        The padding stands behind what all prompts begin with.
+        """
+        shared, longest = self._shared.tokens, max(map(len, prompts))
+        ids, mask = [], []
+        for prompt in prompts:
+            own, padding = list(prompt[len(shared) :]), longest - len(prompt)
+            ids.append([*shared, *[self._pad] * padding, *own])
+            mask.append([1] * len(shared) + [0] * padding + [1] * len(own))
         return torch.tensor(ids, device=self._device), torch.tensor(mask, device=self._device)
 
     def _config(self, new_tokens: int) -> GenerationConfig:
@@ -229,34 +269,38 @@ class _Batch:
             processors.append(TemperatureLogitsWarper(settings.temperature))
             if settings.top_p < 1.0:
                 processors.append(TopPLogitsWarper(settings.top_p))
-            processors.append(_Drawn(draws))
+            processors.append(Drawn(draws))
         return processors
 
 
-def _draws(seed: int, prompt: Sequence[int]) -> torch.Generator:
+def draws_of(seed: int, prompt: Sequence[int]) -> torch.Generator:
     """A row's own draws, which no other row and no batch has a part in."""
     digest = hashlib.sha256(repr((seed, list(prompt))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
-def _selected(cache: Any, rows: torch.Tensor) -> Any:
+def selected(cache: Any, rows: torch.Tensor) -> Any:
     """The cache of these rows of a batch; None where it must be computed again."""
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    if type(cache) is not DynamicCache or any(type(each) not in plain for each in cache.layers):
+    if not _is_plain(cache, (DynamicLayer, DynamicSlidingWindowLayer)):
         return None
     cache.batch_select_indices(rows)
     return cache
 
 
-class _Drawn(LogitsProcessor):  # type: ignore[misc]
+def _is_plain(cache: Any, layers: tuple[type, ...]) -> bool:
+    """Whether a cache is of keys and values alone, in layers of these types."""
+    return type(cache) is DynamicCache and all(type(each) in layers for each in cache.layers)
+
+
+class Drawn(LogitsProcessor):  # type: ignore[misc]
     """Scores whose largest is a draw from their softmax, by Gumbel's noise, row by row."""
 
     def __init__(self, draws: Sequence[torch.Generator]) -> None:
-        self._draws = draws
+        self.draws_of = draws
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         noise = torch.empty(scores.shape)
-        for row, generator in zip(noise, self._draws, strict=True):
+        for row, generator in zip(noise, self.draws_of, strict=True):
             row.exponential_(generator=generator)
         return scores - noise.log().to(scores.device)
 

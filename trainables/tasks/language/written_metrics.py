@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spaces.errors import ConfigError, DataError, nearest, shown
-from trainables.tasks.classes import label_names
 from trainables.tasks.language.extraction import ExtractSettings
 from trainables.tasks.row_metrics import ROW_METRICS, measured_on
 
@@ -95,6 +94,8 @@ def classes_written(
     references: References, extract: ExtractSettings | None = None
 ) -> tuple[str, ...]:
     """The answers that occur, in order: numerically where all are integers, else by code point."""
+    from trainables.tasks.classes import label_names  # which comes to ask the kinds for metrics
+
     answers = (_reference(extract, each) for accepted in references for each in accepted)
     return label_names(answers)
 

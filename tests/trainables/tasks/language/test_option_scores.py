@@ -69,7 +69,7 @@ def test_a_base_of_another_attention_gets_each_option_by_itself(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ALiBi counts distances along the sequence, others have a state or a window that is short."""
-    monkeypatch.setattr(option_scores, "_seen", lambda *_: pytest.fail("a mask of its own"))
+    monkeypatch.setattr(option_scores, "visible", lambda *_: pytest.fail("a mask of its own"))
     model, rows = decoder(name), rows_of()
     found = option_log_likelihoods(model, rows, np.arange(len(rows)), device=CPU)
     expected = one_by_one(model, rows, range(len(rows)))

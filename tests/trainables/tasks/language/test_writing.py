@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from pydantic import ValidationError
 
 from spaces.errors import BaseModelError, ConfigError, DataError
@@ -147,7 +148,7 @@ def test_a_cache_that_cannot_be_divided_is_computed_again(
     whole = write(model, tokenizer, prompts)
     stops = [text[i + 1] for i, text in enumerate(whole) if len(text) > i + 1]
     cut = write(model, tokenizer, prompts, stop=stops)
-    monkeypatch.setattr(writing, "_selected", lambda cache, rows: None)
+    monkeypatch.setattr(writing, "selected", lambda cache, rows: None)
     assert write(model, tokenizer, prompts, stop=stops) == cut
 
 
@@ -186,6 +187,44 @@ def test_a_prompt_longer_than_the_base_has_positions_for_loses_its_beginning(
     assert texts == write(model, tokenizer, cut)
 
 
+def test_what_all_prompts_begin_with_goes_through_the_model_once(
+    model: Any, tokenizer: Any
+) -> None:
+    begin = prompts_of(1, seed=3)[0][:1] * 4 + list(range(40, 60))
+    prompts = [begin + prompt for prompt in prompts_of(9, 20)] + [[*begin, 5]]
+    columns: list[int] = []
+    handle = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, inputs: columns.append(inputs[0].shape[1])
+    )
+    texts = write(model, tokenizer, prompts, batch_tokens=300)
+    handle.remove()
+    assert columns.count(len(begin)) == 1
+    assert max(columns[1:]) <= 20
+    assert texts == [
+        tokenizer.decode(likeliest(model, tokenizer, prompt, 20), skip_special_tokens=True)
+        for prompt in prompts
+    ]
+    drawn = write(model, tokenizer, prompts, do_sample=True)
+    assert drawn[:1] == write(model, tokenizer, prompts[:1], do_sample=True)
+    assert write(model, tokenizer, [begin, begin]) == write(model, tokenizer, [begin]) * 2
+
+
+def test_a_window_that_slides_counts_no_padding(tokenizer: Any) -> None:
+    config = transformers.MistralConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, sliding_window=6, initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    prompts = [list(range(40, 60)) + prompt for prompt in prompts_of(8, 20)]
+    ends = (0, model.generation_config.eos_token_id)
+    assert write(model, tokenizer, prompts) == [
+        tokenizer.decode(likeliest(model, tokenizer, prompt, 20, ends), skip_special_tokens=True)
+        for prompt in prompts
+    ]
+
+
 def test_what_is_drawn_for_a_prompt_depends_on_the_seed_and_the_prompt_alone(
     model: Any, tokenizer: Any
 ) -> None:
@@ -206,7 +245,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(tokenizer: Any) -> None:
     expected = torch.softmax(logits / 2.0, dim=-1)
     scores = logits.float()[None] / 2.0
     drawn = [
-        int(writing._Drawn([writing._draws(seed, prompt)])(None, scores).argmax())  # type: ignore[arg-type]
+        int(writing.Drawn([writing.draws_of(seed, prompt)])(None, scores).argmax())  # type: ignore[arg-type]
         for seed in range(4000)
     ]
     found = torch.bincount(torch.tensor(drawn), minlength=len(expected)) / len(drawn)

@@ -1,0 +1,185 @@
+"""lm-eval's scores of a confirmation and of the untouched base are logged, kept and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.cli.lm_eval_table import lm_eval_table
+from search.cli.output import plain_text
+from search.launch import confirm as confirm_stage
+from search.launch.lm_eval import scores_of_base
+from search.paths import SweepPaths
+from search.queries.comparison import Confirmation, compare, lm_eval_of_base
+from search.tracking.tracker import Tracker
+from spaces.errors import JobError
+from tests.search.launch.test_confirm import Workers, confirm, switched
+from tests.search.observed import TAGS, Silent, Watched
+from trainables.resident.jobs import BaseJob, BaseResult, TrialJob, TrialResult
+from trainables.training.lm_eval_settings import LmEvalSettings
+from trainables.training.lm_eval_tasks import LmEvalTasks
+
+ASKED = LmEvalTasks(LmEvalSettings(tasks=("piqa",)), "/elsewhere")
+
+
+class Scoring(Workers):
+    """Workers that also score what they are asked to, unless lm-eval fails on a seed."""
+
+    def __init__(self, fails_on: int | None = None) -> None:
+        super().__init__()
+        self._fails_on = fails_on
+
+    def run(self, job: TrialJob, **more: Any) -> TrialResult:
+        found = super().run(job, **more)
+        assert job.lm_eval == ASKED
+        told: dict[str, Any] = {"lm_eval": {"piqa/acc": job.seed / 4, "piqa/acc_stderr": 0.01}}
+        if job.seed == self._fails_on:
+            told = {"lm_eval_error": "lm-eval: no memory"}
+        return TrialResult(**{**vars(found), **told})
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confirm_stage, "lm_eval_tasks", lambda config: ASKED)
+
+
+def begun(
+    database: str, folder: Path, workers: Workers
+) -> tuple[Tracker, str, list[Confirmation], list[str]]:
+    """A sweep whose confirmations are done: where it is logged, what they are, what was said."""
+    tracker = Tracker(database, "scored")
+    sweep = tracker.start_sweep("scored", {}, TAGS)
+    watched = Watched(folder, tracker, sweep)
+    rows = confirm(watched, workers, tracker, sweep)
+    assert watched.close() == 0
+    return tracker, sweep, rows, watched.silent.said
+
+
+def test_every_seed_has_its_scores_in_mlflow_and_in_the_comparison(
+    database: str, tmp_path: Path
+) -> None:
+    tracker, sweep, rows, _ = begun(database, tmp_path, Scoring())
+    logged = {run.seed: run.metrics["lm_eval/piqa/acc"] for run in tracker.children(sweep)}
+    assert logged == {1: 0.25, 2: 0.5}
+    assert rows[0].lm_eval == {"piqa/acc": (0.25, 0.5), "piqa/acc_stderr": (0.01, 0.01)}
+    assert compare(database, "scored")[0] == rows
+
+
+def test_scores_that_the_journal_or_mlflow_has_are_shown_again(
+    database: str, tmp_path: Path
+) -> None:
+    tracker, sweep, rows, _ = begun(database, tmp_path, Scoring())
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        resumed, nobody = Watched(folder, tracker, sweep), Scoring()
+        assert confirm(resumed, nobody, tracker, sweep) == rows
+        assert nobody.trained == []
+        assert resumed.close() == 0
+
+
+def test_where_lm_eval_fails_the_confirmation_s_own_numbers_stay(
+    database: str, tmp_path: Path
+) -> None:
+    tracker, sweep, rows, said = begun(database, tmp_path, Scoring(fails_on=2))
+    assert [row.values for row in rows] == [(0.125, 0.25)] * 2
+    assert rows[0].lm_eval["piqa/acc"] == (0.25,)
+    assert "confirmation of trial 0, seed 2: lm-eval: no memory" in said
+    runs = {(run.number, run.seed): run for run in tracker.children(sweep)}
+    assert {run.status for run in runs.values()} == {"complete"}
+    failed = tracker.run(runs[0, 2].run_id).data
+    assert failed.tags["ranksweep.error"] == "lm-eval: no memory"
+    assert failed.metrics["test_accuracy"] == 0.25
+
+
+class Measuring:
+    """Workers that measure the base, or fail to."""
+
+    def __init__(self, answer: Callable[[], dict[str, float]]) -> None:
+        self.asked = 0
+        self._answer = answer
+
+    def run(self, job: BaseJob) -> BaseResult:
+        assert job.lm_eval.settings.tasks
+        self.asked += 1
+        return BaseResult(self._answer())
+
+
+def of_base(
+    workers: Measuring, tracker: Tracker, sweep: str, folder: Path, asked: LmEvalTasks = ASKED
+) -> tuple[dict[str, float], list[str]]:
+    view, paths = Silent(), SweepPaths(folder, "scored")
+    paths.make_sweep()
+    some_workers: Any = workers
+    some_view: Any = view
+    scores = scores_of_base(
+        asked, workers=some_workers, tracker=tracker, sweep_run_id=sweep, paths=paths,
+        view=some_view,
+    )  # fmt: skip
+    return dict(scores), view.said
+
+
+def test_the_untouched_base_is_measured_once_a_sweep_and_is_one_run(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "scored")
+    sweep = tracker.start_sweep("scored", {}, TAGS)
+    workers = Measuring(lambda: {"piqa/acc": 0.5, "piqa/acc_stderr": 0.1})
+    for _ in range(2):
+        scores, _ = of_base(workers, tracker, sweep, tmp_path)
+        assert scores == {"piqa/acc": 0.5, "piqa/acc_stderr": 0.1}
+    assert workers.asked == 1
+    (run,) = tracker.children(sweep)
+    assert (run.kind, run.status) == ("base", "complete")
+    assert run.metrics == {"lm_eval/piqa/acc": 0.5, "lm_eval/piqa/acc_stderr": 0.1}
+    assert lm_eval_of_base(database, "scored") == scores
+    other = LmEvalTasks(LmEvalSettings(tasks=("piqa",), num_fewshot=2), "/elsewhere")
+    of_base(workers, tracker, sweep, tmp_path, other)
+    assert workers.asked == 2, "other settings, other scores"
+    assert len(tracker.children(sweep)) == 1
+
+
+def test_scores_of_the_base_that_mlflow_did_not_take_are_logged_by_the_next_launch(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "scored")
+    sweep = tracker.start_sweep("scored", {}, TAGS)
+    gone, _ = switched(database, "scored", is_away=True)
+    gone.patience = 0.0
+    workers = Measuring(lambda: {"piqa/acc": 0.5})
+    scores, said = of_base(workers, gone, sweep, tmp_path)
+    assert scores == {"piqa/acc": 0.5}
+    assert "are not logged" in said[-1]
+    of_base(workers, tracker, sweep, tmp_path)
+    assert workers.asked == 1
+    assert lm_eval_of_base(database, "scored") == {"piqa/acc": 0.5}
+
+
+def test_a_base_that_cannot_be_measured_is_said_and_tried_again(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "scored")
+    sweep = tracker.start_sweep("scored", {}, TAGS)
+
+    def fail() -> dict[str, float]:
+        raise JobError("lm-eval: no memory")
+
+    workers = Measuring(fail)
+    for _ in range(2):
+        scores, said = of_base(workers, tracker, sweep, tmp_path)
+        assert scores == {}
+        assert said[-1] == "the untouched base has no scores of lm-eval: lm-eval: no memory"
+    assert workers.asked == 2
+    assert tracker.children(sweep) == []
+
+
+def test_the_table_sets_the_choices_beside_the_base(database: str, tmp_path: Path) -> None:
+    _, _, rows, _ = begun(database, tmp_path, Scoring())
+    (table,) = lm_eval_table(rows, {"piqa/acc": 0.5, "boolq/acc": 0.25})
+    lines = [" ".join(line.split()) for line in plain_text([table]).splitlines()]
+    assert any("boolq/acc │ 0.2500 │ - │ -" in line for line in lines)
+    assert any("piqa/acc │ 0.5000 │ 0.3750 ± 0.1768 │ 0.3750 ± 0.1768" in line for line in lines)
+    assert not any("stderr" in line for line in lines)
+    assert lm_eval_table([], {}) == []
