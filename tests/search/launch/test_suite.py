@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +25,7 @@ from search.launch.prepare import prepare
 from search.launch.rows import write_rows
 from search.queries.best import best
 from search.queries.comparison import compare
+from search.trained.export import export
 from spaces.errors import ConfigError
 from trainables.tasks.measured_rows import SuiteRows, read_measured_rows
 from trainables.tasks.rows import load_rows
@@ -181,3 +183,11 @@ def test_a_launch_logs_every_member_and_their_mean(
     other = next(row for row in compared if row.arm != "lora")
     assert (other.paired_seeds, other.test_rows) == (2, 70)
     assert suite_table(compared) is not None
+
+    export(config.tracking.uri, first.run_id, "peft", tmp_path / "out")
+    about = (tmp_path / "out" / "README.md").read_text()
+    for name in ("accuracy", *MEMBERS):
+        _, values = about.split(f"| {name} | dev | test |")
+        assert re.search(
+            r"mean of 2 seeds.* \| 0\.\d{4} ± .* \| 0\.\d{4} ± ", values.split("\n\n")[0]
+        )

@@ -150,6 +150,21 @@ def test_a_member_takes_dev_from_its_test_as_a_task_does(folder: Path, task: Tas
     assert {name: len(each) for name, each in read.items()} == rows
 
 
+def share_of_good(answers: Any, references: Any) -> float:
+    """A metric of one's own."""
+    return float(np.mean([answer == 1 for answer in answers]))
+
+
+def test_a_member_may_have_a_metric_of_ones_own(folder: Path, base: Base, alone: Workers) -> None:
+    name = f"{__name__}:share_of_good"
+    own = {"name": "own", "data": {"test": "one"}, **CHOICE, "metric": name}
+    usual = {"name": "usual", "data": {"test": "one"}, **CHOICE}
+    task = build_task(task_of(folder, own, usual, metric=name), f"path:{folder / 'base'}")
+    report, rows = measured(base, task, "test", alone)
+    assert report[name] == fmean([report[f"own/{name}"], report["usual/accuracy"]])
+    assert rows is None, "what one number says of a split cannot be compared by row"
+
+
 def test_one_member_is_a_suite(folder: Path) -> None:
     one = task_of(folder, {"name": "one", "data": {"dev": "one"}, **CHOICE})
     made = build_task(one, f"path:{folder / 'base'}")
