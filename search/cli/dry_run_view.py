@@ -77,7 +77,7 @@ def drawn_dry_run(result: DryRun) -> Group:
         facts.add_row("classes", Text(classes_line(result.task["classes"])))
     beside = "" if result.task["classes"] else "measure"
     for split, constant in result.task["constant_answers"].items():
-        answer = "the classes' shares" if constant["answer"] is None else repr(constant["answer"])
+        answer = "one for each set" if constant["answer"] is None else repr(constant["answer"])
         facts.add_row(
             beside,
             Text(

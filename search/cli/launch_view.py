@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from search.cli.lm_eval_table import lm_eval_table
 from search.cli.output import add_row
-from search.cli.results import confirmation_table
+from search.cli.results import confirmation_table, suite_table
 from search.config.reading import resolve_store, resolve_tracking
 from search.redaction import redacted
 from search.wording import duration, figure, knobs
@@ -51,6 +51,8 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
         yield f"no trial ran to its end: {', '.join(result.unranked)}"
     if result.confirmation:
         yield confirmation_table(result.confirmation)
+        if (of_each := suite_table(result.confirmation)) is not None:
+            yield of_each
         yield verdict(result.confirmation)
         yield from resolution(result.confirmation)
         if (constant := result.constant_answers.get("test")) is not None:

@@ -93,6 +93,7 @@ def compare(
     verdict = comparison.verdict(rows, against)
     drawn: list[RenderableType] = [
         confirmation_table(rows, against),
+        *([] if (of_each := suite_table(rows)) is None else [of_each]),
         verdict,
         *comparison.resolution(rows),
     ]
@@ -195,6 +196,7 @@ def _narrow_best_table(rows: Sequence[BestRow]) -> Table:
             f"{row.method}, {row.trainable_params:,} parameters",
             f"head {row.head_params:,}, {row.epochs} epochs",
             *([f"{row.seeds} seeds"] if row.seeds > 1 else []),
+            *([members_text(row.suite)] if row.suite else []),
             f"sweep {row.sweep}",
             *([f"base {row.base_uri}"] if several else []),
             _choice_text(row.choice),
@@ -225,7 +227,7 @@ def _wide_best_table(rows: Sequence[BestRow]) -> Table:
             f"{row.trainable_params:,}",
             f"{row.head_params:,}",
             row.epochs,
-            _choice_text(row.choice),
+            " ".join(filter(None, [_choice_text(row.choice), members_text(row.suite)])),
         )
     return table
 
@@ -273,6 +275,23 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
             f"{row.trainable_params:,}",
             difference,
         )
+    return table
+
+
+def members_text(suite: Mapping[str, float]) -> str:
+    """What each member of a suite has measured, on one line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in suite.items())
+
+
+def suite_table(rows: Sequence[Confirmation]) -> Table | None:
+    """The mean over the seeds on each member of a suite, an arm a column; None without a suite."""
+    members = list(dict.fromkeys(name for row in rows for name in row.suite))
+    if not members:
+        return None
+    table = Table("each set on test", *(Column(row.arm, justify="right") for row in rows))
+    for name in members:
+        each = [row.suite.get(name) for row in rows]
+        add_row(table, name, *(None if value is None else f"{value:.4f}" for value in each))
     return table
 
 

@@ -29,16 +29,17 @@ def write_rows(
 
     task = load_sweep(sweep, overrides or ()).task
     rows = load_rows(task)
+    every = rows.every_split
     files = sweep_rows.write_rows(rows, task, out)
     counts = rows.class_counts()
     document = {
         "task": task.name,
         "files": {split: str(path) for split, path in files.items()},
-        "rows": {split: len(part) for split, part in rows.splits.items()},
+        "rows": {split: len(part) for split, part in every.items()},
         "classes": counts,
         "notes": list(rows.notes),
     }
-    lines = [f"{len(rows[split]):,} rows in {path}" for split, path in files.items()]
+    lines = [f"{len(every[split]):,} rows in {path}" for split, path in files.items()]
     return Result(
         document,
         [

@@ -12,8 +12,9 @@ from pydantic.fields import FieldInfo
 
 from search.paths import LONGEST_NAME
 from trainables.settings import Settings
-from trainables.tasks.kinds.registry import mode_of, usual_metric
+from trainables.tasks.kinds.registry import metric_of_first, mode_of, usual_metric
 from trainables.tasks.settings import TaskSettings
+from trainables.tasks.suite import data_of_member
 
 NULLABLE = ("space", "confirm")
 """Sections in which a null means something of its own."""
@@ -31,7 +32,9 @@ def fill_defaults(raw: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> di
         name, metric = task.name, task.metric
     elif isinstance(task, Mapping):
         name = task.get("name")
-        metric = task.get("metric") or usual_metric(task.get("kind", "classification"))
+        kind, suite = task.get("kind", "classification"), task.get("suite")
+        usual = metric_of_first(suite, kind) if suite else usual_metric(kind)
+        metric = task.get("metric") or usual
     if isinstance(name, str):
         raw.setdefault("name", sweep_name_of(name))
         tracking = raw.get("tracking", {})
@@ -106,9 +109,19 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
 
 def _has_test(task: Mapping[str, Any]) -> bool:
     """Whether the task will have a test split, as far as its settings tell."""
-    data = task.get("data")
-    if not isinstance(data, Mapping):
-        return True
+    data, suite = task.get("data"), task.get("suite")
+    if isinstance(data, Mapping) and isinstance(suite, list | tuple) and suite:
+        each = [member for member in suite if isinstance(member, Mapping)]
+        own = [member.get("data") for member in each]
+        return all(
+            _gives_test(data_of_member(data, given))
+            for given in own
+            if given is None or isinstance(given, Mapping)
+        )
+    return not isinstance(data, Mapping) or _gives_test(data)
+
+
+def _gives_test(data: Mapping[str, Any]) -> bool:
     if data.get("test") is not None:
         return True
     return data.get("hub") is not None and data.get("dev") is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from search.config.refusal import refusal
 from search.config.sweep import DEFAULT_STORE, DEFAULT_TRACKING, SweepConfig, known_store
 from search.config.yaml_file import parse_yaml, read_mapping
 from spaces.errors import ConfigError
+from trainables.tasks.suite import data_of_member
 
 STORE_VARIABLE = "RANKSWEEP_STORE"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -120,11 +121,30 @@ def _locate_files(raw: dict[str, Any], folder: Path) -> None:
     if "confirm" in raw:
         raw["confirm"] = with_files_located(raw["confirm"], located)
     task = raw.get("task")
-    data = task.get("data") if isinstance(task, Mapping) else None
-    if isinstance(task, Mapping) and isinstance(data, Mapping) and data.get("hub") is None:
-        files = {
-            key: located(value)
-            for key in ("train", "dev", "test")
-            if isinstance(value := data.get(key), str) and not value.startswith("package:")
-        }
-        raw["task"] = {**task, "data": {**data, **files}}
+    if not isinstance(task, Mapping):
+        return
+    data, suite = task.get("data"), task.get("suite")
+    if not isinstance(data, Mapping):
+        return
+    raw["task"] = {**task, "data": _with_files(data, data, located)}
+    if isinstance(suite, list):
+        raw["task"]["suite"] = [
+            {**member, "data": _with_files(own, data_of_member(data, own), located)}
+            if isinstance(member, Mapping) and isinstance(own := member.get("data"), Mapping)
+            else member
+            for member in suite
+        ]
+
+
+def _with_files(
+    data: Mapping[str, Any], whole: Mapping[str, Any], located: Callable[[str], str]
+) -> dict[str, Any]:
+    """A section `data`, as it is `whole`, with the files that it names where they are."""
+    if whole.get("hub") is not None:
+        return dict(data)
+    files = {
+        key: located(value)
+        for key in ("train", "dev", "test")
+        if isinstance(value := data.get(key), str) and not value.startswith("package:")
+    }
+    return {**data, **files}

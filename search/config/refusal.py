@@ -38,7 +38,9 @@ def refusal(error: ValidationError, raw: Mapping[str, Any]) -> str:
 
 def _unknown_key(loc: tuple[int | str, ...]) -> tuple[str, str]:
     *parents, key = loc
-    dotted = ".".join(str(part) for part in (*parents, key))
+    dotted = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*parents, key)
+    ).removeprefix(".")
     outer, dot, inner = str(key).partition(".")
     if dot:
         return (

@@ -315,7 +315,8 @@ def _as_a_grid(search: SearchSettings, space: SearchSpace) -> SearchSettings:
 
 
 def _check_metric(metric: str, task: TaskSettings) -> None:
-    check_metric(metric, task.kind, key="search.metric")
+    if not task.suite:
+        check_metric(metric, task.kind, key="search.metric")
     if metric != task.metric:
         raise ConfigError(
             f"search.metric: {metric!r} is not what the task measures ({task.metric}); set "

@@ -25,8 +25,8 @@ from search.queries.comparison import (
     kept_rows,
     summarize,
 )
-from search.queries.lm_eval_scores import as_metrics, scores_of
-from search.tracking.facts import now_ms, plan_counts
+from search.queries.lm_eval_scores import as_metrics
+from search.tracking.facts import now_ms, of_members, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
 from search.tracking.runs import RecordedRuns
@@ -138,7 +138,7 @@ def _known(
     rows = journal.confirmed_rows()
     told = journal.confirmed_metrics()
     own = {
-        key: OnTest(value, _read(rows.get(key)), scores_of(told.get(key, {})))
+        key: OnTest.of(value, _read(rows.get(key)), told.get(key, {}))
         for key, value in journal.confirmed().items()
     }
     return {**_logged(tracker, sweep_run_id, metric, own), **own}
@@ -173,7 +173,7 @@ def _logged(
         logger.warning("what earlier confirmations said of each row is not looked up: %s", error)
         rows = {}
     return {
-        key: OnTest(run.metrics[name], rows.get(run.run_id), scores_of(run.metrics))
+        key: OnTest.of(run.metrics[name], rows.get(run.run_id), run.metrics)
         for key, run in found.items()
     }
 
@@ -200,6 +200,7 @@ def _run_one(
     state, error_text = "complete", None
     metrics: Mapping[str, float] = {}
     scores: Mapping[str, float] = {}
+    logged: Mapping[str, float] = {}
     test_rows: bytes | None = None
     keeps_weights = confirmed.keeps_weights(config.tracking.keep_weights)
 
@@ -236,15 +237,15 @@ def _run_one(
         begin()
     view.trial_finished(row["number"], state, None, seed)
     if metrics:
-        told = {"metrics": {**_on_test(metrics, metric), **as_metrics(scores)}}
+        logged = _on_test(metrics, metric) | as_metrics(scores)
         epochs = config.train.epochs * plan.length
-        relay.append(partial(journal.epoch, run, epochs, told, now_ms()))
+        relay.append(partial(journal.epoch, run, epochs, {"metrics": logged}, now_ms()))
         if keeps_weights:
             _keep_weights(kept, run, workers, confirmed.job_id)
     value = float(metrics[metric]) if metrics else None
     end = end_of_trial(state, error_text, {})
     relay.append(partial(journal.end, run, end, now_ms(), value, test_rows))
-    return None if value is None else OnTest(value, _read(test_rows), dict(sorted(scores.items())))
+    return None if value is None else OnTest.of(value, _read(test_rows), logged)
 
 
 def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id: str) -> None:
@@ -257,5 +258,7 @@ def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id:
 
 
 def _on_test(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
-    """The metric under a name that says it is not the dev metric of a trial."""
-    return {f"test_{k}" if k == metric else k: float(v) for k, v in metrics.items()}
+    """The metric, and that of each member of a suite, under a name that says it is not the dev
+    metric of a trial."""
+    ours = {metric, *(name for name in of_members(metrics) if not name.startswith("dev_"))}
+    return {f"test_{k}" if k in ours else k: float(v) for k, v in metrics.items()}

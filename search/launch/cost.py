@@ -302,7 +302,7 @@ def estimated(
     on_cpu, train = cost.device == "cpu", config.train
     at_once = max(1, train.batch_size // train.gradient_accumulation_steps)
     training = cost.training(work_of_training(task.splits["train"], at_once, on_cpu))
-    dev = task.splits["dev"].measuring_work(on_cpu)
+    dev = sum((each.splits["dev"].measuring_work(on_cpu) for each in task.measured), Work())
     workers = config.cluster.workers_per_group
 
     def trial_with(share: float) -> float:

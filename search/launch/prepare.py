@@ -80,7 +80,13 @@ def prepare(config: SweepConfig) -> SweepInputs:
     store = ProfileStore(config.store)
     store.objects.reach()
     task = build_task(config.task, config.base)
-    if config.confirm is not None and "test" not in task.splits:
+    lacking = task.lacking("test")
+    if config.confirm is not None and lacking and task.suite:
+        raise ConfigError(
+            f"confirm: {', '.join(lacking)} of the suite has no test split to measure on; give "
+            "each member data.test or set confirm: null"
+        )
+    if config.confirm is not None and lacking:
         raise ConfigError(
             "confirm: the task has no test split to measure on; give task.data.test or set "
             "confirm: null"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from search.queries.comparison import Confirmation
 from search.study.ranking import BestChoice
@@ -65,10 +66,22 @@ class LaunchResult:
 
 
 def constant_answers(task: Task) -> dict[str, ConstantAnswer]:
-    """The best constant answers for dev and test, where the metric has such."""
-    found = {
-        split: task.its_kind.constant_answer(task, split)
-        for split in ("dev", "test")
-        if split in task.splits and task.metric not in task.own
-    }
+    """The best constant answers for dev and test, where the metric has such; of a suite the mean of
+    what its members have, where each has one."""
+    found = {split: _constant(task, split) for split in ("dev", "test")}
     return {split: each for split, each in found.items() if each is not None}
+
+
+def _constant(task: Task, split: str) -> ConstantAnswer | None:
+    each = [
+        one.its_kind.constant_answer(one, split)
+        for one in task.measured
+        if split in one.splits and one.metric not in one.own
+    ]
+    known = [answer for answer in each if answer is not None]
+    if not known or len(known) < len(task.measured):
+        return None
+    if not task.suite:
+        return known[0]
+    value = fmean(answer.value for answer in known)
+    return ConstantAnswer(split, task.metric, value, None, known[0].mode)

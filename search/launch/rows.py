@@ -10,17 +10,22 @@ from spaces.errors import ConfigError, RanksweepError
 from trainables.tasks.kinds.registry import kind_of
 from trainables.tasks.rows import SPLITS, Rows, TaskRows
 from trainables.tasks.settings import TaskSettings
+from trainables.tasks.suite import member_settings
 
 
 def write_rows(rows: TaskRows, task: TaskSettings, folder: Path) -> dict[str, Path]:
     """Write train.jsonl, dev.jsonl and, where there is one, test.jsonl; returns split -> file.
 
+    Those of a suite's members lie in a folder each, and their splits are `<member>/<split>`.
     A line is a row in the task's own columns: its texts, or a picture's path (null where the data
     holds the picture itself) and its SHA-256, and its class as a string. The rows are in content
     order. Raises ConfigError where one of the files is there already or the folder cannot be made,
     RanksweepError where the disk is full.
     """
-    paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    members = member_settings(task)
+    splits = [*SPLITS, *(f"{member.name}/{split}" for member in members for split in SPLITS[1:])]
+    paths = {split: folder / f"{split}.jsonl" for split in splits}
+    tasks = {member.name: member for member in members}
     for path in paths.values():
         if path.exists() or path.is_symlink():
             raise ConfigError(f"--out: {path} is there already; name another folder")
@@ -32,10 +37,11 @@ def write_rows(rows: TaskRows, task: TaskSettings, folder: Path) -> dict[str, Pa
         ) from error
     written: dict[str, Path] = {}
     try:
-        for split, part in rows.splits.items():
+        for split, part in rows.every_split.items():
+            paths[split].parent.mkdir(exist_ok=True)
             with paths[split].open("x", encoding="utf-8") as file:
                 written[split] = paths[split]
-                file.writelines(_lines(part, task))
+                file.writelines(_lines(part, tasks.get(split.partition("/")[0], task)))
     except OSError as error:
         for path in written.values():
             path.unlink(missing_ok=True)

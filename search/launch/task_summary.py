@@ -12,8 +12,10 @@ from trainables.tasks.task import Task
 
 def task_summary(task: Task) -> dict[str, Any]:
     """Its classes, and of each split rows, tokens and the best constant answer; its longest rows,
-    and an example as pieces of text that bear loss or do not."""
-    lengths = {name: split.lengths for name, split in task.splits.items()}
+    and an example as pieces of text that bear loss or do not. A split of a member of a suite is
+    `<member>/<split>`."""
+    splits = task.every_split
+    lengths = {name: split.lengths for name, split in splits.items()}
     spread = {name: quantiles(each) for name, each in lengths.items()}
     return {
         "name": task.name,
@@ -21,7 +23,7 @@ def task_summary(task: Task) -> dict[str, Any]:
         "classes": task.class_counts(),
         "fingerprint": task.fingerprint,
         "constant_answers": {split: asdict(each) for split, each in constant_answers(task).items()},
-        "rows": {name: len(split) for name, split in task.splits.items()},
+        "rows": {name: len(split) for name, split in splits.items()},
         "mean_tokens": {name: round(float(each.mean()), 1) for name, each in lengths.items()},
         "median_tokens": {name: middle for name, (middle, _) in spread.items()},
         "tokens_95_percent": {name: high for name, (_, high) in spread.items()},

@@ -6,12 +6,12 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.objective import Mode, Objective
 from search.redaction import redacted
-from search.tracking.facts import RunFacts, choice_tag
+from search.tracking.facts import RunFacts, choice_tag, of_members
 from search.tracking.liveness import fate, told
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, TrackingError, nearest
@@ -29,7 +29,8 @@ class BestRow:
     sweep has repeated the choice with other seeds. `trainable_params` and `head_params` are
     counts (the head, where fresh, is counted apart). `choice` can be given to
     `spaces.methods.parse_choice` as it is. `task_fingerprint` names the rows, how they become
-    inputs, and the metric; `data` is the same of all rows that can be ranked together.
+    inputs, and the metric; `data` is the same of all rows that can be ranked together. `suite` has
+    "<member>/<metric>" of each member of a suite, whose mean `value` is.
     """
 
     run_id: str
@@ -51,6 +52,7 @@ class BestRow:
     task_fingerprint: str | None = None
     data: str | None = None
     seeds: int = 1
+    suite: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gain(self) -> float:
@@ -263,7 +265,12 @@ def _recorded(row: BestRow) -> str:
 
 def _mean(rows: Sequence[BestRow]) -> BestRow:
     value = sum(row.value for row in rows) / len(rows)
-    return replace(rows[0], value=value, seeds=len(rows))
+    suite = {
+        name: sum(row.suite[name] for row in rows) / len(rows)
+        for name in rows[0].suite
+        if all(name in row.suite for row in rows)
+    }
+    return replace(rows[0], value=value, seeds=len(rows), suite=suite)
 
 
 def _complete_trials(
@@ -333,6 +340,7 @@ def _row(
         plan_digest=run.plan_digest,
         task_fingerprint=run.task_fingerprint,
         data=same.get(run.task_fingerprint, run.task_fingerprint),
+        suite=of_members(run.metrics),
     )
 
 

@@ -23,7 +23,7 @@ from search.queries.differences import (
 )
 from search.queries.lm_eval_scores import base_scores, scores_of
 from search.tracking import liveness
-from search.tracking.facts import TEST_ROWS, RunFacts
+from search.tracking.facts import TEST_ROWS, RunFacts, of_members
 from search.tracking.runs import RecordedRuns
 from spaces.errors import RanksweepError, TrackingError, UsageError, nearest
 from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
@@ -36,12 +36,19 @@ WITHIN = "within the noise"
 class OnTest:
     """What one confirmation has measured on test; `rows` is None where they were not kept.
 
-    `lm_eval` are lm-eval's scores of it, such as `piqa/acc`, where there are some.
+    `suite` has "<member>/<metric>" of each member of a suite, whose mean `value` is. `lm_eval` are
+    lm-eval's scores of it, such as `piqa/acc`, where there are some.
     """
 
     value: float
     rows: MeasuredRows | None = None
     lm_eval: Mapping[str, float] = field(default_factory=dict)
+    suite: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: float, rows: MeasuredRows | None, metrics: Mapping[str, float]) -> OnTest:
+        """What the metrics of a confirmation's run say of it, and its rows."""
+        return cls(value, rows, scores_of(metrics), of_members(metrics, "test_"))
 
 
 Found = tuple[Mapping[str, Any], Mapping[int, OnTest]]
@@ -153,8 +160,8 @@ def _choices(
             (
                 row,
                 {
-                    s: OnTest(run.metrics[name], rows.get(run.run_id), scores_of(run.metrics))
-                    for s, run in by_seed.items()
+                    seed: OnTest.of(run.metrics[name], rows.get(run.run_id), run.metrics)
+                    for seed, run in by_seed.items()
                 },
             )
         )
@@ -188,6 +195,7 @@ class Confirmation:
     "worse" or "within the noise". `detectable` is the smallest difference that would have been seen
     in four of five such sweeps. `paired_seeds` counts the seeds that both have (None: the seeds are
     no pairs), `test_rows` the rows that were resampled (None: the seeds alone were looked at).
+    `suite` has the mean of "<member>/<metric>" for each member of a suite.
     `lm_eval` maps each of lm-eval's scores to its values, one of each seed that has it.
     """
 
@@ -211,6 +219,7 @@ class Confirmation:
     test_rows: int | None
     lm_eval: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     paper: float | None = None
+    suite: Mapping[str, float] = field(default_factory=dict)
 
 
 def beside_paper(
@@ -311,6 +320,11 @@ def _summary(
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         lm_eval=_scores_by_seed([tested[seed].lm_eval for seed in sorted(tested)]),
         **told,
+        suite={
+            name: float(np.mean([each.suite[name] for each in tested.values()]))
+            for name in next(iter(tested.values())).suite
+            if all(name in each.suite for each in tested.values())
+        },
     )
 
 

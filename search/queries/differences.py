@@ -191,8 +191,8 @@ def holm(p_values: Sequence[float]) -> list[tuple[float, float]]:
 def drawn_values(runs: Sequence[MeasuredRows]) -> list[Floats] | None:
     """The metric of each run on resamples of the test rows, the same for all runs.
 
-    The runs must be of the same rows. A resample that the metric is not defined on is left out of
-    every run; None where hardly one is left.
+    The runs must be of the same rows; those of a suite are drawn within each member. A resample
+    that the metric is not defined on is left out of every run; None where hardly one is left.
     """
     rows = len(runs[0])
     resamples = min(run.resamples for run in runs)
@@ -200,10 +200,7 @@ def drawn_values(runs: Sequence[MeasuredRows]) -> list[Floats] | None:
     found: list[list[Floats]] = [[] for _ in runs]
     at_once = max(1, min(resamples, 5_000_000 // max(rows, 1)))
     for start in range(0, resamples, at_once):
-        count = min(at_once, resamples - start)
-        drawn = np.stack(
-            [np.bincount(generator.integers(0, rows, rows), minlength=rows) for _ in range(count)]
-        ).astype(np.float64)
+        drawn = runs[0].draw(generator, min(at_once, resamples - start))
         for run, parts in zip(runs, found, strict=True):
             parts.append(run.on(drawn))
     values = np.stack([np.concatenate(parts) for parts in found])

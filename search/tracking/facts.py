@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from search.objective import Mode
 from search.redaction import redacted_text
 from spaces.plan import Plan
+from trainables.training.lm_eval_settings import SCORE_PREFIX
 
 if TYPE_CHECKING:
     from mlflow.entities import Param, Run
@@ -192,6 +193,20 @@ def flattened(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def choice_tag(choice: Mapping[str, Any]) -> str:
     """The tag `choice` of a trial's run: equal where the choices are."""
     return json.dumps(choice, sort_keys=True)
+
+
+def of_members(metrics: Mapping[str, float], prefix: str = "") -> dict[str, float]:
+    """Of a run's metrics those of a suite's members, "<member>/<metric>", that have a prefix.
+
+    Those of the machine, which MLflow may log, and of lm-eval have a slash too.
+    """
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if "/" in name
+        and name.startswith(prefix)
+        and not name.startswith(("system/", SCORE_PREFIX))
+    }
 
 
 def plan_counts(plan: Plan) -> dict[str, float]:

@@ -111,7 +111,7 @@ def compose(
             method=run.method,
             task=side.task.name,
             metric=side.task.metric,
-            rows=len(side.task.splits[split]),
+            rows=side.task.rows_of(split),
             alone=both[0],
             composed=both[1],
             task_changed=changed,
@@ -136,9 +136,10 @@ def _task(run: TrialRun, trained: Trained, base_uri: str, split: str) -> tuple[T
     settings = task_settings(run)
     with its_files(run):
         task = build_task(settings, base_uri)
-    if split not in task.splits:
+    if lacking := task.lacking(split):
+        whose = f" of {', '.join(lacking)}" if task.suite else ""
         raise ConfigError(
-            f"--split: the task of {run.run_id} has no {split}; use --split "
+            f"--split: the task of {run.run_id} has no {split}{whose}; use --split "
             f"{'dev' if split == 'test' else 'test'}"
         )
     if task.labels != trained.facts.labels:

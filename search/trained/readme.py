@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 from search.queries.trial_run import TrialRun
 from search.redaction import redacted
-from search.tracking.facts import RunFacts, choice_tag
+from search.tracking.facts import RunFacts, choice_tag, of_members
 from search.tracking.mlflow import absolute_uri
 from trainables.bases.loading import Base
 from trainables.bases.location import from_pretrained_arguments, hub_parts, is_of_hub, locate
@@ -37,8 +37,17 @@ class Written:
 
 
 def scores(written: Written) -> str:
-    """A table of the metric on dev and test, of this model and of its choice over all seeds."""
+    """A table of the metric on dev and test, of this model and of its choice over all seeds; and of
+    a suite's members, one each."""
     metric = written.run.objective.metric
+    of_all = of_members(written.run.facts.metrics)
+    members = (name.removeprefix("test_") for name in of_all if not name.startswith("dev_"))
+    names = [metric, *members]
+    tables = ["\n".join(_table_of(written, name)) for name in names]
+    return "\n\n".join([*tables, _which(written)])
+
+
+def _table_of(written: Written, metric: str) -> list[str]:
     lines = [f"| {metric} | dev | test |", "|---|---|---|"]
     seed = "" if written.run.facts.seed is None else f" (seed {written.run.facts.seed})"
     own = [_over_seeds([_value(written.run.facts, split, metric)]) for split in ("dev", "test")]
@@ -51,7 +60,7 @@ def scores(written: Written) -> str:
         seeds = len(written.confirmed)
         name = "1 seed" if seeds == 1 else f"mean of {seeds} seeds, and their deviation"
         lines.append(f"| {name} | {' | '.join(over)} |")
-    return "\n".join([*lines, "", _which(written)])
+    return lines
 
 
 def _value(run: RunFacts, split: str, metric: str) -> float | None:

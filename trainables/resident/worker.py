@@ -139,7 +139,7 @@ def _load(config: dict[str, Any]) -> Resident:
             f"base: {config['base_uri']} on this node differs from the driver's; install the same "
             "files on every node"
         )
-    task = task.its_kind.fitted(task, base.model)
+    task = task.fitted(base.model)
     return Resident(base, task, workers, config["deepspeed"])
 
 

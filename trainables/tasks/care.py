@@ -34,7 +34,8 @@ def notes_on_rows(splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings
     key = f"task.{next(iter(kind.input_columns(settings).values()))}"
     for split, rows in splits.items():
         yield from _lost_characters(split, rows, key)
-    for column in zip(*(kind.question(row) for row in splits["train"].inputs), strict=True):
+    trained = splits["train"].inputs if "train" in splits else ()
+    for column in zip(*(kind.question(row) for row in trained), strict=True):
         if all(isinstance(each, str) and is_a_number(each) for each in column):
             yield (
                 f"{key}: every text of train is a number, such as {column[0]!r:.40}; see that "
@@ -44,7 +45,7 @@ def notes_on_rows(splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings
 
 def _shared(splits: Mapping[str, Rows], what: str) -> Iterator[str]:
     """How many of dev and test train has too."""
-    train = set(splits["train"].inputs)
+    train = set(splits["train"].inputs if "train" in splits else ())
     for split, rows in splits.items():
         shared = 0 if split == "train" else sum(row in train for row in rows.inputs)
         if shared:

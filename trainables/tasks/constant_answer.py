@@ -17,17 +17,22 @@ CANDIDATES = 20
 
 @dataclass(frozen=True)
 class ConstantAnswer:
-    """The metric of the best answer that is the same for every row of a split: its `answer`."""
+    """The metric of the best answer that is the same for every row of a split: its `answer`.
+
+    Of a suite it is the mean, each member with an answer of its own, and `answer` is None.
+    """
 
     split: str
     metric: str
     value: float
-    answer: str
+    answer: str | None
     mode: Literal["max", "min"]
 
     @property
     def in_words(self) -> str:
         """The value, and of what: "0.5875, always 'negative'"."""
+        if self.answer is None:
+            return f"{self.value:.4g}, one answer for each set"
         return f"{self.value:.4g}, always {self.answer!r}"
 
     def is_beaten_by(self, value: float) -> bool:

@@ -3,8 +3,8 @@
 One safetensors file. Of a task of classes: `labels` int32 [n] and `predictions` int32 [n], indices
 of classes; for a metric that is made of more than the predicted class also `logits` float32 [n,
 classes]. Of any other: `statistics` float64 [n, k] of its metric (trainables/tasks/row_metrics.py).
-The facts below are JSON under the metadata key `ranksweep`. Neither torch nor scikit-learn is
-needed to read one.
+Of a suite the tensors of each member, as `<member>/labels` and so on. The facts below are JSON
+under the metadata key `ranksweep`. Neither torch nor scikit-learn is needed to read one.
 """
 
 from __future__ import annotations
@@ -71,6 +71,13 @@ class MeasuredRows(ABC):
 
         NaN where it is not defined, as for a resample of one class alone.
         """
+
+    def draw(self, generator: np.random.Generator, count: int) -> Floats:
+        """So many resamples [count, n] of as many rows as there are."""
+        rows = len(self)
+        return np.stack(
+            [np.bincount(generator.integers(0, rows, rows), minlength=rows) for _ in range(count)]
+        ).astype(np.float64)
 
     def to_bytes(self) -> bytes:
         """The safetensors file."""
@@ -190,6 +197,56 @@ class ClassRows(MeasuredRows):
             return float("nan")
 
 
+@dataclass(frozen=True, eq=False)
+class SuiteRows(MeasuredRows):
+    """The rows of each member of a suite, side by side; the metric is the mean of theirs."""
+
+    members: Mapping[str, MeasuredRows]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.members.values()))
+
+    @property
+    def takes_long(self) -> bool:
+        return any(each.takes_long for each in self.members.values())
+
+    @property
+    def values(self) -> dict[str, float]:
+        """ "<member>/<metric>" of all its rows."""
+        return {
+            f"{name}/{each.metric}": float(each.on(np.ones((1, len(each))))[0])
+            for name, each in self.members.items()
+        }
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        return {
+            f"{name}/{key}": tensor
+            for name, each in self.members.items()
+            for key, tensor in each.tensors().items()
+        }
+
+    def facts(self) -> dict[str, Any]:
+        own = [{"member": name, **each.facts()} for name, each in self.members.items()]
+        return {**super().facts(), "suite": own}
+
+    def is_of(self, other: MeasuredRows) -> bool:
+        return (
+            isinstance(other, SuiteRows)
+            and (self.metric, self.rows) == (other.metric, other.rows)
+            and list(self.members) == list(other.members)
+            and all(each.is_of(other.members[name]) for name, each in self.members.items())
+        )
+
+    def on(self, drawn: Floats) -> Floats:
+        ends = np.cumsum([len(each) for each in self.members.values()])[:-1]
+        parts = zip(self.members.values(), np.split(drawn, ends, axis=1), strict=True)
+        return np.asarray(np.mean([each.on(part) for each, part in parts], axis=0))
+
+    def draw(self, generator: np.random.Generator, count: int) -> Floats:
+        """Resamples that have as many rows of each member as there are."""
+        return np.concatenate([m.draw(generator, count) for m in self.members.values()], axis=1)
+
+
 def class_rows(
     metric: str,
     rows: str,
@@ -218,19 +275,34 @@ def read_measured_rows(data: bytes, source: str = "rows") -> MeasuredRows:
         facts = json.loads(tensor_file.parsed(data).metadata[_METADATA_KEY])
         if facts.pop("schema_version") != SCHEMA_VERSION:
             raise ValueError("another schema version")
-        if "statistics" in tensors:
-            return RowStatistics(facts["metric"], facts["rows"], tensors["statistics"])
-        return ClassRows(
-            labels=tensors["labels"],
-            predictions=tensors["predictions"],
-            logits=tensors.get("logits"),
-            **{key: facts[key] for key in ("metric", "rows", "classes", "positive")},
-        )
+        return _parsed(facts, tensors)
     except Exception as error:  # whatever a file that is none makes its parsers raise
         reason = str(error).replace("\n", " ") or type(error).__name__
         raise UsageError(
             f"{source}: not the rows of a measured split ({reason}); take it from its MLflow run"
         ) from error
+
+
+def _parsed(facts: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> MeasuredRows:
+    if "suite" in facts:
+        members = {
+            each["member"]: _parsed(each, _of_member(each["member"], tensors))
+            for each in facts["suite"]
+        }
+        return SuiteRows(facts["metric"], facts["rows"], members)
+    if "statistics" in tensors:
+        return RowStatistics(facts["metric"], facts["rows"], tensors["statistics"])
+    return ClassRows(
+        labels=tensors["labels"],
+        predictions=tensors["predictions"],
+        logits=tensors.get("logits"),
+        **{key: facts[key] for key in ("metric", "rows", "classes", "positive")},
+    )
+
+
+def _of_member(name: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    start = f"{name}/"
+    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
 
 
 # -- the metrics that are made of counts -----------------------------------------------------------

@@ -186,7 +186,7 @@ def pixel_splits(
         )
         for split, part in rows.items()
     }
-    check_pixels(base_uri, head, splits["train"].pixel_values.shape[1:])
+    check_pixels(base_uri, head, next(iter(splits.values())).pixel_values.shape[1:])
     return dict(splits)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import kind_of
 from trainables.tasks.pictures import Picture
 from trainables.tasks.settings import RowsSettings, SplitSettings, TaskSettings
+from trainables.tasks.suite import member_errors, member_settings, of_member
 
 SPLITS = ("train", "dev", "test")
 Input = str | Picture
@@ -78,51 +79,94 @@ def content_hash(inputs: Sequence[Input], label: str) -> str:
 class TaskRows:
     """The rows of each split of a task, and its classes in order, none where it has no classes.
 
-    `notes` is what a user should know of them before a launch, a line each.
+    `notes` is what a user should know of them before a launch, a line each. `suite` has those of
+    each member: its dev, and test where it has one.
     """
 
     splits: dict[str, Rows]
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    suite: Mapping[str, TaskRows] = field(default_factory=dict)
 
     def __getitem__(self, split: str) -> Rows:
         return self.splits[split]
+
+    @property
+    def every_split(self) -> dict[str, Rows]:
+        """The splits of the task, and those of each member of its suite as `<member>/<split>`."""
+        own = dict(self.splits)
+        for name, member in self.suite.items():
+            own |= {f"{name}/{split}": rows for split, rows in member.splits.items()}
+        return own
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """Class -> split -> how many rows; nothing where the task has no classes."""
         if not self.labels:
             return {}
-        indices = {split: rows.label_indices(self.labels) for split, rows in self.splits.items()}
+        indices = {
+            split: rows.label_indices(self.labels) for split, rows in self.every_split.items()
+        }
         return counted(self.labels, indices)
 
 
 def load_rows(task: TaskSettings) -> TaskRows:
-    """Read the rows of a task: train and dev, and test where there is one.
+    """Read the rows of a task: train and dev, and test where there is one; of a task with a suite
+    train alone, and dev and test of each member.
 
     Each split is in content order, so neither the order of a file nor its format matters; where
     there is no dev it is divided off as `task.split` says, and `task.rows` is applied last. Raises
     DataError where a file, a column, an input or a label is missing or wrong.
     """
     kind = kind_of(task.kind)
+    splits, notes = _splits(task, kind, _sources(task))
+    kind.check_rows(splits, task)
+    names = kind.labels(splits["train"])
+    notes += [*kind.notes(splits, task), *notes_on_rows(splits, kind, task)]
+    suite: dict[str, TaskRows] = {}
+    for index, member in enumerate(member_settings(task)):
+        with member_errors(index):
+            suite[member.name] = _member_rows(member, task, splits["train"], names, notes)
+        notes += [of_member(note, index) for note in suite[member.name].notes]
+    return TaskRows(splits, names, tuple(dict.fromkeys(notes)), suite)
+
+
+def _member_rows(
+    member: TaskSettings,
+    task: TaskSettings,
+    train: Rows,
+    labels: tuple[str, ...],
+    known: Sequence[str],
+) -> TaskRows:
+    """The rows that a member of a suite is measured on; its notes are those not `known`."""
+    kind = kind_of(member.kind)
+    sources = {split: name for split, name in _sources(member).items() if split != "train"}
+    splits, notes = _splits(member, kind, sources)
+    beside = {"train": train, **splits} if member.kind == task.kind else splits
+    kind.check_rows(beside, member)
+    notes += [*kind.notes(beside, member), *notes_on_rows(beside, kind, member)]
+    return TaskRows(splits, labels, tuple(note for note in notes if note not in known))
+
+
+def _splits(
+    task: TaskSettings, kind: Kind, sources: Mapping[str, str]
+) -> tuple[dict[str, Rows], list[str]]:
+    """The rows of every split, in content order, and what a user should know of their files."""
     splits: dict[str, Rows] = {}
     notes: list[str] = []
     faults: list[str] = []
-    for split, source in _sources(task).items():
+    for split, source in sources.items():
         rows, wrong = _read(task, kind, split, source, notes)
         faults += wrong
         splits[split] = rows
     if faults:
         raise DataError("; also ".join(faults))
-    if "dev" not in splits:
+    if "dev" not in splits and not task.suite:
         source = task.split.source
         splits["dev"], splits[source] = _divide(splits[source], kind, task.split, source)
-    splits = {
+    limited = {
         split: _limit(splits[split], kind, task.rows, split) for split in SPLITS if split in splits
     }
-    kind.check_rows(splits, task)
-    names = kind.labels(splits["train"])
-    notes += [*kind.notes(splits, task), *notes_on_rows(splits, kind, task)]
-    return TaskRows(splits, names, tuple(notes))
+    return limited, notes
 
 
 def _sources(task: TaskSettings) -> dict[str, str]:
@@ -133,6 +177,8 @@ def _sources(task: TaskSettings) -> dict[str, str]:
         sources.setdefault("train", "train")
         if "dev" not in sources and "test" not in sources and task.split.source == "test":
             sources["test"] = "validation"
+    if task.suite:
+        return {"train": sources["train"]}
     if "dev" not in sources and task.split.source not in sources:
         raise DataError(
             "task.data: has neither dev nor test; name one, or take dev from train with "

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from trainables.settings import Name, Names, Seed, Settings
-from trainables.tasks.kinds.registry import KINDS, check_metric, kind_of
+from trainables.tasks.kinds.registry import KINDS, check_metric, kind_of, metric_of_first
 from trainables.tasks.language.extraction import Extract
 from trainables.tasks.language.generation_settings import GenerationSettings
 from trainables.tasks.language.options import LabelForm, OptionsFrom
@@ -61,6 +61,10 @@ class DataSettings(Settings):
             raise ValueError(
                 "has neither train nor hub; give {train: FILE, dev: FILE} or {hub: NAME}"
             )
+        return self.with_readable_files()
+
+    def with_readable_files(self) -> Self:
+        """The same; raises ValueError where a file is none that can be read."""
         for key in ("train", "dev", "test"):
             file = getattr(self, key)
             if file is None or is_saved_dataset(file):
@@ -153,6 +157,10 @@ class TaskSettings(Settings):
     take, ignore, ignore_case}`, or the pattern alone."""
     generation: GenerationSettings = GenerationSettings()
     """How a base writes where it is measured on that."""
+    suite: tuple[dict[str, Any], ...] = ()
+    """Sets that the task is measured on in place of its own dev and test, each a `name` and those
+    keys of the task that differ, such as `{name: boolq, data: {test: boolq.jsonl}}`. The search
+    goes by the mean of their metrics."""
     metric: Annotated[str, Field(validate_default=True)] = ""
     """Metric of the dev and test splits. Of a classification `accuracy`, `f1` (of the positive
     class of two; macro beyond two), `macro_f1` (mean over the classes that a row has or is
@@ -161,7 +169,9 @@ class TaskSettings(Settings):
     log-likelihoods as they are), `accuracy_per_token` or `accuracy_per_byte`; of `causal` `loss` or
     `perplexity`; of `generation` `exact_match`, `accuracy` or `f1` (of the word written), `bleu` (0
     to 100), `rouge1`, `rouge2`, `rougeL`, `loss` or `perplexity`. `my_module:my_metric` is a
-    function of your own, of (answers, references); default: the first of the kind's"""
+    function of your own, of (answers, references); default: the first of the kind's. Of a suite it
+    names the mean, is that of each member that it fits and that gives none of its own, and is by
+    default that of the first."""
     positive_class: Annotated[str | None, BeforeValidator(_written)] = None
     """Which of two classes `f1` counts as positive; default: the second, in numeric order or else
     by code point."""
@@ -185,6 +195,8 @@ class TaskSettings(Settings):
         kind = info.data.get("kind")
         if kind is None:  # wrong itself, and said so
             return metric
+        if suite := info.data.get("suite"):
+            return metric or metric_of_first(suite, kind)
         if not metric:
             return kind_of(kind).metrics[0]
         check_metric(metric, kind)
@@ -215,6 +227,10 @@ class TaskSettings(Settings):
             raise ValueError(
                 f"column {self.label!r} is both {inputs[self.label]} and label; name two columns"
             )
+        if self.suite:
+            from trainables.tasks.suite import check_suite
+
+            check_suite(self)
         return self
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import nn
 
 from trainables.bases.heads import Classes
 from trainables.tasks.care import LongRow, longest_rows
@@ -14,9 +16,10 @@ from trainables.tasks.classes import counted, positive_index
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import check_metric, kind_of, own_metric
 from trainables.tasks.own import is_own
-from trainables.tasks.rows import load_rows
+from trainables.tasks.rows import TaskRows, load_rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split, labels_of
+from trainables.tasks.suite import member_errors, member_settings, of_member
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Task:
     what names its rows alone. `example` is a row as the base reads it (`EncodedRows`), and
     `longest` are the longest rows.
     `own` has what the user's own import paths name, for the workers, which need not find them.
+
+    A task with a `suite` has train alone and is measured on each of the members in it, tasks
+    without train that have the base's head in common; `metric` names the mean of theirs.
     """
 
     name: str
@@ -45,10 +51,46 @@ class Task:
     example: tuple[tuple[str, bool], ...] = ()
     longest: tuple[LongRow, ...] = ()
     own: Mapping[str, Any] = field(default_factory=dict)
+    suite: Mapping[str, Task] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> tuple[Task, ...]:
+        """The tasks that it is measured on: the members of its suite, or itself."""
+        return tuple(self.suite.values()) or (self,)
+
+    @property
+    def every_split(self) -> dict[str, Split]:
+        """Its splits, and those of each member of its suite as `<member>/<split>`."""
+        own = dict(self.splits)
+        for name, member in self.suite.items():
+            own |= {f"{name}/{split}": rows for split, rows in member.splits.items()}
+        return own
+
+    def lacking(self, split: str) -> tuple[str, ...]:
+        """The names of the tasks that it is measured on and that have no such split."""
+        return tuple(each.name for each in self.measured if split not in each.splits)
+
+    def rows_of(self, split: str) -> int:
+        """How many rows it is measured on of a split that it has."""
+        return sum(len(each.splits[split]) for each in self.measured)
+
+    def first(self, split: str, rows: int) -> Task:
+        """The task with at most `rows` rows of that split; each member of a suite with so many."""
+        suite = {name: member.first(split, rows) for name, member in self.suite.items()}
+        own = {split: self.splits[split].first(rows)} if split in self.splits else {}
+        return replace(self, splits={**self.splits, **own}, suite=suite)
+
+    def fitted(self, model: nn.Module) -> Task:
+        """The task as it goes through a loaded base."""
+        suite = {name: member.fitted(model) for name, member in self.suite.items()}
+        return replace(self.its_kind.fitted(self, model), suite=suite)
 
     @property
     def data_fingerprint(self) -> str:
         """`fingerprint` but for the metric's name: equal where measured on the same data."""
+        if self.suite:
+            members = {name: member.data_fingerprint for name, member in self.suite.items()}
+            return _fingerprint({"train": self.train_fingerprint, "suite": members})
         others = {split: rows for split, rows in self.rows.items() if split != "train"}
         of_metric = {} if self.positive == 1 else {"positive": self.labels[self.positive]}
         return _fingerprint({"train": self.train_fingerprint, "rows": others, **of_metric})
@@ -72,7 +114,9 @@ class Task:
         """Class -> split -> how many rows; nothing where the task has no classes."""
         if not self.labels:
             return {}
-        return counted(self.labels, {name: labels_of(split) for name, split in self.splits.items()})
+        return counted(
+            self.labels, {name: labels_of(split) for name, split in self.every_split.items()}
+        )
 
 
 def build_task(settings: TaskSettings, base_uri: str) -> Task:
@@ -82,19 +126,49 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
     base has nothing that makes inputs of such rows, and ConfigError for a metric that does not
     measure this kind of task.
     """
-    check_metric(settings.metric, settings.kind)
+    if not settings.suite:
+        check_metric(settings.metric, settings.kind)
     rows = load_rows(settings)
-    labels = rows.labels
-    positive = positive_index(labels, settings)
-    kind = kind_of(settings.kind)
     train = _fingerprint(
         {
             "kind": settings.kind,
-            "labels": labels,
+            "labels": rows.labels,
             "rows": rows["train"].hashes,
-            **kind.input_facts(settings, base_uri),
+            **kind_of(settings.kind).input_facts(settings, base_uri),
         }
     )
+    task = _built(rows, settings, base_uri, train)
+    if not settings.suite:
+        return task
+    notes, suite = list(task.notes), {}
+    for index, member in enumerate(member_settings(settings)):
+        with member_errors(index):
+            made = _member(rows.suite[member.name], member, base_uri, train)
+        notes += [of_member(note, index) for note in made.notes if note not in task.notes]
+        suite[member.name] = replace(made, notes=())
+    members = {name: member.fingerprint for name, member in suite.items()}
+    measured = {f"{name}/{k}": v for name, each in suite.items() for k, v in each.rows.items()}
+    return replace(
+        task,
+        fingerprint=_fingerprint({"train": train, "metric": settings.metric, "suite": members}),
+        notes=tuple(dict.fromkeys(notes)),
+        rows={**task.rows, **measured},
+        suite=suite,
+    )
+
+
+def _member(rows: TaskRows, settings: TaskSettings, base_uri: str, train: str) -> Task:
+    """A member of the suite of a task whose `train_fingerprint` is `train`."""
+    check_metric(settings.metric, settings.kind)
+    facts = kind_of(settings.kind).input_facts(settings, base_uri)
+    of_its_own = _fingerprint({"train": train, "kind": settings.kind, **facts})
+    return _built(replace(rows, notes=()), settings, base_uri, of_its_own)
+
+
+def _built(rows: TaskRows, settings: TaskSettings, base_uri: str, train: str) -> Task:
+    """The task of these rows; `train` names what it is trained on, and how."""
+    kind, labels = kind_of(settings.kind), rows.labels
+    positive = positive_index(labels, settings)
     measured: dict[str, Any] = {
         "metric": settings.metric,
         "rows": {split: part.hashes for split, part in rows.splits.items() if split != "train"},

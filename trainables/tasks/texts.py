@@ -153,7 +153,8 @@ def token_splits(
             f"base: {base_uri} has padding token {tokenizer.pad_token_id}, but its embedding holds "
             f"{limits.vocabulary} tokens; set pad_token in tokenizer_config.json to one of those"
         )
-    _check_told_apart(splits["train"], rows["train"], settings, base_uri)
+    first = next(iter(splits))  # train, unless a suite's member is encoded
+    _check_told_apart(splits[first], rows[first], settings, base_uri)
     _warn_of_size(len(tokenizer), limits.vocabulary, base_uri)
     notes = (
         _cuts(encoded, rows[split], tokenizer, settings.max_length).note(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -138,7 +138,5 @@ def _measured(
 
 
 def limited(task: Task, split: str, rows: int | None) -> Task:
-    """The task with at most `rows` rows in a split; None keeps all."""
-    if rows is None:
-        return task
-    return replace(task, splits={**task.splits, split: task.splits[split].first(rows)})
+    """The task with at most `rows` rows in a split, of each member of a suite; None keeps all."""
+    return task if rows is None else task.first(split, rows)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from spaces.errors import JobError, one_line
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
 from trainables.tasks.kinds.kind import Measurement
-from trainables.tasks.measured_rows import MeasuredRows, RowStatistics
+from trainables.tasks.measured_rows import MeasuredRows, RowStatistics, SuiteRows
 from trainables.tasks.row_metrics import weighted
 from trainables.tasks.task import Task
 
@@ -22,7 +23,10 @@ from trainables.tasks.task import Task
 def evaluate(
     model: nn.Module, adaptation: Adaptation, task: Task, name: str, workers: Workers
 ) -> dict[str, float]:
-    """{"<name>_loss": mean loss, "<metric>": each metric} of a split, all dropout off."""
+    """{"<name>_loss": mean loss, "<metric>": each metric} of a split, all dropout off.
+
+    Of a suite they are means over its members, and "<member>/<metric>" is each one's own.
+    """
     return _report(name, _measured(model, adaptation, task, name, workers))
 
 
@@ -44,6 +48,13 @@ def _measured(
 ) -> Measurement:
     model.eval()
     adaptation.eval()
+    if task.suite:
+        every = {key: _of_one(model, each, name, workers) for key, each in task.suite.items()}
+        return _of_suite(task, every)
+    return _of_one(model, task, name, workers)
+
+
+def _of_one(model: nn.Module, task: Task, name: str, workers: Workers) -> Measurement:
     kind = task.its_kind
     readings = kind.readings(model, task, name, workers)
     if task.metric not in task.own:
@@ -76,3 +87,17 @@ def _by_own_metric(
         statistics = weighted(value, np.ones_like(value))
         rows = RowStatistics(task.metric, task.fingerprint, statistics)
     return Measurement(usual.loss, {**usual.metrics, task.metric: float(value.mean())}, rows)
+
+
+def _of_suite(task: Task, members: Mapping[str, Measurement]) -> Measurement:
+    """The means over the members, and each one's metric as "<member>/<metric>"."""
+    values = {
+        f"{name}/{task.suite[name].metric}": each.metrics[task.suite[name].metric]
+        for name, each in members.items()
+    }
+    rows = {name: each.rows for name, each in members.items() if each.rows is not None}
+    return Measurement(
+        loss=fmean(each.loss for each in members.values()),
+        metrics={task.metric: fmean(values.values()), **values},
+        rows=SuiteRows(task.metric, task.fingerprint, rows) if len(rows) == len(members) else None,
+    )

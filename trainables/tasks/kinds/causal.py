@@ -115,7 +115,9 @@ class Causal(LanguageKind):
 
         encoder = Encoder(settings, base_uri)
         splits = encoder.of_form(rows, form_of_settings(settings))
-        return EncodedRows(dict(splits), tuple(encoder.notes), encoder.example(splits["train"]))
+        return EncodedRows(
+            dict(splits), tuple(encoder.notes), encoder.example(next(iter(splits.values())))
+        )
 
     def readings(
         self, model: torch.nn.Module, task: Task, split: str, workers: Workers

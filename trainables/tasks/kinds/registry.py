@@ -72,6 +72,14 @@ def own_metric(path: str, key: str = "task.metric") -> OwnMetric:
     return made
 
 
+def metric_of_first(suite: object, kind: object) -> str:
+    """What measures the first member of a suite, as it is written, of a task of that kind."""
+    first = suite[0] if isinstance(suite, list | tuple) and suite else {}
+    given = first if isinstance(first, Mapping) else {}
+    metric = given.get("metric")
+    return metric if isinstance(metric, str) else usual_metric(given.get("kind") or kind)
+
+
 def check_metric(name: str, kind: str, key: str = "task.metric") -> None:
     """Raise ConfigError, naming the nearest that does, where a metric does not measure a kind."""
     of = kind_of(kind)

@@ -132,7 +132,9 @@ def written_splits(
             extract=settings.extract, positive=settings.positive_class,
             positions=encoder.limits.tokens,
         )  # fmt: skip
-    return EncodedRows(dict(splits), tuple(encoder.notes), encoder.example(splits["train"]))
+    return EncodedRows(
+        dict(splits), tuple(encoder.notes), encoder.example(next(iter(splits.values())))
+    )
 
 
 def _first_answers(rows: Rows) -> Rows:
