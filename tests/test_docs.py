@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from search.cli.main import app
+from search.config.published import PublishedSettings
 from search.config.reading import apply_overrides, parse_sweep
 from search.config.sweep import (
     ClusterSettings,
@@ -34,6 +35,9 @@ from search.config.yaml_file import parse_yaml
 from spaces.methods.registry import METHODS, parse_choice
 from spaces.search_space import DEFAULT_LEARNING_RATE
 from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.language.extraction import ExtractSettings
+from trainables.tasks.language.generation_settings import GenerationSettings
+from trainables.tasks.language.options import OptionColumns
 from trainables.tasks.settings import DataSettings, RowsSettings, SplitSettings, TaskSettings
 from trainables.training.lm_eval_settings import LmEvalSettings
 from trainables.training.settings import TrainSettings
@@ -52,6 +56,9 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "Top level": SweepConfig,
     "task": TaskSettings,
     "task.data": DataSettings,
+    "task.options": OptionColumns,
+    "task.extract": ExtractSettings,
+    "task.generation": GenerationSettings,
     "task.rows": RowsSettings,
     "task.split": SplitSettings,
     "profile": ProfileSettings,
@@ -63,6 +70,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "tracking": TrackingSettings,
     "confirm": ConfirmSettings,
     "confirm.lm_eval": LmEvalSettings,
+    "published": PublishedSettings,
 }
 OWN = [name for name, method in METHODS.items() if not method.baseline]
 BASELINES = [name for name, method in METHODS.items() if method.baseline]

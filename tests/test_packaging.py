@@ -18,7 +18,16 @@ FLOORS = ("search", "trainables", "spaces")
 def test_a_floor_says_that_it_is_typed(floor: str) -> None:
     assert (ROOT / floor / "py.typed").is_file()
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setuptools["package-data"][floor] == ["py.typed"]
+    assert "py.typed" in setuptools["package-data"][floor]
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_data_beside_the_code_is_installed_with_it(floor: str) -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    kept = {
+        file for each in setuptools["package-data"][floor] for file in (ROOT / floor).glob(each)
+    }
+    assert set((ROOT / floor).rglob("*.yaml")) <= kept
 
 
 @pytest.mark.parametrize("floor", FLOORS)

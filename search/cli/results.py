@@ -16,6 +16,7 @@ from search.cli.output import ByWidth, Result, add_row, prints_result
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from search.config.published import PublishedSettings
     from search.queries.best import BestRow
     from search.queries.comparison import Confirmation
     from search.trained.compose import Composition
@@ -99,11 +100,15 @@ def compare(
         drawn.append(f"a constant answer on test: {rows[0].metric} {constant:.4f}")
     base = comparison.lm_eval_of_base(uri, sweep)
     drawn += lm_eval_table(rows, base)
+    published = comparison.published(uri, sweep)
+    if published is not None:
+        drawn.append(paper_line(published, rows))
     document = {
         "choices": rows,
         "verdict": verdict,
         "constant_answer": constant,
         "lm_eval_of_base": base,
+        "published": None if published is None else published.model_dump(mode="json"),
     }
     return Result(document, drawn)
 
@@ -242,13 +247,16 @@ def _choice_text(choice: Mapping[str, Any]) -> str:
 def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") -> Table:
     """The confirmations as a table: mean, deviation, parameters, difference from the reference.
 
-    The interval is the one for all comparisons together, which the verdict goes by.
+    The interval is the one for all comparisons together, which the verdict goes by. Where a paper
+    prints a figure for any of them, it stands beside the mean, which is then called "here".
     """
     from search.queries.comparison import called
 
     metric = rows[0].metric if rows else "metric"
     table = Table("method", title=f"confirmed on test ({metric})", title_justify="left")
-    for name in ("mean", "deviation", "seeds", "params", f"minus {called(reference)} (95%)"):
+    has_paper = any(row.paper is not None for row in rows)
+    means = ("paper", "here") if has_paper else ("mean",)
+    for name in (*means, "deviation", "seeds", "params", f"minus {called(reference)} (95%)"):
         table.add_column(name, justify="right")
     for row in rows:
         difference = None
@@ -258,6 +266,7 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
         add_row(
             table,
             row.arm,
+            *([None if row.paper is None else f"{row.paper:.4f}"] if has_paper else []),
             f"{row.mean:.4f}",
             None if row.deviation is None else f"{row.deviation:.4f}",
             len(row.values),
@@ -265,6 +274,16 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
             difference,
         )
     return table
+
+
+def paper_line(published: PublishedSettings, rows: Sequence[Confirmation]) -> str:
+    """Where the figures of a paper stand, and those of what was not confirmed here."""
+    shown = [row.arm for row in rows if row.paper is not None]
+    others = {k: v for k, v in published.figures.items() if k not in shown}
+    unit = " in percent" if published.unit == "percent" else ""
+    told = ", ".join(f"{name} {figure:g}" for name, figure in others.items())
+    more = f"; it also prints{unit} {told}" if told else ""
+    return f"paper: {published.source} ({published.metric}){more}"
 
 
 def composition_table(composition: Composition) -> Table:

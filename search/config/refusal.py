@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from search.config.published import PublishedSettings
 from search.config.sweep import SweepConfig
 from spaces.choice import Choice
 from spaces.methods.registry import METHODS
@@ -70,7 +71,8 @@ def _paths() -> dict[str, list[str]]:
     def note(model: type[BaseModel], inside: str) -> None:
         for key, field in model.model_fields.items():
             paths.setdefault(key, []).append(f"{inside}{key}")
-            if section := _section(field):
+            # Nobody who writes `metric` or `unit` elsewhere means what a paper prints.
+            if (section := _section(field)) and section is not PublishedSettings:
                 note(section, f"{inside}{key}.")
 
     note(SweepConfig, "")

@@ -20,6 +20,7 @@ from pydantic import (
 
 from search.config.deepspeed_section import refusal_of_deepspeed
 from search.config.defaults import fill_defaults
+from search.config.published import PublishedSettings
 from search.objective import Objective
 from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
 from search.redaction import redacted
@@ -246,6 +247,8 @@ class SweepConfig(Settings):
     confirm: ConfirmSettings | None = ConfirmSettings()
     """What is retrained and measured on test at the end; `null` skips it; default:
     `{top: 1, seeds: 5}`, or `null` for a task without a test split."""
+    published: PublishedSettings | None = None
+    """What a paper prints for this experiment; `compare` sets it beside what was measured here."""
 
     @cached_property
     def search_space(self) -> SearchSpace:

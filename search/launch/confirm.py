@@ -18,7 +18,13 @@ from search.config.sweep import SweepConfig
 from search.launch.lm_eval import lm_eval_tasks
 from search.objective import Objective
 from search.progress import Progress
-from search.queries.comparison import Confirmation, OnTest, kept_rows, summarize
+from search.queries.comparison import (
+    Confirmation,
+    OnTest,
+    beside_paper,
+    kept_rows,
+    summarize,
+)
 from search.queries.lm_eval_scores import as_metrics, scores_of
 from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import end_of_trial
@@ -120,7 +126,8 @@ def confirm_best(
             if tested is not None:
                 measured[job.row["number"]][job.seed] = tested
     found = [(row, measured[row["number"]]) for row in chosen]
-    return summarize(found, Objective(config.task.metric, config.search.mode))
+    summary = summarize(found, Objective(config.task.metric, config.search.mode))
+    return beside_paper(summary, config.published)
 
 
 def _known(

@@ -155,7 +155,7 @@ def _open_sweep(
     if run is not None:
         _say_if_other_data(run, prepared, view)
         tracker.resume_sweep(run.run_id)
-        tracker.log(run.run_id, tags=launched_here(paths))
+        tracker.log(run.run_id, tags={**launched_here(paths), **_published(config, run)})
         run_id = run.run_id
     else:
         if resume:
@@ -183,7 +183,15 @@ def _tags(config: SweepConfig, prepared: SweepInputs, paths: SweepPaths) -> dict
         "profile_key": prepared.key,
         **borrowed_from(prepared),
         **launched_here(paths),
+        **_published(config),
     }
+
+
+def _published(config: SweepConfig, run: RunFacts | None = None) -> dict[str, str]:
+    """The tag of what a paper prints for the sweep; `null` where its run had one that is gone."""
+    if config.published is not None:
+        return {"published": config.published.as_tag()}
+    return {} if run is None or run.published is None else {"published": "null"}
 
 
 def _say_if_other_data(run: RunFacts, prepared: SweepInputs, view: Progress) -> None:

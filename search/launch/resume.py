@@ -18,7 +18,7 @@ from search.redaction import redacted
 from search.study.shared import GROUNDS, attributes_of, refuse_other_settings
 from spaces.errors import ConfigError
 
-MAY_CHANGE_ON_RESUME = ("cluster", "confirm", "store", "tracking")
+MAY_CHANGE_ON_RESUME = ("cluster", "confirm", "published", "store", "tracking")
 SEARCH_MAY_CHANGE = ("trials", "time_budget")
 COMPARED_BY_CONTENT = (("base",), ("task", "data"))
 

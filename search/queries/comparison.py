@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from search.config.published import PublishedSettings
 from search.objective import Objective
 from search.queries.differences import (
     CONFIDENCE,
@@ -52,10 +54,10 @@ def compare(
     """The confirmed choices of a sweep, best mean first; `sweep` is its name or its run id.
 
     And what a model that answers every test row alike would reach; None where no launch said so.
-    `against` is the arm or method that the others are set beside. Of several sweeps of one name the
-    newest is taken; one that still runs is compared as far as it is, with a warning. Raises
-    RanksweepError where there is no such sweep or nothing of it was confirmed, TrackingError where
-    MLflow cannot be read.
+    `against` is the arm or method that the others are set beside. A choice has what a paper prints
+    for it where the sweep says so. Of several sweeps of one name the newest is taken; one that
+    still runs is compared as far as it is, with a warning. Raises RanksweepError where there is no
+    such sweep or nothing of it was confirmed, TrackingError where MLflow cannot be read.
     """
     recorded = RecordedRuns(tracking_uri)
     newest = _newest(recorded, sweep)
@@ -74,7 +76,26 @@ def compare(
     arms = {str(row[key]) for row, _ in choices for key in ("arm", "method")}
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
-    return summarize(choices, objective, against), newest.metrics.get("constant_answer_test")
+    rows = beside_paper(summarize(choices, objective, against), _published(newest))
+    return rows, newest.metrics.get("constant_answer_test")
+
+
+def published(tracking_uri: str, sweep: str) -> PublishedSettings | None:
+    """What a paper prints for a sweep, as its newest run says; None where it says nothing.
+
+    Raises as `compare`.
+    """
+    return _published(_newest(RecordedRuns(tracking_uri), sweep))
+
+
+def _published(newest: RunFacts) -> PublishedSettings | None:
+    if newest.published is None:
+        return None
+    try:
+        return PublishedSettings.model_validate(newest.published)
+    except ValidationError:
+        _log.warning("%s: what a paper prints for it cannot be read from MLflow", newest.sweep)
+        return None
 
 
 def lm_eval_of_base(tracking_uri: str, sweep: str) -> dict[str, float]:
@@ -189,6 +210,16 @@ class Confirmation:
     paired_seeds: int | None
     test_rows: int | None
     lm_eval: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    paper: float | None = None
+
+
+def beside_paper(
+    rows: Sequence[Confirmation], published: PublishedSettings | None
+) -> list[Confirmation]:
+    """The confirmations, each with what a paper prints for it."""
+    if published is None:
+        return list(rows)
+    return [replace(row, paper=published.figure(row.metric, row.arm)) for row in rows]
 
 
 def summarize(

@@ -85,7 +85,12 @@ class Point:
 
 
 # How the tags are read that are no plain texts.
-_PARSERS: Mapping[str, Callable[[str], Any]] = {"number": int, "seed": int, "choice": json.loads}
+_PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "number": int,
+    "seed": int,
+    "choice": json.loads,
+    "published": json.loads,
+}
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class RunFacts:
     host: str | None = None
     folder: str | None = None
     """Of a sweep: where it was last launched."""
+    published: Mapping[str, Any] | None = None
+    """Of a sweep: what a paper prints for it, as its section `published` has it."""
 
     @classmethod
     def of(cls, run: Run) -> RunFacts:

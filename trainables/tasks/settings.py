@@ -134,7 +134,7 @@ class TaskSettings(Settings):
     has another name."""
     chat_template: Annotated[str | None, Field(validate_default=True)] = None
     """Jinja template that renders messages, or a file of it (`.jinja`, `.j2`); default: that of the
-    base's tokenizer."""
+    base's tokenizer"""
     delimiter: Annotated[str | None, Field(validate_default=True)] = None
     """What stands between prompt and answer. Default: nothing after a column `prompt` that has a
     `completion`, as in TRL; else a space, unless the prompt ends or the answer begins with white
@@ -154,14 +154,14 @@ class TaskSettings(Settings):
     generation: GenerationSettings = GenerationSettings()
     """How a base writes where it is measured on that."""
     metric: Annotated[str, Field(validate_default=True)] = ""
-    """Metric of the dev and test splits. Of a classification `accuracy` (the default), `f1` (of the
-    positive class of two; macro beyond two), `macro_f1` (mean over the classes that a row has or is
+    """Metric of the dev and test splits. Of a classification `accuracy`, `f1` (of the positive
+    class of two; macro beyond two), `macro_f1` (mean over the classes that a row has or is
     predicted to have), `matthews` or `roc_auc` (beyond two classes the mean of each class against
-    the rest); of a regression `pearson` (the default), `spearman` or `mse`; of multiple choice
-    `accuracy` (the default; of log-likelihoods as they are), `accuracy_per_token` or
-    `accuracy_per_byte`; of `causal` `loss` (the default) or `perplexity`; of `generation`
-    `exact_match` (the default), `accuracy` or `f1` (of the word written), `bleu` (0 to 100),
-    `rouge1`, `rouge2`, `rougeL`, `loss` or `perplexity`."""
+    the rest); of a regression `pearson`, `spearman` or `mse`; of multiple choice `accuracy` (by
+    log-likelihoods as they are), `accuracy_per_token` or `accuracy_per_byte`; of `causal` `loss` or
+    `perplexity`; of `generation` `exact_match`, `accuracy` or `f1` (of the word written), `bleu` (0
+    to 100), `rouge1`, `rouge2`, `rougeL`, `loss` or `perplexity`. `my_module:my_metric` is a
+    function of your own, of (answers, references); default: the first of the kind's"""
     positive_class: Annotated[str | None, BeforeValidator(_written)] = None
     """Which of two classes `f1` counts as positive; default: the second, in numeric order or else
     by code point."""

@@ -77,6 +77,7 @@ def confirm(
 ) -> list[Confirmation]:
     config: Any = SimpleNamespace(
         confirm=SimpleNamespace(seeds=len(SEEDS), lm_eval=None),
+        published=None,
         train=TrainSettings(epochs=2),
         task=SimpleNamespace(metric="accuracy"),
         search=SimpleNamespace(mode="max"),

@@ -78,7 +78,10 @@ def launched(
     """One sweep of seven trials over the five methods, the best confirmed with two seeds."""
     config = config_of(
         tiny_sweep, folder,
-        **{"search.trials": 7, "confirm": {"seeds": 2}, "search.scheduler": "none"},
+        **{
+            "search.trials": 7, "confirm": {"seeds": 2}, "search.scheduler": "none",
+            "published": {"source": "A paper", "metric": "accuracy", "figures": {"taso": 55.5}},
+        },
     )  # fmt: skip
     return config, run(config, folder)
 
@@ -292,6 +295,7 @@ def test_compare_reads_back_what_the_launch_confirmed(
     told, _ = compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
     assert result.confirmation is not None
     assert sorted(told, key=str) == sorted(result.confirmation, key=str)
+    assert {row.method: row.paper for row in told} == {**dict.fromkeys(METHODS), "taso": 0.555}
 
 
 @pytest.mark.ray

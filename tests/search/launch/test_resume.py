@@ -75,6 +75,11 @@ def test_more_trials_on_another_cluster_may_go_on(tmp_path: Path) -> None:
     check_name(films(SWEEP | changed), launched(tmp_path), resume=True)
 
 
+def test_what_a_paper_prints_may_be_said_later(tmp_path: Path) -> None:
+    paper = {"source": "a paper", "metric": "accuracy", "figures": {"lora": 92.7}}
+    check_name(films(SWEEP | {"published": paper}), launched(tmp_path), resume=True)
+
+
 # -- the data and the base that a sweep was begun with ---------------------------------------------
 
 ROWS = {"train": "t" * 8, "dev": "d" * 8, "test": "e" * 8}

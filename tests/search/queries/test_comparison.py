@@ -10,7 +10,8 @@ import pytest
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
-from search.queries.comparison import compare, verdict
+from search.cli.main import main
+from search.queries.comparison import compare, published, verdict
 from spaces.errors import RanksweepError, UsageError
 
 
@@ -50,6 +51,13 @@ class Sweeps:
             )
 
 
+PUBLISHED = {
+    "source": "TASO, Table 2", "metric": "accuracy", "unit": "percent",
+    "figures": {"lora": 71.5, "pilora partition.rule=hits": 80.9, "AdaLoRA": 70.25},
+    "columns": {"f1": {"lora": 70.1}},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
     made = Sweeps(tmp_path_factory.mktemp("compare"))
@@ -64,6 +72,13 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
     made.sweep("unconfirmed")
     running = made.run({"kind": "sweep", "sweep": "running", "status": "running"})
     made.choice(running, 0, "lora", 0.8, [0.7, 0.8])
+    tags = {"kind": "sweep", "metric": "accuracy", "mode": "max"}
+    rte = made.run({**tags, "sweep": "rte", "published": json.dumps(PUBLISHED)})
+    made.choice(rte, 0, "lora", 0.80, [0.70, 0.72, 0.74])
+    made.choice(rte, 1, "pilora partition.rule=hits", 0.85, [0.80, 0.81, 0.82])
+    made.choice(rte, 2, "taso", 0.7, [0.6, 0.62, 0.61])
+    for name, said in (("gone", "null"), ("odd", json.dumps({"source": 3}))):
+        made.choice(made.run({**tags, "sweep": name, "published": said}), 0, "lora", 0.8, [0.7])
     return made
 
 
@@ -145,11 +160,60 @@ def test_the_verdict_says_who_differs_among_how_many(sweeps: Sweeps) -> None:
 
 
 def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
-    with pytest.raises(
-        RanksweepError, match=r"nowhere: no sweep .* it has movie, running, unconfirmed"
-    ):
+    names = "gone, movie, odd, rte, running, unconfirmed"
+    with pytest.raises(RanksweepError, match=rf"nowhere: no sweep .* it has {names}"):
         compare(sweeps.uri, "nowhere")
     with pytest.raises(RanksweepError, match="nothing of it is confirmed on test yet"):
         compare(sweeps.uri, "unconfirmed")
     with pytest.raises(UsageError, match="--against: 'pilor' was not confirmed"):
         compare(sweeps.uri, "movie", "pilor")
+
+
+# -- beside what a paper prints --------------------------------------------------------------------
+
+
+def test_what_a_paper_prints_stands_beside_what_was_measured(sweeps: Sweeps) -> None:
+    rows, _ = compare(sweeps.uri, "rte")
+    papers = {row.arm: row.paper for row in rows}
+    assert papers["lora"] == pytest.approx(0.715)
+    assert papers["pilora partition.rule=hits"] == pytest.approx(0.809)
+    assert papers["taso"] is None
+    told = published(sweeps.uri, "rte")
+    assert told is not None
+    assert told.model_dump() == PUBLISHED
+
+
+def test_a_sweep_that_says_nothing_of_a_paper_has_none(
+    sweeps: Sweeps, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert published(sweeps.uri, "gone") is None
+    assert published(sweeps.uri, "movie") is None
+    assert caplog.text == ""
+    (row,), _ = compare(sweeps.uri, "odd")
+    assert row.paper is None
+    assert "odd: what a paper prints for it cannot be read from MLflow" in caplog.text
+
+
+def test_the_command_prints_paper_beside_here(
+    sweeps: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(uri: str, *arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", *arguments, "--tracking", uri])
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    shown = run(sweeps.uri, "rte")
+    head, *lines = (line for line in shown.splitlines() if "paper" in line or "lora" in line)
+    assert [cell.strip() for cell in head.split("┃")[1:4]] == ["method", "paper", "here"]
+    drawn = [[cell.strip() for cell in line.split("│")] for line in lines]
+    cells = {row[1]: row[2:4] for row in drawn if len(row) > 1}
+    assert cells["lora"] == ["0.7150", "0.7200"]
+    assert "paper: TASO, Table 2 (accuracy); it also prints in percent AdaLoRA 70.25" in shown
+    document = json.loads(run(sweeps.uri, "rte", "--json"))
+    papers = [choice["paper"] for choice in document["choices"]]
+    assert papers == pytest.approx([0.809, 0.715, None])
+    assert document["published"] == PUBLISHED
+    plain = run(sweeps.uri, "movie")
+    assert "paper" not in plain
+    assert "mean" in plain

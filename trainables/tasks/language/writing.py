@@ -232,7 +232,7 @@ class _Batch:
                     answers[row] = answer[: ended.tokens.get(place)]
             open_places = [] if last else [p for p in range(len(rows)) if p not in ended.tokens]
             kept = torch.tensor(open_places, dtype=torch.long, device=self._device)
-            cache = _selected(outputs.get(_CACHE), kept)
+            cache = selected(outputs.get(_CACHE), kept)
             ids, mask = ids[kept], mask[kept]
             mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
             rows = [rows[place] for place in open_places]
@@ -279,7 +279,7 @@ def draws_of(seed: int, prompt: Sequence[int]) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
-def _selected(cache: Any, rows: torch.Tensor) -> Any:
+def selected(cache: Any, rows: torch.Tensor) -> Any:
     """The cache of these rows of a batch; None where it must be computed again."""
     if not _is_plain(cache, (DynamicLayer, DynamicSlidingWindowLayer)):
         return None

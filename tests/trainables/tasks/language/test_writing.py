@@ -148,7 +148,7 @@ def test_a_cache_that_cannot_be_divided_is_computed_again(
     whole = write(model, tokenizer, prompts)
     stops = [text[i + 1] for i, text in enumerate(whole) if len(text) > i + 1]
     cut = write(model, tokenizer, prompts, stop=stops)
-    monkeypatch.setattr(writing, "_selected", lambda cache, rows: None)
+    monkeypatch.setattr(writing, "selected", lambda cache, rows: None)
     assert write(model, tokenizer, prompts, stop=stops) == cut
 
 

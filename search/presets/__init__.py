@@ -1,0 +1,1 @@
+"""The papers' experiments as sweeps: their tables as data, and the sweep files made of them."""
