@@ -63,10 +63,10 @@ def fetched(
     return files[0]
 
 
-def read_snippets(sdist: Path) -> list[tuple[float, str]]:
+def read_snippets(sdist: Path, file: str = SNIPPETS) -> list[tuple[float, str]]:
     """(mean rating, text) of every snippet; the file is UTF-8 with HTML entities in it."""
     inner = _member(sdist.read_bytes(), ARCHIVE)
-    lines = _member(inner, SNIPPETS).decode("utf-8").splitlines()
+    lines = _member(inner, file).decode("utf-8").splitlines()
     fields = [line.split("\t") for line in lines if line.strip()]
     return [(float(mean), " ".join(html.unescape(text).split())) for _, mean, text in fields]
 
