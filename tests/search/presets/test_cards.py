@@ -20,7 +20,8 @@ MAPPED = {"alpaca": ["instruction", "input", "output"], "sharegpt": ["conversati
 def hub_tasks(preset: Preset) -> Iterator[dict[str, Any]]:
     """The preset's task and those of its suite, as far as their rows are on the hub."""
     task = preset.sweep()["task"]
-    for each in (task, *({**task, **own} for own in task.get("suite", ()))):
+    members = [{**task, **own} for own in task.get("suite", ())]
+    for each in (task, *members):
         if "hub" in each["data"]:
             yield each
 
@@ -61,8 +62,10 @@ def test_its_splits_are_those_of_the_card(preset: Preset) -> None:
     for task in hub_tasks(preset):
         data = task["data"]
         named = {data[key] for key in ("train", "dev", "test") if key in data}
-        # Where neither dev nor test is named, the split `validation` is divided.
-        named |= {"train"} | (set() if {"dev", "test"} & set(data) else {"validation"})
+        # Where neither dev nor test is named, the split `validation` is divided; a task with a
+        # suite is measured on the splits of its members alone.
+        divided = not task.get("suite") and not {"dev", "test"} & set(data)
+        named |= {"train"} | ({"validation"} if divided else set())
         assert {each.partition("[")[0] for each in named} <= set(card_of(task)["splits"])
 
 
