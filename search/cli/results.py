@@ -89,7 +89,8 @@ def compare(
     from search.queries import comparison
 
     uri = resolve_tracking(tracking)
-    rows, constant = comparison.compare(uri, sweep, against)
+    compared = comparison.compare(uri, sweep, against)
+    rows = compared.rows
     verdict = comparison.verdict(rows, against)
     drawn: list[RenderableType] = [
         confirmation_table(rows, against),
@@ -97,18 +98,17 @@ def compare(
         verdict,
         *comparison.resolution(rows),
     ]
-    if constant is not None and rows:
-        drawn.append(f"a constant answer on test: {rows[0].metric} {constant:.4f}")
-    base = comparison.lm_eval_of_base(uri, sweep)
-    drawn += lm_eval_table(rows, base)
-    published = comparison.published(uri, sweep)
+    if compared.constant is not None and rows:
+        drawn.append(f"a constant answer on test: {rows[0].metric} {compared.constant:.4f}")
+    drawn += lm_eval_table(rows, compared.lm_eval_of_base)
+    published = compared.published
     if published is not None:
         drawn.append(paper_line(published, rows))
     document = {
         "choices": rows,
         "verdict": verdict,
-        "constant_answer": constant,
-        "lm_eval_of_base": base,
+        "constant_answer": compared.constant,
+        "lm_eval_of_base": compared.lm_eval_of_base,
         "published": None if published is None else published.model_dump(mode="json"),
     }
     return Result(document, drawn)

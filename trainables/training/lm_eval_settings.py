@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
@@ -52,3 +54,13 @@ class LmEvalSettings(Settings):
     allow_code: bool = False
     """Whether code may run that does not come with lm-eval: the `!function` of task files of your
     own, and metrics that lm-eval downloads as scripts."""
+
+    @property
+    def of_scores(self) -> dict[str, Any]:
+        """The settings that make the scores what they are, as JSON has them."""
+        return self.model_dump(mode="json", exclude={"allow_code", "batch_size"})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `of_scores`: scores of one digest can be compared, and their mean taken."""
+        return hashlib.sha256(json.dumps(self.of_scores, sort_keys=True).encode()).hexdigest()

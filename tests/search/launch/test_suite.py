@@ -172,7 +172,8 @@ def test_a_launch_logs_every_member_and_their_mean(
     (first,) = best(config.tracking.uri, config.task.name)
     assert set(first.suite) == set(MEMBERS)
     assert first.value == pytest.approx(fmean(first.suite.values()))
-    compared, constant = compare(config.tracking.uri, config.name)
+    comparison = compare(config.tracking.uri, config.name)
+    compared, constant = comparison.rows, comparison.constant
     assert constant is not None
     assert result.confirmation is not None
     assert [row.suite for row in compared] == [
