@@ -17,7 +17,7 @@ def task_settings(run: TrialRun) -> TaskSettings:
     try:
         return TaskSettings.model_validate(run.sweep().get("task"))
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(
             f"{run.run_id}: the task of its sweep cannot be read ({reason}); take trials of this "
             "version of ranksweep"

@@ -77,7 +77,8 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
     made.choice(rte, 0, "lora", 0.80, [0.70, 0.72, 0.74])
     made.choice(rte, 1, "pilora partition.rule=hits", 0.85, [0.80, 0.81, 0.82])
     made.choice(rte, 2, "taso", 0.7, [0.6, 0.62, 0.61])
-    for name, said in (("gone", "null"), ("odd", json.dumps({"source": 3}))):
+    others = {"gone": "null", "odd": json.dumps({"source": 3}), "torn": '{"sour...'}
+    for name, said in others.items():
         made.choice(made.run({**tags, "sweep": name, "published": said}), 0, "lora", 0.8, [0.7])
     return made
 
@@ -160,7 +161,7 @@ def test_the_verdict_says_who_differs_among_how_many(sweeps: Sweeps) -> None:
 
 
 def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
-    names = "gone, movie, odd, rte, running, unconfirmed"
+    names = "gone, movie, odd, rte, running, torn, unconfirmed"
     with pytest.raises(RanksweepError, match=rf"nowhere: no sweep .* it has {names}"):
         compare(sweeps.uri, "nowhere")
     with pytest.raises(RanksweepError, match="nothing of it is confirmed on test yet"):
@@ -189,9 +190,10 @@ def test_a_sweep_that_says_nothing_of_a_paper_has_none(
     assert compare(sweeps.uri, "gone").published is None
     assert compare(sweeps.uri, "movie").published is None
     assert caplog.text == ""
-    (row,) = compare(sweeps.uri, "odd").rows
-    assert row.paper is None
-    assert "odd: what a paper prints for it cannot be read from MLflow" in caplog.text
+    for name in ("odd", "torn"):
+        (row,) = compare(sweeps.uri, name).rows
+        assert row.paper is None
+        assert f"{name}: what a paper prints for it cannot be read from MLflow" in caplog.text
 
 
 def test_the_command_prints_paper_beside_here(

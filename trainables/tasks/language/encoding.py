@@ -11,7 +11,8 @@ from spaces.errors import BaseModelError, DataError
 from trainables.bases.limits import TextLimits, text_limits
 from trainables.bases.parts import load_tokenizer, padded_tokenizer
 from trainables.tasks.care import Cuts
-from trainables.tasks.language.chat import Chat, chat_of, read_chat_template
+from trainables.tasks.language.chat import Chat, chat_of
+from trainables.tasks.language.chat_template import read_chat_template
 from trainables.tasks.language.continuations import encoded_pairs, joined, shortened
 from trainables.tasks.language.forms import Form
 from trainables.tasks.language.messages import from_json
