@@ -94,7 +94,7 @@ def compare(
     verdict = comparison.verdict(rows, against)
     drawn: list[RenderableType] = [
         confirmation_table(rows, against),
-        *([] if (of_each := suite_table(rows)) is None else [of_each]),
+        *([] if (of_each := suite_table(rows, compared.published)) is None else [of_each]),
         verdict,
         *comparison.resolution(rows),
     ]
@@ -283,16 +283,28 @@ def members_text(suite: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in suite.items())
 
 
-def suite_table(rows: Sequence[Confirmation]) -> Table | None:
-    """The mean over the seeds on each member of a suite, an arm a column; None without a suite."""
+def suite_table(
+    rows: Sequence[Confirmation], published: PublishedSettings | None = None
+) -> Table | None:
+    """The mean over the seeds on each member of a suite, an arm a column; None without a suite.
+
+    What a paper prints for a member stands behind it.
+    """
     members = list(dict.fromkeys(name for row in rows for name in row.suite))
     if not members:
         return None
     table = Table("each set on test", *(Column(row.arm, justify="right") for row in rows))
     for name in members:
-        each = [row.suite.get(name) for row in rows]
-        add_row(table, name, *(None if value is None else f"{value:.4f}" for value in each))
+        add_row(table, name, *(_of_member(row, name, published) for row in rows))
     return table
+
+
+def _of_member(row: Confirmation, name: str, published: PublishedSettings | None) -> str | None:
+    value = row.suite.get(name)
+    if value is None:
+        return None
+    paper = None if published is None else published.of_member(name, row.arm)
+    return f"{value:.4f}" + ("" if paper is None else f" (paper {paper:.4f})")
 
 
 def paper_line(published: PublishedSettings, rows: Sequence[Confirmation]) -> str:

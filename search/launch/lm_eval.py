@@ -35,7 +35,7 @@ def lm_eval_tasks(config: SweepConfig) -> LmEvalTasks | None:
 
 
 def asked_tags(config: SweepConfig) -> dict[str, str]:
-    """The tag of a sweep's run that says which scores are its own; none where none are asked for."""
+    """The tag of a sweep's run that says which scores are its own; none where it asks for none."""
     asked = lm_eval_tasks(config)
     return {} if asked is None else {"lm_eval_digest": asked.settings.digest}
 

@@ -31,8 +31,9 @@ class DataSettings(Settings):
     """Where the rows are: local or packaged files, or a data set of the Hugging Face hub.
 
     A file is a path, or `package:import_name/sub/file`, and ends in `.parquet`, `.csv`, `.tsv`,
-    `.tab`, `.json` or `.jsonl`, or is a folder that `save_to_disk` wrote. With `hub`, `train`, `dev` and `test` are names of splits; where
-    neither dev nor test is named, the split `validation` is divided by `task.split`.
+    `.tab`, `.json` or `.jsonl`, or is a folder that `save_to_disk` wrote. With `hub`, `train`,
+    `dev` and `test` are names of splits; where neither dev nor test is named, the split
+    `validation` is divided by `task.split`.
     """
 
     train: str | None = None

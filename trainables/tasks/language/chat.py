@@ -20,7 +20,7 @@ from typing import Any
 
 import jinja2
 
-from spaces.errors import ConfigError, DataError, reason_of, shown
+from spaces.errors import DataError, reason_of, shown
 from trainables.tasks.language.messages import Conversation, Message
 
 AT_ONCE = 1000
