@@ -61,12 +61,10 @@ def scores_of_base(
     asked: LmEvalTasks,
     *,
     workers: ResidentWorkers,
-    tracker: Tracker,
-    sweep_run_id: str,
     paths: SweepPaths,
     view: Progress,
 ) -> Mapping[str, float]:
-    """lm-eval's scores of the untouched base, measured once a sweep and logged as a run.
+    """lm-eval's scores of the untouched base, measured once a sweep and kept in its folder.
 
     None of them where it fails, which is said: the confirmations go on without.
     """
@@ -81,6 +79,23 @@ def scores_of_base(
             view.message(f"the untouched base has no scores of lm-eval: {error}")
             return {}
         _keep(paths, asked.settings, scores)
+    return scores
+
+
+def log_scores_of_base(
+    asked: LmEvalTasks,
+    scores: Mapping[str, float],
+    *,
+    tracker: Tracker,
+    sweep_run_id: str,
+    view: Progress,
+) -> None:
+    """Log the scores of the untouched base as a run; where MLflow is away, that is said.
+
+    It may wait for MLflow, so nobody should be waiting for it.
+    """
+    if not scores:
+        return
     try:
         tracker.log_base(sweep_run_id, as_metrics(scores), settings_tags(asked.settings))
     except TrackingError as error:
@@ -88,7 +103,6 @@ def scores_of_base(
             f"lm-eval's scores of the untouched base are not logged ({error}); launch "
             "with --resume once MLflow answers"
         )
-    return scores
 
 
 def _kept(paths: SweepPaths, settings: LmEvalSettings) -> dict[str, float] | None:

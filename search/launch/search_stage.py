@@ -13,7 +13,7 @@ from search.config.sweep import SweepConfig
 from search.interrupts import Interrupts
 from search.launch.begun import Begun
 from search.launch.confirm import confirm_best
-from search.launch.lm_eval import lm_eval_tasks, scores_of_base
+from search.launch.lm_eval import lm_eval_tasks, log_scores_of_base, scores_of_base
 from search.launch.prepare import SweepInputs, fewer_trials
 from search.launch.recall import Recall
 from search.launch.recorder import Recorder
@@ -328,17 +328,13 @@ class SearchStage:
         assert result.sweep_run_id is not None
         relay = self._relay(planner)
         kept = WeightFiles(self.paths.confirmed_weights, "confirmation")
+        asked = lm_eval_tasks(config)
         try:
             # It waits for all that it has submitted, which must not go on for hours.
             with self.interrupts.followed_by(workers.cancel):
-                if (asked := lm_eval_tasks(config)) is not None:
+                if asked is not None:
                     result.lm_eval_of_base = scores_of_base(
-                        asked,
-                        workers=workers,
-                        tracker=self.tracker,
-                        sweep_run_id=result.sweep_run_id,
-                        paths=self.paths,
-                        view=self.view,
+                        asked, workers=workers, paths=self.paths, view=self.view
                     )
                 result.confirmation = confirm_best(
                     chosen,
@@ -353,5 +349,13 @@ class SearchStage:
                 )
         finally:
             runs = self._closed(relay)
+            if asked is not None:  # once no worker waits for it
+                log_scores_of_base(
+                    asked,
+                    result.lm_eval_of_base,
+                    tracker=self.tracker,
+                    sweep_run_id=result.sweep_run_id,
+                    view=self.view,
+                )
             self._log_weights(kept, {-number: runs[number] for number in runs if number < 0})
         result.seconds["confirm"] = time.monotonic() - started

@@ -12,7 +12,7 @@ import pytest
 from search.cli.lm_eval_table import lm_eval_table
 from search.cli.output import plain_text
 from search.launch import confirm as confirm_stage
-from search.launch.lm_eval import scores_of_base
+from search.launch.lm_eval import log_scores_of_base, scores_of_base
 from search.paths import SweepPaths
 from search.queries.comparison import Confirmation, compare
 from search.queries.lm_eval_scores import base_scores
@@ -165,10 +165,8 @@ def of_base(
     paths.make_sweep()
     some_workers: Any = workers
     some_view: Any = view
-    scores = scores_of_base(
-        asked, workers=some_workers, tracker=tracker, sweep_run_id=sweep, paths=paths,
-        view=some_view,
-    )  # fmt: skip
+    scores = scores_of_base(asked, workers=some_workers, paths=paths, view=some_view)
+    log_scores_of_base(asked, scores, tracker=tracker, sweep_run_id=sweep, view=some_view)
     return dict(scores), view.said
 
 
