@@ -173,7 +173,7 @@ def _built(rows: TaskRows, settings: TaskSettings, base_uri: str, train: str) ->
         "metric": settings.metric,
         "rows": {split: part.hashes for split, part in rows.splits.items() if split != "train"},
     }
-    measured |= kind.measuring_facts(settings)
+    measured |= kind.measuring_facts(settings, base_uri)
     if settings.metric == "f1" and len(labels) == 2 and positive != 1:
         measured["positive_class"] = labels[positive]
     encoded = kind.encode(rows.splits, labels, settings, base_uri)

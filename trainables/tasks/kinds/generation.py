@@ -80,9 +80,14 @@ class Generation(Causal):
         accepted = json.loads(label)
         return {"prompt": row[0], "completion": accepted if len(accepted) > 1 else accepted[0]}
 
-    def measuring_facts(self, settings: TaskSettings) -> dict[str, Any]:
+    def measuring_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
+        from trainables.bases.parts import load_generation_config
+        from trainables.tasks.language.encoding import tokenizer_of
+        from trainables.tasks.language.writing import end_tokens
+
         extract = settings.extract
         facts = {
+            "ends": end_tokens(load_generation_config(base_uri), tokenizer_of(base_uri)),
             "generation": settings.generation.model_dump(mode="json", exclude={"batch_tokens"}),
             "extract": None if extract is None else extract.model_dump(mode="json"),
         }

@@ -154,8 +154,9 @@ class Kind(ABC):
         """What decides how rows become inputs, beside the base by its name: a part of the
         fingerprint."""
 
-    def measuring_facts(self, settings: TaskSettings) -> dict[str, Any]:
-        """What of the settings decides how a split is measured, beside the metric's name."""
+    def measuring_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
+        """What decides how a split is measured, beside the metric's name and the base by its
+        name."""
         return {}
 
     @abstractmethod
