@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from spaces.errors import BaseModelError, ConfigError, DataError
+from trainables.engine.workers import CancelledError, never
 from trainables.tasks.language.generation_settings import GenerationSettings
 
 ENDED_SHARE = 0.25
@@ -44,6 +45,7 @@ def written(
     *,
     device: torch.device,
     most_tokens: int | None = None,
+    should_stop: Callable[[], bool] = never,
 ) -> list[str]:
     """What `model` writes after each of the `prompts` (token ids), in their order.
 
@@ -60,7 +62,8 @@ def written(
     writes in the mode that it is in: call `model.eval()` before. Its generation config is back in
     its place afterwards.
 
-    Raises ConfigError where no token of a prompt would be left, DataError where a prompt is empty
+    Raises CancelledError where `should_stop` says so, which is asked before every batch,
+    ConfigError where no token of a prompt would be left, DataError where a prompt is empty
     and the tokenizer has no token to begin with, BaseModelError where the model cannot write.
     """
     check_can_write(model)
@@ -71,6 +74,8 @@ def written(
     with _bare_generation(model):
         shared = _shared_beginning(model, begun, device)
         for rows in batches_by_tokens([len(prompt) for prompt in begun], settings):
+            if should_stop():
+                raise CancelledError
             batch = _Batch(model, tokenizer, settings, ends, device, shared)
             for row, tokens in zip(rows, batch.write([begun[row] for row in rows]), strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)

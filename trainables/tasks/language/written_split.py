@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Self
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.bases.parts import load_tokenizer
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.tasks.kinds.kind import EncodedRows
 from trainables.tasks.language.continuations import prompt_tokens
 from trainables.tasks.language.encoding import Encoder, given_with_prompts
@@ -81,20 +82,29 @@ class WrittenSplit(Sequences):
         )
 
     def write(self, model: Any, workers: Workers) -> list[str]:
-        """What the model writes for every row, on every worker. A collective."""
+        """What the model writes for every row, on every worker. A collective.
+
+        Raises CancelledError on all of them where one has heard that it should stop.
+        """
         order = np.argsort(np.diff(self.prompt_offsets), kind="stable")
         own = workers.share(order)
         bounds = self.prompt_offsets
-        texts = written(
-            model,
-            _tokenizer_of(self.base_uri),
-            [self.prompts[bounds[i] : bounds[i + 1]].tolist() for i in own],
-            self.generation,
-            device=workers.device,
-            most_tokens=self.positions,
-        )
+        mine: list[tuple[int, str]] | None = None
+        with suppress(CancelledError):
+            texts = written(
+                model,
+                _tokenizer_of(self.base_uri),
+                [self.prompts[bounds[i] : bounds[i + 1]].tolist() for i in own],
+                self.generation,
+                device=workers.device,
+                most_tokens=self.positions,
+                should_stop=workers.should_stop,
+            )
+            mine = list(zip(own.tolist(), texts, strict=True))
         every = [""] * len(self)
-        for part in workers.gather_objects(list(zip(own.tolist(), texts, strict=True))):
+        for part in workers.gather_objects(mine):
+            if part is None:
+                raise CancelledError
             for row, text in part:
                 every[row] = text
         return every
