@@ -51,7 +51,7 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
         yield f"no trial ran to its end: {', '.join(result.unranked)}"
     if result.confirmation:
         yield confirmation_table(result.confirmation)
-        if (of_each := suite_table(result.confirmation)) is not None:
+        if (of_each := suite_table(result.confirmation, config.published)) is not None:
             yield of_each
         yield verdict(result.confirmation)
         yield from resolution(result.confirmation)

@@ -57,15 +57,31 @@ def presets_list(
     """List the experiments of the papers' tables, with the figures that are printed there."""
     from search.presets.preset import presets
 
+    every = presets()
+    _check_known("--paper", paper, [each.paper_key for each in every])
+    _check_known("--task", task, [each.task for each in every])
+    if not any(_is_on(each, base) for each in every):
+        _check_known("--base", base, [each.base_key for each in every])
     rows = [
         _row(each)
-        for each in presets()
-        if paper in (None, each.paper_key)
-        and task in (None, each.task)
-        and (base or "").lower() in each.base_uri.lower() + " " + each.base_key
+        for each in every
+        if paper in (None, each.paper_key) and task in (None, each.task) and _is_on(each, base)
     ]
     error = "" if rows else "no preset is of that; `ranksweep presets list` shows them all"
     return Result(rows, [presets_table(rows)] if rows else [], error)
+
+
+def _check_known(option: str, given: str | None, known: Sequence[str]) -> None:
+    from search.presets.preset import meant
+
+    if given is not None and given not in known:
+        remedy = meant(given, dict.fromkeys(known))
+        raise UsageError(f"{option}: no preset is of {given[:80]!r}; {remedy}")
+
+
+def _is_on(preset: Preset, base: str | None) -> bool:
+    """Whether a preset's base has this as a part of its name."""
+    return (base or "").lower() in f"{preset.base_uri.lower()} {preset.base_key}"
 
 
 @presets_app.command("show")

@@ -94,26 +94,26 @@ def compare(
     from search.queries import comparison
 
     uri = resolve_tracking(tracking)
-    rows, constant = comparison.compare(uri, sweep, against)
+    compared = comparison.compare(uri, sweep, against)
+    rows = compared.rows
     verdict = comparison.verdict(rows, against)
     drawn: list[RenderableType] = [
         confirmation_table(rows, against),
-        *([] if (of_each := suite_table(rows)) is None else [of_each]),
+        *([] if (of_each := suite_table(rows, compared.published)) is None else [of_each]),
         verdict,
         *comparison.resolution(rows),
     ]
-    if constant is not None and rows:
-        drawn.append(f"a constant answer on test: {rows[0].metric} {constant:.4f}")
-    base = comparison.lm_eval_of_base(uri, sweep)
-    drawn += lm_eval_table(rows, base)
-    published = comparison.published(uri, sweep)
+    if compared.constant is not None and rows:
+        drawn.append(f"a constant answer on test: {rows[0].metric} {compared.constant:.4f}")
+    drawn += lm_eval_table(rows, compared.lm_eval_of_base)
+    published = compared.published
     if published is not None:
         drawn.append(paper_line(published, rows))
     document = {
         "choices": rows,
         "verdict": verdict,
-        "constant_answer": constant,
-        "lm_eval_of_base": base,
+        "constant_answer": compared.constant,
+        "lm_eval_of_base": compared.lm_eval_of_base,
         "published": None if published is None else published.model_dump(mode="json"),
     }
     return Result(document, drawn)
@@ -292,16 +292,28 @@ def members_text(suite: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in suite.items())
 
 
-def suite_table(rows: Sequence[Confirmation]) -> Table | None:
-    """The mean over the seeds on each member of a suite, an arm a column; None without a suite."""
+def suite_table(
+    rows: Sequence[Confirmation], published: PublishedSettings | None = None
+) -> Table | None:
+    """The mean over the seeds on each member of a suite, an arm a column; None without a suite.
+
+    What a paper prints for a member stands behind it.
+    """
     members = list(dict.fromkeys(name for row in rows for name in row.suite))
     if not members:
         return None
     table = Table("each set on test", *(Column(row.arm, justify="right") for row in rows))
     for name in members:
-        each = [row.suite.get(name) for row in rows]
-        add_row(table, name, *(None if value is None else f"{value:.4f}" for value in each))
+        add_row(table, name, *(_of_member(row, name, published) for row in rows))
     return table
+
+
+def _of_member(row: Confirmation, name: str, published: PublishedSettings | None) -> str | None:
+    value = row.suite.get(name)
+    if value is None:
+        return None
+    paper = None if published is None else published.of_member(name, row.arm)
+    return f"{value:.4f}" + ("" if paper is None else f" (paper {paper:.4f})")
 
 
 def paper_line(published: PublishedSettings, rows: Sequence[Confirmation]) -> str:

@@ -55,7 +55,15 @@ class PublishedSettings(Settings):
 
     def figure(self, metric: str, arm: str) -> float | None:
         """The figure of an arm in the unit that `metric` has here; None without one."""
-        found = self.figures.get(arm) if metric == self.metric else None
+        return self._in_our_unit(self.figures, metric, arm)
+
+    def of_member(self, name: str, arm: str) -> float | None:
+        """As `figure`, of a member of a suite whose metric is called `<member>/<metric>` here."""
+        member, _, metric = name.partition("/")
+        return self._in_our_unit(self.columns.get(member, {}), metric, arm)
+
+    def _in_our_unit(self, figures: Figures, metric: str, arm: str) -> float | None:
+        found = figures.get(arm) if metric == self.metric else None
         if found is None:
             return None
         return found / 100 if self.unit == "percent" else found

@@ -14,7 +14,8 @@ from search.config.refusal import refusal
 from search.config.sweep import DEFAULT_STORE, DEFAULT_TRACKING, SweepConfig, known_store
 from search.config.yaml_file import parse_yaml, read_mapping
 from spaces.errors import ConfigError
-from trainables.tasks.suite import data_of_member
+from trainables.tasks.language.chat_template import is_template_file, read_chat_template
+from trainables.tasks.suite import data_of_member, member_errors
 
 STORE_VARIABLE = "RANKSWEEP_STORE"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -105,7 +106,8 @@ def parse_sweep(raw: Mapping[str, Any]) -> SweepConfig:
 def _locate_files(raw: dict[str, Any], folder: Path) -> None:
     """Point relative paths that are missing here, but are beside the sweep file, to the latter.
 
-    A base's path is made absolute, for workers run in a directory of their own.
+    A base's path is made absolute, for workers run in a directory of their own. Of a file of a chat
+    template the text is taken. Raises ConfigError where that cannot be read.
     """
 
     def located(file: str) -> str:
@@ -123,17 +125,32 @@ def _locate_files(raw: dict[str, Any], folder: Path) -> None:
     task = raw.get("task")
     if not isinstance(task, Mapping):
         return
+    raw["task"] = task = _with_template(task, located)
     data, suite = task.get("data"), task.get("suite")
-    if not isinstance(data, Mapping):
-        return
-    raw["task"] = {**task, "data": _with_files(data, data, located)}
+    if isinstance(data, Mapping):
+        task["data"] = _with_files(data, data, located)
     if isinstance(suite, list):
-        raw["task"]["suite"] = [
-            {**member, "data": _with_files(own, data_of_member(data, own), located)}
-            if isinstance(member, Mapping) and isinstance(own := member.get("data"), Mapping)
-            else member
-            for member in suite
-        ]
+        task["suite"] = [_located_member(i, each, data, located) for i, each in enumerate(suite)]
+
+
+def _located_member(index: int, member: Any, data: Any, located: Callable[[str], str]) -> Any:
+    """A member of a suite whose task has the section `data`, with its files where they are."""
+    if not isinstance(member, Mapping):
+        return member
+    with member_errors(index):
+        found = _with_template(member, located)
+    own = member.get("data")
+    if isinstance(own, Mapping) and isinstance(data, Mapping):
+        found["data"] = _with_files(own, data_of_member(data, own), located)
+    return found
+
+
+def _with_template(section: Mapping[str, Any], located: Callable[[str], str]) -> dict[str, Any]:
+    """A section that may give a chat template, with the text of the template."""
+    given = section.get("chat_template")
+    if not (isinstance(given, str) and is_template_file(given)):
+        return dict(section)
+    return {**section, "chat_template": read_chat_template(located(given))}
 
 
 def _with_files(

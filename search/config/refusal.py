@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from search.config.published import PublishedSettings
 from search.config.sweep import SweepConfig
@@ -23,13 +23,16 @@ def refusal(error: ValidationError, raw: Mapping[str, Any]) -> str:
     unknown_first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     for details in unknown_first:
         if details["type"] == "extra_forbidden":
-            key, reason = _unknown_key(details["loc"])
+            key, reason = _unknown_key(_in_the_sweep(details, raw))
         else:
-            key, reason = _dotted(details["loc"], raw), _reason(details)
+            key, reason = _dotted(_in_the_sweep(details, raw), raw), _reason(details)
             given.setdefault(key, _given(details))
         grouped.setdefault(key, [])
         if reason not in grouped[key]:
             grouped[key].append(reason)
+    for key in [*grouped]:  # of the forms that a value may have, the one that got furthest
+        if any(other.startswith((f"{key}.", f"{key}[")) for other in grouped):
+            del grouped[key]
     key, reasons = next(iter(grouped.items()))
     more = f" (and {len(grouped) - 1} more)" if len(grouped) > 1 else ""
     where = f"{key}: " if key else ""
@@ -54,16 +57,17 @@ def _model_at(parents: Sequence[int | str]) -> type[BaseModel]:
     model: type[BaseModel] = SweepConfig
     for part in parents:
         field = model.model_fields.get(str(part))
-        model = (_section(field) if field is not None else None) or model
+        model = (_section(field.annotation) if field is not None else None) or model
     return model
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The model of a field that is a section, one that may be null too."""
-    for candidate in (field.annotation, *get_args(field.annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model of a field that is a section, one that may be null or of another form too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) not in (Annotated, Union, UnionType):
+        return None
+    return next(filter(None, map(_section, get_args(annotation))), None)
 
 
 def _paths() -> dict[str, list[str]]:
@@ -74,7 +78,7 @@ def _paths() -> dict[str, list[str]]:
         for key, field in model.model_fields.items():
             paths.setdefault(key, []).append(f"{inside}{key}")
             # Nobody who writes `metric` or `unit` elsewhere means what a paper prints.
-            if (section := _section(field)) and section is not PublishedSettings:
+            if (section := _section(field.annotation)) and section is not PublishedSettings:
                 note(section, f"{inside}{key}.")
 
     note(SweepConfig, "")
@@ -86,8 +90,29 @@ def _paths() -> dict[str, list[str]]:
     return paths
 
 
+def _in_the_sweep(details: Any, raw: Any) -> tuple[int | str, ...]:
+    """Where an error is, without the names that pydantic has for the forms of a value."""
+    loc = details["loc"]
+    found: list[int | str] = []
+    for place, part in enumerate(loc):
+        is_key = (
+            isinstance(part, int)
+            or (isinstance(raw, Mapping) and part in raw)
+            or part in _model_at(found).model_fields
+            or (details["type"] == "missing" and place == len(loc) - 1)
+        )
+        if not is_key:
+            continue
+        found.append(part)
+        if isinstance(raw, Mapping):
+            raw = raw.get(part)
+        elif isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
+            raw = raw[part]
+    return tuple(found)
+
+
 def _dotted(loc: tuple[int | str, ...], raw: Any) -> str:
-    """The path as far as the user's own data has it: pydantic appends the branch of a union."""
+    """The path as far as the user's own data has it."""
     path = ""
     for part in loc:
         if isinstance(raw, Mapping) and isinstance(part, str):
@@ -114,6 +139,9 @@ def _reason(details: Any) -> str:
         return "should be a mapping of its keys"
     if kind == "tuple_type":
         return "should be a list"
+    if kind == "too_short":
+        what = "is too short" if details["input"] else "is empty"
+        return f"{what}; give at least {details['ctx']['min_length']}"
     if kind == "invalid_key":
         return "is no name of a key; put it in quotes"
     return message.replace("Input should", "should")
@@ -123,7 +151,7 @@ def _given(details: Any) -> str:
     """What was given instead, where that says more than the message does, and what to write."""
     kind, value = details["type"], details["input"]
     given = repr(list(value) if isinstance(value, tuple) else value)
-    wanted = kind not in ("missing", "value_error", "invalid_key")
+    wanted = kind not in ("missing", "value_error", "invalid_key", "too_short")
     given = {"None": "null", "True": "true", "False": "false"}.get(given, given)  # as YAML has it
     shown = f", not {given}" if wanted and len(given) <= 60 else ""
     if kind in WANTED:

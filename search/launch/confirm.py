@@ -25,7 +25,7 @@ from search.queries.comparison import (
     kept_rows,
     summarize,
 )
-from search.queries.lm_eval_scores import as_metrics
+from search.queries.lm_eval_scores import as_metrics, settings_tags
 from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
@@ -101,12 +101,7 @@ def confirm_best(
     ]
     known = _known(relay, tracker, sweep_run_id, config.task.metric)
     left = sum(job.key not in known for job in jobs)
-    unscored = [job for job in jobs if job.key in known and not known[job.key].lm_eval]
-    if unscored and lm_eval_tasks(config) is not None:
-        view.message(
-            f"{len(unscored)} confirmations of before have no scores of lm-eval; they are not done "
-            "again: launch under another name for theirs"
-        )
+    known = _by_settings_of(config, known, [job.key for job in jobs], view)
     view.stage("confirm", f"{len(once)} choices x {len(seeds)} seeds on test", left)
     done = 0
 
@@ -130,15 +125,38 @@ def confirm_best(
     return beside_paper(summary, config.published)
 
 
+def _by_settings_of(
+    config: SweepConfig,
+    known: Mapping[tuple[int, int], OnTest],
+    keys: Sequence[tuple[int, int]],
+    view: Progress,
+) -> dict[tuple[int, int], OnTest]:
+    """What is known, without lm-eval's scores by other settings than the sweep now has."""
+    asked = lm_eval_tasks(config)
+    digest = None if asked is None else asked.settings.digest
+    before = [known[key] for key in keys if key in known]
+    others = sum(each.is_asked_otherwise(digest) for each in before)
+    unscored = sum(not each.lm_eval for each in before) + others
+    if unscored and asked is not None:
+        by_others = f" ({others} have some by other settings, left out)" if others else ""
+        view.message(
+            f"{unscored} confirmations of before have no scores of lm-eval{by_others}; they are "
+            "not done again: launch under another name for theirs"
+        )
+    return {key: each.by_settings(digest) for key, each in known.items()}
+
+
 def _known(
     relay: Relay, tracker: Tracker, sweep_run_id: str, metric: str
 ) -> dict[tuple[int, int], OnTest]:
     """(trial number, seed) -> what earlier launches of the sweep have measured."""
     journal = relay.journal
     rows = journal.confirmed_rows()
-    told = journal.confirmed_metrics()
+    told, tags = journal.confirmed_metrics(), journal.confirmed_tags()
     own = {
-        key: OnTest.of(value, _read(rows.get(key)), told.get(key, {}))
+        key: OnTest.of(
+            value, _read(rows.get(key)), told.get(key, {}), tags.get(key, {}).get("lm_eval_digest")
+        )
         for key, value in journal.confirmed().items()
     }
     return {**_logged(tracker, sweep_run_id, metric, own), **own}
@@ -173,7 +191,7 @@ def _logged(
         logger.warning("what earlier confirmations said of each row is not looked up: %s", error)
         rows = {}
     return {
-        key: OnTest.of(run.metrics[name], rows.get(run.run_id), run.metrics)
+        key: OnTest.of(run.metrics[name], rows.get(run.run_id), run.metrics, run.lm_eval_digest)
         for key, run in found.items()
     }
 
@@ -190,11 +208,17 @@ def _run_one(
     choice, metric, journal = row["choice"], config.task.metric, relay.journal
     run = journal.new_confirmation()
     relay.keep_plan(run, plan)
+    asked = lm_eval_tasks(config)
     body: dict[str, Any] = {
         "kind": "confirm",
         "number": row["number"],
         "choice": choice,
-        "tags": {"seed": seed, "arm": row["arm"], "plan_digest": plan.digest},
+        "tags": {
+            "seed": seed,
+            "arm": row["arm"],
+            "plan_digest": plan.digest,
+            **({} if asked is None else settings_tags(asked.settings)),
+        },
         "metrics": plan_counts(plan),
     }
     state, error_text = "complete", None
@@ -222,7 +246,7 @@ def _run_one(
             split="test",
             method=row["method"],
             keep_weights=keeps_weights,
-            lm_eval=lm_eval_tasks(config),
+            lm_eval=asked,
         )
         result = workers.run(job, on_event=begun)
         metrics, test_rows, scores = result.metrics, result.test_rows, result.lm_eval
@@ -245,7 +269,10 @@ def _run_one(
     value = float(metrics[metric]) if metrics else None
     end = end_of_trial(state, error_text, {})
     relay.append(partial(journal.end, run, end, now_ms(), value, test_rows))
-    return None if value is None else OnTest.of(value, _read(test_rows), logged)
+    if value is None:
+        return None
+    digest = None if asked is None else asked.settings.digest
+    return OnTest.of(value, _read(test_rows), logged, digest)
 
 
 def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id: str) -> None:

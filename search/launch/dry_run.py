@@ -10,6 +10,7 @@ from typing import Any
 
 from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated, profile_steps, steps_an_epoch
+from search.launch.lm_eval import check_lm_eval
 from search.launch.prepare import SweepInputs, fewer_trials, prepare
 from search.launch.resume import check_data, check_name
 from search.launch.task_summary import task_summary
@@ -75,6 +76,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     if resume:
         check_name(config, paths, resume)
     check_experiment(config.tracking.uri, config.tracking.experiment)
+    check_lm_eval(config)
     inputs = prepare(config)
     check_data(config, paths, inputs, resume)
     task, targets, space = inputs.task, inputs.targets, inputs.space

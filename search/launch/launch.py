@@ -19,7 +19,7 @@ from search.config.sweep import SweepConfig
 from search.interrupts import EXIT_INTERRUPTED, Interrupts
 from search.launch.begun import Begun
 from search.launch.closing import tracking_of
-from search.launch.lm_eval import check_lm_eval
+from search.launch.lm_eval import asked_tags, check_lm_eval
 from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
@@ -158,7 +158,8 @@ def _open_sweep(
     if run is not None:
         _say_if_other_data(run, prepared, view)
         tracker.resume_sweep(run.run_id)
-        tracker.log(run.run_id, tags={**launched_here(paths), **_published(config, run)})
+        here = {**launched_here(paths), **asked_tags(config)}
+        tracker.log(run.run_id, tags={**here, **_published(config, run)})
         run_id = run.run_id
     else:
         if resume:
@@ -169,8 +170,7 @@ def _open_sweep(
         run_id = tracker.start_sweep(
             config.name, config.resolved(), _tags(config, prepared, paths), begun.mark
         )
-        told = task_summary(prepared.task)
-        tracker.log_task(run_id, {**told, "notes": prepared.task.notes})
+    tracker.log_task(run_id, {**task_summary(prepared.task), "notes": prepared.task.notes})
     with private_files():
         paths.sweep_file.write_text(yaml.safe_dump(config.resolved(), sort_keys=False))
     return run_id
@@ -188,6 +188,7 @@ def _tags(config: SweepConfig, prepared: SweepInputs, paths: SweepPaths) -> dict
         "profile_key": prepared.key,
         **borrowed_from(prepared),
         **launched_here(paths),
+        **asked_tags(config),
         **_published(config),
     }
 

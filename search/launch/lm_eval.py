@@ -7,12 +7,12 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from search.config.sweep import SweepConfig
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
-from search.queries.lm_eval_scores import as_metrics
+from search.queries.lm_eval_scores import as_metrics, settings_tags
 from search.tracking.tracker import Tracker
 from spaces.errors import CancelledJobError, ConfigError, JobError, TrackingError
 from trainables.bases.parts import head_class
@@ -32,6 +32,12 @@ def lm_eval_tasks(config: SweepConfig) -> LmEvalTasks | None:
     if config.confirm is None or config.confirm.lm_eval is None:
         return None
     return LmEvalTasks(config.confirm.lm_eval, str(Path.cwd()))
+
+
+def asked_tags(config: SweepConfig) -> dict[str, str]:
+    """The tag of a sweep's run that says which scores are its own; none where it asks for none."""
+    asked = lm_eval_tasks(config)
+    return {} if asked is None else {"lm_eval_digest": asked.settings.digest}
 
 
 def check_lm_eval(config: SweepConfig, *, load_all: bool = False) -> None:
@@ -76,7 +82,7 @@ def scores_of_base(
             return {}
         _keep(paths, asked.settings, scores)
     try:
-        tracker.log_base(sweep_run_id, as_metrics(scores), _tags(asked.settings))
+        tracker.log_base(sweep_run_id, as_metrics(scores), settings_tags(asked.settings))
     except TrackingError as error:
         view.message(
             f"lm-eval's scores of the untouched base are not logged ({error}); launch "
@@ -85,20 +91,11 @@ def scores_of_base(
     return scores
 
 
-def _tags(settings: LmEvalSettings) -> dict[str, Any]:
-    return {"lm_eval": _settings(settings)}
-
-
-def _settings(settings: LmEvalSettings) -> dict[str, Any]:
-    """The settings that make the scores what they are."""
-    return settings.model_dump(mode="json", exclude={"allow_code"})
-
-
 def _kept(paths: SweepPaths, settings: LmEvalSettings) -> dict[str, float] | None:
     """The scores that an earlier launch of the sweep has measured with these settings."""
     try:
         found = json.loads(paths.base_scores.read_text())
-        same = found["settings"] == _settings(settings)
+        same = found["settings"] == settings.of_scores
         return (
             {str(name): float(value) for name, value in found["scores"].items()} if same else None
         )
@@ -110,7 +107,7 @@ def _kept(paths: SweepPaths, settings: LmEvalSettings) -> dict[str, float] | Non
 
 
 def _keep(paths: SweepPaths, settings: LmEvalSettings, scores: Mapping[str, float]) -> None:
-    document = json.dumps({"settings": _settings(settings), "scores": dict(scores)}, indent=2)
+    document = json.dumps({"settings": settings.of_scores, "scores": dict(scores)}, indent=2)
     try:
         with private_files():
             paths.base_scores.write_text(document)

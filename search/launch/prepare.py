@@ -10,7 +10,6 @@ import torch
 from pydantic import ValidationError
 
 from search.config.sweep import ClusterSettings, SweepConfig, check_against_targets
-from search.launch.lm_eval import check_lm_eval
 from search.launch.ray_environment import own_cpus
 from search.store.profiles import ProfileStore, profile_key
 from spaces.errors import ConfigError, ProfileError, StoreError
@@ -76,7 +75,6 @@ def prepare(config: SweepConfig) -> SweepInputs:
     Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
     """
     check_resources(config.cluster)
-    check_lm_eval(config)
     store = ProfileStore(config.store)
     store.objects.reach()
     task = build_task(config.task, config.base)

@@ -42,9 +42,12 @@ def check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
             f"name: the sweep {config.name!r} exists in {paths.sweep}; go on with --resume or "
             "launch under another name (--set name=...)"
         )
-    before = yaml.safe_load(paths.sweep_file.read_text())
-    moved = COMPARED_BY_CONTENT if Begun.of(paths) is not None else ()
-    keys = list(_differing(before, config.resolved(), moved))
+    before, now = yaml.safe_load(paths.sweep_file.read_text()), config.resolved()
+    moved: tuple[tuple[str, ...], ...] = ()
+    if Begun.of(paths) is not None:
+        moved = COMPARED_BY_CONTENT
+        before, now = _without_data_of_members(before), _without_data_of_members(now)
+    keys = list(_differing(before, now, moved))
     if keys:
         differ, them = ("differs", "it") if len(keys) == 1 else ("differ", "them")
         raise ConfigError(
@@ -90,6 +93,15 @@ def shared_settings(config: SweepConfig, inputs: SweepInputs) -> dict[str, Any]:
         "search": {k: v for k, v in resolved["search"].items() if k not in free},
         **{key: resolved[key] for key in ("space", "train", "deepspeed")},
     }
+
+
+def _without_data_of_members(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved sweep whose suite's members do not say where their rows are."""
+    task = resolved.get("task")
+    if not isinstance(task, Mapping) or not task.get("suite"):
+        return dict(resolved)
+    members = [{k: v for k, v in member.items() if k != "data"} for member in task["suite"]]
+    return {**resolved, "task": {**task, "suite": members}}
 
 
 def _differing(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
@@ -22,6 +22,9 @@ from search.presets.tables import (
     papers,
 )
 from spaces.errors import UsageError, nearest
+
+MOST_NAMED = 10
+"""Names that an error still lists."""
 
 
 @dataclass(frozen=True)
@@ -193,5 +196,14 @@ def preset(name: str) -> Preset:
     """The preset of a name. Raises UsageError, which names the nearest, where there is none."""
     by_name = {each.name: each for each in presets()}
     if name not in by_name:
-        raise UsageError(f"NAME: there is no preset {name[:80]!r}; {nearest(name, by_name)}")
+        raise UsageError(f"NAME: there is no preset {name[:80]!r}; {meant(name, by_name)}")
     return by_name[name]
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """Which of the `known` an unknown `word` means, or where they are shown if they are many."""
+    words = list(known)
+    said = nearest(word, words)
+    if len(words) <= MOST_NAMED or said.startswith("did"):
+        return said
+    return "`ranksweep presets list` shows them"

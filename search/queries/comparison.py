@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from search.config.published import PublishedSettings
 from search.objective import Objective
@@ -37,34 +37,64 @@ class OnTest:
     """What one confirmation has measured on test; `rows` is None where they were not kept.
 
     `suite` has "<member>/<metric>" of each member of a suite, whose mean `value` is. `lm_eval` are
-    lm-eval's scores of it, such as `piqa/acc`, where there are some.
+    lm-eval's scores of it, such as `piqa/acc`, where there are some, and `lm_eval_digest` is that
+    of what lm-eval was asked for.
     """
 
     value: float
     rows: MeasuredRows | None = None
     lm_eval: Mapping[str, float] = field(default_factory=dict)
     suite: Mapping[str, float] = field(default_factory=dict)
+    lm_eval_digest: str | None = None
 
     @classmethod
-    def of(cls, value: float, rows: MeasuredRows | None, metrics: Mapping[str, float]) -> OnTest:
+    def of(
+        cls,
+        value: float,
+        rows: MeasuredRows | None,
+        metrics: Mapping[str, float],
+        lm_eval_digest: str | None,
+    ) -> OnTest:
         """What the metrics of a confirmation's run say of it, and its rows."""
-        return cls(value, rows, scores_of(metrics), of_members(metrics, "test_"))
+        suite = of_members(metrics, "test_")
+        return cls(value, rows, scores_of(metrics), suite, lm_eval_digest)
+
+    def is_asked_otherwise(self, digest: str | None) -> bool:
+        """Whether it has scores of lm-eval, and by other settings than those of the digest."""
+        return bool(self.lm_eval) and self.lm_eval_digest != digest
+
+    def by_settings(self, digest: str | None) -> OnTest:
+        """The same without scores of lm-eval by other settings, which are no values of one mean."""
+        return replace(self, lm_eval={}) if self.is_asked_otherwise(digest) else self
 
 
 Found = tuple[Mapping[str, Any], Mapping[int, OnTest]]
 """Method, arm, number, choice and size of a choice, and what its confirmations measured by seed."""
 
 
-def compare(
-    tracking_uri: str, sweep: str, against: str = "lora"
-) -> tuple[list[Confirmation], float | None]:
-    """The confirmed choices of a sweep, best mean first; `sweep` is its name or its run id.
+@dataclass(frozen=True)
+class Comparison:
+    """What MLflow has of a sweep's confirmations: the choices `rows`, best mean first.
 
-    And what a model that answers every test row alike would reach; None where no launch said so.
+    `constant` is what a model that answers every test row alike would reach; None where no launch
+    said so. `lm_eval_of_base` are lm-eval's scores of the untouched base, where it was measured,
+    and `published` is what a paper prints for the sweep, None where it says nothing.
+    """
+
+    rows: list[Confirmation]
+    constant: float | None
+    lm_eval_of_base: Mapping[str, float]
+    published: PublishedSettings | None
+
+
+def compare(tracking_uri: str, sweep: str, against: str = "lora") -> Comparison:
+    """The confirmed choices of a sweep side by side; `sweep` is its name or its run id.
+
     `against` is the arm or method that the others are set beside. A choice has what a paper prints
     for it where the sweep says so. Of several sweeps of one name the newest is taken; one that
-    still runs is compared as far as it is, with a warning. Raises RanksweepError where there is no
-    such sweep or nothing of it was confirmed, TrackingError where MLflow cannot be read.
+    still runs is compared as far as it is, with a warning. lm-eval's scores are those by the
+    settings that the sweep was last launched with. Raises RanksweepError where there is no such
+    sweep or nothing of it was confirmed, TrackingError where MLflow cannot be read.
     """
     recorded = RecordedRuns(tracking_uri)
     newest = _newest(recorded, sweep)
@@ -79,40 +109,29 @@ def compare(
         )
     objective = Objective(newest.metric or "accuracy", newest.mode or "max")
     trials = [run for run in children if run.kind == "trial"]
-    choices = _choices(confirmed, trials, objective, recorded)
+    digest = newest.lm_eval_digest
+    choices = _choices(confirmed, trials, objective, recorded, digest)
     arms = {str(row[key]) for row, _ in choices for key in ("arm", "method")}
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
-    rows = beside_paper(summarize(choices, objective, against), _published(newest))
-    return rows, newest.metrics.get("constant_answer_test")
-
-
-def published(tracking_uri: str, sweep: str) -> PublishedSettings | None:
-    """What a paper prints for a sweep, as its newest run says; None where it says nothing.
-
-    Raises as `compare`.
-    """
-    return _published(_newest(RecordedRuns(tracking_uri), sweep))
+    published = _published(newest)
+    return Comparison(
+        rows=beside_paper(summarize(choices, objective, against), published),
+        constant=newest.metrics.get("constant_answer_test"),
+        lm_eval_of_base=base_scores(recorded, newest.experiment_id, newest.run_id, digest),
+        published=published,
+    )
 
 
 def _published(newest: RunFacts) -> PublishedSettings | None:
     if newest.published is None:
         return None
     try:
-        return PublishedSettings.model_validate(newest.published)
-    except ValidationError:
+        told = json.loads(newest.published)
+        return None if told is None else PublishedSettings.model_validate(told)
+    except ValueError:  # of JSON, or of the section
         _log.warning("%s: what a paper prints for it cannot be read from MLflow", newest.sweep)
         return None
-
-
-def lm_eval_of_base(tracking_uri: str, sweep: str) -> dict[str, float]:
-    """lm-eval's scores of the sweep's untouched base, where it was measured.
-
-    Raises as `compare` does.
-    """
-    recorded = RecordedRuns(tracking_uri)
-    newest = _newest(recorded, sweep)
-    return base_scores(recorded, newest.experiment_id, newest.run_id)
 
 
 def _newest(recorded: RecordedRuns, sweep: str) -> RunFacts:
@@ -132,6 +151,7 @@ def _choices(
     trials: Sequence[RunFacts],
     objective: Objective,
     recorded: RecordedRuns,
+    lm_eval_digest: str | None,
 ) -> list[Found]:
     """Every choice with what its seeds measured, best on dev first."""
     name = f"test_{objective.metric}"
@@ -156,16 +176,23 @@ def _choices(
             "choice": first.choice,
             "trainable_params": int(first.metrics["trainable_params"]),
         }
-        found.append(
-            (
-                row,
-                {
-                    seed: OnTest.of(run.metrics[name], rows.get(run.run_id), run.metrics)
-                    for seed, run in by_seed.items()
-                },
+        tested = {
+            seed: OnTest.of(
+                run.metrics[name], rows.get(run.run_id), run.metrics, run.lm_eval_digest
             )
-        )
-    return found
+            for seed, run in by_seed.items()
+        }
+        found.append((row, tested))
+    every = [each for _, tested in found for each in tested.values()]
+    if others := sum(each.is_asked_otherwise(lm_eval_digest) for each in every):
+        _log.warning(
+            "%d of %d confirmations have scores of lm-eval by other settings than the sweep was "
+            "last launched with; they are left out", others, len(every),
+        )  # fmt: skip
+    return [
+        (row, {seed: each.by_settings(lm_eval_digest) for seed, each in tested.items()})
+        for row, tested in found
+    ]
 
 
 def kept_rows(recorded: RecordedRuns, run_ids: Sequence[str]) -> dict[str, MeasuredRows]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from search.tracking.runs import RecordedRuns
-from trainables.training.lm_eval_settings import SCORE_PREFIX
+from trainables.training.lm_eval_settings import SCORE_PREFIX, LmEvalSettings
 
 
 def scores_of(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -22,10 +23,20 @@ def as_metrics(scores: Mapping[str, float]) -> dict[str, float]:
     return {f"{SCORE_PREFIX}{name}": value for name, value in scores.items()}
 
 
-def base_scores(recorded: RecordedRuns, experiment_id: str, sweep_run_id: str) -> dict[str, float]:
-    """The scores of the sweep's untouched base; none where it was not measured.
+def settings_tags(settings: LmEvalSettings) -> dict[str, Any]:
+    """The tags of a run that has scores: what was asked for, and what tells it from other."""
+    return {"lm_eval": settings.of_scores, "lm_eval_digest": settings.digest}
+
+
+def base_scores(
+    recorded: RecordedRuns, experiment_id: str, sweep_run_id: str, digest: str | None
+) -> dict[str, float]:
+    """The scores of the sweep's untouched base by settings of this digest; none where it has none.
 
     Raises TrackingError where MLflow cannot be read.
     """
-    runs = recorded.search({"kind": "base", "status": "complete"}, [experiment_id], sweep_run_id)
+    if digest is None:
+        return {}
+    tags = {"kind": "base", "status": "complete", "lm_eval_digest": digest}
+    runs = recorded.search(tags, [experiment_id], sweep_run_id)
     return scores_of(runs[0].metrics) if runs else {}

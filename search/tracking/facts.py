@@ -90,7 +90,6 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "number": int,
     "seed": int,
     "choice": json.loads,
-    "published": json.loads,
 }
 
 
@@ -129,8 +128,11 @@ class RunFacts:
     host: str | None = None
     folder: str | None = None
     """Of a sweep: where it was last launched."""
-    published: Mapping[str, Any] | None = None
-    """Of a sweep: what a paper prints for it, as its section `published` has it."""
+    published: str | None = None
+    """Of a sweep: what a paper prints for it, its section `published` as JSON."""
+    lm_eval_digest: str | None = None
+    """Of what lm-eval was asked for: a run's scores are of that, and a sweep's last launch asked
+    for it."""
 
     @classmethod
     def of(cls, run: Run) -> RunFacts:

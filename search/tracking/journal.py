@@ -247,16 +247,25 @@ class Journal:
 
     def confirmed_metrics(self) -> dict[tuple[int, int], dict[str, float]]:
         """(trial number, seed) -> metrics of every confirmation that has a value, told or not."""
-        found: dict[tuple[int, int], dict[str, float]] = {}
+        return self._confirmed("epoch", "metrics")
+
+    def confirmed_tags(self) -> dict[tuple[int, int], dict[str, Any]]:
+        """(trial number, seed) -> tags of every confirmation that has a value, told or not."""
+        return self._confirmed("start", "tags")
+
+    def _confirmed(self, kind: Kind, part: str) -> dict[tuple[int, int], dict[str, Any]]:
+        """A part of what the records of a kind say of the confirmations that have a value."""
+        found: dict[tuple[int, int], dict[str, Any]] = {}
         with self.driver as database:
             rows = database.execute(
                 "SELECT c.number, c.seed, r.body FROM confirmations c JOIN "
                 "(SELECT id, number, kind, body FROM told UNION ALL "
                 "SELECT id, number, kind, body FROM records) r ON r.number = c.run "
-                "WHERE c.value IS NOT NULL AND r.kind = 'epoch' ORDER BY c.run DESC, r.id"
+                "WHERE c.value IS NOT NULL AND r.kind = ? ORDER BY c.run DESC, r.id",
+                (kind,),
             )
             for number, seed, body in rows.fetchall():
-                found.setdefault((number, seed), {}).update(json.loads(body)["metrics"])
+                found.setdefault((number, seed), {}).update(json.loads(body)[part])
         return found
 
     def confirmation(self, run: int) -> tuple[int, int, float] | None:

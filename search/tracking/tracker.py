@@ -250,11 +250,12 @@ class Tracker:
     ) -> None:
         """Log what the untouched base was measured to be, as a run beside the confirmations.
 
-        A sweep has one such run, which is written again.
+        A sweep has one such run for what lm-eval was asked for, as the tag `lm_eval_digest` says;
+        it is written again.
         """
         sweep = self._sweep_tags(sweep_run_id)
         own = {**self._inherited(sweep), "sweep": sweep.get("sweep", "")}
-        token = f"base of {sweep_run_id}"
+        token = f"base of {sweep_run_id} {tags['lm_eval_digest']}"
         run_id = self._create_run("base", "base", own, sweep_run_id, token, in_doubt=True)
         self.end(run_id, "complete", metrics=metrics, tags=tags)
 

@@ -25,7 +25,7 @@ def task_settings(run: TrialRun, *, own_code: bool) -> TaskSettings:
     try:
         return TaskSettings.model_validate(section)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(
             f"{run.run_id}: the task of its sweep cannot be read ({reason}); take trials of this "
             "version of ranksweep"

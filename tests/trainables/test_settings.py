@@ -118,7 +118,6 @@ def test_what_does_not_go_together_is_refused_by_name(changes: dict[str, Any], s
         ({"template": "{a}"}, "text\n  Value error, does not go with template"),
         ({"template": "{a", "text": []}, "has a '{' that no other closes"),
         ({"data": {"dev": "b.csv"}}, "neither train nor hub"),
-        ({"data": {"train": "a.xlsx"}}, "train is 'a.xlsx', not a data file"),
         ({"data": FILES | {"name": "rte"}}, "name goes with hub only"),
     ],
 )

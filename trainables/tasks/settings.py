@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -19,7 +18,6 @@ from trainables.tasks.kinds.registry import KINDS, check_metric, kind_of, metric
 from trainables.tasks.language.extraction import Extract
 from trainables.tasks.language.generation_settings import GenerationSettings
 from trainables.tasks.language.options import LabelForm, OptionsFrom
-from trainables.tasks.saved_datasets import is_saved_dataset
 
 FILE_SUFFIXES = (".parquet", ".csv", ".tsv", ".tab", ".json", ".jsonl")
 
@@ -33,8 +31,9 @@ class DataSettings(Settings):
     """Where the rows are: local or packaged files, or a data set of the Hugging Face hub.
 
     A file is a path, or `package:import_name/sub/file`, and ends in `.parquet`, `.csv`, `.tsv`,
-    `.tab`, `.json` or `.jsonl`. With `hub`, `train`, `dev` and `test` are names of splits; where
-    neither dev nor test is named, the split `validation` is divided by `task.split`.
+    `.tab`, `.json` or `.jsonl`, or is a folder that `save_to_disk` wrote. With `hub`, `train`,
+    `dev` and `test` are names of splits; where neither dev nor test is named, the split
+    `validation` is divided by `task.split`.
     """
 
     train: str | None = None
@@ -61,19 +60,6 @@ class DataSettings(Settings):
             raise ValueError(
                 "has neither train nor hub; give {train: FILE, dev: FILE} or {hub: NAME}"
             )
-        return self.with_readable_files()
-
-    def with_readable_files(self) -> Self:
-        """The same; raises ValueError where a file is none that can be read."""
-        for key in ("train", "dev", "test"):
-            file = getattr(self, key)
-            if file is None or is_saved_dataset(file):
-                continue
-            if PurePosixPath(file).suffix.lower() not in FILE_SUFFIXES:
-                raise ValueError(
-                    f"{key} is {file!r}, not a data file; use one that ends in "
-                    f"{', '.join(FILE_SUFFIXES)}, or a folder that save_to_disk wrote"
-                )
         return self
 
 
@@ -137,8 +123,8 @@ class TaskSettings(Settings):
     `{from, value}`), in place of columns; `{format: alpaca, instruction: COLUMN}` where a column
     has another name."""
     chat_template: Annotated[str | None, Field(validate_default=True)] = None
-    """Jinja template that renders messages, or a file of it (`.jinja`, `.j2`); default: that of the
-    base's tokenizer"""
+    """Jinja template that renders messages, or a file of it (`.jinja`, `.jinja2`, `.j2`), which is
+    read when the sweep is; default: that of the base's tokenizer."""
     delimiter: Annotated[str | None, Field(validate_default=True)] = None
     """What stands between prompt and answer. Default: nothing after a column `prompt` that has a
     `completion`, as in TRL; else a space, unless the prompt ends or the answer begins with white

@@ -43,7 +43,7 @@ class MemberData(DataSettings):
             raise ValueError("has train, but a member is measured alone; drop it")
         if self.hub is None and self.dev is None and self.test is None:
             raise ValueError("has neither dev nor test; give {test: FILE}, or name a set in hub")
-        return self if self.hub is not None else self.with_readable_files()
+        return self
 
 
 def member_settings(task: TaskSettings) -> tuple[TaskSettings, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
 from spaces.errors import JobError
 from trainables.settings import Names, Settings
@@ -52,3 +54,25 @@ class LmEvalSettings(Settings):
     allow_code: bool = False
     """Whether code may run that does not come with lm-eval: the `!function` of task files of your
     own, and metrics that lm-eval downloads as scripts."""
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _rows_or_share(cls, limit: object) -> object:
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            return limit
+        if not (limit >= 1 if isinstance(limit, int) else 0.0 < limit < 1.0):
+            raise ValueError(
+                f"is {limit}; give a number of rows, from 1 on, a share of them between 0 and 1, "
+                "or null for all"
+            )
+        return limit
+
+    @property
+    def of_scores(self) -> dict[str, Any]:
+        """The settings that make the scores what they are, as JSON has them."""
+        return self.model_dump(mode="json", exclude={"allow_code", "batch_size"})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `of_scores`: scores of one digest can be compared, and their mean taken."""
+        return hashlib.sha256(json.dumps(self.of_scores, sort_keys=True).encode()).hexdigest()

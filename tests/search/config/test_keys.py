@@ -229,3 +229,34 @@ def digest(text: str) -> str:
     import hashlib
 
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"kind": "causal", "map": {"format": [5]}}, "task.map.format: should be text, not [5]"),
+        (
+            {"kind": "multiple_choice", "prompt": "q", "options": {"colums": ["a"]}},
+            "task.options.colums: unknown key; did you mean 'columns'?",
+        ),
+        (
+            {"kind": "multiple_choice", "prompt": "q", "options": {}},
+            "task.options.columns: is required; add it",
+        ),
+        (
+            {"kind": "multiple_choice", "prompt": "q", "options": ["a", 5]},
+            "task.options[1]: should be text, not 5",
+        ),
+        (
+            {"kind": "generation", "prompt": "q", "completion": "c", "extract": {"patern": "a"}},
+            "task.extract.patern: unknown key; did you mean 'pattern'?",
+        ),
+    ],
+)
+def test_of_a_key_that_has_several_forms_the_one_that_was_meant_is_told(
+    keys: dict[str, Any], line: str
+) -> None:
+    task = {"name": "a", "data": {"train": "train.csv", "dev": "dev.csv"}, **keys}
+    with pytest.raises(UsageError) as caught:
+        parse_sweep({"base": "path:model", "task": task})
+    assert str(caught.value).startswith(line)

@@ -65,6 +65,16 @@ def test_what_the_section_cannot_mean_is_refused(settings: dict[str, Any], key: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("limit", [0, 0.0, -3, 1.0, 1.5])
+def test_a_limit_that_is_neither_is_told_what_to_write(limit: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_sweep(asked(limit=limit))
+    assert str(caught.value) == (
+        f"confirm.lm_eval.limit: is {limit}; give a number of rows, from 1 on, a share of them "
+        "between 0 and 1, or null for all"
+    )
+
+
 @pytest.mark.parametrize("limit", [None, 20, 0.25])
 def test_a_limit_is_a_number_of_rows_or_a_share(limit: float | None) -> None:
     config = parse_sweep(asked(limit=limit))

@@ -40,6 +40,14 @@ def test_no_figure_stands_for_another_metric_or_another_arm() -> None:
     assert published.figure("accuracy", "taso rounds=1") is None
 
 
+def test_a_figure_of_a_member_stands_in_the_columns() -> None:
+    published = sweep(columns={"boolq": {"lora": 80.5}}).published
+    assert published is not None
+    assert published.of_member("boolq/accuracy", "lora") == pytest.approx(0.805)
+    for name, arm in (("boolq/f1", "lora"), ("piqa/accuracy", "lora"), ("boolq/accuracy", "taso")):
+        assert published.of_member(name, arm) is None
+
+
 def test_a_sweep_without_it_is_as_it_was() -> None:
     config = SweepConfig.model_validate({**sweep().resolved(), "published": None})
     assert config.published is None
@@ -57,7 +65,7 @@ def test_it_is_read_back_from_its_tag() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"figures": {}}, "published.figures"),
+        ({"figures": {}}, "published.figures: is empty; give at least 1"),
         ({"figures": {" ": 1.0}}, "published.figures: has a figure without a name"),
         ({"figures": {"lora": "92.7"}}, "published.figures.lora"),
         ({"figures": {"lora": float("nan")}}, "published.figures.lora"),

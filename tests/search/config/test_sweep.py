@@ -220,6 +220,31 @@ def test_files_that_are_not_here_are_looked_for_beside_the_sweep(
     assert config.base == f"path:{elsewhere / 'model'}"
 
 
+def test_of_a_file_of_a_chat_template_the_sweep_has_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    chat, other = "{{ messages }}", "{% generation %}{{ messages }}{% endgeneration %}"
+    (tmp_path / "chat.J2").write_text(chat)
+    (tmp_path / "here" / "other.jinja").write_text(other)
+    data = {"train": "t.jsonl"}
+    member = {"name": "one", "messages": "n", "data": {"dev": "o.jsonl"}}
+    file = sweep_file(tmp_path, confirm=None, task={
+        "name": "talk", "kind": "causal", "data": data, "messages": "m", "chat_template": "chat.J2",
+        "suite": [{**member, "chat_template": "other.jinja"}],
+    })  # fmt: skip
+    task = load_sweep(file).task
+    assert task.chat_template == chat
+    assert task.suite[0]["chat_template"] == other
+    (tmp_path / "here" / "other.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"^task\.suite\[0\]\.chat_template: other\.jinja cannot"):
+        load_sweep(file)
+    (tmp_path / "chat.J2").unlink()
+    with pytest.raises(ConfigError, match=r"^task\.chat_template: chat\.J2 cannot be read"):
+        load_sweep(file)
+
+
 def test_the_path_of_a_base_is_absolute_for_workers_run_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

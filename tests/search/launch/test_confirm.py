@@ -115,7 +115,7 @@ def faultless(database: str, tmp_path: Path) -> dict[str, Any]:
     watched = Watched(tmp_path / "faultless", tracker, sweep)
     rows = confirm(watched, Workers(), tracker, sweep)
     assert watched.close() == 0
-    assert compare(database, "faultless")[0] == rows
+    assert compare(database, "faultless").rows == rows
     return without_names(held(database, tracker, sweep, tmp_path))
 
 
@@ -160,7 +160,7 @@ def test_a_server_that_is_away_all_the_while_costs_no_value(
     assert nobody.trained == [], "the journal has them"
     assert resumed.close() == 0
     assert without_names(held(database, tracker, sweep, tmp_path)) == faultless
-    assert compare(database, "away")[0] == rows
+    assert compare(database, "away").rows == rows
 
 
 def test_a_server_that_goes_away_in_the_middle_is_told_all_when_it_answers(
@@ -316,4 +316,4 @@ def test_a_real_server_that_is_killed_in_the_middle_is_told_all(
     server.start()
     assert watched.close() == 0
     assert without_names(held(server.uri, tracker, sweep, tmp_path)) == faultless
-    assert compare(server.uri, "movie")[0] == rows
+    assert compare(server.uri, "movie").rows == rows

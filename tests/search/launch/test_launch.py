@@ -292,7 +292,7 @@ def test_compare_reads_back_what_the_launch_confirmed(
     launched: tuple[SweepConfig, LaunchResult], folder: Path
 ) -> None:
     _, result = launched
-    told, _ = compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
+    told = compare(f"sqlite:///{folder / 'mlflow.db'}", "tiny").rows
     assert result.confirmation is not None
     assert sorted(told, key=str) == sorted(result.confirmation, key=str)
     assert {row.method: row.paper for row in told} == {**dict.fromkeys(METHODS), "taso": 0.555}

@@ -14,7 +14,7 @@ from search.cli.view import View
 from search.config.reading import load_sweep
 from search.launch.dry_run import dry_run
 from search.launch.launch import launch
-from search.queries.comparison import compare, lm_eval_of_base
+from search.queries.comparison import compare
 from search.tracking.runs import RecordedRuns
 from search.trained.export import export
 from tests.trainables.lm_eval_examples import CHOICE, WORDS, of_lm_eval, save_decoder, write_tasks
@@ -82,8 +82,9 @@ def test_every_confirmed_seed_and_the_base_have_the_scores_of_lm_eval_itself(
     task, uri = [str(tmp_path / "tiny_choice.yaml")], config.tracking.uri
     base = of_lm_eval(tmp_path / "base", task, num_fewshot=1)
     assert dict(result.lm_eval_of_base) == pytest.approx(base, rel=1e-4)
-    assert lm_eval_of_base(uri, "tiny") == pytest.approx(base, rel=1e-4)
-    rows, _ = compare(uri, "tiny")
+    compared = compare(uri, "tiny")
+    rows = compared.rows
+    assert dict(compared.lm_eval_of_base) == pytest.approx(base, rel=1e-4)
     assert rows == result.confirmation
 
     recorded = RecordedRuns(uri)

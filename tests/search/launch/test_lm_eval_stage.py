@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from search.cli.output import plain_text
 from search.launch import confirm as confirm_stage
 from search.launch.lm_eval import scores_of_base
 from search.paths import SweepPaths
-from search.queries.comparison import Confirmation, compare, lm_eval_of_base
+from search.queries.comparison import Confirmation, compare
+from search.queries.lm_eval_scores import base_scores
+from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from spaces.errors import JobError
 from tests.search.launch.test_confirm import Workers, confirm, switched
@@ -23,18 +26,20 @@ from trainables.training.lm_eval_settings import LmEvalSettings
 from trainables.training.lm_eval_tasks import LmEvalTasks
 
 ASKED = LmEvalTasks(LmEvalSettings(tasks=("piqa",)), "/elsewhere")
+OTHERWISE = LmEvalTasks(LmEvalSettings(tasks=("piqa",), num_fewshot=2), "/elsewhere")
+SCORED = TAGS | {"lm_eval_digest": ASKED.settings.digest}
 
 
 class Scoring(Workers):
     """Workers that also score what they are asked to, unless lm-eval fails on a seed."""
 
-    def __init__(self, fails_on: int | None = None) -> None:
+    def __init__(self, fails_on: int | None = None, asked: LmEvalTasks = ASKED) -> None:
         super().__init__()
-        self._fails_on = fails_on
+        self._fails_on, self._asked = fails_on, asked
 
     def run(self, job: TrialJob, **more: Any) -> TrialResult:
         found = super().run(job, **more)
-        assert job.lm_eval == ASKED
+        assert job.lm_eval == self._asked
         told: dict[str, Any] = {"lm_eval": {"piqa/acc": job.seed / 4, "piqa/acc_stderr": 0.01}}
         if job.seed == self._fails_on:
             told = {"lm_eval_error": "lm-eval: no memory"}
@@ -51,7 +56,7 @@ def begun(
 ) -> tuple[Tracker, str, list[Confirmation], list[str]]:
     """A sweep whose confirmations are done: where it is logged, what they are, what was said."""
     tracker = Tracker(database, "scored")
-    sweep = tracker.start_sweep("scored", {}, TAGS)
+    sweep = tracker.start_sweep("scored", {}, SCORED)
     watched = Watched(folder, tracker, sweep)
     rows = confirm(watched, workers, tracker, sweep)
     assert watched.close() == 0
@@ -65,7 +70,7 @@ def test_every_seed_has_its_scores_in_mlflow_and_in_the_comparison(
     logged = {run.seed: run.metrics["lm_eval/piqa/acc"] for run in tracker.children(sweep)}
     assert logged == {1: 0.25, 2: 0.5}
     assert rows[0].lm_eval == {"piqa/acc": (0.25, 0.5), "piqa/acc_stderr": (0.01, 0.01)}
-    assert compare(database, "scored")[0] == rows
+    assert compare(database, "scored").rows == rows
 
 
 def test_scores_that_the_journal_or_mlflow_has_are_shown_again(
@@ -78,6 +83,52 @@ def test_scores_that_the_journal_or_mlflow_has_are_shown_again(
         assert confirm(resumed, nobody, tracker, sweep) == rows
         assert nobody.trained == []
         assert resumed.close() == 0
+
+
+@pytest.mark.parametrize("known_to", ["journal", "MLflow"])
+def test_scores_by_other_settings_are_left_out_and_counted(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_to: str
+) -> None:
+    tracker, sweep, rows, _ = begun(database, tmp_path, Scoring(fails_on=2))
+    tracker.log(sweep, tags={"lm_eval_digest": OTHERWISE.settings.digest})
+    monkeypatch.setattr(confirm_stage, "lm_eval_tasks", lambda config: OTHERWISE)
+    folder = tmp_path if known_to == "journal" else tmp_path / "elsewhere"
+    folder.mkdir(exist_ok=True)
+    resumed = Watched(folder, tracker, sweep)
+    again = confirm(resumed, Scoring(asked=OTHERWISE), tracker, sweep)
+    assert resumed.close() == 0
+    assert again == [replace(row, lm_eval={}) for row in rows]
+    assert resumed.silent.said[0].startswith(
+        "4 confirmations of before have no scores of lm-eval (2 have some by other settings, "
+    )
+
+
+def test_the_mean_is_over_scores_by_the_settings_of_the_last_launch_alone(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(database, "scored")
+    sweep = tracker.start_sweep("scored", {}, SCORED)
+    monkeypatch.setattr(confirm_stage, "lm_eval_tasks", lambda config: OTHERWISE)
+    watched = Watched(tmp_path, tracker, sweep)
+
+    class OneSeed(Scoring):
+        def run(self, job: TrialJob, **more: Any) -> TrialResult:
+            if job.seed == 2:
+                raise JobError("out of memory")
+            return super().run(job, **more)
+
+    confirm(watched, OneSeed(asked=OTHERWISE), tracker, sweep)
+    monkeypatch.setattr(confirm_stage, "lm_eval_tasks", lambda config: ASKED)
+    rows = confirm(watched, Scoring(), tracker, sweep)
+    assert watched.close() == 0
+    assert [row.lm_eval["piqa/acc"] for row in rows] == [(0.5,)] * 2
+    assert compare(database, "scored").rows == rows
+    assert "2 of 4 confirmations have scores of lm-eval by other settings" in caplog.text
+
+
+def test_what_a_score_does_not_depend_on_tells_no_settings_apart() -> None:
+    one = LmEvalSettings(tasks=("piqa",), batch_size=1, allow_code=True)
+    assert one.digest == ASKED.settings.digest != OTHERWISE.settings.digest
 
 
 def test_where_lm_eval_fails_the_confirmation_s_own_numbers_stay(
@@ -121,11 +172,16 @@ def of_base(
     return dict(scores), view.said
 
 
+def scores_in_mlflow(tracker: Tracker, sweep: str, asked: LmEvalTasks) -> dict[str, float]:
+    recorded = RecordedRuns(tracker.uri)
+    return base_scores(recorded, tracker.experiment_id, sweep, asked.settings.digest)
+
+
 def test_the_untouched_base_is_measured_once_a_sweep_and_is_one_run(
     database: str, tmp_path: Path
 ) -> None:
     tracker = Tracker(database, "scored")
-    sweep = tracker.start_sweep("scored", {}, TAGS)
+    sweep = tracker.start_sweep("scored", {}, SCORED)
     workers = Measuring(lambda: {"piqa/acc": 0.5, "piqa/acc_stderr": 0.1})
     for _ in range(2):
         scores, _ = of_base(workers, tracker, sweep, tmp_path)
@@ -134,18 +190,27 @@ def test_the_untouched_base_is_measured_once_a_sweep_and_is_one_run(
     (run,) = tracker.children(sweep)
     assert (run.kind, run.status) == ("base", "complete")
     assert run.metrics == {"lm_eval/piqa/acc": 0.5, "lm_eval/piqa/acc_stderr": 0.1}
-    assert lm_eval_of_base(database, "scored") == scores
-    other = LmEvalTasks(LmEvalSettings(tasks=("piqa",), num_fewshot=2), "/elsewhere")
-    of_base(workers, tracker, sweep, tmp_path, other)
-    assert workers.asked == 2, "other settings, other scores"
-    assert len(tracker.children(sweep)) == 1
+    assert scores_in_mlflow(tracker, sweep, ASKED) == scores
+
+
+def test_scores_of_the_base_by_other_settings_are_another_run(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "scored")
+    sweep = tracker.start_sweep("scored", {}, SCORED)
+    first = Measuring(lambda: {"piqa/acc": 0.5, "piqa/acc_norm": 0.75})
+    of_base(first, tracker, sweep, tmp_path)
+    of_base(Measuring(lambda: {"piqa/acc": 0.25}), tracker, sweep, tmp_path, OTHERWISE)
+    assert len(tracker.children(sweep)) == 2
+    assert scores_in_mlflow(tracker, sweep, ASKED) == {"piqa/acc": 0.5, "piqa/acc_norm": 0.75}
+    assert scores_in_mlflow(tracker, sweep, OTHERWISE) == {"piqa/acc": 0.25}
 
 
 def test_scores_of_the_base_that_mlflow_did_not_take_are_logged_by_the_next_launch(
     database: str, tmp_path: Path
 ) -> None:
     tracker = Tracker(database, "scored")
-    sweep = tracker.start_sweep("scored", {}, TAGS)
+    sweep = tracker.start_sweep("scored", {}, SCORED)
     gone, _ = switched(database, "scored", is_away=True)
     gone.patience = 0.0
     workers = Measuring(lambda: {"piqa/acc": 0.5})
@@ -154,14 +219,14 @@ def test_scores_of_the_base_that_mlflow_did_not_take_are_logged_by_the_next_laun
     assert "are not logged" in said[-1]
     of_base(workers, tracker, sweep, tmp_path)
     assert workers.asked == 1
-    assert lm_eval_of_base(database, "scored") == {"piqa/acc": 0.5}
+    assert scores_in_mlflow(tracker, sweep, ASKED) == {"piqa/acc": 0.5}
 
 
 def test_a_base_that_cannot_be_measured_is_said_and_tried_again(
     database: str, tmp_path: Path
 ) -> None:
     tracker = Tracker(database, "scored")
-    sweep = tracker.start_sweep("scored", {}, TAGS)
+    sweep = tracker.start_sweep("scored", {}, SCORED)
 
     def fail() -> dict[str, float]:
         raise JobError("lm-eval: no memory")

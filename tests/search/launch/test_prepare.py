@@ -11,10 +11,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from search.config.reading import parse_sweep
-from search.config.sweep import SweepConfig
+from search.config.sweep import ConfirmSettings, SweepConfig
+from search.launch.dry_run import dry_run
 from search.launch.prepare import prepare, profile_key_of
-from spaces.errors import BaseModelError
+from spaces.errors import BaseModelError, ConfigError
 from tests.trainables.tasks.test_texts import TEXTS, a_base
+from trainables.training.lm_eval_settings import LmEvalSettings
 
 
 @pytest.fixture
@@ -62,6 +64,17 @@ def test_an_own_head_is_a_part_of_the_profiles_key_and_a_fresh_one_is_not(
     bare = prepare(config)
     assert bare.head.order is None
     assert bare.key == profile_key_of(config, bare.base_fingerprint, rows, targets)
+
+
+def test_a_profile_needs_no_lm_eval(headed: str, tmp_path: Path) -> None:
+    asked = ConfirmSettings(lm_eval=LmEvalSettings(tasks=("nowhere.yaml",)))
+    config = sweep(tmp_path, headed)
+    test = config.task.data.model_copy(update={"test": config.task.data.dev})
+    task = config.task.model_copy(update={"data": test})
+    asking = config.model_copy(update={"task": task, "confirm": asked})
+    assert prepare(asking).key == prepare(config).key
+    with pytest.raises(ConfigError, match=r"^confirm\.lm_eval"):
+        dry_run(asking)
 
 
 def test_weights_that_are_no_numbers_are_found(headed: str, tmp_path: Path) -> None:

@@ -163,6 +163,21 @@ def test_the_base_and_the_rows_may_have_moved_where_their_content_is_known(tmp_p
         check_name(films(SWEEP | moved), paths, resume=True)
 
 
+def test_the_rows_of_a_suite_may_have_moved_and_its_members_may_not_change(tmp_path: Path) -> None:
+    def of(folder: str, **changes: Any) -> dict[str, Any]:
+        member = {"name": "boolq", "data": {"test": f"{folder}/boolq.csv"}, **changes}
+        return SWEEP | {"task": {"max_length": 8, "suite": [member]}}
+
+    paths = launched(tmp_path)
+    paths.sweep_file.write_text(yaml.safe_dump(of("/a")))
+    with pytest.raises(ConfigError, match=r"^task\.suite: differs"):
+        check_name(films(of("/b")), paths, resume=True)
+    Begun.by(inputs()).write(paths)
+    check_name(films(of("/b")), paths, resume=True)
+    with pytest.raises(ConfigError, match=r"^task\.suite: differs"):
+        check_name(films(of("/a", label="answer")), paths, resume=True)
+
+
 def test_a_key_that_an_older_version_did_not_know_is_as_it_was_where_it_has_its_default(
     tmp_path: Path,
 ) -> None:

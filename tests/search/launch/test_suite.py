@@ -15,8 +15,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from search.cli.output import plain_text
 from search.cli.results import suite_table
 from search.cli.view import View
+from search.config.published import PublishedSettings
 from search.config.reading import load_sweep, parse_sweep
 from search.config.sweep import SweepConfig
 from search.launch.dry_run import dry_run
@@ -172,7 +174,8 @@ def test_a_launch_logs_every_member_and_their_mean(
     (first,) = best(config.tracking.uri, config.task.name)
     assert set(first.suite) == set(MEMBERS)
     assert first.value == pytest.approx(fmean(first.suite.values()))
-    compared, constant = compare(config.tracking.uri, config.name)
+    comparison = compare(config.tracking.uri, config.name)
+    compared, constant = comparison.rows, comparison.constant
     assert constant is not None
     assert result.confirmation is not None
     assert [row.suite for row in compared] == [
@@ -182,7 +185,13 @@ def test_a_launch_logs_every_member_and_their_mean(
         assert row.mean == pytest.approx(fmean(row.suite.values()))
     other = next(row for row in compared if row.arm != "lora")
     assert (other.paired_seeds, other.test_rows) == (2, 70)
-    assert suite_table(compared) is not None
+    (name, value), *_ = other.suite.items()
+    member, _, metric = name.partition("/")
+    columns = {member: {other.arm: 12.5}}
+    printed = PublishedSettings(source="a paper", metric=metric, figures={"a": 1}, columns=columns)
+    table = suite_table(compared, printed)
+    assert table is not None
+    assert f"{value:.4f} (paper 0.1250)" in plain_text([table])
 
     export(config.tracking.uri, first.run_id, "peft", tmp_path / "out")
     about = (tmp_path / "out" / "README.md").read_text()

@@ -47,8 +47,26 @@ def test_a_list_takes_a_paper_a_task_and_a_base(capsys: pytest.CaptureFixture[st
     ]
     rows = document(capsys, "list", "--base", "LLaMA3.1")
     assert {row["task"] for row in rows} == {"magpie-pro", "open-platypus"}
-    assert run("list", "--task", "mnist") == 1
+    assert run("list", "--task", "gsm8k", "--base", "roberta") == 1
     assert "no preset is of that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "remedy"),
+    [
+        ("--paper", "tasso", "did you mean 'taso'?"),
+        ("--paper", "bert", "use one of pilora, taso, sensitivity"),
+        ("--task", "gsm8", "did you mean 'gsm8k'?"),
+        ("--task", "xyz", "`ranksweep presets list` shows them"),
+        ("--base", "roberta-lrge", "did you mean 'roberta-large'?"),
+    ],
+)
+def test_what_no_preset_is_of_is_refused(
+    capsys: pytest.CaptureFixture[str], option: str, given: str, remedy: str
+) -> None:
+    assert run("list", option, given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {option}: no preset is of {given!r}; {remedy}"
 
 
 def test_a_preset_is_shown_as_the_file_that_is_written(
@@ -81,4 +99,7 @@ def test_an_unknown_name_is_refused_in_one_line(capsys: pytest.CaptureFixture[st
     assert run("show", "pilora-table9") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: NAME: there is no preset 'pilora-table9'")
+    assert run("show", "nope") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("no preset 'nope'; `ranksweep presets list` shows them")
     assert preset(NAME).name == NAME

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from search.config.reading import parse_sweep
 from search.config.yaml_file import parse_yaml
@@ -19,7 +18,6 @@ from search.presets.preset import Preset, preset, presets
 from search.presets.tables import Cell, OfBase, PaperTable, data_sets, papers
 from search.presets.text import sweep_file
 from spaces.errors import UsageError
-from trainables.tasks.settings import TaskSettings
 
 BY_NAME = pytest.mark.parametrize("found", presets(), ids=lambda each: each.name)
 NOT_OURS = {"PAdapter"}
@@ -33,22 +31,6 @@ WRONG_IN_PRINT = {
     ("taso", 2, "deberta-v3-base", "bottleneck"),
 }
 """Rows whose printed average is not that of their printed figures."""
-
-
-def is_kind(kind: str) -> bool:
-    """Whether this ranksweep has a kind of task."""
-    try:
-        TaskSettings.model_validate({"name": "a", "kind": kind, "data": {"hub": "a"}})
-    except ValidationError as refused:
-        return all(error["loc"] != ("kind",) for error in refused.errors())
-    except UsageError:  # of what the kind needs beside
-        return True
-    return True
-
-
-def is_taken(found: Preset) -> bool:
-    """Whether this ranksweep has the kind of the preset's task, and suites where it has one."""
-    return is_kind(found.kind) and set(found.data_set.task) <= set(TaskSettings.model_fields)
 
 
 def rows() -> Iterator[tuple[str, PaperTable, str, OfBase, str, tuple[Cell, ...]]]:
@@ -199,11 +181,7 @@ def test_what_the_paper_gives_and_what_was_chosen_stands_above_the_section(found
 
 @BY_NAME
 def test_the_sweep_is_one_that_a_launch_takes(found: Preset) -> None:
-    raw = parse_yaml(sweep_file(found), "a preset")
-    if not is_taken(found):  # the rest of it is looked at all the same
-        files = {"train": "a.csv", "dev": "a.csv", "test": "a.csv"}
-        raw |= {"task": {"name": "a", "data": files, "text": "a"}}
-    config = parse_sweep(raw)
+    config = parse_sweep(parse_yaml(sweep_file(found), "a preset"))
     assert config.confirm is not None
     arms = {arm.name for arm in config.search_space.arms(config.search.arms)}
     assert set(found.figures) - arms <= NOT_OURS
@@ -214,13 +192,13 @@ def test_the_sweep_is_one_that_a_launch_takes(found: Preset) -> None:
     assert config.published.figures == found.figures
 
 
-def test_only_kinds_that_are_still_to_come_are_not_taken() -> None:
-    lacking = {each.kind for each in presets() if not is_taken(each)}
-    to_come = {
-        kind for kind in ("regression", "multiple_choice", "generation") if not is_kind(kind)
-    }
-    of_suites = {each.kind for each in presets() if "suite" in each.data_set.task}
-    assert lacking <= to_come | (set() if "suite" in TaskSettings.model_fields else of_suites)
+def test_what_is_printed_of_a_suite_s_members_stands_under_their_names() -> None:
+    checked = 0
+    for each in presets():
+        if members := {str(member["name"]) for member in each.data_set.task.get("suite", ())}:
+            assert set(each.columns) == members
+            checked += 1
+    assert checked == 2 + 1
 
 
 def test_the_papers_own_values_are_in_the_sweeps() -> None:

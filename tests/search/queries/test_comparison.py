@@ -11,7 +11,7 @@ from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
 from search.cli.main import main
-from search.queries.comparison import compare, published, verdict
+from search.queries.comparison import compare, verdict
 from spaces.errors import RanksweepError, UsageError
 
 
@@ -77,7 +77,8 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
     made.choice(rte, 0, "lora", 0.80, [0.70, 0.72, 0.74])
     made.choice(rte, 1, "pilora partition.rule=hits", 0.85, [0.80, 0.81, 0.82])
     made.choice(rte, 2, "taso", 0.7, [0.6, 0.62, 0.61])
-    for name, said in (("gone", "null"), ("odd", json.dumps({"source": 3}))):
+    others = {"gone": "null", "odd": json.dumps({"source": 3}), "torn": '{"sour...'}
+    for name, said in others.items():
         made.choice(made.run({**tags, "sweep": name, "published": said}), 0, "lora", 0.8, [0.7])
     return made
 
@@ -85,7 +86,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
 def test_a_sweep_that_still_runs_is_compared_and_said(
     sweeps: Sweeps, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (row,), _ = compare(sweeps.uri, "running")
+    (row,) = compare(sweeps.uri, "running").rows
     assert row.mean == pytest.approx(0.75)
     assert "running runs, or its launch is gone" in caplog.text
     caplog.clear()
@@ -94,7 +95,7 @@ def test_a_sweep_that_still_runs_is_compared_and_said(
 
 
 def test_the_newest_sweep_of_a_name_is_set_beside_its_best_lora(sweeps: Sweeps) -> None:
-    rows, _ = compare(sweeps.uri, "movie")
+    rows = compare(sweeps.uri, "movie").rows
     assert [(row.arm, row.number) for row in rows] == [
         ("lora", 1),
         ("pilora partition.rule=hits", 2),
@@ -123,7 +124,7 @@ def test_the_newest_sweep_of_a_name_is_set_beside_its_best_lora(sweeps: Sweeps) 
 
 def test_another_arm_can_be_what_the_others_are_set_beside(sweeps: Sweeps) -> None:
     against = "pilora partition.rule=random"
-    rows = {(row.arm, row.number): row for row in compare(sweeps.uri, "movie", against)[0]}
+    rows = {(row.arm, row.number): row for row in compare(sweeps.uri, "movie", against).rows}
     assert rows[against, 3].difference is None
     low, high = rows["pilora partition.rule=hits", 2].difference or (0, 0)
     assert (low + high) / 2 == pytest.approx(0.81 - 0.72333, abs=1e-4)
@@ -133,14 +134,14 @@ def test_what_a_constant_answer_reaches_on_test_is_the_sweep_s_own(tmp_path: Pat
     made = Sweeps(tmp_path)
     sweep = made.sweep("movie")
     made.choice(sweep, 0, "lora", 0.8, [0.7])
-    assert compare(made.uri, "movie")[1] is None
+    assert compare(made.uri, "movie").constant is None
     made.client.log_metric(sweep, "constant_answer_test", 0.625)
     made.client.log_metric(sweep, "constant_answer_dev", 0.5)
-    assert compare(made.uri, "movie")[1] == 0.625
+    assert compare(made.uri, "movie").constant == 0.625
 
 
 def test_the_verdict_says_who_differs_among_how_many(sweeps: Sweeps) -> None:
-    rows, _ = compare(sweeps.uri, "movie")
+    rows = compare(sweeps.uri, "movie").rows
     assert verdict(rows) == (
         "better than tuned LoRA beyond the noise: lora, pilora partition.rule=hits "
         "(3 compared, at 5% over all of them)"
@@ -160,7 +161,7 @@ def test_the_verdict_says_who_differs_among_how_many(sweeps: Sweeps) -> None:
 
 
 def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
-    names = "gone, movie, odd, rte, running, unconfirmed"
+    names = "gone, movie, odd, rte, running, torn, unconfirmed"
     with pytest.raises(RanksweepError, match=rf"nowhere: no sweep .* it has {names}"):
         compare(sweeps.uri, "nowhere")
     with pytest.raises(RanksweepError, match="nothing of it is confirmed on test yet"):
@@ -173,12 +174,12 @@ def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
 
 
 def test_what_a_paper_prints_stands_beside_what_was_measured(sweeps: Sweeps) -> None:
-    rows, _ = compare(sweeps.uri, "rte")
+    rows = compare(sweeps.uri, "rte").rows
     papers = {row.arm: row.paper for row in rows}
     assert papers["lora"] == pytest.approx(0.715)
     assert papers["pilora partition.rule=hits"] == pytest.approx(0.809)
     assert papers["taso"] is None
-    told = published(sweeps.uri, "rte")
+    told = compare(sweeps.uri, "rte").published
     assert told is not None
     assert told.model_dump() == PUBLISHED
 
@@ -186,12 +187,13 @@ def test_what_a_paper_prints_stands_beside_what_was_measured(sweeps: Sweeps) -> 
 def test_a_sweep_that_says_nothing_of_a_paper_has_none(
     sweeps: Sweeps, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert published(sweeps.uri, "gone") is None
-    assert published(sweeps.uri, "movie") is None
+    assert compare(sweeps.uri, "gone").published is None
+    assert compare(sweeps.uri, "movie").published is None
     assert caplog.text == ""
-    (row,), _ = compare(sweeps.uri, "odd")
-    assert row.paper is None
-    assert "odd: what a paper prints for it cannot be read from MLflow" in caplog.text
+    for name in ("odd", "torn"):
+        (row,) = compare(sweeps.uri, name).rows
+        assert row.paper is None
+        assert f"{name}: what a paper prints for it cannot be read from MLflow" in caplog.text
 
 
 def test_the_command_prints_paper_beside_here(

@@ -13,6 +13,7 @@ from PIL import Image
 from spaces.errors import DataError
 from trainables.tasks.files import file_records
 from trainables.tasks.saved_datasets import is_saved_dataset
+from trainables.tasks.settings import DataSettings
 
 ROWS = {
     "text": ["one", "two", None],
@@ -72,6 +73,21 @@ def test_only_the_folder_of_one_split_is_a_source(saved: Path, tmp_path: Path) -
         file_records(str(tmp_path / "all"), "task.data.train", ASKED)
     assert "holds several splits; name the folder of one" in str(caught.value)
     assert str(tmp_path / "all" / "train") in str(caught.value)
+
+
+def test_what_is_no_source_is_told_where_rows_are_read(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").touch()
+    settings = DataSettings(train=str(tmp_path / "gone"), dev=str(tmp_path / "a.xlsx"))
+    assert settings.train is not None
+    assert settings.dev is not None
+    with pytest.raises(
+        DataError, match=r"^task\.data\.train: there is no such file; check the path"
+    ):
+        file_records(settings.train, "task.data.train", ASKED)
+    with pytest.raises(DataError, match=r"^task\.data\.dev: is not a data file; use one that ends"):
+        file_records(settings.dev, "task.data.dev", ASKED)
+    saved.rename(tmp_path / "of.v2")  # a dot in a folder's name is no suffix
+    assert file_records(str(tmp_path / "of.v2"), "train", ASKED).columns["label"] == ROWS["label"]
 
 
 def test_a_folder_that_is_none_and_a_damaged_one_are_refused(saved: Path, tmp_path: Path) -> None:

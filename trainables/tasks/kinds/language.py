@@ -52,7 +52,7 @@ class LanguageKind(Kind):
         return replace(task, splits=splits)
 
     def tokenizing(self, settings: TaskSettings) -> Tokenizing | None:
-        from trainables.tasks.language.chat import read_chat_template
+        from trainables.tasks.language.chat_template import read_chat_template
 
         template = read_chat_template(settings.chat_template)
         return Tokenizing("left", chat_template=template)  # what is written follows a prompt's end

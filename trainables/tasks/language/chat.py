@@ -11,22 +11,19 @@ Templates run where transformers runs every template: in Jinja's immutable sandb
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from spaces.errors import ConfigError, DataError, reason_of, shown
+from spaces.errors import DataError, reason_of, shown
 from trainables.tasks.language.messages import Conversation, Message
 
-TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 AT_ONCE = 1000
 """Conversations that are tokenised together: enough for the tokenizer's threads, and few MB."""
 _AHEAD = 256
@@ -51,30 +48,6 @@ template does what Python cannot."""
 
 Encoded = tuple[list[int], list[bool]]
 """The tokens of a row, and which of them bear loss."""
-
-
-def read_chat_template(value: str | None) -> str | None:
-    """The template that `task.chat_template` gives: Jinja text, or a path to a file of it.
-
-    Raises ConfigError where the file cannot be read, or the text is no template.
-    """
-    if value is None:
-        return None
-    text = value
-    if value.lower().endswith(TEMPLATE_SUFFIXES) and "{" not in value and "\n" not in value:
-        try:
-            text = Path(os.path.expanduser(value)).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-            raise ConfigError(
-                f"task.chat_template: {shown(value)} cannot be read ({reason}); check the path"
-            ) from error
-    if "{{" not in text and "{%" not in text:
-        raise ConfigError(
-            f"task.chat_template: {shown(text, 40)!r} is no template; give Jinja text, or a path "
-            f"that ends in {', '.join(TEMPLATE_SUFFIXES)}"
-        )
-    return text
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from trainables.bases.limits import TextLimits, text_limits
 from trainables.bases.location import chat_template_files, locate, processor_files
 from trainables.bases.parts import padded_tokenizer
 from trainables.tasks.care import Cuts
-from trainables.tasks.language.chat import Chat, chat_of, read_chat_template
+from trainables.tasks.language.chat import Chat, chat_of
+from trainables.tasks.language.chat_template import read_chat_template
 from trainables.tasks.language.continuations import joined, shortened, trained_pairs
 from trainables.tasks.language.forms import Form
 from trainables.tasks.language.messages import from_json

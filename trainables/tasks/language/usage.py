@@ -10,7 +10,8 @@ from typing import Any
 from trainables.bases.loading import Base
 from trainables.bases.parts import load_tokenizer
 from trainables.tasks.kinds.usage import Usage, example_row
-from trainables.tasks.language.chat import DATE, Chat, read_chat_template
+from trainables.tasks.language.chat import DATE, Chat
+from trainables.tasks.language.chat_template import read_chat_template
 from trainables.tasks.language.continuations import first_text, joined, tokens_behind
 from trainables.tasks.language.encoding import delimiter_of, given_with_prompts
 from trainables.tasks.language.forms import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT, Form

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from spaces.errors import ConfigError, DataError
-from trainables.tasks.language.chat import Chat, Encoded, chat_of, read_chat_template
+from trainables.tasks.language.chat import Chat, Encoded, chat_of
+from trainables.tasks.language.chat_template import read_chat_template
 from trainables.tasks.language.messages import Conversation, Message
 
 TRL = Path(trl.__file__).parent / "chat_templates"
