@@ -116,9 +116,9 @@ def side(name: str, model: torch.nn.Module, conditions: Conditions, dropout: flo
     else:
         from spaces.methods.registry import make_plan, parse_choice
         from trainables.adaptations.blocks import BlockAdaptation
-        from trainables.bases.structure import meta_targets
+        from trainables.bases.structure import meta_base
 
-        targets = meta_targets(conditions.base, "classification", 2, conditions.target_modules)
+        targets = meta_base(conditions.base, "classification", 2, conditions.target_modules).targets
         plan = make_plan(parse_choice(CHOICES[name]), targets, drawn_profile(targets))
         adaptation = BlockAdaptation(model, plan, seed=0, dropout=dropout, head={})
         adapters = tuple(adaptation.begin_stage(0, 10).parameters())

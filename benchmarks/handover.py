@@ -142,6 +142,7 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
 
     from spaces.plan import Plan
     from trainables.adaptations.blocks import BlockAdaptation
+    from trainables.bases.heads import Head
     from trainables.bases.loading import Base, fresh_head
     from trainables.bases.location import locate
     from trainables.engine.workers import join
@@ -156,7 +157,7 @@ def fresh_worker(config: dict[str, Any]) -> dict[str, float]:
         locate(BASE), num_labels=len(task.labels), dtype=torch.float32
     )
     model.requires_grad_(False)
-    base = Base(BASE, "", model, ("classifier",), model.config.model_type)
+    base = Base(BASE, "", model, Head(("classifier",), "a fresh one"), model.config.model_type)
     at["loaded"] = time.time()
 
     class Clock(Observer):

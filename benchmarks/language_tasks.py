@@ -118,7 +118,7 @@ def untouched(sweep: Sweep) -> Untouched:
 
     workers = join()
     base = load_base(sweep.config.base, sweep.task.head, sweep.task.outputs)
-    task = sweep.task.its_kind.fitted(sweep.task, base.model)
+    task = sweep.task.fitted(base.model)
     with BlockAdaptation(base.model, Plan.of([{}], ()), seed=0) as nothing:
         dev = evaluate(base.model, nothing, task, "dev", workers)
         test, rows = evaluate_rows(base.model, nothing, task, "test", workers)

@@ -70,7 +70,7 @@ def profiles(tasks: Sequence[str], rows: int) -> list[Profile]:
         with contextlib.chdir(CHECKOUT):
             task = build_task(config.task, config.base)
         base = base or load_base(config.base, task.head, task.outputs)
-        task = task.its_kind.fitted(task, base.model)
+        task = task.fitted(base.model)
         targets = resolve_targets(base.model, base.head_modules, config.profile.target_modules)
         made.append(compute_profile(base.model, {}, targets, task, config.profile, workers=workers))
         print(f"{name}, seed {seed}: profiled in {time.monotonic() - started:.0f} s", flush=True)

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from search.queries.comparison import Confirmation
     from search.trained.compose import Composition
 
+OwnCodeOption = Annotated[
+    bool,
+    typer.Option("--own-code", help="Run the code of the task's own that the run names."),
+]
+
 WIDE_BEST = 130
 """From so many columns on a trial of `best` stands on a line of its own."""
 
@@ -133,6 +138,7 @@ def export_trial(
         bool,
         typer.Option("--as-searched", help="The trial itself, not the confirmation of it."),
     ] = False,
+    own_code: OwnCodeOption = False,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> Result:
@@ -141,7 +147,7 @@ def export_trial(
     from search.trained.export import export
 
     uri = resolve_tracking(tracking)
-    written = export(uri, run_id, form, out, base, as_searched=as_searched)
+    written = export(uri, run_id, form, out, base, as_searched=as_searched, own_code=own_code)
     lines = ["\n  ".join([f"wrote {written['out']}", *written["files"]])]
     if written["confirms"]:
         lines.append(
@@ -166,6 +172,7 @@ def compose_trials(
         str | None,
         typer.Option("--base", metavar="BASE", help="Where the trials' base is now."),
     ] = None,
+    own_code: OwnCodeOption = False,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> Result:
@@ -173,7 +180,9 @@ def compose_trials(
     from search.config.reading import resolve_tracking
     from search.trained.compose import compose
 
-    composition = compose(resolve_tracking(tracking), (run_a, run_b), split, rows, base)
+    composition = compose(
+        resolve_tracking(tracking), (run_a, run_b), split, rows, base, own_code=own_code
+    )
     return Result(composition.as_dict(), [composition_table(composition)])
 
 

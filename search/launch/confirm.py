@@ -26,7 +26,7 @@ from search.queries.comparison import (
     summarize,
 )
 from search.queries.lm_eval_scores import as_metrics, settings_tags
-from search.tracking.facts import now_ms, of_members, plan_counts
+from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
 from search.tracking.runs import RecordedRuns
@@ -285,7 +285,5 @@ def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id:
 
 
 def _on_test(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
-    """The metric, and that of each member of a suite, under a name that says it is not the dev
-    metric of a trial."""
-    ours = {metric, *(name for name in of_members(metrics) if not name.startswith("dev_"))}
-    return {f"test_{k}" if k in ours else k: float(v) for k, v in metrics.items()}
+    """The metric under a name that says it is not the dev metric of a trial."""
+    return {f"test_{k}" if k == metric else k: float(v) for k, v in metrics.items()}

@@ -102,7 +102,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     linear = meta_linear_layers(inputs.base_uri, task.head, task.outputs)
     cost = Cost.measured(config, linear, {target.name for target in targets}, task.head)
     times = fmean(each.length for each in methods)
-    expected = task.its_kind.expected(task, inputs.base_uri)
+    expected = task.expected(inputs.base_uri)
     estimate = estimated(config, expected, cost, profile, confirm, times)
     return DryRun(
         config=config.resolved(),

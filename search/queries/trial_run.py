@@ -50,12 +50,12 @@ class TrialRun:
         """The plan that was trained."""
         return Plan.from_bytes(self.artifact(PLAN), f"{self.run_id}/{PLAN}")
 
-    def trained(self) -> Trained:
+    def trained(self, *, own_code: bool = False) -> Trained:
         """The weights that were trained. Raises UsageError, with the way to them, where none are
-        kept."""
+        kept, and for a kind of task of a user's own unless `own_code` is wanted."""
         if WEIGHTS not in self.files:
             raise UsageError(f"{self.run_id}: {self._why_no_weights()}")
-        return read_trained(self.artifact(WEIGHTS), f"{self.run_id}/{WEIGHTS}")
+        return read_trained(self.artifact(WEIGHTS), f"{self.run_id}/{WEIGHTS}", own_code=own_code)
 
     def sweep(self) -> dict[str, Any]:
         """The sweep that the trial was part of, as plain data."""

@@ -72,18 +72,21 @@ def compose(
     split: SplitName = "test",
     rows: int | None = None,
     base_uri: str | None = None,
+    *,
+    own_code: bool = False,
 ) -> Composition:
     """Add the updates of two trials to their base, and measure the task of each with its own head.
 
     At most `rows` rows of the split are measured. It runs in this process, on a GPU where there is
-    one. Raises ConfigError where the trials have no base in common or a task no such split,
-    UsageError where a run has no weights or an update is none of the base's own parameters, and
-    DataError or BaseModelError where data or base cannot be had.
+    one. Code of a task's own, of a kind or a metric, is imported only where `own_code` is wanted.
+    Raises ConfigError where the trials have no base in common or a task no such split,
+    UsageError where a run has no weights, code of a task's own is not wanted, or an update is none
+    of the base's own parameters, and DataError or BaseModelError where data or base cannot be had.
     """
     if rows is not None and rows < 1:
         raise ConfigError(f"--rows: {rows} is not a number of rows; use 1 or more")
     one, two = (find_trial(tracking_uri, run_id) for run_id in run_ids)
-    trained = (one.trained(), two.trained())
+    trained = (one.trained(own_code=own_code), two.trained(own_code=own_code))
     _check_same_base((one, two), trained)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,7 +101,7 @@ def compose(
 
     def side_of(run: TrialRun, its: Trained) -> tuple[Side, bool]:
         base = base_for(its.facts)
-        task, changed = _task(run, its, base.uri, split)
+        task, changed = _task(run, its, base.uri, split, own_code)
         task = composition.limited(task, split, rows)
         return composition.Side(its, run.plan(), task, base), changed
 
@@ -131,9 +134,11 @@ def _check_same_base(runs: tuple[TrialRun, TrialRun], trained: tuple[Trained, Tr
         )
 
 
-def _task(run: TrialRun, trained: Trained, base_uri: str, split: str) -> tuple[Task, bool]:
+def _task(
+    run: TrialRun, trained: Trained, base_uri: str, split: str, own_code: bool
+) -> tuple[Task, bool]:
     """The task of a trial, built again from its sweep, and whether its rows have changed since."""
-    settings = task_settings(run)
+    settings = task_settings(run, own_code=own_code)
     with its_files(run):
         task = build_task(settings, base_uri)
     if lacking := task.lacking(split):

@@ -48,22 +48,27 @@ def export(
     base_uri: str | None = None,
     *,
     as_searched: bool = False,
+    own_code: bool = False,
 ) -> dict[str, Any]:
     """Write a trial as a new folder `out`; returns what was written, ready for JSON.
 
     Of a trial whose choice was confirmed, the confirmation that is best on dev is written, unless
     it is wanted `as_searched`; a plan is the same for all. The folder appears when it is complete.
-    `base_uri` is where the base is now, when it is no
-    longer where the trial found it. Raises ConfigError for a folder that is in use or a run that is
-    no trial, UsageError where the run has no weights or PEFT or transformers has no such form, and
-    BaseModelError where the base cannot be had or is another; RanksweepError for a full disk.
+    `base_uri` is where the base is now, when it is no longer where the trial found it. Code of the
+    task's own, of a kind or a metric, is imported only where `own_code` is wanted.
+
+    Raises ConfigError for a folder that is in use or a run that is no trial, UsageError where the
+    run has no weights, PEFT or transformers has no such form, or code of the task's own is not
+    wanted, and BaseModelError where the base cannot be had or is another; RanksweepError for a full
+    disk.
     """
     check_free(out)
     asked = find_trial(tracking_uri, run_id)
     run = asked if as_searched or form == "plan" else asked.confirmed_best()
     subject = Written(run, asked, run.confirmations())
     with _made_whole(out) as folder:
-        about = {"peft": _peft, "merged": _merged, "plan": _plan}[form](subject, folder, base_uri)
+        write = {"peft": _peft, "merged": _merged, "plan": _plan}[form]
+        about = write(subject, folder, base_uri, own_code)
         (folder / README).write_text(about)
         written = sorted(file for file in folder.rglob("*") if file.is_file())
         # safetensors keeps its files from others; who may read the folder may read them.
@@ -122,7 +127,7 @@ def _made_whole(out: Path) -> Iterator[Path]:
 # -- the three forms -------------------------------------------------------------------------------
 
 
-def _plan(written: Written, folder: Path, base_uri: str | None) -> str:
+def _plan(written: Written, folder: Path, base_uri: str | None, own_code: bool) -> str:
     run = written.run
     plan, choice = run.plan(), completed(yaml.safe_load(run.artifact(CHOICE)))
     (folder / PLAN).write_bytes(plan.to_bytes())
@@ -145,10 +150,10 @@ What this trial trains, without what it has learned. Base: `{run.facts.base_uri 
 {origin(written)}"""
 
 
-def _peft(written: Written, folder: Path, base_uri: str | None) -> str:
+def _peft(written: Written, folder: Path, base_uri: str | None, own_code: bool) -> str:
     run = written.run
-    plan, trained = run.plan(), run.trained()
-    kind, settings, tokenizing = _task(run)
+    plan, trained = run.plan(), run.trained(own_code=own_code)
+    kind, settings, tokenizing = _task(run, own_code)
     base = load_its_base(trained.facts, base_uri)
     with restored(trained, plan, base) as adaptation:
         config = write_peft_checkpoint(folder, adaptation, plan, base, trained.facts.task_kind)
@@ -192,10 +197,10 @@ def _is_partial(plan: Plan) -> bool:
     )
 
 
-def _merged(written: Written, folder: Path, base_uri: str | None) -> str:
+def _merged(written: Written, folder: Path, base_uri: str | None, own_code: bool) -> str:
     run = written.run
-    plan, trained = run.plan(), run.trained()
-    kind, settings, tokenizing = _task(run)
+    plan, trained = run.plan(), run.trained(own_code=own_code)
+    kind, settings, tokenizing = _task(run, own_code)
     base = load_its_base(trained.facts, base_uri)
     labels = trained.facts.labels
     with restored(trained, plan, base) as adaptation:
@@ -216,9 +221,9 @@ def _merged(written: Written, folder: Path, base_uri: str | None) -> str:
     return _readme(written, "merged into its base", code, notes)
 
 
-def _task(run: TrialRun) -> tuple[Kind, TaskSettings, Tokenizing | None]:
+def _task(run: TrialRun, own_code: bool) -> tuple[Kind, TaskSettings, Tokenizing | None]:
     """The task of a trial, and what the tokenizer beside its model does by itself."""
-    settings = task_settings(run)
+    settings = task_settings(run, own_code=own_code)
     kind = kind_of(settings.kind)
     with its_files(run):
         return kind, settings, kind.tokenizing(settings)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pydantic import ValidationError
 
 from search.queries.trial_run import TrialRun
 from spaces.errors import ConfigError, DataError, UsageError
+from trainables.tasks.own import refuse_own_code
 from trainables.tasks.settings import TaskSettings
 
 
-def task_settings(run: TrialRun) -> TaskSettings:
-    """The section `task` of a trial's sweep. Raises UsageError where it cannot be read any more."""
+def task_settings(run: TrialRun, *, own_code: bool) -> TaskSettings:
+    """The section `task` of a trial's sweep.
+
+    Raises UsageError where it cannot be read any more, and where it names a kind or a metric of a
+    user's own, whose code would be run, unless `own_code` is wanted.
+    """
+    section = run.sweep().get("task")
+    if not own_code:
+        refuse_own_code(_named(section), run.run_id)
     try:
-        return TaskSettings.model_validate(run.sweep().get("task"))
+        return TaskSettings.model_validate(section)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(
@@ -27,6 +35,16 @@ def task_settings(run: TrialRun) -> TaskSettings:
             f"{run.run_id}: the task of its sweep cannot be read ({error}); take trials of this "
             "version of ranksweep"
         ) from error
+
+
+def _named(section: object) -> Iterator[object]:
+    """The kinds and metrics that a section names: the task's, and those of its suite's members."""
+    if not isinstance(section, Mapping):
+        return
+    yield from (section.get("kind"), section.get("metric"))
+    suite = section.get("suite")
+    for member in suite if isinstance(suite, list) else ():
+        yield from _named(member)
 
 
 @contextmanager

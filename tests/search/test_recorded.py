@@ -26,6 +26,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.recorded.folder import STATE, ranksweep, unpack
 
 EVERY = ("best", "--task", "sentiment", "--top", "99")
+NEW = ("task_fingerprint", "data", "suite")
+"""What `best` has told of a trial since."""
 
 
 pytestmark = pytest.mark.command
@@ -84,6 +86,7 @@ def check_it_does_what_was_measured(model: Any, folder: Path, run_id: str) -> No
 def test_the_best_trials_are_those_that_were_told(folder: Path) -> None:
     told = answer(folder, *EVERY)
     of_one_data = {(row.pop("task_fingerprint"), row.pop("data")) for row in told}
+    assert not any(row.pop("suite") for row in told)
     assert told == recorded(folder, "best")
     assert len(of_one_data) == 1
 
@@ -158,7 +161,7 @@ def test_a_sweep_that_was_cut_short_is_gone_on_with(short_folder: Path) -> None:
     kinds = Counter(run.data.tags["ranksweep.kind"] for run in runs)
     assert (kinds["sweep"], kinds["profile"]) == (2, 1), "one was begun anew"
     rows = answer(folder, *EVERY)
-    told = [{k: v for k, v in row.items() if k not in ("task_fingerprint", "data")} for row in rows]
+    told = [{k: v for k, v in row.items() if k not in NEW} for row in rows]
     assert [row for row in recorded(folder, "best") if row not in told] == []
     numbers = {run.info.run_id: int(run.data.tags.get("ranksweep.number", -1)) for run in runs}
     values = {numbers[row["run_id"]]: row["value"] for row in rows if row["sweep"] == "cut"}

@@ -28,9 +28,9 @@ def packs_exactly(model: Any) -> bool:
     norm, must be within the rounding of the dtype, and below a quarter of what it is where each row
     sees those before it, lest half precision hides that one does. Bases with a recurrent state or
     without position_ids fail, and are to be padded; so does flash attention, which transformers
-    packs in a single line alone (`_is_packed_sequence`).
+    packs in a single line alone (`_is_packed_sequence`), and a base that cannot take the lines.
     """
-    if not _takes_positions(model):
+    if not _takes_positions(model) or not _has_room(model):
         return False
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
@@ -48,6 +48,8 @@ def packs_exactly(model: Any) -> bool:
         )
         unbroken = _logits(model, ids)
         packed = _logits(model, ids, position_ids=position_ids.to(model.device))
+    except Exception:  # whatever a base makes of what it was not built for
+        return False
     finally:
         for module, mode in modes:
             module.training = mode
@@ -59,6 +61,12 @@ def may_pack(uri: str, head: str) -> bool:
     """Whether a base that is not loaded is likely to: what is known from its config alone."""
     model = skeleton(uri, head, task_config(uri, head, 1))
     return _takes_positions(model) and not getattr(model, "_is_stateful", False)
+
+
+def _has_room(model: Any) -> bool:
+    """Whether the positions of a base go as far as a line: beyond them a GPU does not recover."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return not isinstance(positions, int) or positions < 0 or positions >= sum(_LINES[0])
 
 
 def _takes_positions(model: Any) -> bool:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from spaces.errors import BaseModelError, nearest, one_line
 from trainables.bases.location import (
+    GENERATION_CONFIG,
     IMAGE_PROCESSOR_FILES,
     TOKENIZER_FILES,
     local_arguments,
@@ -92,6 +93,17 @@ def load_config(uri: str) -> Any:
     problem = f"base: {uri} has a config that cannot be read"
     with _reading(problem, "use a model that transformers knows without remote code"):
         return transformers.AutoConfig.from_pretrained(folder, **kwargs)
+
+
+def load_generation_config(uri: str) -> Any:
+    """The generation config that a base's model has when it is loaded: its own, or else what its
+    config says. Raises BaseModelError as `load_config` does, and where it cannot be read."""
+    path = locate(uri, weights=False)
+    if not (path / GENERATION_CONFIG).is_file():
+        return transformers.GenerationConfig.from_model_config(load_config(uri))
+    folder, kwargs = local_arguments(path)
+    with _reading(f"base: {uri} has a {GENERATION_CONFIG} that cannot be read", "correct it"):
+        return transformers.GenerationConfig.from_pretrained(folder, **kwargs)
 
 
 @contextmanager

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
+class CancelledError(Exception):
+    """The driver has stopped this job."""
+
+
+def never() -> bool:
+    """No."""
+    return False
+
+
 @dataclass(frozen=True)
 class Workers:
-    """One worker of `size`, on `device`."""
+    """One worker of `size`, on `device`; `should_stop` is whether it has heard that its job is to
+    end, which the others may not have."""
 
     rank: int
     size: int
     device: torch.device
+    should_stop: Callable[[], bool] = field(default=never, kw_only=True)
 
     def share(self, items: Any) -> Any:
         """Every size-th item, starting with the rank's own."""

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import JobError
 from spaces.target import TargetModule
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.profiling.accumulators import Accumulators, Hooks, accumulated_in, weight_of
 from trainables.profiling.checkpoints import (
     JobCheckpoints,
@@ -34,7 +34,6 @@ from trainables.profiling.memory import give_back, held_bytes, in_words
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import epoch_order, outputs_of, to_device
 from trainables.tasks.task import Task
-from trainables.training.stage import CancelledError
 
 # Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
 FLOAT16_LOSS_SCALE = 1024.0

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
@@ -27,7 +27,7 @@ from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
-from trainables.engine.workers import Workers, join
+from trainables.engine.workers import CancelledError, Workers, join
 from trainables.profiling.profile import compute_profile
 from trainables.resident.jobs import (
     AnyJob,
@@ -51,12 +51,12 @@ from trainables.resident.jobs import (
 from trainables.resident.queue import BEAT_S, POLL_S, STEPS_S
 from trainables.tasks.task import Task
 from trainables.trained.weights import Trained, TrainedFacts
-from trainables.training.evaluate import evaluate_rows
+from trainables.training.evaluate import OwnMetricError, evaluate_rows
 from trainables.training.finetune import finetune
 from trainables.training.lm_eval_settings import LmEvalError
 from trainables.training.lm_eval_tasks import LmEvalTasks, check_package
 from trainables.training.observer import Observer
-from trainables.training.stage import CancelledError, DivergedError
+from trainables.training.stage import DivergedError
 
 CANCEL_POLL_S = 0.2  # how often a running job asks whether it was cancelled
 
@@ -151,7 +151,7 @@ def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob
         channel.send(Done(perform(job, resident, channel)))
     except CancelledError:
         channel.send(Cancelled())
-    except (DivergedError, LmEvalError) as failure:  # every rank saw the same
+    except (DivergedError, LmEvalError, OwnMetricError) as failure:  # every rank saw the same
         channel.send(Failed(str(failure)))
     except Exception as failure:
         if _peer_is_gone(failure):
@@ -165,7 +165,7 @@ def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob
 
 
 class Channel:
-    """A running job's line to the queue; only rank 0 speaks."""
+    """A running job's line to the queue; only rank 0 speaks, and all may ask."""
 
     def __init__(self, queue: Any, group: int, job_id: str, speaks: bool) -> None:
         self._queue, self._group, self._job_id, self._speaks = queue, group, job_id, speaks
@@ -190,8 +190,8 @@ class Channel:
             ray.get(self._queue.leave.remote(self._job_id, made()))
 
     def should_stop(self) -> bool:
-        """Rank 0's knowledge of whether the driver cancelled the job; asks without waiting."""
-        if not self._speaks or self._stop:
+        """This rank's knowledge of whether the driver cancelled the job; asks without waiting."""
+        if self._stop:
             return self._stop
         if self._asked is not None:
             ready, _ = ray.wait([self._asked], timeout=0)
@@ -247,7 +247,7 @@ def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
         )  # fmt: skip
         test_rows = None
         if job.split == "test":
-            metrics, test_rows = _tested(resident, adaptation, metrics)
+            metrics, test_rows = _tested(resident, adaptation, metrics, channel)
         if job.keep_weights:
             channel.leave(_trained(resident, job, adaptation.weights(), head))
         scores, error = _scored(job, resident, channel)
@@ -298,11 +298,12 @@ def _measure_base(job: BaseJob, resident: Resident, channel: Channel) -> BaseRes
 
 
 def _tested(
-    resident: Resident, adaptation: Adaptation, on_dev: Mapping[str, float]
+    resident: Resident, adaptation: Adaptation, on_dev: Mapping[str, float], channel: Channel
 ) -> tuple[dict[str, float], bytes | None]:
     """The report of a job that was measured on test too, and what it said of each test row."""
     task = resident.task
-    on_test, rows = evaluate_rows(resident.base.model, adaptation, task, "test", resident.workers)
+    hearing = replace(resident.workers, should_stop=channel.should_stop)
+    on_test, rows = evaluate_rows(resident.base.model, adaptation, task, "test", hearing)
     report = {f"dev_{key}" if key in on_test else key: each for key, each in on_dev.items()}
     for key, value in on_test.items():
         own = key in ("test_loss", task.metric)  # the driver says of the latter what it is of

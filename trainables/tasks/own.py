@@ -1,23 +1,29 @@
 """A metric or a kind of task of the user's own, named by import path: `my_module:my_metric`.
 
-The module is looked for in the working directory, then among what is installed. Its code goes with
-the task to the workers, wherever they run.
+The module is looked for in the working directory, then among what is installed. It is one file,
+whose code goes with the task to the workers, wherever they run; what is installed they have
+themselves.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
+import sysconfig
+from collections.abc import Iterable
 from functools import cache
 from importlib.machinery import PathFinder
 from itertools import accumulate
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spaces.errors import ConfigError, nearest, one_line
+from spaces.errors import ConfigError, UsageError, nearest, one_line, shown
 
 _FLOORS = ("search", "trainables", "spaces")
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
 _loaded: list[ModuleType] = []
 
 
@@ -26,9 +32,43 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
+def refuse_own_code(names: Iterable[object], source: str) -> None:
+    """Raise UsageError where one of the names that `source` has is an import path: what a run says
+    decides what is imported only where the user wants it."""
+    for name in names:
+        if isinstance(name, str) and is_own(name):
+            raise UsageError(
+                f"{source}: its task names code of its author's own, {shown(repr(name))}, which "
+                "would be run here; look at it, and give --own-code where you trust it"
+            )
+
+
 def own_modules() -> tuple[ModuleType, ...]:
-    """The modules that were found so far."""
+    """The modules that were found so far, but for those that are installed."""
     return tuple(_loaded)
+
+
+def own_code(**names: str) -> dict[str, str]:
+    """`<key>_code` -> the SHA-256 of the file that an import path's code stands in, of each of the
+    names that is one: a part of fingerprints.
+
+    Raises ConfigError where it stands in no file, or in one that cannot be read.
+    """
+    return {
+        f"{key}_code": _digest(name, f"task.{key}") for key, name in names.items() if is_own(name)
+    }
+
+
+def _digest(path: str, key: str) -> str:
+    own_object(path, key)
+    name = path.partition(":")[0]
+    try:
+        file = Path(sys.modules[name].__file__ or "")
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except (AttributeError, OSError) as error:
+        raise ConfigError(
+            f"{key}: the code of {name} is in no file that can be read; put it into one of its own"
+        ) from error
 
 
 @cache
@@ -50,8 +90,20 @@ def own_object(path: str, key: str) -> Any:
 def _module(name: str, key: str) -> ModuleType:
     if name.partition(".")[0] in _FLOORS:
         raise ConfigError(f"{key}: {name!r} is a package of ranksweep; rename your module")
-    if (there := sys.modules.get(name)) is not None:
-        return there
+    module = sys.modules.get(name) or _imported(name, key)
+    if module not in _loaded and not _is_installed(module):
+        _loaded.append(module)
+    return module
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Whether a module comes with Python or with a package that is installed."""
+    stdlib = sysconfig.get_path("stdlib")
+    file = Path(getattr(module, "__file__", None) or stdlib)
+    return file.is_relative_to(stdlib) or not _PACKAGES.isdisjoint(file.parts)
+
+
+def _imported(name: str, key: str) -> ModuleType:
     folders = [os.getcwd(), *sys.path]
     spec = None
     for whole in accumulate(name.split("."), "{}.{}".format):  # without importing its packages
@@ -74,5 +126,4 @@ def _module(name: str, key: str) -> ModuleType:
             f"{key}: {name} cannot be imported ({type(error).__name__}: {one_line(error)}); "
             "correct it"
         ) from error
-    _loaded.append(module)
     return module

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
 
 from trainables.bases.heads import Classes
+from trainables.bases.packing import may_pack, packs_exactly
 from trainables.tasks.care import LongRow, longest_rows
 from trainables.tasks.classes import counted, positive_index
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import check_metric, kind_of, own_metric
-from trainables.tasks.own import is_own
+from trainables.tasks.own import is_own, own_code
 from trainables.tasks.rows import TaskRows, load_rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split, labels_of
@@ -27,10 +29,11 @@ class Task:
     """A task made ready for one base: its splits as the base's inputs, and what names it.
 
     `train_fingerprint` covers the training rows and how they become inputs, which is all that a
-    profile depends on; `fingerprint` adds dev, test and the metric. `labels` are the task's
-    classes, none where it has no classes; `positive` is the index of the one that f1 counts as
-    positive, of two. `notes` is what a user should know before a launch. `rows` has, of each split,
-    what names its rows alone. `example` is a row as the base reads it (`EncodedRows`), and
+    profile depends on; `fingerprint` adds dev, test and the metric. The code of a kind or a metric
+    of the user's own is a part of what names it. `labels` are the task's classes, none where it has
+    no classes; `positive` is the index of the one that f1 counts as positive, of two. `notes` is
+    what a user should know before a launch. `rows` has, of each split, what names its rows alone.
+    `example` is a row as the base reads it (`EncodedRows`), and
     `longest` are the longest rows.
     `own` has what the user's own import paths name, for the workers, which need not find them.
 
@@ -82,8 +85,15 @@ class Task:
 
     def fitted(self, model: nn.Module) -> Task:
         """The task as it goes through a loaded base."""
-        suite = {name: member.fitted(model) for name, member in self.suite.items()}
-        return replace(self.its_kind.fitted(self, model), suite=suite)
+        return self._fitted(cache(partial(packs_exactly, model)))
+
+    def expected(self, base_uri: str) -> Task:
+        """The task as it is likely to go through a base that is not loaded."""
+        return self._fitted(cache(partial(may_pack, base_uri, self.head)))
+
+    def _fitted(self, packs: Callable[[], bool]) -> Task:
+        suite = {name: member._fitted(packs) for name, member in self.suite.items()}
+        return replace(self.its_kind.fitted(self, packs), suite=suite)
 
     @property
     def data_fingerprint(self) -> str:
@@ -134,6 +144,7 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
             "kind": settings.kind,
             "labels": rows.labels,
             "rows": rows["train"].hashes,
+            **own_code(kind=settings.kind),
             **kind_of(settings.kind).input_facts(settings, base_uri),
         }
     )
@@ -160,7 +171,7 @@ def build_task(settings: TaskSettings, base_uri: str) -> Task:
 def _member(rows: TaskRows, settings: TaskSettings, base_uri: str, train: str) -> Task:
     """A member of the suite of a task whose `train_fingerprint` is `train`."""
     check_metric(settings.metric, settings.kind)
-    facts = kind_of(settings.kind).input_facts(settings, base_uri)
+    facts = kind_of(settings.kind).input_facts(settings, base_uri) | own_code(kind=settings.kind)
     of_its_own = _fingerprint({"train": train, "kind": settings.kind, **facts})
     return _built(replace(rows, notes=()), settings, base_uri, of_its_own)
 
@@ -171,9 +182,10 @@ def _built(rows: TaskRows, settings: TaskSettings, base_uri: str, train: str) ->
     positive = positive_index(labels, settings)
     measured: dict[str, Any] = {
         "metric": settings.metric,
+        **own_code(metric=settings.metric),
         "rows": {split: part.hashes for split, part in rows.splits.items() if split != "train"},
     }
-    measured |= kind.measuring_facts(settings)
+    measured |= kind.measuring_facts(settings, base_uri)
     if settings.metric == "f1" and len(labels) == 2 and positive != 1:
         measured["positive_class"] = labels[positive]
     encoded = kind.encode(rows.splits, labels, settings, base_uri)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,13 @@ class HasTokens(Protocol):
 
     @property
     def offsets(self) -> NDArray[np.int64]: ...
+
+
+class TokenRows(NamedTuple):
+    """`HasTokens` and nothing more."""
+
+    input_ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -148,11 +155,7 @@ def token_splits(
         _check_types(encoded, limits.types, split, base_uri)
         _check_unknown(encoded, tokenizer, settings, split, base_uri)
         _check_ends(encoded, rows[split], limits.end, split, base_uri)
-    if limits.vocabulary is not None and tokenizer.pad_token_id >= limits.vocabulary:
-        raise DataError(
-            f"base: {base_uri} has padding token {tokenizer.pad_token_id}, but its embedding holds "
-            f"{limits.vocabulary} tokens; set pad_token in tokenizer_config.json to one of those"
-        )
+    check_padding(tokenizer, limits.vocabulary, base_uri)
     first = next(iter(splits))  # train, unless a suite's member is encoded
     _check_told_apart(splits[first], rows[first], settings, base_uri)
     _warn_of_size(len(tokenizer), limits.vocabulary, base_uri)
@@ -192,6 +195,15 @@ def check_length(
         raise DataError(
             f"task.max_length: {settings.max_length} is more than the {longest} tokens that "
             f"{base_uri} takes; use at most {longest}"
+        )
+
+
+def check_padding(tokenizer: Any, vocabulary: int | None, base_uri: str) -> None:
+    """Raise DataError where the base's embedding has no vector for the padding token."""
+    if vocabulary is not None and tokenizer.pad_token_id >= vocabulary:
+        raise DataError(
+            f"base: {base_uri} has padding token {tokenizer.pad_token_id}, but its embedding holds "
+            f"{vocabulary} tokens; set pad_token in tokenizer_config.json to one of those"
         )
 
 

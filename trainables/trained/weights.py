@@ -18,6 +18,7 @@ from torch import nn
 from spaces.errors import UsageError
 from spaces.files import tensor_file
 from trainables.adaptations.adaptation import named_tensor
+from trainables.tasks.own import refuse_own_code
 
 SCHEMA_VERSION = 1
 _METADATA_KEY = "ranksweep"
@@ -73,8 +74,9 @@ class Trained:
         return heads
 
 
-def read_trained(data: bytes, source: str = "weights") -> Trained:
-    """Parse the bytes of a trial's weights; `source` names them in errors. Raises UsageError."""
+def read_trained(data: bytes, source: str = "weights", *, own_code: bool = False) -> Trained:
+    """Parse the bytes of a trial's weights; `source` names them in errors. Raises UsageError, also
+    for those of a kind of a user's own, whose code would be run, unless `own_code` is wanted."""
     try:
         tensors = safetensors.torch.load(data)
         facts = json.loads(tensor_file.parsed(data).metadata[_METADATA_KEY])
@@ -86,6 +88,8 @@ def read_trained(data: bytes, source: str = "weights") -> Trained:
         raise UsageError(
             f"{source}: not the weights of a trial ({reason}); take them from its MLflow run"
         ) from error
+    if not own_code:
+        refuse_own_code([known.task_kind], source)
     listed = {"labels": tuple(known.labels), "head_modules": tuple(known.head_modules)}
     head: dict[str, dict[str, torch.Tensor]] = {name: {} for name in listed["head_modules"]}
     weights = {}

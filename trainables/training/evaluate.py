@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from spaces.errors import JobError, one_line
@@ -18,6 +19,10 @@ from trainables.tasks.kinds.kind import Measurement
 from trainables.tasks.measured_rows import MeasuredRows, RowStatistics, SuiteRows
 from trainables.tasks.row_metrics import weighted
 from trainables.tasks.task import Task
+
+
+class OwnMetricError(JobError):
+    """The user's metric gave no number on some worker; all of them raise it."""
 
 
 def evaluate(
@@ -60,33 +65,39 @@ def _of_one(model: nn.Module, task: Task, name: str, workers: Workers) -> Measur
     if task.metric not in task.own:
         return kind.measure(task, name, readings)
     usual = kind.measure(replace(task, metric=kind.metrics[0]), name, readings)
-    return _by_own_metric(task, usual, *kind.answers(task, name, readings))
-
-
-def _by_own_metric(
-    task: Task, usual: Measurement, answers: Sequence[Any], references: Sequence[Any]
-) -> Measurement:
-    """A measurement by the user's metric, beside the kind's usual one.
-
-    Raises JobError where it gives no number.
-    """
-    try:
-        value = np.asarray(task.own[task.metric](answers, references), dtype=np.float64)
-    except Exception as error:  # whatever a user's function raises
-        raise JobError(
-            f"task.metric: {task.metric} failed ({type(error).__name__}: {one_line(error)}); "
-            "correct it, and go on with --resume"
-        ) from error
-    if value.shape not in ((), (len(answers),)):
-        raise JobError(
-            f"task.metric: {task.metric} gave {list(value.shape)} numbers for {len(answers)} rows; "
-            "give one, or one for each row"
-        )
+    value = _agreed_value(task, *kind.answers(task, name, readings), workers)
     rows = None
     if value.ndim:
         statistics = weighted(value, np.ones_like(value))
         rows = RowStatistics(task.metric, task.fingerprint, statistics)
     return Measurement(usual.loss, {**usual.metrics, task.metric: float(value.mean())}, rows)
+
+
+def _agreed_value(
+    task: Task, answers: Sequence[Any], references: Sequence[Any], workers: Workers
+) -> NDArray[np.float64]:
+    """What the user's metric gives: one number [], or that of each row [n]. A collective.
+
+    Raises OwnMetricError on all workers where it gives no number on one.
+    """
+    value, wrong = np.array(np.nan), None
+    try:
+        value = np.asarray(task.own[task.metric](answers, references), dtype=np.float64)
+    except Exception as error:  # whatever a user's function raises
+        wrong = f"failed ({type(error).__name__}: {one_line(error)}); correct it"
+    else:
+        if value.shape not in ((), (len(answers),)):
+            wrong = (
+                f"gave {list(value.shape)} numbers for {len(answers)} rows; give one, or one for "
+                "each row"
+            )
+        elif lacking := int((~np.isfinite(value)).sum()):
+            of = f" for {lacking:,} of {value.size:,} rows" if value.ndim else ""
+            wrong = f"gave no number{of} (None, NaN or infinity); give one for whatever is answered"
+    for told in workers.gather_objects(wrong):
+        if told is not None:
+            raise OwnMetricError(f"task.metric: {task.metric} {told}, and go on with --resume")
+    return value
 
 
 def _of_suite(task: Task, members: Mapping[str, Measurement]) -> Measurement:

@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainables.adaptations.adaptation import Adaptation
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.layers.dropout import quick_dropout
 from trainables.tasks.grouping import in_batches
 from trainables.tasks.split import Split, epoch_order
@@ -29,7 +30,6 @@ from trainables.training.evaluate import evaluate
 from trainables.training.observer import Observer
 from trainables.training.settings import TrainSettings
 from trainables.training.stage import (
-    CancelledError,
     DivergedError,
     Schedule,
     Stages,
@@ -96,7 +96,8 @@ def finetune(
             step += len(left)
             if evaluate_on is not None and (evaluate_every_epoch or epoch == epochs):
                 started = time.perf_counter()
-                report |= evaluate(model, adaptation, task, evaluate_on, workers)
+                hearing = replace(workers, should_stop=observer.should_stop)
+                report |= evaluate(model, adaptation, task, evaluate_on, hearing)
                 report["evaluation_seconds"] = time.perf_counter() - started
             observer.on_epoch(epoch, report)
     return report

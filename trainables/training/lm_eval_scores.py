@@ -19,11 +19,10 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from spaces.errors import one_line
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.training.lm_eval_settings import LmEvalError
 from trainables.training.lm_eval_state import undisturbed
 from trainables.training.lm_eval_tasks import LmEvalTasks
-from trainables.training.stage import CancelledError
 
 BOOTSTRAP_ITERS = 1000
 """Resamples for the standard error of a metric that is no mean; lm-eval's own 100,000 take minutes

@@ -28,7 +28,8 @@ class Observer:
         rate (of scale 1) that the last was trained with."""
 
     def should_stop(self) -> bool:
-        """Asked after every step; rank 0's answer counts."""
+        """Asked after every step, where rank 0's answer counts, and between what is written when a
+        split is measured, where any rank's does."""
         return False
 
     def on_epoch(self, epoch: int, report: dict[str, float]) -> None:

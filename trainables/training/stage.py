@@ -26,10 +26,6 @@ class DivergedError(JobError):
     """The loss became NaN or infinite."""
 
 
-class CancelledError(Exception):
-    """The driver has stopped this job."""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The steps of a job: `per_epoch` optimizer steps in each of `epochs`, cut into stages.

@@ -132,3 +132,32 @@ def test_attention_that_packs_a_single_line_alone_does_not_pack() -> None:
 
     model.model.forward = flash
     assert not packs_exactly(model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.LlamaConfig(**GATED, max_position_embeddings=16),
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=211, n_positions=16),
+    ],
+)
+def test_a_base_without_the_positions_does_not_pack(config: Any) -> None:
+    assert not packs_exactly(tiny(config))
+
+
+@pytest.mark.parametrize("error", [IndexError, TypeError, RuntimeError, ValueError])
+def test_whatever_a_base_raises_it_does_not_pack_and_is_left_as_it_was(
+    error: type[Exception],
+) -> None:
+    model = tiny(PACKING["llama"]())
+    model.train()
+    forward = model.model.forward
+
+    def alone(*args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        if position_ids is not None:
+            raise error("no such positions")
+        return forward(*args, **kwargs)
+
+    model.model.forward = alone
+    assert not packs_exactly(model)
+    assert all(module.training for module in model.modules())

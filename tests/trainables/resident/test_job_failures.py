@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.profiling.settings import ProfileSettings
 from trainables.resident.jobs import (
     Cancelled,
@@ -22,8 +22,9 @@ from trainables.resident.jobs import (
     TrialResult,
 )
 from trainables.resident.worker import Channel, Resident, perform, run_job
+from trainables.training.evaluate import OwnMetricError
 from trainables.training.settings import TrainSettings
-from trainables.training.stage import CancelledError, DivergedError
+from trainables.training.stage import DivergedError
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB"
 CPU = (
@@ -80,10 +81,10 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
     return Queue()
 
 
-def run(queue: Queue, job: Trial | Profiling) -> None:
-    """One job on a worker of its own."""
-    alone = Workers(0, 1, torch.device("cpu"))
-    worker = Resident(None, None, alone, {})  # type: ignore[arg-type]
+def run(queue: Queue, job: Trial | Profiling, size: int = 1) -> None:
+    """One job on the first worker of a group of `size`."""
+    first = Workers(0, size, torch.device("cpu"))
+    worker = Resident(None, None, first, {})  # type: ignore[arg-type]
     run_job(worker, queue, 0, "job", job)
 
 
@@ -111,14 +112,16 @@ def test_a_job_out_of_memory_fails_with_a_remedy_and_the_worker_serves_the_next(
     ("error", "ends"),
     [
         (DivergedError("the loss is not finite"), Failed("the loss is not finite")),
+        (OwnMetricError("it gave no number"), Failed("it gave no number")),
         (CancelledError(), Cancelled()),
     ],
 )
-def test_a_job_that_diverged_or_was_cancelled_leaves_the_worker_at_work(
-    queue: Queue, error: Exception, ends: Event
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_end_that_all_workers_agree_on_leaves_them_at_work(
+    queue: Queue, error: Exception, ends: Event, size: int
 ) -> None:
-    run(queue, Trial(error=error))
-    run(queue, Trial())
+    run(queue, Trial(error=error), size)
+    run(queue, Trial(), size)
     assert queue.events == [Started(), ends, Started(), Done(RESULT)]
 
 
@@ -126,3 +129,12 @@ def test_a_collective_that_a_dead_peer_broke_is_no_failure_of_the_job(queue: Que
     with pytest.raises(RuntimeError, match="gloo"):
         run(queue, Trial(error=RuntimeError("[gloo/pair.cc] Connection closed by peer")))
     assert queue.events == [Started()]
+
+
+def test_every_rank_hears_of_a_cancelled_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray, "wait", lambda asked, timeout: (asked, []))
+    queue = SimpleNamespace(is_cancelled=SimpleNamespace(remote=lambda job_id: job_id == "job"))
+    for speaks in (True, False):
+        channel = Channel(queue, 0, "job", speaks)
+        assert [channel.should_stop() for _ in range(3)] == [False, True, True]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from spaces.errors import ConfigError
+from spaces.errors import ConfigError, UsageError
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import check_metric, kind_of, mode_of, usual_metric
+from trainables.tasks.own import own_code, own_modules, own_object, refuse_own_code
 
 SOURCE = """
 from trainables.tasks.kinds.classification import Classification
@@ -93,3 +98,42 @@ def test_values_of_rows_are_compared_by_row() -> None:
     again = read_measured_rows(rows.to_bytes())
     assert again.on(np.array([[1.0, 1, 1], [0, 1, 2]])).tolist() == [5 / 3, 3.0]
     assert not again.takes_long
+
+
+def test_the_code_of_a_name_is_the_digest_of_its_file(module: str, tmp_path: Path) -> None:
+    digest = hashlib.sha256((tmp_path / f"{module}.py").read_bytes()).hexdigest()
+    assert own_code(metric=f"{module}:worst", kind="causal") == {"metric_code": digest}
+
+
+def test_code_without_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ModuleType("own_typed_in")
+    vars(typed)["metric"] = max
+    monkeypatch.setitem(sys.modules, "own_typed_in", typed)
+    with pytest.raises(ConfigError, match=r"^task.metric: the code of own_typed_in is in no file"):
+        own_code(metric="own_typed_in:metric")
+
+
+def test_a_module_that_was_imported_before_goes_along_once_and_an_installed_one_does_not(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (installed / "own_installed.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    imported = importlib.import_module(module)
+    for name in (module, "own_installed", "statistics"):
+        attribute = "fmean" if name == "statistics" else "worst"
+        own_object(f"{name}:{attribute}", "task.metric")
+    check_metric(f"{module}:Shouted", "classification")
+    names = [each.__name__ for each in own_modules()]
+    assert own_modules().count(imported) == 1
+    assert "own_installed" not in names
+    assert "statistics" not in names
+
+
+def test_what_a_run_names_is_refused_by_its_name_alone(tmp_path: Path) -> None:
+    refuse_own_code(["accuracy", None, 3, ["a:b"]], "run")
+    with pytest.raises(UsageError, match=r"^run: .*'nowhere:metric'.*--own-code") as caught:
+        refuse_own_code(["accuracy", "nowhere:metric"], "run")
+    assert "\n" not in str(caught.value)

@@ -125,3 +125,30 @@ def test_a_module_in_a_package_has_its_whole_name(
     (tmp_path / "own_folder/inner.py").write_text("def metric(answers, references): return 0.0\n")
     monkeypatch.chdir(tmp_path)
     assert own_metric("own_folder.inner:metric").__module__ == "own_folder.inner"
+
+
+def test_a_kinds_code_names_what_is_trained_and_a_metrics_what_is_measured(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind, metric = tmp_path / "own_kind_file.py", tmp_path / "own_metric_file.py"
+    kind.write_text((EXAMPLES / "own_kind.py").read_text())
+    metric.write_text("def hits(answers, references): return 0.5\n")
+    rows = [{"text": f"film {i}", "label": "good" if i % 4 < 2 else "bad"} for i in range(16)]
+
+    def task(**keys: Any) -> Task:
+        return made(tmp_path, base, rows, text=["text"], **keys)
+
+    own = {"kind": "own_kind_file:Smoothed", "metric": "own_metric_file:hits"}
+    before = task(**own)
+    metric.write_text("def hits(answers, references): return 1.0\n")
+    measured_otherwise = task(**own)
+    kind.write_text(f"{kind.read_text()}# another loss\n")
+    trained_otherwise = task(**own)
+    names = [each.fingerprint for each in (before, measured_otherwise, trained_otherwise)]
+    assert len(set(names)) == 3
+    assert before.train_fingerprint == measured_otherwise.train_fingerprint
+    assert before.data_fingerprint == measured_otherwise.data_fingerprint
+    assert trained_otherwise.train_fingerprint != before.train_fingerprint
+    assert task(**own).fingerprint == trained_otherwise.fingerprint
+    assert task(kind="classification").fingerprint == task(kind="classification").fingerprint

@@ -348,3 +348,20 @@ def test_a_member_of_classes_has_those_of_train(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(DataError, match=r"^task\.suite\[0\]\.label: dev has the label 'c'"):
         load_rows(settings)
+
+
+def test_the_base_of_a_suite_is_tried_once_for_all_of_its_members(
+    task: Task, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+
+    def packs(model: Any) -> bool:
+        tried.append(model)
+        return True
+
+    monkeypatch.setattr("trainables.tasks.task.packs_exactly", packs)
+    fitted = task.fitted(base.model)
+    assert tried == [base.model]
+    every = [vars(split)["packs"] for split in fitted.every_split.values()]
+    assert len(every) == 1 + sum(len(member.splits) for member in task.suite.values())
+    assert all(every)

@@ -72,8 +72,8 @@ def test_passes_are_those_that_a_base_sees(tmp_path: Path, kind: str) -> None:
     built = build_task(TaskSettings.model_validate(section), uri)
     base = load_base(uri, built.head, built.outputs)
     expected, fitted = (
-        built.its_kind.expected(built, uri),
-        built.its_kind.fitted(built, base.model),
+        built.expected(uri),
+        built.fitted(base.model),
     )
     train, workers = fitted.splits["train"], join()
     batch = np.arange(16)

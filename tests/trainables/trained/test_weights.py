@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,3 +151,11 @@ def test_a_wrong_file_is_refused_on_one_line(data: bytes, reason: str) -> None:
         read_trained(data, "run/weights.safetensors")
     assert str(refused.value).startswith("run/weights.safetensors: ")
     assert "\n" not in str(refused.value)
+
+
+def test_weights_of_a_kind_of_somebodys_own_are_read_only_where_its_code_is_wanted() -> None:
+    data = Trained(replace(FACTS, task_kind="own_of_a_file:Kind"), {}, {}).to_bytes()
+    with pytest.raises(UsageError, match=r"^run: .*'own_of_a_file:Kind'.*--own-code"):
+        read_trained(data, "run")
+    assert read_trained(data, "run", own_code=True).facts.task_kind == "own_of_a_file:Kind"
+    assert "own_of_a_file" not in sys.modules

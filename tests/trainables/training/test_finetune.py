@@ -19,7 +19,7 @@ from tests.spaces.example_profiles import drawn_profile
 from tests.trainables.conftest import adapters_of, head_of, hearing, tiny_bert, tiny_task
 from trainables.adaptations.blocks import BlockAdaptation
 from trainables.bases.structure import resolve_targets
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks import grouping
@@ -30,7 +30,7 @@ from trainables.tasks.task import Task
 from trainables.training.evaluate import evaluate, evaluate_rows
 from trainables.training.finetune import finetune, untimed
 from trainables.training.settings import TrainSettings
-from trainables.training.stage import CancelledError, DivergedError, Schedule
+from trainables.training.stage import DivergedError, Schedule
 
 PATTERNS = ("query", "output.dense")
 SETTINGS = TrainSettings(epochs=3, batch_size=6, dropout=0.0, warmup_ratio=0.2)

@@ -26,10 +26,9 @@ from tests.trainables.lm_eval_examples import (
     save_decoder,
     write_tasks,
 )
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.training.lm_eval_scores import lm_eval_scores
 from trainables.training.lm_eval_settings import LmEvalError
-from trainables.training.stage import CancelledError
 
 
 @pytest.fixture(scope="module")

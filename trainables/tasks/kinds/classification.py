@@ -43,14 +43,6 @@ class ClassKind(Kind):
         yield from positive_note(self.labels(splits["train"]), settings)
         yield from class_notes({name: rows.labels for name, rows in splits.items()}, settings)
 
-    def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy summed over rows, in float32 at least."""
-        from torch.nn.functional import cross_entropy
-
-        from trainables.engine.masters import at_least_float
-
-        return cross_entropy(at_least_float(outputs), labels, reduction="sum")
-
     def readings(
         self, model: torch.nn.Module, task: Task, split: str, workers: Workers
     ) -> torch.Tensor:

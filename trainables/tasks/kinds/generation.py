@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.language.written_split import WrittenSplit
     from trainables.tasks.records import Records
-    from trainables.tasks.rows import Input
+    from trainables.tasks.rows import Input, Rows
     from trainables.tasks.settings import TaskSettings
     from trainables.tasks.task import Task
 
@@ -68,6 +68,21 @@ class Generation(Causal):
         accepted = [json.dumps(each.accepted, ensure_ascii=False) for each in made]
         return ReadRows([(each.prompt or "",) for each in made], accepted, faults)
 
+    def check_rows(self, splits: Mapping[str, Rows], settings: TaskSettings) -> None:
+        from trainables.tasks.language.written_metrics import CLASS_METRICS, check_classes_written
+
+        if settings.metric not in CLASS_METRICS:
+            return
+        talks = form_of_settings(settings).is_conversation
+        for split in ("dev", "test"):
+            if (rows := splits.get(split)) is None:
+                continue
+            references = [
+                (json.loads(str(row[0]))[-1]["content"],) if talks else json.loads(label)
+                for row, label in zip(rows.inputs, rows.labels, strict=True)
+            ]
+            check_classes_written(settings.metric, split, references, settings.extract)
+
     def answered(
         self, row: tuple[Input, ...], label: str, settings: TaskSettings
     ) -> tuple[Hashable, str]:
@@ -80,9 +95,14 @@ class Generation(Causal):
         accepted = json.loads(label)
         return {"prompt": row[0], "completion": accepted if len(accepted) > 1 else accepted[0]}
 
-    def measuring_facts(self, settings: TaskSettings) -> dict[str, Any]:
+    def measuring_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
+        from trainables.bases.parts import load_generation_config
+        from trainables.tasks.language.encoding import tokenizer_of
+        from trainables.tasks.language.writing import end_tokens
+
         extract = settings.extract
         facts = {
+            "ends": end_tokens(load_generation_config(base_uri), tokenizer_of(base_uri)),
             "generation": settings.generation.model_dump(mode="json", exclude={"batch_tokens"}),
             "extract": None if extract is None else extract.model_dump(mode="json"),
         }

@@ -7,7 +7,7 @@ makes inputs of rows are imported by the methods that need them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -154,8 +154,9 @@ class Kind(ABC):
         """What decides how rows become inputs, beside the base by its name: a part of the
         fingerprint."""
 
-    def measuring_facts(self, settings: TaskSettings) -> dict[str, Any]:
-        """What of the settings decides how a split is measured, beside the metric's name."""
+    def measuring_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
+        """What decides how a split is measured, beside the metric's name and the base by its
+        name."""
         return {}
 
     @abstractmethod
@@ -164,19 +165,21 @@ class Kind(ABC):
     ) -> EncodedRows:
         """Every split as inputs of a base. Raises DataError and BaseModelError."""
 
-    def fitted(self, task: Task, model: torch.nn.Module) -> Task:
-        """The task as it goes through a loaded base."""
-        return task
-
-    def expected(self, task: Task, base_uri: str) -> Task:
-        """The task as it is likely to go through a base that is not loaded."""
+    def fitted(self, task: Task, packs: Callable[[], bool]) -> Task:
+        """The task as it goes through a base; `packs` says whether that computes rows that are
+        packed into one as it computes them apart."""
         return task
 
     # Loss and measure -----------------------------------------------------------------------------
 
-    @abstractmethod
     def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss, summed over targets, of what the base gives for each."""
+        """The loss, summed over targets, of what the base gives for each: the cross-entropy unless
+        a kind says otherwise, in float32 at least."""
+        from torch.nn.functional import cross_entropy
+
+        from trainables.engine.masters import at_least_float
+
+        return cross_entropy(at_least_float(outputs), labels, reduction="sum")
 
     @abstractmethod
     def readings(self, model: torch.nn.Module, task: Task, split: str, workers: Workers) -> Any:

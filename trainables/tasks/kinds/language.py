@@ -5,7 +5,7 @@ An answer's tokens alone bear loss, or those of a running text. The head is the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,40 +42,20 @@ class LanguageKind(Kind):
     def strata(self, rows: Rows) -> Sequence[str]:
         return [""] * len(rows)  # answers are no groups
 
-    def fitted(self, task: Task, model: torch.nn.Module) -> Task:
-        from trainables.bases.packing import packs_exactly
+    def fitted(self, task: Task, packs: Callable[[], bool]) -> Task:
+        from trainables.tasks.language.sequences import Sequences
 
-        return _with_packs(task, packs_exactly(model))
-
-    def expected(self, task: Task, base_uri: str) -> Task:
-        from trainables.bases.packing import may_pack
-
-        return _with_packs(task, may_pack(base_uri, self.head))
-
-    def summed_loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy summed over targets, in float32 at least."""
-        from torch.nn.functional import cross_entropy
-
-        from trainables.engine.masters import at_least_float
-
-        return cross_entropy(at_least_float(outputs), labels, reduction="sum")
+        splits = {
+            name: replace(split, packs=packs()) if isinstance(split, Sequences) else split
+            for name, split in task.splits.items()
+        }
+        return replace(task, splits=splits)
 
     def tokenizing(self, settings: TaskSettings) -> Tokenizing | None:
         from trainables.tasks.language.chat_template import read_chat_template
 
         template = read_chat_template(settings.chat_template)
         return Tokenizing("left", chat_template=template)  # what is written follows a prompt's end
-
-
-def _with_packs(task: Task, packs: bool) -> Task:
-    """The task for a base that computes packed rows exactly, or does not."""
-    from trainables.tasks.language.sequences import Sequences
-
-    splits = {
-        name: replace(split, packs=packs) if isinstance(split, Sequences) else split
-        for name, split in task.splits.items()
-    }
-    return replace(task, splits=splits)
 
 
 def row_losses(model: torch.nn.Module, split: Sequences, workers: Workers) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -29,9 +30,11 @@ _AHEAD = 256
 """Characters behind what may be shared, so that a cut changes no token that is compared."""
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for it
 _STAND_IN = "\ue000ranksweep\ue001"  # private characters, so that no text has it
+TODAY = datetime(2024, 7, 26)
 DATE = "26 Jul 2024"
 """What Llama's templates say is today where they are not told: a row's tokens are not to depend on
 the day on which they are made."""
+_DATE_CODES = ("%-d", "%-m", *(f"%{code}" for code in "aAbBcdHIjmMpSuUwWxXyY"))
 _FAILURES = (
     jinja2.TemplateError,
     TypeError,
@@ -95,15 +98,18 @@ class Chat:
         try:
             out = self.tokenizer.apply_chat_template(
                 [_as_dicts(messages) for messages in batch],
-                chat_template=self.template,
+                chat_template=_clock_of(self.template) + self.template,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
                 date_string=DATE,
             )
-        except _FAILURES:
+        except _FAILURES as error:
             for messages in batch:  # the one that fails says so
                 self._rendered(messages)
-            raise
+            raise DataError(
+                "task.chat_template: its {% generation %} marks cannot be read "
+                f"({reason_of(error)}); correct them, or give a template without any"
+            ) from error
         for ids, mask in zip(out["input_ids"], out["assistant_masks"], strict=True):
             yield ids, [bool(each) for each in mask]
 
@@ -188,7 +194,7 @@ class Chat:
         with _refusals(of or messages):
             rendered: str = self.tokenizer.apply_chat_template(
                 _as_dicts(messages),
-                chat_template=self.template,
+                chat_template=_clock_of(self.template) + self.template,
                 add_generation_prompt=prompt,
                 tokenize=False,
                 date_string=DATE,
@@ -221,6 +227,18 @@ def chat_of(tokenizer: Any, chat_template: str | None, base_uri: str) -> Chat:
                 "give task.chat_template"
             ) from error
     return Chat(tokenizer, chat_template)
+
+
+def _clock_of(template: str) -> str:
+    """Jinja that puts that day in the place of the clock which transformers gives a template.
+
+    transformers makes a string of a function that it is to give to one.
+    """
+    if "strftime_now" not in template:
+        return ""
+    said = "".join(f"|replace({code!r}, {TODAY.strftime(code)!r})" for code in _DATE_CODES)
+    # What is said last is no block, for the line's end behind one would be lost.
+    return "{% macro strftime_now(format) %}{{ format" + said + " }}{% endmacro %}{{ '' }}"
 
 
 def _as_dicts(messages: Conversation) -> list[dict[str, str]]:

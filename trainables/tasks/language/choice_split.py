@@ -15,6 +15,7 @@ from trainables.tasks.language.option_scores import ChoiceRows, choice_rows
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
+from trainables.tasks.texts import TokenRows
 from trainables.tasks.work import Work
 
 
@@ -48,6 +49,9 @@ def choice_splits(rows: Mapping[str, Rows], settings: TaskSettings, base_uri: st
         cuts = Cuts(choices.prompts_cut, choices.options_cut)
         encoder.note(cuts, split, len(part))
         trained = encoder.checked(_right_options(choices), part, split)
+        of_rows = choices.option_offsets[choices.first]
+        encoder.check_tokens(TokenRows(choices.prompts, choices.prompt_offsets), part, split)
+        encoder.check_tokens(TokenRows(choices.options, of_rows), part, split)
         splits[split] = ChoiceSplit(
             trained.input_ids, trained.targets_mask, trained.offsets, trained.pad_token_id,
             choices=choices,

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from spaces.errors import BaseModelError, DataError
 from trainables.bases.limits import TextLimits, text_limits
-from trainables.bases.parts import load_tokenizer, padded_tokenizer
+from trainables.bases.location import chat_template_files, locate, processor_files
+from trainables.bases.parts import padded_tokenizer
 from trainables.tasks.care import Cuts
 from trainables.tasks.language.chat import Chat, chat_of
 from trainables.tasks.language.chat_template import read_chat_template
-from trainables.tasks.language.continuations import encoded_pairs, joined, shortened
+from trainables.tasks.language.continuations import joined, shortened, trained_pairs
 from trainables.tasks.language.forms import Form
 from trainables.tasks.language.messages import from_json
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
-from trainables.tasks.texts import check_length, check_vocabulary
+from trainables.tasks.texts import HasTokens, check_length, check_padding, check_vocabulary
 
 Marked = tuple[Sequence[int], Sequence[bool]]
 """A row's tokens, and which of them bear loss."""
@@ -33,8 +35,9 @@ class Encoder:
     def __init__(self, settings: TaskSettings, base_uri: str) -> None:
         self._settings, self._base_uri = settings, base_uri
         self.tokenizer: Any
-        self.tokenizer, pads_with_end = padded_tokenizer(base_uri)
+        self.tokenizer, pads_with_end = _tokenizer_and_padding(base_uri)
         self.limits: TextLimits = text_limits(base_uri, "causal")
+        check_padding(self.tokenizer, self.limits.vocabulary, base_uri)
         check_length(settings, self.tokenizer, self.limits.tokens, base_uri)
         if settings.max_length < LEAST_TOKENS:
             raise DataError(
@@ -52,8 +55,11 @@ class Encoder:
         """The chat template of the task. Raises DataError where there is none."""
         return chat_for(self._settings, self._base_uri, self.tokenizer)
 
-    def of_form(self, rows: Mapping[str, Rows], form: Form) -> dict[str, Sequences]:
-        """Every split of rows of a form: conversations, running texts, or prompts with answers."""
+    def of_form(
+        self, rows: Mapping[str, Rows], form: Form, *, asked: bool = False
+    ) -> dict[str, Sequences]:
+        """Every split of rows of a form: conversations, running texts, or prompts with answers,
+        which follow what the base is `asked` with where it is to write them."""
         made = {}
         for split, part in rows.items():
             texts = [str(row[0]) for row in part.inputs]
@@ -66,8 +72,12 @@ class Encoder:
                 answers = [
                     joined(*each, delimiter) for each in zip(texts, part.labels, strict=True)
                 ]
+                if asked:
+                    given = given_with_prompts(self._settings)
+                    texts = [text + given for text in texts]
+                    answers = [answer.removeprefix(given) for answer in answers]
                 marked = self._cut_before(
-                    encoded_pairs(self.tokenizer, texts, answers, end=True), split
+                    trained_pairs(self.tokenizer, texts, answers, asked=asked), split
                 )
             made[split] = self.checked(marked, part, split)
         return made
@@ -75,9 +85,13 @@ class Encoder:
     def checked(self, marked: Iterable[Marked], rows: Rows, split: str) -> Sequences:
         """Rows as the tokens of a split. Raises DataError for a token that the base lacks."""
         made = Sequences.of(marked, int(self.tokenizer.pad_token_id))
-        held = self.limits.vocabulary
-        check_vocabulary(made, rows, self.tokenizer, held, split, self._base_uri)
+        self.check_tokens(made, rows, split)
         return made
+
+    def check_tokens(self, tokens: HasTokens, rows: Rows, split: str) -> None:
+        """Raise DataError where the base lacks one of the tokens of some rows."""
+        held = self.limits.vocabulary
+        check_vocabulary(tokens, rows, self.tokenizer, held, split, self._base_uri)
 
     def _running(self, texts: Sequence[str]) -> Iterator[Marked]:
         """Running texts as TRL has them: the tokenizer's own tokens, and an end token."""
@@ -105,13 +119,20 @@ class Encoder:
     def _cut_behind(self, marked: Iterable[Marked], split: str) -> Iterator[Marked]:
         """Texts and conversations: they lose their end. Raises DataError where one would bear no
         loss."""
-        cuts, number, longest, lost = Cuts(), 0, self._settings.max_length, 0
+        cuts, number, longest, lost, empty = Cuts(), 0, self._settings.max_length, 0, 0
         for ids, targets in marked:
             number += 1
             cuts.rows += len(ids) > longest
             cuts.answers += any(targets[longest:])
+            empty += not any(targets[1:])
             lost += not any(targets[1:longest])
             yield ids[:longest], targets[:longest]
+        if empty:
+            raise DataError(
+                f"task.data.{split}: {empty:,} of {number:,} rows have nothing to learn, for the "
+                "one token that would bear loss is their first, which nothing predicts; drop these "
+                "rows"
+            )
         if lost:
             raise DataError(
                 f"task.max_length: {lost:,} of {number:,} rows of {split} have nothing to learn in "
@@ -139,8 +160,35 @@ class Encoder:
 def chat_for(settings: TaskSettings, base_uri: str, tokenizer: Any = None) -> Chat:
     """The chat template of a task, its own or that of the base's tokenizer. Raises DataError where
     there is none."""
-    tokenizer = load_tokenizer(base_uri) if tokenizer is None else tokenizer
+    tokenizer = tokenizer_of(base_uri) if tokenizer is None else tokenizer
     return chat_of(tokenizer, read_chat_template(settings.chat_template), base_uri)
+
+
+def tokenizer_of(base_uri: str) -> Any:
+    """The tokenizer of a base, its files read once as long as they stay as they are.
+
+    Every caller has the same one, so none may change it. Raises BaseModelError as `load_tokenizer`
+    does.
+    """
+    return _tokenizer_and_padding(base_uri)[0]
+
+
+def _tokenizer_and_padding(base_uri: str) -> tuple[Any, bool]:
+    path = locate(base_uri, weights=False)
+    names = [*processor_files(path), *chat_template_files(path)] if path.is_dir() else [""]
+    stats = [(path / name).stat() for name in names]
+    return _read_tokenizer(base_uri, tuple((each.st_mtime_ns, each.st_size) for each in stats))
+
+
+@lru_cache(maxsize=2)
+def _read_tokenizer(base_uri: str, stamps: tuple[tuple[int, int], ...]) -> tuple[Any, bool]:
+    return padded_tokenizer(base_uri)
+
+
+def given_with_prompts(settings: TaskSettings) -> str:
+    """What of the delimiter a base is given that is to write the answer: all but the spaces that
+    end it, which most tokenizers hold in one token with the word behind them."""
+    return (delimiter_of(settings) or "").rstrip(" ")
 
 
 def delimiter_of(settings: TaskSettings) -> str | None:

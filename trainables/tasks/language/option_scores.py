@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainables.tasks.language.continuations import encoded_pairs, joined, shortened
+from spaces.errors import DataError, shown
+from trainables.tasks.language.continuations import joined, scored_pairs, shortened
 from trainables.tasks.work import Work
 
 LOGITS_AT_ONCE = 2**24
@@ -130,10 +131,11 @@ def choice_rows(
 
     All options of a row follow the same prompt: where prompt and longest option have more than
     `max_length` tokens, it loses its beginning for all of them. (lm-eval lets a shorter option see
-    more of it.) Raises DataError and BaseModelError as `encoded_pairs` does.
+    more of it.) Raises DataError and BaseModelError as `scored_pairs` does, and
+    DataError where options differ only in what they lose.
     """
     first = np.cumsum([0, *map(len, options)])
-    pairs = encoded_pairs(
+    pairs = scored_pairs(
         tokenizer,
         [prompt for prompt, texts in zip(prompts, options, strict=True) for _ in texts],
         [
@@ -141,19 +143,29 @@ def choice_rows(
             for prompt, texts in zip(prompts, options, strict=True)
             for text in texts
         ],
-        end=False,
     )
     kept_prompts: list[list[int]] = []
     kept_options: list[list[int]] = []
     prompts_cut = options_cut = 0
+    alike: list[int] = []
     for begin, end in pairwise(first):
         of_row = pairs[begin:end]
         cut = [shortened(ids, start, max_length) for ids, start in of_row]
         prompt = min((ids[:start] for ids, start, _ in cut), key=len)
         kept_prompts.append(prompt)
-        kept_options += [ids[start:] for ids, start, _ in cut]
+        kept = [ids[start:] for ids, start, _ in cut]
+        kept_options += kept
         prompts_cut += len(prompt) < of_row[0][1]
-        options_cut += sum(lost > 0 for _, _, lost in cut)
+        lost = sum(lost > 0 for _, _, lost in cut)
+        options_cut += lost
+        if lost and len(set(map(tuple, kept))) < len({tuple(ids[at:]) for ids, at in of_row}):
+            alike.append(len(kept_prompts) - 1)
+    if alike:
+        raise DataError(
+            f"task.max_length: {len(alike):,} of {len(prompts):,} rows have options that are the "
+            f"same in their first {max_length - 1} tokens, such as the row of the prompt "
+            f"{shown(prompts[alike[0]], 40)!r}; raise max_length, or drop these rows"
+        )
     return ChoiceRows(
         prompts=np.concatenate([np.asarray(ids, np.int32) for ids in kept_prompts]),
         prompt_offsets=np.cumsum([0, *map(len, kept_prompts)]),
@@ -378,7 +390,7 @@ def _shares_prompts(
     """Whether options can grow from one prompt in a pass: whether that changes no number.
 
     A base whose attention is another function of the mask, such as ALiBi's or one without any, is
-    found out by trying on a few tokens of a row, once whole and once with a shorter prompt beside.
+    found out by trying on a few tokens of a forked row, with more of its prompt and with less.
     """
     config = _config(model)
     windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
@@ -390,8 +402,8 @@ def _shares_prompts(
         or any(isinstance(window, int) and window < longest for window in windows)
     ):
         return False
-    prompt, options = row[0][-PROBE_TOKENS:], [option[:PROBE_TOKENS] for option in row[1]]
-    probes = [(prompt, options), (prompt[-2:], options)]
+    prompt, options = _fork(*row)
+    probes = [(prompt[-PROBE_TOKENS:], options), (prompt[-2:], options)]
     shared, whole = (np.full((2, len(options)), np.nan) for _ in range(2))
     try:
         trees = [_tree(*probe, place) for place, probe in enumerate(probes)]
@@ -402,6 +414,18 @@ def _shares_prompts(
         for branch in _branches(*probe, place):
             _add_scores(whole, model, [branch], device, placed=False)
     return bool(np.abs(shared - whole).max() <= MOST_APART.get(_dtype(model), 0.5))
+
+
+def _fork(
+    prompt: Sequence[int], options: Sequence[Sequence[int]]
+) -> tuple[list[int], list[list[int]]]:
+    """Two options of a forked row from where they part, and what is before them both."""
+    for one, other in combinations(options, 2):
+        for place in range(min(len(one), len(other)) - 1):  # the last token is not there
+            if one[place] != other[place]:
+                parts = [list(each[place : place + PROBE_TOKENS]) for each in (one, other)]
+                return [*prompt, *one[:place]], parts
+    raise ValueError("no two options part before their last tokens")
 
 
 def _config(model: nn.Module) -> Any:

@@ -13,7 +13,7 @@ from trainables.tasks.kinds.usage import Usage, example_row
 from trainables.tasks.language.chat import DATE, Chat
 from trainables.tasks.language.chat_template import read_chat_template
 from trainables.tasks.language.continuations import first_text, joined, tokens_behind
-from trainables.tasks.language.encoding import delimiter_of
+from trainables.tasks.language.encoding import delimiter_of, given_with_prompts
 from trainables.tasks.language.forms import ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT, Form
 from trainables.tasks.language.writing import end_tokens
 from trainables.tasks.settings import TaskSettings
@@ -66,8 +66,10 @@ def loss_of_a_text(settings: TaskSettings, form: Form, folder: str, base: Base) 
         answer = usage.followed_by("answer", delimiter_of(settings))
         code = (
             f'{usage.prompt()}answer = "an answer"\n'
-            f"start = len({usage.tokens('prompt.rstrip()')})\n"
-            f"ids = torch.tensor([{usage.tokens(answer)} + [tokenizer.eos_token_id]])\n"
+            f"before, ids = {usage.tokens('prompt')}, {usage.tokens(answer)}\n"
+            "start = len(before)\n"
+            "while before[:start] != ids[:start]:  # they melt into one token\n    start -= 1\n"
+            "ids = torch.tensor([ids + [tokenizer.eos_token_id]])\n"
             "labels = ids.clone()\nlabels[:, :start] = -100  # no loss of the prompt\n"
         )
         what = f"a prompt{usage.composed}, whose answer and the end token behind it"
@@ -85,7 +87,7 @@ def loss_of_a_text(settings: TaskSettings, form: Form, folder: str, base: Base) 
     cut = "a longer prompt lost its beginning" if form.has_prompt else "longer ones were cut"
     return Usage(
         f"{_tokenizer(folder)}{code}",
-        f"It reads {what} bear loss; {_length_note(settings, cut)}",
+        f"It reads {what} bear loss; {_length_note(settings, cut)}{usage.dated}",
     )
 
 
@@ -95,30 +97,35 @@ def what_is_written(settings: TaskSettings, form: Form, folder: str, base: Base)
     config: dict[str, Any] = {"max_new_tokens": asked.max_new_tokens, "do_sample": asked.do_sample}
     if asked.do_sample:
         config |= {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": 0}
-    config["eos_token_id"] = end_tokens(base.model, usage.tokenizer)
+    config["eos_token_id"] = end_tokens(base.model.generation_config, usage.tokenizer)
     config["pad_token_id"] = usage.tokenizer.pad_token_id
-    given = "".join(f"    {key}={value!r},\n" for key, value in config.items())
-    stop = f", stop_strings={list(asked.stop)!r}, tokenizer=tokenizer" if asked.stop else ""
+    keys = "".join(f"    {key}={value!r},\n" for key, value in config.items())
+    # White space may stand between prompt and answer, so that it ends a text later alone.
+    ending = [each for each in asked.stop if not each.isspace()]
+    stop = f", stop_strings={ending!r}, tokenizer=tokenizer" if ending else ""
     if form.is_conversation:
         asking = (
             f"{_MESSAGES}batch = tokenizer.apply_chat_template(\n    messages, "
             f'add_generation_prompt=True, return_dict=True, return_tensors="pt"{usage.date},\n)\n'
         )
     else:
-        ids = usage.tokens("prompt.rstrip()")
+        given = given_with_prompts(settings)
+        ids = usage.tokens(f"prompt + {given!r}" if given else "prompt")
         asking = (
             f"{usage.prompt()}ids = torch.tensor([{ids}])\n"
             'batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}\n'
         )
     code = (
         f"{_tokenizer(folder)}{asking}"
-        f"model.generation_config = GenerationConfig(\n{given})\n"
+        f"model.generation_config = GenerationConfig(\n{keys})\n"
         f"written = model.eval().generate(**batch{stop})\n"
         'text = tokenizer.decode(written[0, batch["input_ids"].shape[1] :], '
         "skip_special_tokens=True)\n"
     )
-    if asked.stop:
-        code += f"for stop in {list(asked.stop)!r}:\n    text = text.partition(stop)[0]\n"
+    if ending:
+        code += f"for stop in {ending!r}:\n    text = text.partition(stop)[0]\n"
+    if later := [each for each in asked.stop if each.isspace()]:
+        code += f"for stop in {later!r}:\n    text = text.lstrip().partition(stop)[0]\n"
     imports = []
     if (extract := settings.extract) is not None:
         imports.append("import re")
@@ -138,7 +145,8 @@ def what_is_written(settings: TaskSettings, form: Form, folder: str, base: Base)
     return Usage(
         code,
         f"It reads {what} and writes the answer {how}, {asked.max_new_tokens} tokens at most; "
-        + _length_note(settings, "rows with their answers"),
+        + _length_note(settings, "rows with their answers")
+        + usage.dated,
         names=("AutoTokenizer", "GenerationConfig"),
         imports=tuple(imports),
     )
@@ -217,6 +225,15 @@ class _Prompted:
         """The argument by which a chat template that knows the date has that of the training."""
         template = self._template or self.tokenizer.get_chat_template()
         return f", date_string={DATE!r}" if "date_string" in template else ""
+
+    @property
+    def dated(self) -> str:
+        """That the chat template says another day than in training; nothing where it does not."""
+        if not self._form.is_conversation or self.date:
+            return ""
+        template = self._template or self.tokenizer.get_chat_template()
+        said = f" Its chat template says which day it is: in training it was {DATE}."
+        return said if "strftime_now" in template else ""
 
     def marked_conversation(self) -> str:
         """Lines that make `ids` and `labels` of a conversation that ends with an answer."""

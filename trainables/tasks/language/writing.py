@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from spaces.errors import BaseModelError, ConfigError, DataError
+from trainables.engine.workers import CancelledError, never
 from trainables.tasks.language.generation_settings import GenerationSettings
 
 ENDED_SHARE = 0.25
@@ -44,13 +45,15 @@ def written(
     *,
     device: torch.device,
     most_tokens: int | None = None,
+    should_stop: Callable[[], bool] = never,
 ) -> list[str]:
     """What `model` writes after each of the `prompts` (token ids), in their order.
 
     A text ends before an end token (the tokenizer's, and those of the model's generation config),
-    before the first of `settings.stop` in it, or after `settings.max_new_tokens`; special tokens
-    are left out of it. A prompt of more than `most_tokens`, the base's positions, less
-    `max_new_tokens` loses its beginning; an empty one is the beginning of a text.
+    before the first of `settings.stop` behind the white space that it begins with, or after
+    `settings.max_new_tokens`; special tokens are left out of it. A prompt of more than
+    `most_tokens`, the base's positions, less `max_new_tokens` loses its beginning; an empty one is
+    the beginning of a text.
 
     Rows of like length go through the model together, padded on the left; what all prompts begin
     with, such as an instruction, goes through it once, and the padding stands behind it. A text
@@ -59,17 +62,20 @@ def written(
     writes in the mode that it is in: call `model.eval()` before. Its generation config is back in
     its place afterwards.
 
-    Raises ConfigError where no token of a prompt would be left, DataError where a prompt is empty
+    Raises CancelledError where `should_stop` says so, which is asked before every batch,
+    ConfigError where no token of a prompt would be left, DataError where a prompt is empty
     and the tokenizer has no token to begin with, BaseModelError where the model cannot write.
     """
     check_can_write(model)
     room = prompt_room(settings, most_tokens)
     begun = [_begun(prompt, place, tokenizer, room) for place, prompt in enumerate(prompts)]
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model.generation_config, tokenizer)
     texts = [""] * len(begun)
     with _bare_generation(model):
         shared = _shared_beginning(model, begun, device)
         for rows in batches_by_tokens([len(prompt) for prompt in begun], settings):
+            if should_stop():
+                raise CancelledError
             batch = _Batch(model, tokenizer, settings, ends, device, shared)
             for row, tokens in zip(rows, batch.write([begun[row] for row in rows]), strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -117,8 +123,13 @@ def batches_by_tokens(lengths: Sequence[int], settings: GenerationSettings) -> I
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the strings in it."""
-    return text[: min((place for each in stop if (place := text.find(each)) >= 0), default=None)]
+    """The text before the first of the strings in it.
+
+    The white space that it begins with holds none: it stands between prompt and answer.
+    """
+    begin = len(text) - len(text.lstrip())
+    found = (text.find(each, max(0, begin - len(each) + 1)) for each in stop)
+    return text[: min((place for place in found if place >= 0), default=None)]
 
 
 def _begun(prompt: Sequence[int], place: int, tokenizer: Any, room: int | None) -> list[int]:
@@ -134,10 +145,10 @@ def _begun(prompt: Sequence[int], place: int, tokenizer: Any, room: int | None) 
     )
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a text, each once."""
+def end_tokens(generation: GenerationConfig, tokenizer: Any) -> list[int]:
+    """The tokens that end a text by a base's generation config and its tokenizer, each once."""
     ends: set[int] = set()
-    for token in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
+    for token in (tokenizer.eos_token_id, generation.eos_token_id):
         ends.update([] if token is None else [token] if isinstance(token, int) else token)
     return sorted(ends)
 
@@ -320,6 +331,7 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
         # A token has a byte of a text at least, and the first ones may decode otherwise.
         self._looked_back = max((len(each.encode()) for each in stop), default=0) + 4
         self.tokens: dict[int, int] = {}
+        self._begun: dict[int, int] = {}  # tokens after which each row has more than white space
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         count = input_ids.shape[1] - self._begin
@@ -334,7 +346,18 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]
 
     def _look_for_stops(self, input_ids: torch.Tensor, count: int) -> None:
         open_rows = [row for row in range(len(input_ids)) if row not in self.tokens]
-        tails = input_ids[open_rows, -min(count, self._looked_back) :].tolist()
+        back = count - self._looked_back
+        whole = [row for row in open_rows if back < self._begun.get(row, count)]
+        tails = [
+            ids[-count if row in whole else -self._looked_back :]
+            for row, ids in zip(open_rows, input_ids[open_rows].tolist(), strict=True)
+        ]
         for row, tail in zip(open_rows, self._tokenizer.batch_decode(tails), strict=True):
-            if any(each in tail for each in self._stop):
+            if row in whole:
+                if tail.strip():
+                    self._begun.setdefault(row, count)
+                stopped = cut_at(tail, self._stop) != tail
+            else:
+                stopped = any(each in tail for each in self._stop)
+            if stopped:
                 self.tokens[row] = count

@@ -25,6 +25,7 @@ References = Sequence[tuple[str, ...]]
 """The accepted answers of each row, one at least."""
 WRITTEN_METRICS = ("exact_match", "accuracy", "f1", "bleu", "rouge1", "rouge2", "rougeL")
 CLASS_METRICS = ("accuracy", "f1")
+MOST_CLASSES = 200  # more are no classes, and f1 counts three numbers of each for every row
 BLEU_ORDER = 4  # the longest n-gram that BLEU counts
 _AROUND = " \t\r\n.,;:!?\"'`*()[]{}"  # what may stand around a word without being a part of it
 
@@ -99,6 +100,18 @@ def classes_written(
 
     answers = (_reference(extract, each) for accepted in references for each in accepted)
     return label_names(answers)
+
+
+def check_classes_written(
+    metric: str, split: str, references: References, extract: ExtractSettings | None
+) -> None:
+    """Raise DataError where a split has so many different answers that they are no classes."""
+    different = len(classes_written(references, extract))
+    if different > MOST_CLASSES:
+        raise DataError(
+            f"task.metric: {metric} is of the word written, and {split} has {different:,} "
+            "different answers; use exact_match, rougeL or bleu, or task.extract"
+        )
 
 
 def commonest_answer(references: References, extract: ExtractSettings | None) -> tuple[str, str]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainables.bases.parts import load_tokenizer
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.tasks.kinds.kind import EncodedRows
-from trainables.tasks.language.continuations import encoded_pairs
-from trainables.tasks.language.encoding import Encoder
+from trainables.tasks.language.continuations import prompt_tokens
+from trainables.tasks.language.encoding import Encoder, given_with_prompts
 from trainables.tasks.language.extraction import ExtractSettings
 from trainables.tasks.language.forms import Form
 from trainables.tasks.language.generation_settings import GenerationSettings
@@ -24,6 +26,7 @@ from trainables.tasks.language.writing import batches_by_tokens, prompt_room, wr
 from trainables.tasks.language.written_metrics import References, commonest_answer, written_metric
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
+from trainables.tasks.texts import TokenRows
 from trainables.tasks.work import Work
 
 
@@ -79,20 +82,29 @@ class WrittenSplit(Sequences):
         )
 
     def write(self, model: Any, workers: Workers) -> list[str]:
-        """What the model writes for every row, on every worker. A collective."""
+        """What the model writes for every row, on every worker. A collective.
+
+        Raises CancelledError on all of them where one has heard that it should stop.
+        """
         order = np.argsort(np.diff(self.prompt_offsets), kind="stable")
         own = workers.share(order)
         bounds = self.prompt_offsets
-        texts = written(
-            model,
-            load_tokenizer(self.base_uri),
-            [self.prompts[bounds[i] : bounds[i + 1]].tolist() for i in own],
-            self.generation,
-            device=workers.device,
-            most_tokens=self.positions,
-        )
+        mine: list[tuple[int, str]] | None = None
+        with suppress(CancelledError):
+            texts = written(
+                model,
+                _tokenizer_of(self.base_uri),
+                [self.prompts[bounds[i] : bounds[i + 1]].tolist() for i in own],
+                self.generation,
+                device=workers.device,
+                most_tokens=self.positions,
+                should_stop=workers.should_stop,
+            )
+            mine = list(zip(own.tolist(), texts, strict=True))
         every = [""] * len(self)
-        for part in workers.gather_objects(list(zip(own.tolist(), texts, strict=True))):
+        for part in workers.gather_objects(mine):
+            if part is None:
+                raise CancelledError
             for row, text in part:
                 every[row] = text
         return every
@@ -119,18 +131,19 @@ def written_splits(
     first = (
         {split: _first_answers(part) for split, part in rows.items()} if form.has_prompt else rows
     )
-    sequences = encoder.of_form(first, form)
+    sequences = encoder.of_form(first, form, asked=True)
     splits = {}
     for split, part in rows.items():
-        prompts, references = _asked(encoder, part, form)
+        prompts, references = _asked(encoder, part, form, given_with_prompts(settings))
+        flat = np.concatenate([np.asarray(ids, np.int32) for ids in prompts])
+        offsets = np.cumsum([0, *map(len, prompts)])
+        encoder.check_tokens(TokenRows(flat, offsets), part, split)
         trained = sequences[split]
         splits[split] = WrittenSplit(
             trained.input_ids, trained.targets_mask, trained.offsets, trained.pad_token_id,
-            prompts=np.concatenate([np.asarray(ids, np.int32) for ids in prompts]),
-            prompt_offsets=np.cumsum([0, *map(len, prompts)]),
-            references=references, base_uri=base_uri, generation=settings.generation,
-            extract=settings.extract, positive=settings.positive_class,
-            positions=encoder.limits.tokens,
+            prompts=flat, prompt_offsets=offsets, references=references, base_uri=base_uri,
+            generation=settings.generation, extract=settings.extract,
+            positive=settings.positive_class, positions=encoder.limits.tokens,
         )  # fmt: skip
     return EncodedRows(
         dict(splits), tuple(encoder.notes), encoder.example(next(iter(splits.values())))
@@ -142,8 +155,11 @@ def _first_answers(rows: Rows) -> Rows:
     return Rows(rows.inputs, [json.loads(label)[0] for label in rows.labels], rows.hashes)
 
 
-def _asked(encoder: Encoder, rows: Rows, form: Form) -> tuple[list[list[int]], References]:
-    """The tokens of each prompt, whole, and what is accepted after it."""
+def _asked(
+    encoder: Encoder, rows: Rows, form: Form, given: str
+) -> tuple[list[list[int]], References]:
+    """The tokens of each prompt, whole and with what is `given` behind it, and what is accepted
+    after it."""
     texts = [str(row[0]) for row in rows.inputs]
     if form.is_conversation:
         chat = encoder.chat()
@@ -152,5 +168,11 @@ def _asked(encoder: Encoder, rows: Rows, form: Form) -> tuple[list[list[int]], R
             [text for text, _ in asked], add_special_tokens=False, verbose=False
         )
         return ids["input_ids"], [(answer,) for _, answer in asked]
-    pairs = encoded_pairs(encoder.tokenizer, texts, [""] * len(texts), end=True)
-    return [ids[:start] for ids, start in pairs], [tuple(json.loads(each)) for each in rows.labels]
+    ids = prompt_tokens(encoder.tokenizer, [text + given for text in texts])
+    return ids, [tuple(json.loads(each)) for each in rows.labels]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_of(base_uri: str) -> Any:
+    """The tokenizer of the base that a worker has, which it reads once."""
+    return load_tokenizer(base_uri)

@@ -121,7 +121,7 @@ class MadeKind:
 
     def fitted(self, base: Base) -> Task:
         """The task as it goes through that base."""
-        return self.task.its_kind.fitted(self.task, base.model)
+        return self.task.fitted(base.model)
 
     def with_(self, **changes: Any) -> Task:
         """The task that the section makes with other values of some keys."""

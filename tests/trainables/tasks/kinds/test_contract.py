@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from tests.trainables.tasks.kinds.examples import EXAMPLES, MadeKind, make_kind
+from tests.trainables.thread_workers import of_workers
 from trainables.engine.workers import Workers
 from trainables.tasks.kinds.kind import Measurement
 from trainables.tasks.kinds.registry import KINDS, mode_of
@@ -93,40 +93,6 @@ def test_the_first_rows_of_a_split_go_through_as_they_do_in_it(made: MadeKind) -
 ALONE = Workers(0, 1, torch.device("cpu"))
 
 
-@dataclass
-class Meeting:
-    """Where the workers of a group of threads lay what they have, and wait for each other."""
-
-    size: int
-    barrier: threading.Barrier = field(init=False)
-    laid: dict[int, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.barrier = threading.Barrier(self.size)
-
-    def exchanged(self, rank: int, value: Any) -> list[Any]:
-        """What every rank has given, in order."""
-        self.barrier.wait(60)
-        self.laid[rank] = value
-        self.barrier.wait(60)
-        given = [self.laid[each] for each in range(self.size)]
-        self.barrier.wait(60)
-        return given
-
-
-@dataclass(frozen=True)
-class ThreadWorkers(Workers):
-    """One worker of a group whose processes are threads."""
-
-    meeting: Meeting
-
-    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.copy_(torch.stack(self.gather_objects(tensor.clone())).sum(0))
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        return self.meeting.exchanged(self.rank, value)
-
-
 @torch.no_grad()
 def measurement(task: Task, model: Any, split: str, workers: Workers) -> Measurement:
     return task.its_kind.measure(
@@ -136,22 +102,11 @@ def measurement(task: Task, model: Any, split: str, workers: Workers) -> Measure
 
 def together(task: Task, model: Any, split: str, size: int) -> list[Measurement]:
     """What each of `size` workers measures, all at once."""
-    meeting, found = Meeting(size), {}
 
-    def measure(rank: int) -> None:
-        try:
-            workers = ThreadWorkers(rank, size, torch.device("cpu"), meeting)
-            found[rank] = measurement(task, copy.deepcopy(model), split, workers)
-        except BaseException:
-            meeting.barrier.abort()
-            raise
+    def measure(workers: Workers) -> Measurement:
+        return measurement(task, copy.deepcopy(model), split, workers)
 
-    threads = [threading.Thread(target=measure, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [found[rank] for rank in range(size)]
+    return of_workers(size, measure)
 
 
 @pytest.mark.parametrize("size", [2, 3])

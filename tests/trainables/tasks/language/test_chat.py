@@ -192,6 +192,13 @@ def test_the_tokens_of_a_row_are_the_same_on_any_day(tokenizer: Any) -> None:
     assert "Today Date: 26 Jul 2024" in prompt
 
 
+def test_a_template_that_asks_the_clock_is_told_the_same_day(tokenizer: Any) -> None:
+    for marks in ("", "{% generation %}a{% endgeneration %}"):
+        template = "\n{{ strftime_now('%Y-%m-%d, %B') }}" + CHATML + marks
+        ids, _ = encoded(tokenizer, template, QUESTION)
+        assert tokenizer.decode(ids).startswith("\n2024-07-26, July<|im_start|>user\nhi there")
+
+
 # -- whose template --------------------------------------------------------------------------------
 
 
@@ -265,6 +272,24 @@ def test_a_template_runs_in_the_sandbox_and_what_it_may_not_is_said(
         )
         assert re.search(fault, message)
         assert "\n" not in message
+
+
+def test_marks_that_cannot_be_read_are_refused_though_the_text_can(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tokenizer.apply_chat_template
+
+    def failing(*args: Any, return_assistant_tokens_mask: bool = False, **kwargs: Any) -> Any:
+        if return_assistant_tokens_mask:
+            raise ValueError("no\nmarks")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", failing)
+    with pytest.raises(DataError) as caught:
+        encoded(tokenizer, MARKED, QUESTION)
+    message = str(caught.value)
+    assert message.startswith("task.chat_template: its {% generation %} marks cannot be read (no")
+    assert "\n" not in message
 
 
 def test_a_template_that_is_no_jinja_is_refused(tokenizer: Any) -> None:

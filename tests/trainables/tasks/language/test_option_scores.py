@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from spaces.errors import DataError
 from tests.trainables.tasks.language.decoders import byte_tokenizer, decoder
 from trainables.tasks.language import option_scores
 from trainables.tasks.language.choice_metrics import hits
@@ -91,6 +92,42 @@ def test_a_base_that_heeds_no_mask_is_found_out() -> None:
     model.forward = forward
     expected = one_by_one(model, rows, range(len(rows)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["the film the film the film is a good plot", "the film the film the film is bad, bad"],
+        ["x", "the film the film the film is a good plot", "the film the film the film is bad, b"],
+    ],
+)
+def test_a_base_that_heeds_no_mask_is_found_out_by_options_that_begin_alike(
+    options: list[str],
+) -> None:
+    model = decoder("llama")
+    rows = choice_rows(byte_tokenizer(), ["a film"], [options], [0], max_length=200)
+    forward, masks = model.forward, []
+
+    def heedless(position_ids: Any = None, attention_mask: Any = None, **inputs: Any) -> Any:
+        masks.append(attention_mask.ndim)
+        mask = attention_mask if attention_mask.ndim == 2 else None
+        return forward(position_ids=position_ids, attention_mask=mask, **inputs)
+
+    model.forward = heedless
+    found = option_log_likelihoods(model, rows, np.array([0]), device=CPU)
+    model.forward = forward
+    assert masks[0] == 4
+    np.testing.assert_allclose(found, one_by_one(model, rows, [0]), rtol=0, atol=1e-10)
+
+
+def test_options_that_differ_only_in_what_they_lose_are_refused() -> None:
+    options = [["a film a film a film good", "a film a film a film bad"], ["good", "bad"]]
+    with pytest.raises(DataError) as caught:
+        choice_rows(byte_tokenizer(), ["x", "y"], options, [0, 0], max_length=4)
+    assert str(caught.value) == (
+        "task.max_length: 1 of 2 rows have options that are the same in their first 3 tokens, such "
+        "as the row of the prompt 'x'; raise max_length, or drop these rows"
+    )
 
 
 def test_a_prompt_goes_through_the_base_once_and_so_does_what_options_share() -> None:

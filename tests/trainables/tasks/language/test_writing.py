@@ -99,6 +99,36 @@ def test_a_text_ends_before_the_first_stop_string_even_one_of_several_tokens(
     assert write(model, tokenizer, prompts, stop=stops) == [cut_at(text, stops) for text in whole]
 
 
+def test_white_space_before_an_answer_is_no_stop(model: Any, tokenizer: Any) -> None:
+    for text, stop, kept in [
+        ("\n good\nbad", ["\n"], "\n good"),
+        (" \n\n", ["\n", " "], " \n\n"),
+        ("\n\nQ: a", ["\n\n", "\nQ"], "\n"),
+        ("good\n\nbad", ["\n\n", "d\n"], "goo"),
+    ]:
+        assert cut_at(text, stop) == kept
+    blank, word = tokenizer("\n")["input_ids"][0], tokenizer("a")["input_ids"][0]
+    written_so_far: list[int] = []
+
+    class Scripted(transformers.LogitsProcessor):
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            script = [*[blank] * 8, word, word, blank, word]
+            place = input_ids.shape[1] - 2
+            written_so_far.append(place)
+            scores[:] = -torch.inf
+            scores[:, script[min(place, 11)]] = 0.0
+            return scores
+
+    own = model._get_logits_processor
+    model._get_logits_processor = lambda *a, **k: transformers.LogitsProcessorList([Scripted()])
+    try:
+        (text,) = write(model, tokenizer, [[5, 6]], stop=["\n"])
+    finally:
+        model._get_logits_processor = own
+    assert text == "\n" * 8 + "aa"
+    assert max(written_so_far) == 10  # it ends with the line
+
+
 def test_a_batch_goes_on_no_longer_than_its_last_row(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

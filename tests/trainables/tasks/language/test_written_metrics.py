@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ from trainables.tasks.language.written_metrics import (
     check_references,
     written_metric,
 )
+from trainables.tasks.rows import load_rows
+from trainables.tasks.settings import TaskSettings
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "Ünïcode", "日本語", "42", "end.")
 GSM8K = ExtractSettings(
@@ -240,3 +245,34 @@ def test_a_pattern_alone_takes_the_first_match() -> None:
     assert extract == ExtractSettings(pattern="[0-9]+")
     assert extract.answer("7 or 8") == "7"
     assert extract.answer("seven") is None
+
+
+def asked(folder: Path, answers: int, talks: bool, **task: Any) -> TaskSettings:
+    """A task of so many different answers in dev, whose last word is one of two."""
+    rows = [("a question", f"answer {i} {'yes' if i % 2 else 'no'}") for i in range(answers)]
+    for split, part in (("train", rows[:3]), ("dev", rows)):
+        lines = [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+            if talks
+            else {"q": f"{q} {i}", "a": [a, "an answer 0 no"] if i == 0 else a}
+            for i, (q, a) in enumerate(part)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    columns = {"messages": "messages"} if talks else {"prompt": "q", "completion": "a"}
+    data = {split: str(folder / f"{split}.jsonl") for split in ("train", "dev")}
+    section = {"name": "t", "kind": "generation", "data": data, **columns, **task}
+    return TaskSettings.model_validate(section)
+
+
+@pytest.mark.parametrize("metric", ["f1", "accuracy"])
+@pytest.mark.parametrize("talks", [False, True])
+def test_free_text_is_refused_as_classes_before_anything_starts(
+    metric: str, talks: bool, tmp_path: Path
+) -> None:
+    most = 200 if talks else 199  # one row has a second answer
+    load_rows(asked(tmp_path, most, talks, metric=metric))
+    with pytest.raises(DataError, match=rf"^task.metric: {metric} is .*, and dev has 201 ") as told:
+        load_rows(asked(tmp_path, most + 1, talks, metric=metric))
+    assert "\n" not in str(told.value)
+    load_rows(asked(tmp_path, most + 1, talks, metric="exact_match"))
+    load_rows(asked(tmp_path, most + 1, talks, metric=metric, extract="(yes|no)$"))
