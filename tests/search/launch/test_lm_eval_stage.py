@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,10 @@ def test_every_seed_has_its_scores_in_mlflow_and_in_the_comparison(
     tracker, sweep, rows, _ = begun(database, tmp_path, Scoring())
     logged = {run.seed: run.metrics["lm_eval/piqa/acc"] for run in tracker.children(sweep)}
     assert logged == {1: 0.25, 2: 0.5}
+    for run in tracker.children(sweep):
+        tags = tracker.run(run.run_id).data.tags
+        assert json.loads(tags["ranksweep.lm_eval"]) == ASKED.settings.of_scores
+        assert run.lm_eval_digest == ASKED.settings.digest
     assert rows[0].lm_eval == {"piqa/acc": (0.25, 0.5), "piqa/acc_stderr": (0.01, 0.01)}
     assert compare(database, "scored").rows == rows
 
