@@ -216,4 +216,4 @@ def test_a_run_begins_when_its_trial_trains_not_when_it_is_queued(
 
     runs = {run.number: tracker.run(run.run_id).info for run in tracker.children(sweep)}
     assert runs[0].start_time == 1_000_000
-    assert runs[3].start_time == runs[3].end_time, "it never began"
+    assert 0 <= runs[3].end_time - runs[3].start_time < 1000, "it never began"

@@ -32,6 +32,7 @@ from trainables.tasks.kinds.multiple_choice import choices_of
 from trainables.tasks.rows import load_rows
 from trainables.trained.restored import restored
 
+pytestmark = pytest.mark.command  # each trains, exports and runs what the README says
 CHOICE = CHOICES["pilora"]
 
 

@@ -42,6 +42,7 @@ def test_a_package_that_is_missing_or_of_another_version_is_told(
     )
 
 
+@pytest.mark.command  # lm-eval reads the index of all its tasks
 def test_a_name_or_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert refusal(["piqaa"], tmp_path) == (
         "confirm.lm_eval.tasks: lm-eval knows no 'piqaa'; did you mean 'piqa'?"
