@@ -113,7 +113,7 @@ def presets_write(
     file = Path(f"{found.name}.yaml") if out is None else out
     if file.exists():
         raise UsageError(f"--out: {file} is there already; name another file, or remove it")
-    write_out(file, sweep_file(found).encode())
+    write_out(file, sweep_file(found, str(file)).encode())
     document = {"name": found.name, "out": str(file)}
     return Result(document, [f"wrote {file}", f"  ranksweep launch {file}"])
 

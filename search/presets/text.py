@@ -48,19 +48,19 @@ def _fitted(node: _Node) -> _Node:
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def sweep_file(preset: Preset) -> str:
-    """The whole sweep file of a preset, commented."""
-    return "\n\n".join("\n".join(part) for part in _parts(preset)) + "\n"
+def sweep_file(preset: Preset, file: str | None = None) -> str:
+    """The whole sweep file of a preset, commented; `file` is what it will be called."""
+    return "\n\n".join("\n".join(part) for part in _parts(preset, file)) + "\n"
 
 
-def _parts(preset: Preset) -> Iterator[list[str]]:
+def _parts(preset: Preset, file: str | None) -> Iterator[list[str]]:
     table = preset.table
     also = f", with the values of Table {table.hyperparameters}" if table.hyperparameters else ""
     yield [
         *_comment(f"{preset.paper.paper}, Table {table.table}{also}: {preset.task} on "
                   f"{preset.base_key}."),
         "#",
-        f"#   ranksweep launch {preset.name}.yaml",
+        f"#   ranksweep launch {file or f'{preset.name}.yaml'}",
         f"#   ranksweep compare {preset.name}",
         "#",
         *_comment('"given" is what the paper says of the section below, "chosen" what it does '

@@ -123,7 +123,6 @@ def _imported(name: str, key: str) -> ModuleType:
     except Exception as error:  # whatever a module raises
         del sys.modules[name]
         raise ConfigError(
-            f"{key}: {name} cannot be imported ({type(error).__name__}: {one_line(error)}); "
-            "correct it"
+            f"{key}: {name} cannot be imported ({one_line(error)}); correct it"
         ) from error
     return module

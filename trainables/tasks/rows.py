@@ -159,7 +159,7 @@ def _splits(
         faults += wrong
         splits[split] = rows
     if faults:
-        raise DataError("; also ".join(faults))
+        raise DataError("; also ".join(dict.fromkeys(faults)))
     if "dev" not in splits and not task.suite:
         source = task.split.source
         splits["dev"], splits[source] = _divide(splits[source], kind, task.split, source)

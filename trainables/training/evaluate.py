@@ -84,7 +84,7 @@ def _agreed_value(
     try:
         value = np.asarray(task.own[task.metric](answers, references), dtype=np.float64)
     except Exception as error:  # whatever a user's function raises
-        wrong = f"failed ({type(error).__name__}: {one_line(error)}); correct it"
+        wrong = f"failed ({one_line(error)}); correct it"
     else:
         if value.shape not in ((), (len(answers),)):
             wrong = (

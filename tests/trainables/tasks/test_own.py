@@ -25,6 +25,16 @@ def worst(answers, references):
 
 
 worst.mode = "min"
+
+
+def plain(answers, references):
+    return 1.0
+
+
+def of_one(answers):
+    return 1.0
+
+
 number = 3
 
 
@@ -52,7 +62,7 @@ def test_a_kind_is_made_of_its_class(module: str) -> None:
 def test_a_metric_is_a_function_that_may_say_that_less_is_better(module: str) -> None:
     check_metric(f"{module}:worst", "classification")
     assert mode_of(f"{module}:worst") == "min"
-    assert mode_of(f"{module}:Shouted") == "max"
+    assert mode_of(f"{module}:plain") == "max"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +72,7 @@ def test_a_metric_is_a_function_that_may_say_that_less_is_better(module: str) ->
         ("{module}:wurst", "has no 'wurst'; did you mean 'worst'"),
         ("{module}:", "is no import path; write my_module:my_name"),
         ("{module}:number", "is no function"),
+        ("{module}:of_one", "does not take (answers, references)"),
         ("search.paths:metric", "is a package of ranksweep"),
     ],
 )

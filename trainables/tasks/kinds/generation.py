@@ -69,10 +69,12 @@ class Generation(Causal):
         return ReadRows([(each.prompt or "",) for each in made], accepted, faults)
 
     def check_rows(self, splits: Mapping[str, Rows], settings: TaskSettings) -> None:
-        from trainables.tasks.language.written_metrics import CLASS_METRICS, check_classes_written
+        from trainables.tasks.language.written_metrics import (
+            CLASS_METRICS,
+            check_classes_written,
+            check_extracted,
+        )
 
-        if settings.metric not in CLASS_METRICS:
-            return
         talks = form_of_settings(settings).is_conversation
         for split in ("dev", "test"):
             if (rows := splits.get(split)) is None:
@@ -81,7 +83,10 @@ class Generation(Causal):
                 (json.loads(str(row[0]))[-1]["content"],) if talks else json.loads(label)
                 for row, label in zip(rows.inputs, rows.labels, strict=True)
             ]
-            check_classes_written(settings.metric, split, references, settings.extract)
+            if settings.extract is not None:
+                check_extracted(split, references, settings.extract)
+            if settings.metric in CLASS_METRICS:
+                check_classes_written(settings.metric, split, references, settings.extract)
 
     def answered(
         self, row: tuple[Input, ...], label: str, settings: TaskSettings

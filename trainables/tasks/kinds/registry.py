@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
@@ -68,6 +69,14 @@ def own_metric(path: str, key: str = "task.metric") -> OwnMetric:
     found = own_object(path, key)
     if not callable(found):
         raise ConfigError(f"{key}: {path} is no function; write one of (answers, references)")
+    try:
+        inspect.signature(found).bind((), ())
+    except TypeError as error:
+        raise ConfigError(
+            f"{key}: {path} does not take (answers, references) ({error}); give it these two"
+        ) from error
+    except ValueError:  # of what is written in C nothing is known
+        pass
     made: OwnMetric = found
     return made
 

@@ -33,7 +33,7 @@ class Encoder:
     """Turns the rows of a task into tokens of a base; `notes` are what a user should know of it."""
 
     def __init__(self, settings: TaskSettings, base_uri: str) -> None:
-        self._settings, self._base_uri = settings, base_uri
+        self._settings, self.base_uri = settings, base_uri
         self.tokenizer: Any
         self.tokenizer, pads_with_end = _tokenizer_and_padding(base_uri)
         self.limits: TextLimits = text_limits(base_uri, "causal")
@@ -53,7 +53,7 @@ class Encoder:
 
     def chat(self) -> Chat:
         """The chat template of the task. Raises DataError where there is none."""
-        return chat_for(self._settings, self._base_uri, self.tokenizer)
+        return chat_for(self._settings, self.base_uri, self.tokenizer)
 
     def of_form(
         self, rows: Mapping[str, Rows], form: Form, *, asked: bool = False
@@ -91,14 +91,14 @@ class Encoder:
     def check_tokens(self, tokens: HasTokens, rows: Rows, split: str) -> None:
         """Raise DataError where the base lacks one of the tokens of some rows."""
         held = self.limits.vocabulary
-        check_vocabulary(tokens, rows, self.tokenizer, held, split, self._base_uri)
+        check_vocabulary(tokens, rows, self.tokenizer, held, split, self.base_uri)
 
     def _running(self, texts: Sequence[str]) -> Iterator[Marked]:
         """Running texts as TRL has them: the tokenizer's own tokens, and an end token."""
         end = self.tokenizer.eos_token_id
         if end is None:
             raise BaseModelError(
-                f"base: {self._base_uri} has a tokenizer without an end token, with which a text "
+                f"base: {self.base_uri} has a tokenizer without an end token, with which a text "
                 "ends; set eos_token in tokenizer_config.json"
             )
         for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]:

@@ -102,6 +102,22 @@ def classes_written(
     return label_names(answers)
 
 
+def check_extracted(split: str, references: References, extract: ExtractSettings) -> None:
+    """Raise DataError where a pattern finds no answer in all references of a split."""
+    answers = [extract.answer(each) for accepted in references for each in accepted]
+    if any(answers):
+        return
+    found = (
+        "finds nothing in"
+        if not any(each is not None for each in answers)
+        else ("finds an empty text in")
+    )
+    raise DataError(
+        f"task.extract: {found} every answer of {split}, such as "
+        f"{shown(repr(references[0][0]), 60)}; correct the pattern, or drop it"
+    )
+
+
 def check_classes_written(
     metric: str, split: str, references: References, extract: ExtractSettings | None
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.bases.parts import load_tokenizer
+from trainables.bases.parts import load_generation_config, load_tokenizer
 from trainables.engine.workers import CancelledError, Workers
 from trainables.tasks.kinds.kind import EncodedRows
 from trainables.tasks.language.continuations import prompt_tokens
@@ -22,7 +22,7 @@ from trainables.tasks.language.forms import Form
 from trainables.tasks.language.generation_settings import GenerationSettings
 from trainables.tasks.language.messages import from_json
 from trainables.tasks.language.sequences import Sequences
-from trainables.tasks.language.writing import batches_by_tokens, prompt_room, written
+from trainables.tasks.language.writing import batches_by_tokens, end_tokens, prompt_room, written
 from trainables.tasks.language.written_metrics import References, commonest_answer, written_metric
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
@@ -145,9 +145,25 @@ def written_splits(
             generation=settings.generation, extract=settings.extract,
             positive=settings.positive_class, positions=encoder.limits.tokens,
         )  # fmt: skip
+    _note_endless(encoder, sequences, settings)
     return EncodedRows(
         dict(splits), tuple(encoder.notes), encoder.example(next(iter(splits.values())))
     )
+
+
+def _note_endless(
+    encoder: Encoder, sequences: Mapping[str, Sequences], settings: TaskSettings
+) -> None:
+    """Say where nothing that is trained ends a text, so that a base never learns to stop."""
+    trained, stop = sequences.get("train"), settings.generation.stop
+    if trained is None or stop:
+        return
+    ends = end_tokens(load_generation_config(encoder.base_uri), encoder.tokenizer)
+    if not np.isin(trained.input_ids[trained.targets_mask.astype(bool)], ends).any():
+        encoder.notes.append(
+            "task.chat_template: no answer of train ends with an end token of the base, so that "
+            "writing goes on to max_new_tokens; end a turn with one, or give task.generation.stop"
+        )
 
 
 def _first_answers(rows: Rows) -> Rows:

@@ -19,6 +19,7 @@ from trainables.tasks.language.extraction import Extract, ExtractSettings
 from trainables.tasks.language.written_metrics import (
     WRITTEN_METRICS,
     References,
+    check_extracted,
     check_references,
     written_metric,
 )
@@ -276,3 +277,15 @@ def test_free_text_is_refused_as_classes_before_anything_starts(
     assert "\n" not in str(told.value)
     load_rows(asked(tmp_path, most + 1, talks, metric="exact_match"))
     load_rows(asked(tmp_path, most + 1, talks, metric=metric, extract="(yes|no)$"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [("ANSWER: (.*)", "finds nothing in"), ("(z*)", "finds an empty text in")],
+)
+def test_a_pattern_that_finds_no_answer_at_all_is_refused(pattern: str, said: str) -> None:
+    extract = ExtractSettings(pattern=pattern)
+    references = [("so #### 8",), ("so #### 9", "9")]
+    with pytest.raises(DataError, match=rf"^task.extract: {said} every answer of dev, such as"):
+        check_extracted("dev", references, extract)
+    check_extracted("dev", references, ExtractSettings(pattern="#### ([0-9]+)"))
