@@ -136,7 +136,7 @@ def test_a_module_that_was_imported_before_goes_along_once_and_an_installed_one_
     for name in (module, "own_installed", "statistics"):
         attribute = "fmean" if name == "statistics" else "worst"
         own_object(f"{name}:{attribute}", "task.metric")
-    check_metric(f"{module}:Shouted", "classification")
+    check_metric(f"{module}:plain", "classification")
     names = [each.__name__ for each in own_modules()]
     assert own_modules().count(imported) == 1
     assert "own_installed" not in names
