@@ -172,21 +172,3 @@ class Sequences:
             "places": torch.from_numpy(lines * len(kept) + np.searchsorted(kept, columns)),
             "use_cache": False,
         }
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Rows of token ids to be written on from, padded at their beginnings to the longest.
-
-    Gives input_ids, attention_mask and position_ids, int64 [rows, positions]; the positions of a
-    row count from its first token, and those of padding are 0.
-    """
-    lengths = np.array([len(row) for row in rows])
-    positions = np.arange(lengths.max()) - (lengths.max() - lengths)[:, None]
-    is_token = positions >= 0
-    input_ids = np.full(is_token.shape, pad_token_id, dtype=np.int64)
-    input_ids[is_token] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "attention_mask": torch.from_numpy(is_token.astype(np.int64)),
-        "position_ids": torch.from_numpy(positions.clip(0)),
-    }

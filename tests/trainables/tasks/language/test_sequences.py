@@ -13,7 +13,7 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from trainables.tasks.language.sequences import Sequences, left_padded
+from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.split import Pass
 
 VOCABULARY, PAD = 67, 3
@@ -267,20 +267,3 @@ def test_a_long_row_forces_no_padding_on_short_ones(on_cpu: bool) -> None:
     data = Sequences.of([([1] * n, [False] * n) for n in (900, *[30] * 30)], PAD)
     passes = replace(data, packs=True).passes(np.arange(31), on_cpu)
     assert sum(each["input_ids"].numel() for each in passes) == 1800
-
-
-def test_rows_to_be_written_on_from_end_together() -> None:
-    made = left_padded([[5, 6, 7], [8], [9, 10]], PAD)
-    assert made["input_ids"].tolist() == [[5, 6, 7], [PAD, PAD, 8], [PAD, 9, 10]]
-    assert made["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
-    assert made["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0], [0, 0, 1]]
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_left_padding_changes_no_next_token(name: str, attention: str) -> None:
-    """In float32: in float64, eager attention makes NaN of a token that may see none."""
-    model, rows = tiny(name, attention).float(), [ids for ids, _ in EXAMPLES]
-    together = model(**left_padded(rows, PAD)).logits[:, -1]
-    alone = torch.cat([model(input_ids=torch.tensor([ids])).logits[:, -1] for ids in rows])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
