@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import load_example
+from tests.conftest import load_example, tarred
 
 SNIPPETS = [
     (2.5, "Amélie &amp; friends – a   joy."),
@@ -31,26 +29,16 @@ def script() -> ModuleType:
     return load_example("prepare_movie")
 
 
-def tar(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 def write_sdist(path: Path, snippets: list[tuple[float, str]]) -> Path:
     """A source distribution laid out as the real one: lines end in CR LF, the last in nothing."""
     text = "\r\n".join(f"{i}\t{mean}\t{words}" for i, (mean, words) in enumerate(snippets, 1))
-    inner = tar(
+    inner = tarred(
         {
             "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt": b"1\t1.0\tnot this\r\n",
             "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": text.encode(),
         }
     )
-    path.write_bytes(tar({"v-1/additional_resources/hutto_ICWSM_2014.tar.gz": inner}))
+    path.write_bytes(tarred({"v-1/additional_resources/hutto_ICWSM_2014.tar.gz": inner}))
     return path
 
 

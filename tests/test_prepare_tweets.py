@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import load_example
+from tests.conftest import load_example, tarred
 
 TWEETS = [
     (2.5, "Yay &amp;   again"),
@@ -27,25 +25,15 @@ def script() -> ModuleType:
     return load_example("prepare_tweets")
 
 
-def tar(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 def write_sdist(path: Path) -> Path:
     text = "\n".join(f"{i}\t{mean}\t{words}" for i, (mean, words) in enumerate(TWEETS, 1))
-    inner = tar(
+    inner = tarred(
         {
             "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": b"1\t1.0\tnot this\n",
             "hutto_ICWSM_2014/tweets_GroundTruth.txt": text.encode(),
         }
     )
-    path.write_bytes(tar({"v-1/additional_resources/hutto_ICWSM_2014.tar.gz": inner}))
+    path.write_bytes(tarred({"v-1/additional_resources/hutto_ICWSM_2014.tar.gz": inner}))
     return path
 
 

@@ -101,6 +101,19 @@ def _rooms(lengths: NDArray[np.int64]) -> list[int]:
     return sorted({longest, *(max(longest, math.ceil(room)) for room in even), *ROOMS})
 
 
+def within_budget(lengths: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
+    """Positions of `lengths` [n] in groups of like length whose rows times their longest are at
+    most so many tokens; a longer row is a group of its own. The longest come first, so that memory
+    that does not suffice shows early."""
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[NDArray[np.int64]] = []
+    while len(order):
+        rows = max(1, tokens // int(lengths[order[0]]))
+        groups.append(order[:rows])
+        order = order[rows:]
+    return groups
+
+
 def in_batches(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     """So many of `order` at a time."""
     for start in range(0, len(order), size):

@@ -13,7 +13,7 @@ from trainables.tasks.split import Split, outputs_of, to_device
 
 EVALUATION_ROWS = 64  # rows of one forward pass when measuring
 EVALUATION_TOKENS = 2048
-"""Tokens of one, of rows that differ much in length."""
+"""Tokens of one, padding included, of rows that differ much in length."""
 
 
 def outputs_of_rows(model: nn.Module, split: Split, outputs: int, workers: Workers) -> torch.Tensor:
@@ -30,17 +30,3 @@ def outputs_of_rows(model: nn.Module, split: Split, outputs: int, workers: Worke
 def by_length(split: Split) -> list[NDArray[np.int64]]:
     """The rows of a split in groups of like length."""
     return list(in_batches(np.argsort(split.lengths, kind="stable"), EVALUATION_ROWS))
-
-
-def by_tokens(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows of these lengths in groups of like length, of so many tokens at most, padding included;
-    a longer row is a group of its own."""
-    order = np.argsort(lengths, kind="stable")
-    groups: list[NDArray[np.int64]] = []
-    begin = 0
-    for end in range(1, len(order) + 1):
-        full = end == len(order) or (end + 1 - begin) * lengths[order[end]] > EVALUATION_TOKENS
-        if full:
-            groups.append(order[begin:end])
-            begin = end
-    return groups

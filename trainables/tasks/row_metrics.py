@@ -118,7 +118,7 @@ def _bleu(sums: Statistics) -> NDArray[np.float64]:
 
 
 def _squares(labels: NDArray[Any], predicted: NDArray[Any]) -> Statistics:
-    return np.stack([(predicted - labels) ** 2, np.ones_like(labels)], axis=-1)
+    return weighted((predicted - labels) ** 2, np.ones_like(labels))
 
 
 MEAN = "mean"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -50,6 +50,11 @@ class TokenRows(NamedTuple):
 
     input_ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Self:
+        """From the tokens of each row."""
+        return cls(_flat(rows, np.int32), np.cumsum([0, *map(len, rows)]))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import yaml
 from search.cli.main import main
 from search.trained.readme import base_note
 from spaces.plan import Plan
+from tests.search.trained.readmes import run_by_readme
 from tests.search.trial_runs import TrialRuns
 from tests.spaces.example_profiles import drawn_profile
 from tests.trainables.families import WORDS, Made, make
@@ -101,15 +102,6 @@ def export(command: Command, tmp_path: Path) -> Command:
         return command("export", kept.run_id, "--to", form, *where, *more)
 
     return run
-
-
-def run_by_readme(folder: Path) -> dict[str, Any]:
-    """What the Python code of the folder's README leaves, run beside the folder."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    names: dict[str, Any] = {}
-    with contextlib.chdir(folder.parent):
-        exec(code, names)
-    return names
 
 
 @pytest.mark.parametrize("form", ["peft", "merged"])

@@ -5,7 +5,6 @@ The first row of the task's data is the one that the README takes for its exampl
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 
 from search.trained.export import export
 from spaces.errors import ConfigError
+from tests.search.trained.readmes import run_by_readme
 from tests.search.trial_runs import TrialRuns
 from tests.trainables.families import Made
 from tests.trainables.trained_examples import CHOICES, Example
@@ -81,15 +81,6 @@ def read_in_memory(made: Made, example: Example, row: int) -> Any:
         return read.written[row]
     targets = made.task.splits["dev"].targets[row]
     return np.asarray(read[row]), int(targets)
-
-
-def run_by_readme(folder: Path) -> dict[str, Any]:
-    """What the Python code of the folder's README leaves, run beside the folder."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    names: dict[str, Any] = {}
-    with contextlib.chdir(folder.parent):
-        exec(code, names)
-    return names
 
 
 @pytest.mark.parametrize("base", ["llama", "closing"])

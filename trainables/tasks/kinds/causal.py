@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from trainables.bases.loading import Base
     from trainables.engine.workers import Workers
-    from trainables.tasks.language.forms import Form
+    from trainables.tasks.language.forms import Example, Form
     from trainables.tasks.records import Asked, Records
     from trainables.tasks.rows import Input, Rows
     from trainables.tasks.settings import TaskSettings
@@ -64,7 +64,8 @@ class Causal(LanguageKind):
         from trainables.tasks.language.forms import examples
         from trainables.tasks.language.messages import to_json
 
-        made, faults = examples(form_of_settings(settings), records, place)
+        form = form_of_settings(settings)
+        made, faults = examples(form, records, place, many_answers=self.has_answers)
         return ReadRows(
             [
                 (to_json(each.messages),)
@@ -72,9 +73,13 @@ class Causal(LanguageKind):
                 else (each.completion if each.prompt is None else each.prompt,)
                 for each in made
             ],
-            ["" if each.prompt is None else each.completion for each in made],
+            ["" if each.prompt is None else self.label_of(each) for each in made],
             faults,
         )
+
+    def label_of(self, example: Example) -> str:
+        """The label of a row that has a prompt."""
+        return example.completion
 
     def input_word(self, settings: TaskSettings) -> str:
         form = form_of_settings(settings)
@@ -85,8 +90,9 @@ class Causal(LanguageKind):
     ) -> tuple[Hashable, str]:
         if not form_of_settings(settings).is_conversation:
             return row, label
-        *before, last = json.loads(str(row[0]))
-        return json.dumps(before), last["content"]
+        from trainables.tasks.language.messages import asked_and_answer, from_json
+
+        return asked_and_answer(from_json(str(row[0])))
 
     def words(self, row: tuple[Input, ...], settings: TaskSettings) -> str:
         if not form_of_settings(settings).is_conversation:
@@ -114,10 +120,7 @@ class Causal(LanguageKind):
         from trainables.tasks.language.encoding import Encoder
 
         encoder = Encoder(settings, base_uri)
-        splits = encoder.of_form(rows, form_of_settings(settings))
-        return EncodedRows(
-            dict(splits), tuple(encoder.notes), encoder.example(next(iter(splits.values())))
-        )
+        return encoder.encoded(encoder.of_form(rows, form_of_settings(settings)))
 
     def readings(
         self, model: torch.nn.Module, task: Task, split: str, workers: Workers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spaces.errors import ConfigError
 from trainables.tasks.kinds.causal import Causal, form_of_settings
-from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
+from trainables.tasks.kinds.kind import EncodedRows, Measurement
 from trainables.tasks.kinds.language import row_losses
 from trainables.tasks.kinds.usage import Usage
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from trainables.bases.loading import Base
     from trainables.engine.workers import Workers
     from trainables.tasks.constant_answer import ConstantAnswer
+    from trainables.tasks.language.forms import Example
     from trainables.tasks.language.written_split import WrittenSplit
-    from trainables.tasks.records import Records
     from trainables.tasks.rows import Input, Rows
     from trainables.tasks.settings import TaskSettings
     from trainables.tasks.task import Task
@@ -56,17 +56,8 @@ class Generation(Causal):
                 "task.completion: is required; name the column of what is to be written"
             )
 
-    def read(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
-        from trainables.tasks.language.forms import examples
-        from trainables.tasks.language.messages import to_json
-
-        form = form_of_settings(settings)
-        made, faults = examples(form, records, place, many_answers=True)
-        if form.is_conversation:
-            texts = [(to_json(each.messages or ()),) for each in made]
-            return ReadRows(texts, [""] * len(made), faults)
-        accepted = [json.dumps(each.accepted, ensure_ascii=False) for each in made]
-        return ReadRows([(each.prompt or "",) for each in made], accepted, faults)
+    def label_of(self, example: Example) -> str:
+        return json.dumps(example.accepted, ensure_ascii=False)
 
     def check_rows(self, splits: Mapping[str, Rows], settings: TaskSettings) -> None:
         from trainables.tasks.language.written_metrics import (
@@ -74,15 +65,12 @@ class Generation(Causal):
             check_classes_written,
             check_extracted,
         )
+        from trainables.tasks.language.written_split import references_of
 
-        talks = form_of_settings(settings).is_conversation
         for split in ("dev", "test"):
             if (rows := splits.get(split)) is None:
                 continue
-            references = [
-                (json.loads(str(row[0]))[-1]["content"],) if talks else json.loads(label)
-                for row, label in zip(rows.inputs, rows.labels, strict=True)
-            ]
+            references = references_of(rows, form_of_settings(settings))
             if settings.extract is not None:
                 check_extracted(split, references, settings.extract)
             if settings.metric in CLASS_METRICS:
@@ -131,16 +119,16 @@ class Generation(Causal):
         from trainables.tasks.row_metrics import measured_on, weighted
 
         rows = written_of(task, split)
-        losses = weighted(readings.losses, rows.targets)
-        metrics = {name: measured_on(name, losses) for name in ("loss", "perplexity")}
-        statistics = losses
-        if task.metric not in metrics:
+        statistics = losses = weighted(readings.losses, rows.targets)
+        if task.metric not in Causal.metrics:
             statistics = rows.statistics(task.metric, readings.written)
-            metrics[task.metric] = measured_on(task.metric, statistics)
-        told = {name: value for name, value in metrics.items() if name != "loss"}
-        named = told | ({"loss": metrics["loss"]} if task.metric == "loss" else {})
         return Measurement(
-            metrics["loss"], named, RowStatistics(task.metric, task.fingerprint, statistics)
+            measured_on("loss", losses),
+            {
+                "perplexity": measured_on("perplexity", losses),
+                task.metric: measured_on(task.metric, statistics),
+            },
+            RowStatistics(task.metric, task.fingerprint, statistics),
         )
 
     def answers(

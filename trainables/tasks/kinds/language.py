@@ -64,11 +64,12 @@ def row_losses(model: torch.nn.Module, split: Sequences, workers: Workers) -> ND
     from torch.nn.functional import cross_entropy
 
     from trainables.engine.masters import at_least_float
-    from trainables.tasks.reading import by_tokens
+    from trainables.tasks.grouping import within_budget
+    from trainables.tasks.reading import EVALUATION_TOKENS
     from trainables.tasks.split import outputs_of, to_device
 
     losses = torch.zeros(len(split), dtype=torch.float64, device=workers.device)
-    for indices in workers.share(by_tokens(split.lengths)):
+    for indices in workers.share(within_budget(split.lengths, EVALUATION_TOKENS)):
         batch = to_device(split.batch(indices), workers)
         labels = batch.pop("labels")
         outputs = at_least_float(outputs_of(model, batch))

@@ -22,7 +22,7 @@ from typing import Any
 import jinja2
 
 from spaces.errors import DataError, reason_of, shown
-from trainables.tasks.language.messages import Conversation, Message
+from trainables.tasks.language.messages import Conversation, Message, asked_and_answer
 
 AT_ONCE = 1000
 """Conversations that are tokenised together: enough for the tokenizer's threads, and few MB."""
@@ -85,14 +85,14 @@ class Chat:
         The prompt holds its special tokens as text: encode it with `add_special_tokens=False`.
         Raises DataError where the template refuses the turns before, or there are none.
         """
-        last = max(i for i, message in enumerate(messages) if message.role == "assistant")
-        if last == 0:
+        asked, answer = asked_and_answer(messages)
+        if not asked:
             raise DataError(
                 f"task.messages: the conversation {_shown(messages)} begins with its only turn of "
                 "the assistant, so that there is nothing to answer; add the question, or drop the "
                 "row"
             )
-        return self._rendered(messages[:last], prompt=True), messages[last].content
+        return self._rendered(asked, prompt=True), answer
 
     def _by_marks(self, batch: Sequence[Conversation]) -> Iterator[Encoded]:
         try:

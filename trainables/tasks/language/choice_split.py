@@ -56,9 +56,7 @@ def choice_splits(rows: Mapping[str, Rows], settings: TaskSettings, base_uri: st
             trained.input_ids, trained.targets_mask, trained.offsets, trained.pad_token_id,
             choices=choices,
         )  # fmt: skip
-    return EncodedRows(
-        dict(splits), tuple(encoder.notes), encoder.example(next(iter(splits.values())))
-    )
+    return encoder.encoded(splits)
 
 
 def _right_options(choices: ChoiceRows) -> Iterator[Marked]:

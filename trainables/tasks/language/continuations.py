@@ -73,7 +73,7 @@ def trained_pairs(
     cut: list[tuple[list[int], list[int]]] = []
     for prompt, answer, whole in zip(prompts, answers, wholes, strict=True):
         before, both = tokens[prompt], tokens[whole]
-        common = _common(before, both)
+        common = begin_alike(before, both)
         if common == len(before):
             cut.append((before, both[common:]))
         elif asked:
@@ -119,7 +119,7 @@ def _pairs(
     return pairs
 
 
-def _common(tokens: Sequence[int], others: Sequence[int]) -> int:
+def begin_alike(tokens: Sequence[int], others: Sequence[int]) -> int:
     """How many tokens both begin with."""
     shorter = min(len(tokens), len(others))
     return next((i for i in range(shorter) if tokens[i] != others[i]), shorter)
@@ -174,7 +174,7 @@ def _encoded(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[int]]:
 
 def _in_place_of_a_prompt(tokenizer: Any, row: int) -> int:
     """The token that stands for a prompt without one. Raises BaseModelError where there is none."""
-    if (first := _first_token(tokenizer)) is None:
+    if (first := first_token(tokenizer)) is None:
         raise BaseModelError(
             "base: its tokenizer has neither a first nor an end token to stand for an "
             f"empty prompt, as in row {row + 1}; set bos_token in tokenizer_config.json"
@@ -182,7 +182,7 @@ def _in_place_of_a_prompt(tokenizer: Any, row: int) -> int:
     return first
 
 
-def _first_token(tokenizer: Any) -> int | None:
+def first_token(tokenizer: Any) -> int | None:
     """What lm-eval puts in an empty prompt's place (`HFLM.prefix_token_id`)."""
     token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return None if token is None else int(token)
@@ -190,7 +190,7 @@ def _first_token(tokenizer: Any) -> int | None:
 
 def first_text(tokenizer: Any) -> str | None:
     """That token as text: a text that begins with it has its special tokens already."""
-    token = _first_token(tokenizer)
+    token = first_token(tokenizer)
     return None if token is None else str(tokenizer.decode([token])) or None
 
 

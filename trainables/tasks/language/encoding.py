@@ -13,6 +13,7 @@ from trainables.bases.limits import TextLimits, text_limits
 from trainables.bases.location import chat_template_files, locate, processor_files
 from trainables.bases.parts import padded_tokenizer
 from trainables.tasks.care import Cuts
+from trainables.tasks.kinds.kind import EncodedRows
 from trainables.tasks.language.chat import Chat, chat_of
 from trainables.tasks.language.chat_template import read_chat_template
 from trainables.tasks.language.continuations import joined, shortened, trained_pairs
@@ -146,9 +147,14 @@ class Encoder:
         if (note := cuts.note(split, number, self._settings.max_length)) is not None:
             self.notes.append(note)
 
-    def example(self, split: Sequences, row: int = 0) -> tuple[tuple[str, bool], ...]:
-        """A row as the base reads it, in pieces that bear loss or do not."""
-        begin, end = split.offsets[row : row + 2]
+    def encoded(self, splits: Mapping[str, Sequences]) -> EncodedRows:
+        """The splits, with what is to be known of them and a row of the first as an example."""
+        first = next(iter(splits.values()))  # train, unless a suite's member is encoded
+        return EncodedRows(dict(splits), tuple(self.notes), self._example(first))
+
+    def _example(self, split: Sequences) -> tuple[tuple[str, bool], ...]:
+        """The first row as the base reads it, in pieces that bear loss or do not."""
+        begin, end = split.offsets[:2]
         ids, bears = split.input_ids[begin:end], split.targets_mask[begin:end]
         changes = np.flatnonzero(np.diff(bears.astype(np.int8))) + 1
         return tuple(

@@ -59,6 +59,12 @@ def from_json(text: str) -> Conversation:
     return tuple(Message(each["role"], each["content"]) for each in json.loads(text))
 
 
+def asked_and_answer(messages: Conversation) -> tuple[Conversation, str]:
+    """The turns before the last of the assistant's, and what that one says."""
+    last = max(i for i, message in enumerate(messages) if message.role == "assistant")
+    return messages[:last], messages[last].content
+
+
 @dataclass(frozen=True)
 class Shape:
     """How the messages of a column are written: the names of a message's two keys, and its roles.

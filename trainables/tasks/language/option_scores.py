@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spaces.errors import DataError, shown
+from trainables.tasks.grouping import within_budget
 from trainables.tasks.language.continuations import joined, scored_pairs, shortened
+from trainables.tasks.texts import TokenRows
 from trainables.tasks.work import Work
 
 LOGITS_AT_ONCE = 2**24
@@ -166,11 +168,12 @@ def choice_rows(
             f"same in their first {max_length - 1} tokens, such as the row of the prompt "
             f"{shown(prompts[alike[0]], 40)!r}; raise max_length, or drop these rows"
         )
+    flat_prompts, flat_options = TokenRows.of(kept_prompts), TokenRows.of(kept_options)
     return ChoiceRows(
-        prompts=np.concatenate([np.asarray(ids, np.int32) for ids in kept_prompts]),
-        prompt_offsets=np.cumsum([0, *map(len, kept_prompts)]),
-        options=np.concatenate([np.asarray(ids, np.int32) for ids in kept_options]),
-        option_offsets=np.cumsum([0, *map(len, kept_options)]),
+        prompts=flat_prompts.input_ids,
+        prompt_offsets=flat_prompts.offsets,
+        options=flat_options.input_ids,
+        option_offsets=flat_options.offsets,
         first=first,
         option_bytes=np.array([len(text.encode()) for texts in options for text in texts]),
         right=np.asarray(right, dtype=np.int64),
@@ -282,15 +285,10 @@ def _branches(prompt: Sequence[int], options: Sequence[Sequence[int]], row: int)
 
 
 def _passes(trees: Sequence[_Tree], batch_tokens: int) -> Iterator[list[_Tree]]:
-    """Trees of like length, the longest first, so that memory that does not suffice shows early."""
-    batch: list[_Tree] = []
-    for tree in sorted(trees, key=lambda tree: (len(tree), tree.first_target), reverse=True):
-        if batch and (len(batch) + 1) * len(batch[0]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield batch
+    """Trees of like length, and among those of one length of like prompts."""
+    ordered = sorted(trees, key=lambda tree: tree.first_target, reverse=True)
+    for places in within_budget(np.array([len(tree) for tree in ordered]), batch_tokens):
+        yield [ordered[place] for place in places]
 
 
 # -- passes ----------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainables.tasks.grouping import in_lines
-from trainables.tasks.reading import by_tokens
+from trainables.tasks.grouping import in_lines, within_budget
+from trainables.tasks.reading import EVALUATION_TOKENS
 from trainables.tasks.split import Pass
 from trainables.tasks.work import Work
 
@@ -111,7 +111,9 @@ class Sequences:
 
     def measuring_work(self, on_cpu: bool) -> Work:
         """What finding each row's loss puts through a base, whatever computes it."""
-        return Work.of_tokens([self.batch(indices) for indices in by_tokens(self.lengths)])
+        return Work.of_tokens(
+            [self.batch(indices) for indices in within_budget(self.lengths, EVALUATION_TOKENS)]
+        )
 
     def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """The rows at `indices` in one pass, padded at their ends to the longest.

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -25,6 +27,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from spaces.errors import BaseModelError, ConfigError, DataError
 from trainables.engine.workers import CancelledError, never
+from trainables.tasks.grouping import within_budget
+from trainables.tasks.language.continuations import begin_alike, first_token
 from trainables.tasks.language.generation_settings import GenerationSettings
 
 ENDED_SHARE = 0.25
@@ -108,18 +112,14 @@ def prompt_room(settings: GenerationSettings, most_tokens: int | None) -> int | 
     return most_tokens - settings.max_new_tokens
 
 
-def batches_by_tokens(lengths: Sequence[int], settings: GenerationSettings) -> Iterator[list[int]]:
+def batches_by_tokens(
+    lengths: Sequence[int], settings: GenerationSettings
+) -> list[NDArray[np.int64]]:
     """Places of prompts of these lengths, in batches of like length, the longest first.
 
     A batch's rows times its longest prompt and `max_new_tokens` is at most `batch_tokens`.
     """
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    begin = 0
-    while begin < len(order):
-        tokens = lengths[order[begin]] + settings.max_new_tokens
-        end = begin + max(1, settings.batch_tokens // tokens)
-        yield order[begin:end]
-        begin = end
+    return within_budget(np.asarray(lengths) + settings.max_new_tokens, settings.batch_tokens)
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
@@ -136,9 +136,8 @@ def _begun(prompt: Sequence[int], place: int, tokenizer: Any, room: int | None) 
     """A prompt as it goes into the model: at least a token, and no more than there is room for."""
     if prompt:
         return list(prompt if room is None else prompt[-room:])
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return [token]
+    if (token := first_token(tokenizer)) is not None:
+        return [token]
     raise DataError(
         f"task.prompt: row {place} is empty, and the base's tokenizer has no token that a text "
         "begins with; give the row a prompt"
@@ -166,9 +165,8 @@ def _shared_beginning(model: Any, prompts: Sequence[list[int]], device: torch.de
     if len(prompts) < 2:
         return _Shared([])
     # The first and the last in order differ earliest; a token of each prompt's own is left.
-    first, last = min(prompts), max(prompts)
-    number = min(map(len, prompts)) - 1
-    number = next((i for i in range(number) if first[i] != last[i]), number)
+    first = min(prompts)
+    number = min(begin_alike(first, max(prompts)), min(map(len, prompts)) - 1)
     if number < LEAST_SHARED:
         return _Shared([])
     ids = torch.tensor([first[:number]], device=device)

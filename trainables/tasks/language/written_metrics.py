@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from spaces.errors import ConfigError, DataError, nearest, shown
 from trainables.tasks.language.extraction import ExtractSettings
-from trainables.tasks.row_metrics import ROW_METRICS, measured_on
+from trainables.tasks.row_metrics import ROW_METRICS, measured_on, weighted
 
 Sums = NDArray[np.float64]
 References = Sequence[tuple[str, ...]]
@@ -107,13 +107,9 @@ def check_extracted(split: str, references: References, extract: ExtractSettings
     answers = [extract.answer(each) for accepted in references for each in accepted]
     if any(answers):
         return
-    found = (
-        "finds nothing in"
-        if not any(each is not None for each in answers)
-        else ("finds an empty text in")
-    )
+    found = "nothing" if all(each is None for each in answers) else "an empty text"
     raise DataError(
-        f"task.extract: {found} every answer of {split}, such as "
+        f"task.extract: finds {found} in every answer of {split}, such as "
         f"{shown(repr(references[0][0]), 60)}; correct the pattern, or drop it"
     )
 
@@ -191,7 +187,7 @@ class _Mean(_Of):
 
     def rows(self, written: Sequence[str], references: References) -> Sums:
         scores = [self._score(*pair) for pair in self._pairs(written, references)]
-        return np.stack([np.array(scores, dtype=np.float64), np.ones(len(scores))], axis=1)
+        return weighted(np.array(scores), np.ones(len(scores)))
 
     @abstractmethod
     def _score(self, answer: str | None, accepted: list[str]) -> float:
@@ -291,7 +287,7 @@ class ClassAccuracy(_OfClasses):
 
     def rows(self, written: Sequence[str], references: References) -> Sums:
         right = [float(a == b) for a, b in self._places(written, references)]
-        return np.stack([np.array(right, dtype=np.float64), np.ones(len(right))], axis=1)
+        return weighted(np.array(right), np.ones(len(right)))
 
 
 class ClassF1(_OfClasses):

@@ -20,7 +20,7 @@ from trainables.tasks.language.encoding import Encoder, given_with_prompts
 from trainables.tasks.language.extraction import ExtractSettings
 from trainables.tasks.language.forms import Form
 from trainables.tasks.language.generation_settings import GenerationSettings
-from trainables.tasks.language.messages import from_json
+from trainables.tasks.language.messages import asked_and_answer, from_json
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.language.writing import batches_by_tokens, end_tokens, prompt_room, written
 from trainables.tasks.language.written_metrics import References, commonest_answer, written_metric
@@ -134,21 +134,18 @@ def written_splits(
     sequences = encoder.of_form(first, form, asked=True)
     splits = {}
     for split, part in rows.items():
-        prompts, references = _asked(encoder, part, form, given_with_prompts(settings))
-        flat = np.concatenate([np.asarray(ids, np.int32) for ids in prompts])
-        offsets = np.cumsum([0, *map(len, prompts)])
-        encoder.check_tokens(TokenRows(flat, offsets), part, split)
+        asked = _asked(encoder, part, form, given_with_prompts(settings))
+        encoder.check_tokens(asked, part, split)
         trained = sequences[split]
         splits[split] = WrittenSplit(
             trained.input_ids, trained.targets_mask, trained.offsets, trained.pad_token_id,
-            prompts=flat, prompt_offsets=offsets, references=references, base_uri=base_uri,
+            prompts=asked.input_ids, prompt_offsets=asked.offsets,
+            references=references_of(part, form), base_uri=base_uri,
             generation=settings.generation, extract=settings.extract,
             positive=settings.positive_class, positions=encoder.limits.tokens,
         )  # fmt: skip
     _note_endless(encoder, sequences, settings)
-    return EncodedRows(
-        dict(splits), tuple(encoder.notes), encoder.example(next(iter(splits.values())))
-    )
+    return encoder.encoded(splits)
 
 
 def _note_endless(
@@ -171,21 +168,23 @@ def _first_answers(rows: Rows) -> Rows:
     return Rows(rows.inputs, [json.loads(label)[0] for label in rows.labels], rows.hashes)
 
 
-def _asked(
-    encoder: Encoder, rows: Rows, form: Form, given: str
-) -> tuple[list[list[int]], References]:
-    """The tokens of each prompt, whole and with what is `given` behind it, and what is accepted
-    after it."""
+def references_of(rows: Rows, form: Form) -> References:
+    """What is accepted after each prompt, or as the last turn of each conversation."""
+    if form.is_conversation:
+        return [(asked_and_answer(from_json(str(row[0])))[1],) for row in rows.inputs]
+    return [tuple(json.loads(label)) for label in rows.labels]
+
+
+def _asked(encoder: Encoder, rows: Rows, form: Form, given: str) -> TokenRows:
+    """The tokens of each prompt, whole and with what is `given` behind it."""
     texts = [str(row[0]) for row in rows.inputs]
     if form.is_conversation:
         chat = encoder.chat()
-        asked = [chat.prompt_of(from_json(text)) for text in texts]
-        ids = encoder.tokenizer(
-            [text for text, _ in asked], add_special_tokens=False, verbose=False
-        )
-        return ids["input_ids"], [(answer,) for _, answer in asked]
-    ids = prompt_tokens(encoder.tokenizer, [text + given for text in texts])
-    return ids, [tuple(json.loads(each)) for each in rows.labels]
+        asked = [chat.prompt_of(from_json(text))[0] for text in texts]
+        ids = encoder.tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        ids = prompt_tokens(encoder.tokenizer, [text + given for text in texts])
+    return TokenRows.of(ids)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,16 +49,22 @@ def decoder(name: str, dtype: torch.dtype = torch.float64, attention: str | None
     return model.eval()
 
 
-def byte_tokenizer(first: str | None = None, last: str | None = None) -> Any:
-    """Bytes and their merges; `first` is put before every text, and `last` behind."""
+def bytes_and_merges(texts: Sequence[str], special: Sequence[str]) -> Tokenizer:
+    """A tokenizer of all bytes, of the merges that some texts teach it, and of special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TOKENS, special_tokens=list(SPECIAL), show_progress=False,
+        vocab_size=TOKENS, special_tokens=list(special), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    tokenizer.train_from_iterator(["the film is a good film the plot is bad"] * 3, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def byte_tokenizer(first: str | None = None, last: str | None = None) -> Any:
+    """Bytes and their merges; `first` is put before every text, and `last` behind."""
+    tokenizer = bytes_and_merges(["the film is a good film the plot is bad"] * 3, SPECIAL)
     if first or last:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=" ".join(filter(None, [first, "$A", last])),

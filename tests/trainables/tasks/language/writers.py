@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-VOCABULARY = 300
+from tests.trainables.tasks.language.decoders import TOKENS, bytes_and_merges
+
 POSITIONS = 96
 TEXT = ("a film of two halves", "the plot is thin", "the actors are fine", "\n\nThe End\n\n") * 3
 
 _SHAPE = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": POSITIONS,
     "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
@@ -22,7 +22,7 @@ CONFIGS: Mapping[str, Any] = {
     "llama": transformers.LlamaConfig(**_SHAPE),
     "qwen2": transformers.Qwen2Config(**_SHAPE),
     "gpt2": transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS,
+        vocab_size=TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS,
         initializer_range=0.3, bos_token_id=0, eos_token_id=0,
     ),
 }  # fmt: skip
@@ -37,15 +37,7 @@ def decoder(name: str, seed: int = 0) -> Any:
 
 def byte_tokenizer() -> Any:
     """A tokenizer that knows every text; its one special token ends a text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<|end|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    tokenizer.train_from_iterator(TEXT, trainer)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>",
-        model_max_length=POSITIONS,
+        tokenizer_object=bytes_and_merges(TEXT, ["<|end|>"]),
+        bos_token="<|end|>", eos_token="<|end|>", model_max_length=POSITIONS,
     )  # fmt: skip
