@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from transformers import BertConfig, BertForSequenceClassification
 
 from tests.trainables.families import FAMILIES, Made, make
@@ -36,15 +38,27 @@ def join_in_float64() -> Workers:
     return workers
 
 
-def join_group(rank: int, size: int, folder: str) -> Workers:
-    """Join a group of `size` processes that meet in `folder`; the process of this rank calls it."""
+def run_group(work: Callable[..., None], size: int, folder: Path, *arguments: Any) -> None:
+    """Run `work(workers, folder, *arguments)` on each of `size` processes that are one group.
+
+    They meet in `folder`. `work` stands at a module's top level, for it is named to a new process.
+    """
+    torch.multiprocessing.spawn(_member, (work, size, folder, arguments), nprocs=size)
+
+
+def _member(
+    rank: int, work: Callable[..., None], size: int, folder: Path, arguments: tuple[Any, ...]
+) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(f"{folder}/store", size), rank=rank,
         world_size=size,
     )  # fmt: skip
-    return join_in_float64()
+    work(join_in_float64(), folder, *arguments)
+    torch.distributed.destroy_process_group()
+    # Left to end by itself, a process that has had threads of gloo's aborts now and then.
+    os._exit(0)
 
 
 @pytest.fixture(scope="session")

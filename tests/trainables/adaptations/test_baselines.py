@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from spaces.errors import JobError, UsageError
 from spaces.methods.registry import METHODS, make_plan, parse_choice
 from spaces.plan import Plan, Tuner
-from tests.trainables.conftest import head_of, join_group, tiny_bert, tiny_task
+from tests.trainables.conftest import head_of, run_group, tiny_bert, tiny_task
 from tests.trainables.tuner_examples import (
     CHOICES,
     HEADS,
@@ -352,8 +351,8 @@ ONE_EPOCH = SETTINGS.model_copy(update={"epochs": 1})
 SHARED_OUT = ("adalora", "sora", "dylora", "full", "lora_xs", "lora_dash")
 
 
-def _train_in_a_group(rank: int, size: int, folder: str) -> None:
-    workers = join_group(rank, size, folder)
+def _train_in_a_group(workers: Workers, folder: Path) -> None:
+    rank = workers.rank
     if rank == 1:  # another processor may find the singular vectors the other way round
         decompose = singular.singular_components
 
@@ -366,12 +365,11 @@ def _train_in_a_group(rank: int, size: int, folder: str) -> None:
         zero = {"zero_optimization": {"stage": 1}}
         weights, _ = trained(method, workers, settings=ONE_EPOCH, deepspeed=zero)
         safetensors.torch.save_file(weights, f"{folder}/{method}-{rank}.safetensors")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.group
 def test_two_workers_train_what_one_does(alone: Workers, tmp_path: Path) -> None:
-    mp.spawn(_train_in_a_group, (2, str(tmp_path)), nprocs=2)
+    run_group(_train_in_a_group, 2, tmp_path)
     for method in SHARED_OUT:
         one, _ = trained(method, alone, settings=ONE_EPOCH)
         ranks = [

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import ray
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load
 
 from search.store.objects import ObjectStorage
 from spaces.errors import JobError, StoreError
 from spaces.profile import Profile
-from tests.trainables.conftest import head_of, join_group, tiny_bert, tiny_task
+from tests.trainables.conftest import head_of, run_group, tiny_bert, tiny_task
 from trainables.bases.location import fingerprint
 from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import Workers
@@ -222,15 +221,15 @@ def test_a_run_under_another_zero_stage_goes_on_from_the_same_state(
 # -- several workers -------------------------------------------------------------------------------
 
 
-def place(folder: str, name: str) -> ObjectStorage:
+def place(folder: Path, name: str) -> ObjectStorage:
     return ObjectStorage(f"{folder}/objects").under(f"checkpoints/{name}")
 
 
 POINTS = (("initial phase", 5), ("static pass", 5))
 
 
-def _interrupted_in_a_group(rank: int, size: int, folder: str) -> None:
-    workers = join_group(rank, size, folder)
+def _interrupted_in_a_group(workers: Workers, folder: Path) -> None:
+    rank = workers.rank
     for stage in (0, 1, 2):
         whole, _ = profile_of(workers, None, stage=stage)
         whole.write(f"{folder}/whole{stage}-{rank}.safetensors")
@@ -247,14 +246,13 @@ def _interrupted_in_a_group(rank: int, size: int, folder: str) -> None:
             workers.gather_objects(None)
     for phase, step in POINTS:  # left for another group
         interrupt(workers, place(folder, phase.replace(" ", "-")), phase, step)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.group
 def test_two_workers_go_on_under_every_zero_stage_and_one_may_go_on_for_them(
     alone: Workers, undisturbed: dict[bool, Profile], tmp_path: Path
 ) -> None:
-    mp.spawn(_interrupted_in_a_group, (2, str(tmp_path)), nprocs=2)
+    run_group(_interrupted_in_a_group, 2, tmp_path)
     for stage in (0, 1, 2):
         for rank in range(2):
             wanted = Profile.read(tmp_path / f"whole{stage}-{rank}.safetensors")
@@ -262,7 +260,7 @@ def test_two_workers_go_on_under_every_zero_stage_and_one_may_go_on_for_them(
                 found = Profile.read(tmp_path / f"again{stage}-{i}-{rank}.safetensors")
                 assert_same(found, wanted, rtol=1e-6)
     for phase, _ in POINTS:
-        storage = place(str(tmp_path), phase.replace(" ", "-"))
+        storage = place(tmp_path, phase.replace(" ", "-"))
         profile, said = profile_of(alone, storage)
         assert said == [f"the profile goes on from its checkpoint: step 4 of the {phase}"]
         assert_same(profile, undisturbed[False], rtol=1e-4)

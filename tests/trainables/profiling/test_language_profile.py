@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from spaces.profile import Profile
 from spaces.target import TargetModule
-from tests.trainables.conftest import join_group
+from tests.trainables.conftest import run_group
 from tests.trainables.profile_oracle import assert_profile_is, initial_phase, static_pass
 from tests.trainables.tasks.kinds.examples import DECODER, MadeKind, make_kind
 from trainables.adaptations.blocks import plain_lora
@@ -231,14 +230,13 @@ FEW = SETTINGS.model_copy(update={"batch_size": 4})
 """13 rows in batches of 4: the last holds one row, so that a worker has none."""
 
 
-def _profile_in_a_group(rank: int, size: int, folder: str, kinds: Sequence[MadeKind]) -> None:
-    workers = join_group(rank, size, folder)
+def _profile_in_a_group(workers: Workers, folder: Path, kinds: Sequence[MadeKind]) -> None:
+    rank = workers.rank
     for i, made in enumerate(kinds):
         base = made.base(torch.float64)
         for packs in (False, True):
             profile = profile_of(base, going(made.task, packs), workers, FEW)
             profile.write(f"{folder}/{i}-{packs}-{rank}.safetensors")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.group
@@ -246,7 +244,7 @@ def test_two_workers_find_what_one_does(alone: Workers, tmp_path: Path) -> None:
     names = ("causal on llama", "generation on qwen2", "multiple_choice on qwen2")
     kinds = [make_kind(name, tmp_path / str(i)) for i, name in enumerate(names)]
     (tmp_path / "group").mkdir()
-    mp.spawn(_profile_in_a_group, (2, str(tmp_path / "group"), kinds), nprocs=2)
+    run_group(_profile_in_a_group, 2, tmp_path / "group", kinds)
     for i, made in enumerate(kinds):
         targets = made.task.splits["train"].targets
         halves = [(targets[rows[::2]].sum(), targets[rows[1::2]].sum()) for rows in steps_of(FEW)]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import transformers
 from pydantic import ValidationError
 
@@ -21,7 +20,7 @@ from tests.trainables.conftest import (
     VOCABULARY,
     head_of,
     hearing,
-    join_group,
+    run_group,
     tiny_bert,
     tiny_task,
 )
@@ -414,8 +413,8 @@ def trial_of(
     return [untimed(report) for report in reports]
 
 
-def _serve_in_a_group(rank: int, size: int, folder: str) -> None:
-    workers = join_group(rank, size, folder)
+def _serve_in_a_group(workers: Workers, folder: Path) -> None:
+    rank = workers.rank
     for stage in (0, 1, 2):
         zero = {"zero_optimization": {"stage": stage}}
         model, task = tiny_bert(), tiny_task()
@@ -426,7 +425,6 @@ def _serve_in_a_group(rank: int, size: int, folder: str) -> None:
         profile.write(f"{folder}/zero{stage}-rank{rank}.safetensors")
         trial = trial_of(model, task, workers, zero)
         Path(f"{folder}/zero{stage}-rank{rank}.json").write_text(json.dumps(trial))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.group
@@ -438,7 +436,7 @@ def test_several_workers_give_what_one_gives_under_every_zero_stage(
     model, task = tiny_bert(), tiny_task()
     one = compute_profile(model, head_of(model), targets_of(model), task, SETTINGS, workers=alone)
     trial = trial_of(model, task, alone, {})
-    mp.spawn(_serve_in_a_group, (size, str(tmp_path)), nprocs=size)
+    run_group(_serve_in_a_group, size, tmp_path)
     for stage in (0, 1, 2):
         for rank in range(size):
             place = tmp_path / f"zero{stage}-rank{rank}"

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from transformers import AutoTokenizer
 
-from tests.trainables.conftest import join_group
+from tests.trainables.conftest import run_group
 from tests.trainables.lm_eval_examples import (
     CHOICE,
     PROSE,
@@ -85,21 +84,20 @@ def test_the_scores_are_those_of_lm_eval_on_the_merged_checkpoint(
     assert untouched != got, "the adapters are measured, not the base"
 
 
-def _of_two(rank: int, folder: str, base: str, files: list[str]) -> None:
-    workers = join_group(rank, 2, folder)
-    model = decoder(Path(base))
+def _of_two(workers: Workers, folder: Path, base: Path, files: list[str]) -> None:
+    rank, model = workers.rank, decoder(base)
     with adapted(model) as adaptation:
         draw(adaptation)
-        asked = asked_of(files, Path(folder), num_fewshot=1)
-        got = scores(Path(base), workers, model, asked)
-        torch.save(got, f"{folder}/scores-{rank}")
+        asked = asked_of(files, folder, num_fewshot=1)
+        got = scores(base, workers, model, asked)
+        torch.save(got, folder / f"scores-{rank}")
         # a worker without the file: all of them hear of it, and go on together
         missing = [*files, f"{folder}/missing.yaml"] if rank else files
         with pytest.raises(LmEvalError, match=r"missing\.yaml is not there"):
-            scores(Path(base), workers, model, asked_of(missing, Path(folder)))
+            scores(base, workers, model, asked_of(missing, folder))
         with pytest.raises(CancelledError):
-            scores(Path(base), workers, model, asked, should_stop=lambda: rank == 0)
-        assert scores(Path(base), workers, model, asked) == got
+            scores(base, workers, model, asked, should_stop=lambda: rank == 0)
+        assert scores(base, workers, model, asked) == got
 
 
 @pytest.mark.group
@@ -107,7 +105,7 @@ def test_two_workers_share_the_requests_and_the_scores_are_those_of_one(
     base: Path, alone: Workers, tmp_path: Path
 ) -> None:
     files = write_tasks(tmp_path / "tasks", CHOICE, WRITING, PROSE)
-    mp.spawn(_of_two, (str(tmp_path), str(base), files), nprocs=2)
+    run_group(_of_two, 2, tmp_path, base, files)
     model = decoder(base)
     with adapted(model) as adaptation:
         draw(adaptation)
