@@ -23,9 +23,9 @@ from search.store import keys
 from spaces.errors import ConfigError, StoreError
 from spaces.files import tensor_file
 from spaces.profile import Profile
+from trainables.cache_folder import FOLDER_VARIABLE, cache_folder
 from trainables.settings import bytes_of
 
-FOLDER_VARIABLE = "RANKSWEEP_CACHE"
 LIMIT_VARIABLE = "RANKSWEEP_CACHE_LIMIT"
 DEFAULT_LIMIT = 10 * 2**30
 
@@ -62,7 +62,7 @@ class NodeCache:
         """
         limit = os.environ.get(LIMIT_VARIABLE, "").strip()
         try:
-            return cls(_default_folder(), bytes_of(limit) if limit else DEFAULT_LIMIT)
+            return cls(cache_folder(), bytes_of(limit) if limit else DEFAULT_LIMIT)
         except ValueError as error:
             raise ConfigError(f"{LIMIT_VARIABLE}: {error}") from error
 
@@ -146,20 +146,6 @@ class NodeCache:
             if excess > 0 and name != kept.name:
                 (self.folder / name).unlink(missing_ok=True)
                 excess -= size
-
-
-def _default_folder() -> Path:
-    named = os.environ.get(FOLDER_VARIABLE, "").strip()
-    if named:
-        return Path(named).expanduser()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if shared.is_absolute():
-        return shared / "ranksweep"
-    try:
-        return Path.home() / ".cache" / "ranksweep"
-    except RuntimeError:
-        # A process without a home has no cache either: nothing can be made in this place.
-        return Path(os.devnull) / "ranksweep"
 
 
 def _mapped(entry: Path, sha256: str) -> tensor_file.Bytes | None:

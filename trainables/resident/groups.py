@@ -25,6 +25,7 @@ from spaces.errors import CancelledJobError, JobError, one_line
 from trainables.resident.causes import why
 from trainables.resident.group_watch import GroupWatch
 from trainables.resident.jobs import Done, Event, Failed, Job, Result, Steps
+from trainables.resident.node_files import serve_files
 from trainables.resident.queue import POLL_S, STEPS_S, events_of, start_job_queue
 from trainables.tasks.own import own_modules
 
@@ -67,7 +68,7 @@ class ResidentWorkers:
         hurried: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings, self._storage_path = settings, storage_path
-        self._config = {
+        self._config: dict[str, Any] = {
             "base_uri": base_uri,
             "base_fingerprint": base_fingerprint,
             "dtype": dtype,
@@ -84,7 +85,11 @@ class ResidentWorkers:
         self.queue = start_job_queue(self._settings.groups, self._settings.max_failures)
         for module in own_modules():  # which the workers need not find
             ray.cloudpickle.register_pickle_by_value(module)
-        self._config |= {"queue": self.queue, "task": [ray.put(self._task)]}
+        self._config |= {
+            "queue": self.queue,
+            "task": [ray.put(self._task)],
+            "files": serve_files(self._task.files),
+        }
         for group in range(self._settings.groups):
             self._start_thread(self._run_group, group)
         self._start_thread(self._pass_notices_on)

@@ -130,6 +130,8 @@ def _load(config: dict[str, Any]) -> Resident:
     if device.type == "cpu":
         assigned = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(assigned.get("CPU", 1))))
+    if config["files"] is not None:
+        config["files"].bring()
     task = ray.get(config["task"][0])
     base = load_base(
         config["base_uri"], task.head, task.outputs, getattr(torch, config["dtype"]), device

@@ -3,10 +3,12 @@ and how long they are."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+import heapq
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,21 +36,42 @@ def notes_on_rows(splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings
     key = f"task.{next(iter(kind.input_columns(settings).values()))}"
     for split, rows in splits.items():
         yield from _lost_characters(split, rows, key)
-    trained = splits["train"].inputs if "train" in splits else ()
-    for column in zip(*(kind.question(row) for row in trained), strict=True):
-        if all(isinstance(each, str) and is_a_number(each) for each in column):
-            yield (
-                f"{key}: every text of train is a number, such as {column[0]!r:.40}; see that "
-                "it is the column of texts"
-            )
+    if "train" in splits:
+        yield from _numbers(splits["train"], kind, key)
+
+
+def _numbers(train: Rows, kind: Kind, key: str) -> Iterator[str]:
+    """Which columns of train hold numbers alone, by the first value of each."""
+    first: tuple[Any, ...] = ()
+    left: set[int] = set()
+    for number, row in enumerate(train.inputs):
+        asked = kind.question(row)
+        if number == 0:
+            first, left = asked, set(range(len(asked)))
+        left = {i for i in left if isinstance(text := asked[i], str) and is_a_number(text)}
+        if not left:
+            return
+    for column in sorted(left):
+        yield (
+            f"{key}: every text of train is a number, such as {first[column]!r:.40}; see that "
+            "it is the column of texts"
+        )
+
+
+def _hashed(values: Iterable[Hashable]) -> NDArray[np.int64]:
+    """Python's hash of each value, by which values are told apart that need not be kept."""
+    return np.fromiter(map(hash, values), dtype=np.int64)
 
 
 def _shared(splits: Mapping[str, Rows], what: str) -> Iterator[str]:
     """How many of dev and test train has too."""
-    train = set(splits["train"].inputs if "train" in splits else ())
+    if "train" not in splits:
+        return
+    train = _hashed(splits["train"].inputs)
     for split, rows in splits.items():
-        shared = 0 if split == "train" else sum(row in train for row in rows.inputs)
-        if shared:
+        if split == "train":
+            continue
+        if shared := int(np.isin(_hashed(rows.inputs), train).sum()):
             yield (
                 f"task.data.{split}: {shared} of {len(rows)} rows have the {what} of "
                 f"a training row; its measure is too good for an unseen {what}"
@@ -57,7 +80,7 @@ def _shared(splits: Mapping[str, Rows], what: str) -> Iterator[str]:
 
 def _repeated(splits: Mapping[str, Rows]) -> Iterator[str]:
     """How many rows of each split are there already, answer and all."""
-    repeated = {split: len(rows) - len(set(rows.hashes)) for split, rows in splits.items()}
+    repeated = {split: _again(rows.hashes) for split, rows in splits.items()}
     said = [
         f"{number:,} of {len(splits[split]):,} rows of {split} ({number / len(splits[split]):.1%})"
         for split, number in repeated.items()
@@ -70,34 +93,55 @@ def _repeated(splits: Mapping[str, Rows]) -> Iterator[str]:
         )
 
 
+def _again(hashes: Iterable[str]) -> int:
+    """How many of some hashes in order follow one like them."""
+    return sum(one == other for one, other in pairwise(hashes))
+
+
 def _contradicting(splits: Mapping[str, Rows], kind: Kind, settings: TaskSettings) -> Iterator[str]:
     """How many rows ask what another one of their split does and answer otherwise, and the first
     few of what they ask."""
     counts: list[str] = []
     named: list[str] = []
+    asked_otherwise = 0
     for split, rows in splits.items():
-        answers: dict[Hashable, dict[str, None]] = {}
-        first: dict[Hashable, int] = {}
-        asked_by: list[Hashable] = []
-        for index, (row, label) in enumerate(zip(rows.inputs, rows.labels, strict=True)):
-            asked, answer = kind.answered(row, label, settings)
-            answers.setdefault(asked, {})[answer] = None
-            first.setdefault(asked, index)
-            asked_by.append(asked)
-        if number := sum(len(answers[asked]) > 1 for asked in asked_by):
+        number, asked = _answered_otherwise(rows, kind, settings)
+        if number:
             counts.append(f"{number:,} {'of' if counts else 'rows of'} {split}")
-        named += [
-            f"{shown(kind.words(rows.inputs[first[asked]], settings), BEGINNING)!r} "
-            f"({', '.join(repr(shown(answer, 20)) for answer in list(given)[:FEW])})"
-            for asked, given in answers.items()
-            if len(given) > 1
-        ]
+        asked_otherwise += len(asked)
+        for those in asked[: FEW - len(named)]:
+            given = dict.fromkeys(
+                kind.answered(rows.inputs[i], rows.labels[i], settings)[1] for i in those
+            )
+            named.append(
+                f"{shown(kind.words(rows.inputs[those[0]], settings), BEGINNING)!r} "
+                f"({', '.join(repr(shown(answer, 20)) for answer in list(given)[:FEW])})"
+            )
     if counts:
-        more = f" and {len(named) - FEW:,} more" if len(named) > FEW else ""
+        more = f" and {asked_otherwise - FEW:,} more" if asked_otherwise > FEW else ""
         yield (
             f"task.data: {', '.join(counts)} have the {kind.input_word(settings)} of another one "
-            f"and another answer: {'; '.join(named[:FEW])}{more}; see which is right"
+            f"and another answer: {'; '.join(named)}{more}; see which is right"
         )
+
+
+def _answered_otherwise(
+    rows: Rows, kind: Kind, settings: TaskSettings
+) -> tuple[int, list[NDArray[np.int64]]]:
+    """How many rows ask what another one does and answer otherwise, and the indices of the rows of
+    each such question, the question that comes first in front."""
+    asked, answers = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    for index, (row, label) in enumerate(zip(rows.inputs, rows.labels, strict=True)):
+        one, other = kind.answered(row, label, settings)
+        asked[index], answers[index] = hash(one), hash(other)
+    order = np.lexsort((answers, asked))  # stable, so the rows of a question and answer stay so
+    begins = np.flatnonzero(np.diff(asked[order], prepend=asked[order][:1] - 1))
+    changes = np.diff(answers[order], prepend=0) != 0
+    changes[begins] = False
+    differing = np.add.reduceat(changes, begins, dtype=np.int64) > 0
+    found = [np.sort(of) for of, is_so in zip(np.split(order, begins[1:]), differing, strict=True)
+             if is_so]  # fmt: skip
+    return sum(map(len, found)), sorted(found, key=lambda of: int(of[0]))
 
 
 def _lost_characters(split: str, rows: Rows, key: str) -> Iterator[str]:
@@ -138,14 +182,14 @@ def longest_rows(
         # A copy, for a split keeps its lengths, and would take them to every worker.
         lengths = copy(splits[name]).lengths
         most = np.partition(lengths, max(0, len(lengths) - FEW))[max(0, len(lengths) - FEW)]
-        found += [
-            (int(lengths[i]), sum(len(str(text)) for text in part.inputs[i]), name, int(i))
-            for i in np.flatnonzero(lengths >= most)
-        ]
-    found.sort(key=lambda each: (-each[0], -each[1]))
+        of_part = (
+            (int(lengths[i]), sum(len(str(text)) for text in part.inputs[i]), name, i)
+            for i in map(int, np.flatnonzero(lengths >= most))
+        )
+        found = heapq.nlargest(FEW, chain(found, of_part), key=lambda each: each[:2])
     return tuple(
         LongRow(name, tokens, shown(kind.words(rows[name].inputs[i], settings), BEGINNING))
-        for tokens, _, name, i in found[:FEW]
+        for tokens, _, name, i in found
     )
 
 

@@ -2,7 +2,9 @@
 saved, or of a data set on the hub.
 
 Only the columns that a task asks for are read and judged. What a value means is the same whatever
-file it comes from: `trainables/tasks/values.py`.
+file it comes from: `trainables/tasks/values.py`. What is large is read a part at a time, where its
+kind of file has parts: not CSV, where a stray quote is found by the lines behind it, nor an array
+of JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +25,17 @@ import pyarrow.parquet
 from spaces.errors import DataError, reason_of
 from trainables.bases.location import package_path
 from trainables.tasks.delimited import csv_records, tsv_records
-from trainables.tasks.encodings import read_text, to_utf8
+from trainables.tasks.encodings import ESCAPED, broken_off, encoding_of, read_text, to_utf8
 from trainables.tasks.records import Asked, Records, check_columns, placed
-from trainables.tasks.saved_datasets import is_saved_dataset, saved_splits, saved_table
+from trainables.tasks.saved_datasets import is_saved_dataset, saved_splits, saved_tables
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.values import NO_UNICODE, TWICE
+
+STREAMED_BYTES = 256 * 2**20
+"""From this size on a set is read a part at a time."""
+STREAMED_CHARACTERS = 2**22
+ROWS_AT_ONCE = 1_000
+"""How much a part holds: characters of lines, or rows where they are counted."""
 
 
 def file_records(source: str, place: str, asked: Asked) -> Records:
@@ -34,18 +44,31 @@ def file_records(source: str, place: str, asked: Asked) -> Records:
     `source` is a path, or `package:import_name/sub/file`. Raises DataError where there is no such
     file, none that can be read as what its suffix says, or no such column.
     """
+    (records,) = file_chunks(source, place, asked, whole=True)
+    return records
+
+
+def file_chunks(source: str, place: str, asked: Asked, *, whole: bool) -> Iterator[Records]:
+    """As `file_records`, in parts where it is large, unless it is asked for `whole`."""
     path = _located(source, place)
     try:
         if is_saved_dataset(path):
-            return _saved_records(path, place, asked)
-        records = _READERS[path.suffix.lower()](path, place, asked)
+            yield from _saved_chunks(path, place, asked, whole)
+            return
+        suffix = path.suffix.lower()
+        if not whole and suffix in _STREAMS and path.stat().st_size >= STREAMED_BYTES:
+            yield from _STREAMS[suffix](path, place, asked)
+            return
+        yield replace(_READERS[suffix](path, place, asked), folder=path.parent)
     except OSError as error:
         raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
-    return replace(records, folder=path.parent)
 
 
-def hub_records(task: TaskSettings, split: str, source: str, place: str, asked: Asked) -> Records:
-    """The columns `asked` of a split of a hub data set; from the cache where there is no network.
+def hub_chunks(
+    task: TaskSettings, split: str, source: str, place: str, asked: Asked, *, whole: bool
+) -> Iterator[Records]:
+    """The columns `asked` of a split of a hub data set, in parts where it is large, unless it is
+    asked for `whole`; from the cache where there is no network.
 
     Raises DataError where it cannot be had.
     """
@@ -63,8 +86,23 @@ def hub_records(task: TaskSettings, split: str, source: str, place: str, asked: 
     loaded = loaded.select_columns(list(asked))
     if isinstance(loaded.features.get(task.image), datasets.Image):
         loaded = loaded.cast_column(task.image, datasets.Image(decode=False))
-    columns = {column: loaded[column][:] for column in asked}
-    return Records(columns, range(1, len(loaded) + 1))
+    at_once = _rows_at_once(loaded.data.nbytes, whole)
+    for start in range(0, len(loaded), at_once):
+        part = loaded[start : start + at_once]
+        columns = {column: part[column] for column in asked}
+        yield _part(columns, start, len(loaded))
+
+
+def _rows_at_once(size: int, whole: bool) -> int:
+    """How many rows are read at a time of a set of so many bytes."""
+    return sys.maxsize if whole or size < STREAMED_BYTES else ROWS_AT_ONCE
+
+
+def _part(columns: Mapping[str, Sequence[object]], start: int, of: int | None) -> Records:
+    """The records that follow the first `start` of `of`, or of a number that nobody knows."""
+    end = start + len(next(iter(columns.values())))
+    read_so_far = None if start == 0 and end == of else end
+    return Records(columns, range(start + 1, end + 1), read_so_far=read_so_far)
 
 
 def _located(source: str, place: str) -> Path:
@@ -97,27 +135,46 @@ def _located(source: str, place: str) -> Path:
 # -- saved data sets -------------------------------------------------------------------------------
 
 
-def _saved_records(path: Path, place: str, asked: Asked) -> Records:
-    table = saved_table(path, place, asked)
-    columns = {column: _python_values(table.column(column)) for column in asked}
-    return Records(columns, range(1, table.num_rows + 1), folder=path)
+def _saved_chunks(path: Path, place: str, asked: Asked, whole: bool) -> Iterator[Records]:
+    start = 0
+    for table in saved_tables(path, place, asked, lambda size: _rows_at_once(size, whole)):
+        columns = {column: _python_values(table.column(column)) for column in asked}
+        yield replace(_part(columns, start, table.num_rows if whole else None), folder=path)
+        start += table.num_rows
 
 
 # -- Parquet ---------------------------------------------------------------------------------------
 
 
 def _parquet_records(path: Path, place: str, asked: Asked) -> Records:
+    with _parquet(path, place, asked) as file:
+        table = file.read(columns=list(asked))
+        columns = {column: _python_values(table.column(column)) for column in asked}
+        return Records(columns, range(1, table.num_rows + 1))
+
+
+def _parquet_chunks(path: Path, place: str, asked: Asked) -> Iterator[Records]:
+    start = 0
+    with _parquet(path, place, asked) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(asked)):
+            table = pyarrow.Table.from_batches([batch])
+            columns = {column: _python_values(table.column(column)) for column in asked}
+            yield replace(_part(columns, start, file.metadata.num_rows), folder=path.parent)
+            start += table.num_rows
+
+
+@contextmanager
+def _parquet(path: Path, place: str, asked: Asked) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """The file, while it is read. Raises DataError where it cannot be, or lacks a column."""
     try:
         # Not read_table, which takes a folder's name such as label=1 for a column.
         with pyarrow.parquet.ParquetFile(path) as file:
             check_columns(asked, file.schema_arrow.names, place)
-            table = file.read(columns=list(asked))
-            columns = {column: _python_values(table.column(column)) for column in asked}
+            yield file
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{place}: is not readable as Parquet ({reason_of(error)}); write the file again"
         ) from error
-    return Records(columns, range(1, table.num_rows + 1))
 
 
 def _python_values(column: pyarrow.ChunkedArray) -> list[object]:
@@ -167,28 +224,68 @@ def _json_records(path: Path, place: str, asked: Asked) -> Records:
         numbered = [(number, line) for number, line in lines if line.strip()]
         numbers = [number for number, _ in numbered]
         rows = _rows_of_lines(numbered, text, place)
-    others = [number for number, row in zip(numbers, rows, strict=True) if type(row) is not dict]
+    return _of_objects(rows, Records({}, numbers, unit, undecoded=to_utf8(path)), place, asked)
+
+
+def _json_chunks(path: Path, place: str, asked: Asked) -> Iterator[Records]:
+    """Rows of one object a line; of an array in one part."""
+    encoding, read = encoding_of(path, place), 0
+    with path.open(encoding=encoding, errors=ESCAPED) as file:
+        # Python ends a line where `_json_records` does.
+        lines = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+        try:
+            while part := _within(lines, STREAMED_CHARACTERS):
+                if not read and part[0][1].lstrip().startswith("["):
+                    yield replace(_json_records(path, place, asked), folder=path.parent)
+                    return
+                read += len(part)
+                described = Records(
+                    {}, [number for number, _ in part], "line", path.parent,
+                    undecoded=to_utf8(path), read_so_far=read,
+                )  # fmt: skip
+                yield _of_objects(_objects(part, described, place), described, place, asked)
+        except UnicodeDecodeError as error:
+            raise broken_off(place, encoding) from error
+
+
+def _within(lines: Iterator[tuple[int, str]], characters: int) -> list[tuple[int, str]]:
+    """The next lines, until they have so many characters."""
+    taken: list[tuple[int, str]] = []
+    left = characters
+    while left > 0 and (line := next(lines, None)) is not None:
+        taken.append(line)
+        left -= len(line[1])
+    return taken
+
+
+def _objects(numbered: list[tuple[int, str]], described: Records, place: str) -> list[Any]:
+    """The value of each line. Raises DataError where one is no JSON."""
+    rows, broken, reason = _parsed(numbered)
+    if broken:
+        said = f"{len(broken)} of {described.how_many}, {placed(broken, 'line')}: {reason}"
+        raise DataError(
+            f"{place}: is not readable as JSON ({said}); give an array of objects, or one object a "
+            "line"
+        )
+    return rows
+
+
+def _of_objects(rows: list[Any], described: Records, place: str, asked: Asked) -> Records:
+    """The records of some rows, as `described`. Raises DataError where one is no object."""
+    others = [i for i, row in enumerate(rows) if type(row) is not dict]
     if others:
         raise DataError(
-            f"{place}: holds something else than objects in {len(others)} of {len(rows)} rows "
-            f"({placed(others, unit)}); give one object a row"
+            f"{place}: holds something else than objects in {described.where(others)}; give one "
+            "object a row"
         )
     if rows:
         check_columns(asked, list(dict.fromkeys(key for row in rows for key in row)), place)
     columns = {column: [row.get(column) for row in rows] for column in asked}
-    return Records(columns, numbers, unit, undecoded=to_utf8(path))
+    return replace(described, columns=columns)
 
 
 def _rows_of_lines(numbered: list[tuple[int, str]], text: str, place: str) -> list[Any]:
-    rows: list[Any] = []
-    broken: list[int] = []
-    reason = ""
-    for number, line in numbered:
-        try:
-            rows.append(json.loads(line, object_pairs_hook=_object))
-        except (ValueError, RecursionError) as error:
-            broken.append(number)
-            reason = reason or reason_of(error)
+    rows, broken, reason = _parsed(numbered)
     if not broken:
         return rows
     try:
@@ -200,6 +297,20 @@ def _rows_of_lines(numbered: list[tuple[int, str]], text: str, place: str) -> li
         f"{place}: is one JSON value over several lines; give an array of objects "
         "or one object a line (pandas: to_json(orient='records', lines=True))"
     )
+
+
+def _parsed(numbered: list[tuple[int, str]]) -> tuple[list[Any], list[int], str]:
+    """The value of each line that is JSON, the numbers of the others, and what the first lacks."""
+    rows: list[Any] = []
+    broken: list[int] = []
+    reason = ""
+    for number, line in numbered:
+        try:
+            rows.append(json.loads(line, object_pairs_hook=_object))
+        except (ValueError, RecursionError) as error:
+            broken.append(number)
+            reason = reason or reason_of(error)
+    return rows, broken, reason
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -222,4 +333,10 @@ _READERS: Mapping[str, Callable[[Path, str, Asked], Records]] = {
     ".tab": tsv_records,
     ".json": _json_records,
     ".jsonl": _json_records,
+}
+
+_STREAMS: Mapping[str, Callable[[Path, str, Asked], Iterator[Records]]] = {
+    ".parquet": _parquet_chunks,
+    ".json": _json_chunks,
+    ".jsonl": _json_chunks,
 }

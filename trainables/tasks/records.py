@@ -22,7 +22,8 @@ class Records:
     `numbers` says where each record is, counted from 1: the line it begins in where `unit` is
     "line", else the row. Relative paths among the values start from `folder`, None where there is
     none. `note` is what a user should know of how the file was read, and `undecoded` what to do
-    about bytes that are no UTF-8.
+    about bytes that are no UTF-8. `read_so_far` is how many records of the file have been read with
+    them, where they are a part of it; None where they are all.
     """
 
     columns: Mapping[str, Sequence[object]]
@@ -31,6 +32,7 @@ class Records:
     folder: Path | None = None
     note: str = ""
     undecoded: str = "write the file again"
+    read_so_far: int | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -38,7 +40,14 @@ class Records:
     def where(self, indices: Sequence[int]) -> str:
         """Of how many records the ones at `indices` are, and where the first of them lie."""
         lying = placed((self.numbers[i] for i in indices), self.unit)
-        return f"{len(indices)} of {len(self)} rows ({lying})"
+        return f"{len(indices)} of {self.how_many} ({lying})"
+
+    @property
+    def how_many(self) -> str:
+        """How many records there are, or have been read so far, in words."""
+        if self.read_so_far is None:
+            return f"{len(self)} rows"
+        return f"the first {self.read_so_far:,} rows"
 
 
 def placed(numbers: Iterable[int], unit: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +15,19 @@ from spaces.errors import DataError
 from trainables.tasks.care import notes_on_rows
 from trainables.tasks.classes import counted
 from trainables.tasks.drawing import drawn_part, drawn_rows
-from trainables.tasks.files import file_records, hub_records
+from trainables.tasks.files import file_chunks, hub_chunks
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import kind_of
 from trainables.tasks.pictures import Picture
+from trainables.tasks.records import Records
 from trainables.tasks.settings import RowsSettings, SplitSettings, TaskSettings
+from trainables.tasks.stored_rows import RowFile, Stored, canonical
 from trainables.tasks.suite import member_errors, member_settings, of_member
 
 SPLITS = ("train", "dev", "test")
 Input = str | Picture
+BLOCK = 2**20
+"""Characters of rows that become tokens at a time: a tokenizer takes 50 times their bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Rows:
     class, its number, its answer; `hashes` the content hash of each, in hex.
     """
 
-    inputs: list[tuple[Input, ...]]
-    labels: list[str]
-    hashes: list[str]
+    inputs: Sequence[tuple[Input, ...]]
+    labels: Sequence[str]
+    hashes: Sequence[str]
 
     @classmethod
     def of(cls, inputs: Iterable[tuple[Input, ...]], labels: Iterable[str]) -> Rows:
@@ -47,22 +52,42 @@ class Rows:
         rows = sorted(hashed, key=lambda row: row[0])
         return cls([row[1] for row in rows], [row[2] for row in rows], [row[0] for row in rows])
 
+    @property
+    def are_stored(self) -> bool:
+        """Whether they lie in a file, for they may be larger than memory."""
+        return isinstance(self.inputs, Stored)
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.hashes)
 
     def take(self, indices: Iterable[int]) -> Rows:
         """The rows at `indices`, in the order of `indices`."""
         kept = list(indices)
-        return Rows(
-            [self.inputs[i] for i in kept],
-            [self.labels[i] for i in kept],
-            [self.hashes[i] for i in kept],
-        )
+        return Rows(_at(self.inputs, kept), _at(self.labels, kept), _at(self.hashes, kept))
+
+    def blocks(self) -> Iterator[tuple[list[tuple[Input, ...]], list[str]]]:
+        """The inputs and labels of every row, as many rows at a time as have `BLOCK` characters."""
+        inputs: list[tuple[Input, ...]] = []
+        labels: list[str] = []
+        characters = 0
+        for row, label in zip(self.inputs, self.labels, strict=True):
+            inputs.append(row)
+            labels.append(label)
+            characters += len(label) + sum(len(each) for each in row if isinstance(each, str))
+            if characters >= BLOCK:
+                yield inputs, labels
+                inputs, labels, characters = [], [], 0
+        if inputs:
+            yield inputs, labels
 
     def label_indices(self, labels: Sequence[str]) -> NDArray[np.int64]:
         """The place of each row's label among `labels`, int64 [n]."""
         index = {label: i for i, label in enumerate(labels)}
         return np.array([index[label] for label in self.labels], dtype=np.int64)
+
+
+def _at(column: Sequence[Any], indices: list[int]) -> Sequence[Any]:
+    return column.take(indices) if isinstance(column, Stored) else [column[i] for i in indices]
 
 
 def content_hash(inputs: Sequence[Input], label: str) -> str:
@@ -71,8 +96,7 @@ def content_hash(inputs: Sequence[Input], label: str) -> str:
     A picture counts by the SHA-256 of its encoded bytes, so it is the same row in whatever file.
     """
     content = [i if isinstance(i, str) else {"sha256": i.sha256} for i in inputs]
-    canonical = json.dumps([content, label], separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical(content, label)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -195,17 +219,35 @@ def _read(
     if data.hub is not None:
         name = f"/{data.name}" if data.name else ""
         place = f"task.data.{split} (hub: {data.hub}{name}, {source})"
-        records = hub_records(task, split, source, place, asked)
+        chunks = hub_chunks(task, split, source, place, asked, whole=not kind.streams)
     else:
         place = f"task.data.{split} ({source})"
-        records = file_records(source, place, asked)
-    if not records:
+        chunks = file_chunks(source, place, asked, whole=not kind.streams)
+    first = next(chunks, None)
+    if first is None or not first:
         raise DataError(f"{place}: has no rows; name a split that has some")
-    read = kind.read(records, task, place)
+    second = next(chunks, None)
+    if second is not None:
+        return _stored(chain((first, second), chunks), task, kind, place, notes)
+    read = kind.read(first, task, place)
     if read.faults:
         return Rows([], [], []), read.faults
-    notes += [note for note in (records.note, *read.notes) if note]
+    notes += [note for note in (first.note, *read.notes) if note]
     return Rows.of(read.inputs, read.labels), []
+
+
+def _stored(
+    chunks: Iterable[Records], task: TaskSettings, kind: Kind, place: str, notes: list[str]
+) -> tuple[Rows, list[str]]:
+    """The rows of a split that is read in parts, in a file; the first part with a fault ends it."""
+    rows = RowFile()
+    for records in chunks:
+        read = kind.read(records, task, place)
+        if read.faults:
+            return Rows([], [], []), read.faults
+        notes += [note for note in (records.note, *read.notes) if note and note not in notes]
+        rows.extend(read.inputs, read.labels)  # type: ignore[arg-type]  # texts alone are streamed
+    return Rows(*rows.columns()), []
 
 
 def _divide(rows: Rows, kind: Kind, rule: SplitSettings, source: str) -> tuple[Rows, Rows]:

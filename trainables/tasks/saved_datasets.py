@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,11 @@ def saved_splits(path: Path) -> list[str]:
         return []
 
 
-def saved_table(path: Path, place: str, asked: Asked) -> pyarrow.Table:
-    """The columns `asked` of a saved data set, as Arrow.
+def saved_tables(
+    path: Path, place: str, asked: Asked, rows: Callable[[int], int]
+) -> Iterator[pyarrow.Table]:
+    """The columns `asked` of a saved data set, as Arrow, as many rows at a time as `rows` says of
+    the bytes that all of them take.
 
     So a value means what it does in Parquet, and a picture is not decoded. `place` is what an error
     names. Raises DataError where it cannot be read, or has no such column.
@@ -47,7 +51,10 @@ def saved_table(path: Path, place: str, asked: Asked) -> pyarrow.Table:
     try:
         loaded = datasets.load_from_disk(str(path))
         check_columns(asked, loaded.column_names, place)
-        return loaded.select_columns(list(asked)).with_format("arrow")[:]
+        loaded = loaded.select_columns(list(asked)).with_format("arrow")
+        at_once = rows(loaded.data.nbytes)
+        for start in range(0, max(1, len(loaded)), at_once):
+            yield loaded[start : start + at_once]
     except broken as error:
         raise DataError(
             f"{place}: is not readable as a saved data set ({reason_of(error)}); save it again "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -17,10 +17,12 @@ from trainables.tasks.care import LongRow, longest_rows
 from trainables.tasks.classes import counted, positive_index
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import check_metric, kind_of, own_metric
+from trainables.tasks.mapped import files_of
 from trainables.tasks.own import is_own, own_code
 from trainables.tasks.rows import TaskRows, load_rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Split, labels_of
+from trainables.tasks.stored_rows import Stored
 from trainables.tasks.suite import member_errors, member_settings, of_member
 
 
@@ -68,6 +70,13 @@ class Task:
         for name, member in self.suite.items():
             own |= {f"{name}/{split}": rows for split, rows in member.splits.items()}
         return own
+
+    @property
+    def files(self) -> set[str]:
+        """The files of this node that its splits are mapped from."""
+        return files_of(
+            each for split in self.every_split.values() for each in vars(split).values()
+        )
 
     def lacking(self, split: str) -> tuple[str, ...]:
         """The names of the tasks that it is measured on and that have no such split."""
@@ -210,5 +219,24 @@ def _built(rows: TaskRows, settings: TaskSettings, base_uri: str, train: str) ->
 
 
 def _fingerprint(content: Mapping[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    """SHA-256 of the canonical JSON; content hashes that lie in a file are never all in memory."""
+    digest = hashlib.sha256()
+    for part in _canonical(content):
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield "{"
+        for number, key in enumerate(sorted(value)):
+            yield f"{',' if number else ''}{json.dumps(key)}:"
+            yield from _canonical(value[key])
+        yield "}"
+    elif isinstance(value, Stored):
+        yield "["
+        for number, each in enumerate(value):
+            yield f"{',' if number else ''}{json.dumps(each)}"
+        yield "]"
+    else:
+        yield json.dumps(value, sort_keys=True, separators=(",", ":"))

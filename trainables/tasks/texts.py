@@ -111,7 +111,7 @@ class EncodedSplit:
 
     def measuring_work(self, on_cpu: bool) -> Work:
         """Rows of like length together, whatever computes them."""
-        return Work.of_tokens([self.batch(indices) for indices in by_length(self)])
+        return Work.of_tokens(self.batch(indices) for indices in by_length(self))
 
     def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """A batch of the rows at `indices`, padded on the right to the longest of them.
@@ -178,7 +178,7 @@ def _cuts(encoded: EncodedSplit, rows: Rows, tokenizer: Any, max_length: int) ->
     full = np.flatnonzero(np.diff(encoded.offsets) == max_length)
     if not full.size:
         return Cuts()
-    columns = [list(column) for column in zip(*(rows.inputs[i] for i in full), strict=True)]
+    columns = [list(column) for column in zip(*(rows.inputs[int(i)] for i in full), strict=True)]
     whole = tokenizer(*columns, padding=False, verbose=False)["input_ids"]
     return Cuts(sum(len(ids) > max_length for ids in whole))
 
@@ -215,20 +215,28 @@ def check_padding(tokenizer: Any, vocabulary: int | None, base_uri: str) -> None
 def _encode(
     rows: Rows, labels: NDArray[Any], tokenizer: Any, max_length: int, split: str
 ) -> EncodedSplit:
-    """Tokenise a split in one batch: text pairs are cut at the longer text first."""
-    columns = [list(column) for column in zip(*rows.inputs, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
-    lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
+    """Tokenise a split: text pairs are cut at the longer text first."""
+    ids: list[NDArray[np.int32]] = []
+    types: list[NDArray[np.int8]] | None = []
+    for inputs, _ in rows.blocks():
+        columns = [list(column) for column in zip(*inputs, strict=True)]
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+        ids += [np.asarray(each, dtype=np.int32) for each in encoded["input_ids"]]
+        of_block = encoded.get("token_type_ids")
+        if types is None or of_block is None:
+            types = None
+        else:
+            types += [np.asarray(each, dtype=np.int8) for each in of_block]
+    lengths = np.array([len(each) for each in ids], dtype=np.int64)
     if (empty := np.flatnonzero(lengths == 0)).size:
         raise DataError(
             f"task.text: {empty.size} rows of {split} have no token, such as "
             f"{rows.inputs[empty[0]]!r:.60}; drop them"
         )
-    types = encoded.get("token_type_ids")
     return EncodedSplit(
-        input_ids=_flat(encoded["input_ids"], np.int32),
+        input_ids=np.concatenate(ids),
         offsets=np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]),
-        token_type_ids=None if types is None else _flat(types, np.int8),
+        token_type_ids=None if types is None else np.concatenate(types),
         labels=labels,
         pad_token_id=int(tokenizer.pad_token_id),
     )

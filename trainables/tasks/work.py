@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -39,7 +39,7 @@ class Work:
         )
 
     @classmethod
-    def of_tokens(cls, passes: Sequence[Pass]) -> Self:
+    def of_tokens(cls, passes: Iterable[Pass]) -> Self:
         """Of the passes that token ids go through a base in."""
         return cls.of(_shape(each) for each in passes)
 

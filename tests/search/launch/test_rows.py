@@ -24,7 +24,7 @@ def written(task: dict[str, Any], folder: Path) -> dict[str, Path]:
 
 def hashes(task: dict[str, Any]) -> dict[str, list[str]]:
     rows = load_rows(TaskSettings.model_validate({"name": "t"} | task))
-    return {split: part.hashes for split, part in rows.splits.items()}
+    return {split: list(part.hashes) for split, part in rows.splits.items()}
 
 
 def test_a_task_of_the_rows_that_are_written_is_the_same_task(tmp_path: Path) -> None:

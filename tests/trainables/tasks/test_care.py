@@ -146,7 +146,7 @@ def test_rows_with_unlike_numbers_of_options_are_read(
 def test_the_balance_of_options_is_one_line(settings: Callable[..., TaskSettings]) -> None:
     train = [row(f"is it {i}", "yes" if i < 3 else "no") for i in range(12)]
     (note,) = load_rows(settings(train, **FORMS["options"])).notes
-    assert note == "task.options: the right one is in turn 25%, 75% of train; 100% of dev"
+    assert note == "task.options: the right one is in turn 25%, 75% of train; 100%, 0% of dev"
 
 
 # -- lengths ---------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_a_division_that_loses_no_class_is_the_plain_draw(tmp_path: Path) -> Non
     # as it has been drawn ever since, so that the profiles of such tasks are found
     task = task_of(tmp_path, {"train": {"no": 50, "yes": 50}}, split={"source": "train", "seed": 3})
     rows = load_rows(task)
-    contents = sorted(rows["train"].hashes + rows["dev"].hashes)
+    contents = sorted([*rows["train"].hashes, *rows["dev"].hashes])
     drawn = np.random.default_rng(3).permutation(100)[:20]
     assert rows["dev"].hashes == sorted(contents[i] for i in drawn)
 

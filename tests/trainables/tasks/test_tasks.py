@@ -145,7 +145,7 @@ def test_without_dev_two_tenths_of_test_become_dev(files: dict[str, str]) -> Non
     del files["dev"]
     split = load_rows(settings(files))
     assert (len(split["dev"]), len(split["test"])) == (4, 16)
-    assert sorted(split["dev"].hashes + split["test"].hashes) == whole["test"].hashes
+    assert sorted([*split["dev"].hashes, *split["test"].hashes]) == whole["test"].hashes
     assert split["train"] == whole["train"]
     assert load_rows(settings(files))["dev"] == split["dev"]
     other = load_rows(settings(files, split={"seed": 1, "dev_fraction": 0.5}))
@@ -158,7 +158,7 @@ def test_dev_may_be_taken_from_train(files: dict[str, str]) -> None:
     del files["dev"]
     split = load_rows(settings(files, split={"source": "train"}))
     assert (len(split["dev"]), len(split["train"])) == (8, 32)
-    assert sorted(split["dev"].hashes + split["train"].hashes) == whole["train"].hashes
+    assert sorted([*split["dev"].hashes, *split["train"].hashes]) == whole["train"].hashes
     assert split["test"] == whole["test"]
 
 

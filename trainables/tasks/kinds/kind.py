@@ -69,7 +69,8 @@ class Kind(ABC):
     `head` is the one that it puts on a base (trainables/bases/parts.py, HEADS), `keys` are those of
     the section `task` that say what a row is and go with this kind, `metrics` are those that
     measure it, the usual one first. `peft_task_type` is what PEFT calls it; None where it has no
-    name. `reads` is what one input is: a text or a picture. `has_answers` says whether it gives
+    name. `reads` is what one input is: a text or a picture. `streams` says whether it takes rows
+    that are larger than memory, from a file a part at a time. `has_answers` says whether it gives
     answers that a metric of the user's own can judge.
     """
 
@@ -78,6 +79,7 @@ class Kind(ABC):
     metrics: ClassVar[tuple[str, ...]]
     peft_task_type: ClassVar[str | None]
     reads: ClassVar[str] = "text"
+    streams: ClassVar[bool] = False
     has_answers: ClassVar[bool] = True
 
     # When a sweep is read -------------------------------------------------------------------------

@@ -88,7 +88,9 @@ class MultipleChoice(LanguageKind):
     def notes(self, splits: Mapping[str, Rows], settings: TaskSettings) -> Iterator[str]:
         shares = []
         for split, rows in splits.items():
-            counts = np.bincount([int(label) for label in rows.labels])[:MOST_SHARES]
+            options = max(len(row) - 1 for row in rows.inputs)
+            right = [int(label) for label in rows.labels]
+            counts = np.bincount(right, minlength=options)[:MOST_SHARES]
             shares.append(f"{', '.join(f'{count / len(rows):.0%}' for count in counts)} of {split}")
         yield f"task.options: the right one is in turn {'; '.join(shares)}"
 

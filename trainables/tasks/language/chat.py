@@ -24,7 +24,7 @@ import jinja2
 from spaces.errors import DataError, reason_of, shown
 from trainables.tasks.language.messages import Conversation, Message, asked_and_answer
 
-AT_ONCE = 1000
+AT_ONCE = 200
 """Conversations that are tokenised together: enough for the tokenizer's threads, and few MB."""
 _AHEAD = 256
 """Characters behind what may be shared, so that a cut changes no token that is compared."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +14,10 @@ from trainables.bases.location import chat_template_files, locate, processor_fil
 from trainables.bases.parts import padded_tokenizer
 from trainables.tasks.care import Cuts
 from trainables.tasks.kinds.kind import EncodedRows
+from trainables.tasks.language import token_files
 from trainables.tasks.language.chat import Chat, chat_of
 from trainables.tasks.language.chat_template import read_chat_template
-from trainables.tasks.language.continuations import joined, shortened, trained_pairs
+from trainables.tasks.language.continuations import first_text, joined, shortened, trained_pairs
 from trainables.tasks.language.forms import Form
 from trainables.tasks.language.messages import from_json
 from trainables.tasks.language.sequences import Sequences
@@ -26,6 +27,8 @@ from trainables.tasks.texts import HasTokens, check_length, check_padding, check
 
 Marked = tuple[Sequence[int], Sequence[bool]]
 """A row's tokens, and which of them bear loss."""
+ENCODING = 1
+"""To be raised where rows become other tokens than before: then those on disk are made anew."""
 LEAST_TOKENS = 2
 """Of a row with an answer: the first token of a row is predicted from nothing."""
 
@@ -57,31 +60,82 @@ class Encoder:
         return chat_for(self._settings, self.base_uri, self.tokenizer)
 
     def of_form(
-        self, rows: Mapping[str, Rows], form: Form, *, asked: bool = False
+        self,
+        rows: Mapping[str, Rows],
+        form: Form,
+        *,
+        asked: bool = False,
+        answer_of: Callable[[str], str] = str,
     ) -> dict[str, Sequences]:
         """Every split of rows of a form: conversations, running texts, or prompts with answers,
-        which follow what the base is `asked` with where it is to write them."""
+        which follow what the base is `asked` with where it is to write them. `answer_of` is the
+        answer that a row's label holds."""
         made = {}
         for split, part in rows.items():
-            texts = [str(row[0]) for row in part.inputs]
-            if form.is_conversation:
-                marked = self._cut_behind(self.chat().encoded(map(from_json, texts)), split)
-            elif not form.has_prompt:
-                marked = self._cut_behind(self._running(texts), split)
-            else:
-                delimiter = delimiter_of(self._settings)
-                answers = [
-                    joined(*each, delimiter) for each in zip(texts, part.labels, strict=True)
-                ]
-                if asked:
-                    given = given_with_prompts(self._settings)
-                    texts = [text + given for text in texts]
-                    answers = [answer.removeprefix(given) for answer in answers]
-                marked = self._cut_before(
-                    trained_pairs(self.tokenizer, texts, answers, asked=asked), split
-                )
-            made[split] = self.checked(marked, part, split)
+            marked = self._marked(part, form, split, asked, answer_of)
+            if not part.are_stored:
+                made[split] = self.checked(marked, part, split)
+                continue
+            made[split] = self._stored(marked, part, split, self._facts(form, asked))
+            self.check_tokens(made[split], part, split)
         return made
+
+    def _marked(
+        self, rows: Rows, form: Form, split: str, asked: bool, answer_of: Callable[[str], str]
+    ) -> Iterator[Marked]:
+        """Each row as tokens, cut; no more rows in memory than a block of them."""
+        if form.is_conversation:
+            conversations = (from_json(str(row[0])) for row in rows.inputs)
+            return self._cut_behind(self.chat().encoded(conversations), split)
+        if not form.has_prompt:
+            return self._cut_behind(self._running(rows), split)
+        return self._cut_before(self._pairs(rows, asked, answer_of), split)
+
+    def _pairs(
+        self, rows: Rows, asked: bool, answer_of: Callable[[str], str]
+    ) -> Iterator[tuple[list[int], int]]:
+        delimiter = delimiter_of(self._settings)
+        given = given_with_prompts(self._settings) if asked else ""
+        for inputs, labels in rows.blocks():
+            prompts = [str(row[0]) for row in inputs]
+            answers = [
+                joined(prompt, answer_of(label), delimiter).removeprefix(given)
+                for prompt, label in zip(prompts, labels, strict=True)
+            ]
+            prompts = [prompt + given for prompt in prompts]
+            yield from trained_pairs(self.tokenizer, prompts, answers, asked=asked)
+
+    def _facts(self, form: Form, asked: bool) -> dict[str, Any]:
+        """What decides how the rows of a form become tokens, beside the tokenizer."""
+        return {
+            "encoding": ENCODING,
+            "max_length": self._settings.max_length,
+            "chat_template": self.chat().template if form.is_conversation else None,
+            "delimiter": [delimiter_of(self._settings)] if form.has_prompt else None,
+            "given": given_with_prompts(self._settings) if asked else None,
+            "first": first_text(self.tokenizer),
+        }
+
+    def _stored(
+        self, marked: Iterator[Marked], rows: Rows, split: str, facts: dict[str, Any]
+    ) -> Sequences:
+        """The tokens of rows that lie in a file, mapped from files: made once."""
+        pad = int(self.tokenizer.pad_token_id)
+        key = token_files.key_of(self.tokenizer, rows.hashes, facts)
+        if (there := token_files.found(key, pad)) is None:
+            said = len(self.notes)
+            token_files.write(key, marked, lambda: self.notes[said:])
+            del self.notes[said:]
+            there = token_files.found(key, pad)
+            assert there is not None, "it has just been written"
+        tokens, notes = there
+        folder = token_files.folder_of(key)
+        self.notes += [
+            *notes,
+            f"task.data.{split}: {len(rows):,} rows are too many for memory; their "
+            f"{tokens.offsets[-1]:,} tokens are mapped from {folder}",
+        ]
+        return tokens
 
     def checked(self, marked: Iterable[Marked], rows: Rows, split: str) -> Sequences:
         """Rows as the tokens of a split. Raises DataError for a token that the base lacks."""
@@ -94,7 +148,7 @@ class Encoder:
         held = self.limits.vocabulary
         check_vocabulary(tokens, rows, self.tokenizer, held, split, self.base_uri)
 
-    def _running(self, texts: Sequence[str]) -> Iterator[Marked]:
+    def _running(self, rows: Rows) -> Iterator[Marked]:
         """Running texts as TRL has them: the tokenizer's own tokens, and an end token."""
         end = self.tokenizer.eos_token_id
         if end is None:
@@ -102,9 +156,11 @@ class Encoder:
                 f"base: {self.base_uri} has a tokenizer without an end token, with which a text "
                 "ends; set eos_token in tokenizer_config.json"
             )
-        for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]:
-            whole = ids if ids[-1:] == [end] else [*ids, end]
-            yield whole, [True] * len(whole)
+        for inputs, _ in rows.blocks():
+            texts = [str(row[0]) for row in inputs]
+            for ids in self.tokenizer(texts, verbose=False)["input_ids"]:
+                whole = ids if ids[-1:] == [end] else [*ids, end]
+                yield whole, [True] * len(whole)
 
     def _cut_before(self, pairs: Iterable[tuple[list[int], int]], split: str) -> Iterator[Marked]:
         """Prompts with answers: a prompt loses its beginning, then an answer its end."""

@@ -112,7 +112,7 @@ class Sequences:
     def measuring_work(self, on_cpu: bool) -> Work:
         """What finding each row's loss puts through a base, whatever computes it."""
         return Work.of_tokens(
-            [self.batch(indices) for indices in within_budget(self.lengths, EVALUATION_TOKENS)]
+            self.batch(indices) for indices in within_budget(self.lengths, EVALUATION_TOKENS)
         )
 
     def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:

@@ -29,6 +29,8 @@ from trainables.tasks.settings import TaskSettings
 from trainables.tasks.texts import TokenRows
 from trainables.tasks.work import Work
 
+TOKENS_AT_ONCE = 2**22
+
 
 @dataclass(frozen=True)
 class WrittenSplit(Sequences):
@@ -128,12 +130,12 @@ def written_splits(
     """Every split as tokens. Raises DataError and BaseModelError as an `Encoder` does."""
     encoder = Encoder(settings, base_uri)
     prompt_room(settings.generation, encoder.limits.tokens)
-    first = (
-        {split: _first_answers(part) for split, part in rows.items()} if form.has_prompt else rows
-    )
-    sequences = encoder.of_form(first, form, asked=True)
-    splits = {}
+    sequences = encoder.of_form(rows, form, asked=True, answer_of=_first_answer)
+    splits: dict[str, Sequences] = {}
     for split, part in rows.items():
+        if split == "train":  # nothing is written for it
+            splits[split] = sequences[split]
+            continue
         asked = _asked(encoder, part, form, given_with_prompts(settings))
         encoder.check_tokens(asked, part, split)
         trained = sequences[split]
@@ -156,16 +158,25 @@ def _note_endless(
     if trained is None or stop:
         return
     ends = end_tokens(load_generation_config(encoder.base_uri), encoder.tokenizer)
-    if not np.isin(trained.input_ids[trained.targets_mask.astype(bool)], ends).any():
+    if not _has_target(trained, ends):
         encoder.notes.append(
             "task.chat_template: no answer of train ends with an end token of the base, so that "
             "writing goes on to max_new_tokens; end a turn with one, or give task.generation.stop"
         )
 
 
-def _first_answers(rows: Rows) -> Rows:
-    """The rows with the answer that is trained as their label."""
-    return Rows(rows.inputs, [json.loads(label)[0] for label in rows.labels], rows.hashes)
+def _has_target(split: Sequences, tokens: Sequence[int]) -> bool:
+    """Whether one of these tokens bears loss somewhere."""
+    parts = range(0, len(split.input_ids), TOKENS_AT_ONCE)
+    return any(
+        np.isin(split.input_ids[part][split.targets_mask[part]], tokens).any()
+        for part in (slice(start, start + TOKENS_AT_ONCE) for start in parts)
+    )
+
+
+def _first_answer(label: str) -> str:
+    """The answer that is trained."""
+    return str(json.loads(label)[0])
 
 
 def references_of(rows: Rows, form: Form) -> References:

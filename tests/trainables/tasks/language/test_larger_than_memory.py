@@ -1,0 +1,307 @@
+"""A set that is read a part at a time is the same task as one that is read whole."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from spaces.errors import DataError, JobError
+from tests.trainables.tasks.kinds.examples import CHAT
+from tests.trainables.tasks.language.decoders import byte_tokenizer, decoder
+from trainables.tasks import files, mapped, rows
+from trainables.tasks.language import token_files
+from trainables.tasks.language.sequences import Sequences
+from trainables.tasks.settings import TaskSettings
+from trainables.tasks.task import Task, build_task
+
+Row = dict[str, Any]
+WORDS = ("good", "plot", "dull", "film", "zoë", "und", "so\nweiter", "🙂")
+NUMBER = 53
+
+
+def text(i: int) -> str:
+    generator = np.random.default_rng(i % (NUMBER - 7))  # seven rows are there twice
+    return " ".join(generator.choice(WORDS, generator.integers(2, 9)))
+
+
+def asked(i: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text(i)}, {"role": "assistant", "content": str(i % 9)}]
+
+
+FORMS: dict[str, tuple[Row, Callable[[int], Row]]] = {
+    "text": ({"kind": "causal", "text": "t"}, lambda i: {"t": text(i)}),
+    "prompt": (
+        {"kind": "causal", "prompt": "p", "completion": "c"},
+        lambda i: {"p": text(i), "c": f" {i % 9}"},
+    ),
+    "template": (
+        {"kind": "causal", "template": "Q: {p}\nA:", "completion": "c", "delimiter": " "},
+        lambda i: {"p": text(i), "c": str(i % 9)},
+    ),
+    "conversation": (
+        {"kind": "causal", "messages": "m", "chat_template": CHAT, "max_length": 120},
+        lambda i: {"m": asked(i)},
+    ),
+    "alpaca": (
+        {"kind": "causal", "map": "alpaca", "max_length": 250},
+        lambda i: {"instruction": text(i), "input": "" if i % 2 else text(i + 1), "output": "x"},
+    ),
+    "written": (
+        {"kind": "generation", "template": "Q: {p}\nA:", "completion": "c"},
+        lambda i: {"p": text(i), "c": str(i % 9)},
+    ),
+}
+
+
+def write_lines(path: Path, made: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n\n" for row in made), encoding="utf-8")
+    return path
+
+
+def write_utf16(path: Path, made: list[Row]) -> Path:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in made)
+    path.write_text(lines, encoding="utf-16", newline="")
+    return path
+
+
+def write_array(path: Path, made: list[Row]) -> Path:
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, made: list[Row]) -> Path:
+    place = path.with_suffix(".parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(made), place, row_group_size=11)
+    return place
+
+
+def write_saved(path: Path, made: list[Row]) -> Path:
+    place = path.with_suffix("")
+    datasets.Dataset.from_list(made).save_to_disk(str(place))
+    return place
+
+
+FORMATS = {
+    "lines": write_lines, "utf-16": write_utf16, "array": write_array, "parquet": write_parquet,
+    "saved": write_saved,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    decoder("llama", torch.float32).save_pretrained(folder)
+    byte_tokenizer(first="<s>").save_pretrained(folder)
+    return f"path:{folder}"
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
+    """Makes every set larger than memory; the cache is a folder of the test's own."""
+    monkeypatch.setenv("RANKSWEEP_CACHE", str(tmp_path / "cache"))
+
+    def apply() -> None:
+        monkeypatch.setattr(files, "STREAMED_BYTES", 0)
+        monkeypatch.setattr(files, "STREAMED_CHARACTERS", 200)
+        monkeypatch.setattr(files, "ROWS_AT_ONCE", 6)
+        monkeypatch.setattr(rows, "BLOCK", 90)
+        monkeypatch.setattr(token_files, "AT_ONCE", 64)
+
+    return apply
+
+
+def settings_of(folder: Path, form: str, write: Callable[[Path, list[Row]], Path]) -> TaskSettings:
+    section, row = FORMS[form]
+    places = {}
+    for split, numbers in (("train", range(NUMBER)), ("dev", range(40, 62))):
+        places[split] = str(write(folder / f"{split}.json", [row(i) for i in numbers]))
+    return TaskSettings.model_validate({"name": "t", "data": places, "max_length": 40, **section})
+
+
+def arrays_of(task: Task) -> Iterator[tuple[str, Any]]:
+    for split, part in task.splits.items():
+        assert isinstance(part, Sequences)
+        for name in ("input_ids", "targets_mask", "offsets"):
+            yield f"{split}/{name}", getattr(part, name)
+
+
+def assert_same(one: Task, other: Task) -> None:
+    for (name, array), (_, wanted) in zip(arrays_of(one), arrays_of(other), strict=True):
+        np.testing.assert_array_equal(array, wanted, err_msg=name)
+    for field in ("fingerprint", "train_fingerprint", "rows", "longest", "example"):
+        assert getattr(one, field) == getattr(other, field)
+    said, wanted = (
+        [note for note in task.notes if "too many for memory" not in note] for task in (one, other)
+    )
+    assert said == wanted
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind_of_file", FORMATS)
+def test_it_is_the_task_that_it_is_when_read_whole(
+    base: str, tmp_path: Path, small_memory: Callable[[], None], form: str, kind_of_file: str
+) -> None:
+    settings = settings_of(tmp_path, form, FORMATS[kind_of_file])
+    whole = build_task(settings, base)
+    assert not whole.files
+    small_memory()
+    made = build_task(settings, base)
+    assert_same(made, whole)
+    if kind_of_file == "array":  # which has no parts
+        assert not made.files
+        return
+    assert len(made.files) == 6, "three arrays of each of two splits"
+    assert sum("too many for memory" in note for note in made.notes) == 2
+
+
+def test_a_choice_of_its_rows_and_a_part_divided_off_are_the_same(
+    base: str, tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    settings = settings_of(tmp_path, "prompt", write_lines)
+    section = settings.model_dump(exclude_unset=True)
+    section["data"] = {"train": section["data"]["train"]}
+    section |= {"split": {"source": "train", "dev_fraction": 0.3}, "rows": {"train": 20}}
+    settings = TaskSettings.model_validate(section)
+    whole = build_task(settings, base)
+    small_memory()
+    assert_same(build_task(settings, base), whole)
+
+
+def test_its_tokens_are_made_once_and_anew_where_they_would_be_others(
+    base: str,
+    tmp_path: Path,
+    small_memory: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    small_memory()
+    first, written, write = build_task(settings, base), [], token_files.write
+
+    def counted(key: str, *arguments: Any) -> None:
+        written.append(key)
+        write(key, *arguments)
+
+    monkeypatch.setattr(token_files, "write", counted)
+    again = build_task(settings, base)
+    assert written == []
+    assert again.notes == first.notes
+    assert_same(again, again.first("train", NUMBER))
+    shorter = settings.model_copy(update={"max_length": 12})
+    assert build_task(shorter, base).splits["train"].lengths.max() == 12
+    assert len(written) == 2, "of train and of dev"
+
+
+def test_it_goes_to_another_process_by_name_and_part_by_part(
+    base: str, tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    small_memory()
+    task = build_task(settings, base)
+    for made in (task, task.first("train", 9)):
+        sent = pickle.dumps(made, protocol=5)
+        assert_same(pickle.loads(sent), made)
+        assert task.splits["train"].input_ids[:50].tobytes() not in sent  # type: ignore[attr-defined]
+    other = pickle.loads(pickle.dumps(task.splits["train"].input_ids[4:9]))  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(other, task.splits["train"].input_ids[4:9])  # type: ignore[attr-defined]
+    taken = task.splits["train"].input_ids[[3, 1]]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(taken)), taken)
+
+
+def test_tokens_that_are_gone_are_named(
+    base: str, tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    small_memory()
+    task = build_task(settings, base)
+    sent = pickle.dumps(task)
+    for file in task.files:
+        Path(file).write_bytes(b"1234")
+    with pytest.raises(JobError, match="cut off; remove their folder"):
+        pickle.loads(sent)
+    for file in task.files:
+        Path(file).unlink()
+    with pytest.raises(JobError, match=r"cannot be read .*launch again"):
+        pickle.loads(sent)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{broken", r"not readable as JSON \(1 of the first \d+ rows, line 61: .*one object a"),
+        ("[1]", r"something else than objects in 1 of the first \d+ rows \(line 61\)"),
+        ('{"t": "  "}', r"no text in 't' in 1 of the first \d+ rows \(line 61\)"),
+        ('{"t": 7, "t": 8}', r"1 of the first \d+ rows \(line 61\)"),
+    ],
+)
+def test_a_fault_in_a_later_part_is_named_by_its_line(
+    base: str, tmp_path: Path, small_memory: Callable[[], None], line: str, said: str
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    path = tmp_path / "train.json"
+    lines = path.read_text().split("\n")
+    lines[60] = line
+    path.write_text("\n".join(lines))
+    small_memory()
+    with pytest.raises(DataError, match=said):
+        build_task(settings, base)
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    base: str,
+    tmp_path: Path,
+    small_memory: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    small_memory()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RANKSWEEP_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match=r"its rows cannot be written .* RANKSWEEP_CACHE"):
+        build_task(settings, base)
+
+
+@pytest.mark.parametrize("what", ["rows", "tokens"])
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(
+    base: str,
+    tmp_path: Path,
+    small_memory: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    small_memory()
+    full = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
+    made = tmp_path / "made"
+
+    def folder_on_it(**_: Any) -> str:
+        made.mkdir()
+        (made / "input_ids").symlink_to("/dev/full")
+        return str(made)
+
+    if what == "rows":
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
+    else:
+        monkeypatch.setattr(tempfile, "mkdtemp", folder_on_it)
+    with pytest.raises(DataError, match=rf"its {what} cannot be written .*No space left"):
+        build_task(settings, base)
+    assert not made.exists()
+    assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_a_file_of_another_node_is_read_where_it_has_been_brought(tmp_path: Path) -> None:
+    numbers = np.arange(9, dtype=np.int32)
+    numbers.tofile(tmp_path / "here")
+    mapped.lies_elsewhere("/there/numbers", str(tmp_path / "here"))
+    np.testing.assert_array_equal(mapped.opened("/there/numbers", "<i4", 2, 5), numbers[2:7])
+    assert len(mapped.opened("/there/none", "<i4", 0, 0)) == 0
