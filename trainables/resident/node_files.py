@@ -34,7 +34,7 @@ class NodeFiles:
         Raises JobError where it cannot be written.
         """
         for file, size in self.sizes.items():
-            if _size(file) == size:
+            if size_of(file) == size:
                 continue
             try:
                 lies_elsewhere(file, str(self._fetched(file, size)))
@@ -51,7 +51,7 @@ class NodeFiles:
         place = cache_folder() / FOLDER / path.parent.name / path.name
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
-            if _size(place) == size:
+            if size_of(place) == size:
                 return place
             part = place.with_name(f"{place.name}.part")
             with part.open("wb") as written:
@@ -85,7 +85,8 @@ def serve_files(files: Iterable[str]) -> NodeFiles | None:
     return NodeFiles(sizes, server.remote(list(sizes)))
 
 
-def _size(file: str | Path) -> int | None:
+def size_of(file: str | Path) -> int | None:
+    """How many bytes a file has; None where it is not there."""
     try:
         return os.path.getsize(file)
     except OSError:

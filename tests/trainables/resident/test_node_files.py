@@ -84,7 +84,9 @@ def test_a_node_without_a_file_fetches_it_once(
     file, made = served
     monkeypatch.setenv("RANKSWEEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(node_files, "AT_ONCE", 300)
-    monkeypatch.setattr(node_files, "_size", lambda path: None if path == str(file) else size(path))
+    monkeypatch.setattr(
+        node_files, "size_of", lambda path: None if path == str(file) else size(path)
+    )
     made.bring()
     fetched = tmp_path / "cache" / "fetched" / "key" / "input_ids"
     assert fetched.read_bytes() == file.read_bytes()
@@ -112,7 +114,7 @@ def test_a_node_that_cannot_keep_it_says_so(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("RANKSWEEP_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(node_files, "_size", lambda _: None)
+    monkeypatch.setattr(node_files, "size_of", lambda _: None)
     with pytest.raises(JobError, match=r"cannot be written in .*RANKSWEEP_CACHE on every node"):
         served[1].bring()
 
