@@ -87,8 +87,6 @@ def test_a_node_without_a_file_fetches_it_once(
     monkeypatch.setattr(
         node_files, "size_of", lambda path: None if path == str(file) else size(path)
     )
-        node_files, "size_of", lambda path: None if path == str(file) else size(path)
-    )
     made.bring()
     fetched = tmp_path / "cache" / "fetched" / "key" / "input_ids"
     assert fetched.read_bytes() == file.read_bytes()
