@@ -30,7 +30,8 @@ from spaces.target import TargetModule
 from trainables.bases.naming import scheme_and_place
 from trainables.profiling.settings import ProfileSettings
 from trainables.settings import Name, Seed, Settings
-from trainables.tasks.kinds.registry import check_metric
+from trainables.tasks.kinds.registry import check_metric, mode_of
+from trainables.tasks.own import is_own
 from trainables.tasks.settings import TaskSettings
 from trainables.training.lm_eval_settings import LmEvalSettings
 from trainables.training.settings import TrainSettings
@@ -288,6 +289,7 @@ class SweepConfig(Settings):
         if self.search.sampler == "grid":
             object.__setattr__(self, "search", _as_a_grid(self.search, space))
         _check_metric(self.search.metric, self.task)
+        _check_mode(self.search.metric, self.search.mode)
         _check_objectives(self.search)
         _check_repeats(self.search)
         _check_scheduler(self.search.scheduler, self.train.epochs)
@@ -321,6 +323,16 @@ def _check_metric(metric: str, task: TaskSettings) -> None:
         raise ConfigError(
             f"search.metric: {metric!r} is not what the task measures ({task.metric}); set "
             "task.metric, and leave search.metric out"
+        )
+
+
+def _check_mode(metric: str, mode: str) -> None:
+    if is_own(metric):  # its owner knows
+        return
+    if (known := mode_of(metric)) not in (None, mode):
+        raise ConfigError(
+            f"search.mode: {mode!r} would search for the worst, for {metric} is better where it is "
+            f"{'more' if known == 'max' else 'less'}; leave search.mode out"
         )
 
 

@@ -125,6 +125,16 @@ def test_metric_and_mode_follow_the_task() -> None:
     assert (search.metric, search.mode, search.objectives) == ("matthews", "max", ("matthews",))
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric", "mode", "better"),
+    [("classification", "f1", "min", "more"), ("regression", "mse", "max", "less")],
+)
+def test_a_search_for_the_worst_is_refused(kind: str, metric: str, mode: str, better: str) -> None:
+    task = raw()["task"] | {"kind": kind, "metric": metric}
+    with pytest.raises(ConfigError, match=f"search.mode: '{mode}' .* better where it is {better}"):
+        parse_sweep(raw(task=task, search={"mode": mode}))
+
+
 def test_two_objectives_stop_no_trial_unless_a_scheduler_is_named() -> None:
     objectives, task = ["f1", "trainable_params"], raw()["task"] | {"metric": "f1"}
     both = parse_sweep(raw(task=task, search={"objectives": objectives}))
