@@ -6,7 +6,9 @@ is set beside the base by the 95 % interval of their difference on test, over se
 the best leaves as a PEFT adapter (`ranksweep export`), which plain transformers and PEFT put on the
 base, and is measured again. The padding is the share of the positions that go through the base in
 an epoch of training which hold no token. A head that a base lacks is as it was drawn in what is
-called the untouched base. All is computed on CPUs.
+called the untouched base. With `--lm-eval` the best of a multiple choice leaves as a merged model
+too, which lm-eval's own command line measures on the same test rows, asked alike. All is computed
+on CPUs.
 
     python benchmarks/language_tasks.py --tasks siqa boolq --trials 6 --seeds 3
 """
@@ -20,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from conditions import CHECKOUT, environment
 from results import Run, measured, spread
 
@@ -208,10 +211,12 @@ def gained(best: Mapping[int, OnTest], base: OnTest) -> Difference:
 
 @dataclass(frozen=True)
 class Exported:
-    """The test metric of the seed that was exported: as it was recorded, and as it is loaded."""
+    """The test metric of the seed that was exported: as it was recorded, as it is loaded, and what
+    lm-eval's command line says of it, if it was asked."""
 
     recorded: float
     loaded: float
+    merged: float | None = None
 
 
 def exported(sweep: Sweep, best: Best) -> Exported:
@@ -250,6 +255,58 @@ def with_adapter(uri: str, task: Task, adapter: Path) -> Any:
         return PeftModel.from_pretrained(base, str(adapter)).get_base_model().eval()
 
 
+def task_of_lm_eval(sweep: Sweep) -> dict[str, Any]:
+    """A multiple choice as a task of lm-eval's, over `rows/test.jsonl` as `ranksweep rows` writes
+    it.
+
+    Raises SystemExit for another kind.
+    """
+    task = sweep.config.task
+    if task.kind != "multiple_choice":
+        raise SystemExit(f"{sweep.name}: --lm-eval goes with multiple choice alone")
+    return {
+        "task": sweep.name.replace("-", "_"),
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(sweep.folder / "rows" / "test.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": f"{{{{{task.label}}}}}",
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True}
+            for name in ("acc", "acc_bytes")
+        ],
+    }
+
+
+def of_lm_eval(sweep: Sweep, best: Best) -> float:
+    """What lm-eval's own command line says of the best as a merged model."""
+    from search.launch.rows import write_rows
+    from search.trained.export import export
+    from trainables.tasks.rows import load_rows
+
+    task = task_of_lm_eval(sweep)
+    export(sweep.config.tracking.uri, best.run_id, "merged", sweep.folder / "merged")
+    write_rows(load_rows(sweep.config.task), sweep.config.task, sweep.folder / "rows")
+    (sweep.folder / "tasks").mkdir()
+    (sweep.folder / "tasks" / "task.yaml").write_text(yaml.safe_dump(task))
+    subprocess.run(
+        [
+            sys.executable, "-m", "lm_eval", "--model", "hf", "--batch_size", "8",
+            "--model_args", f"pretrained={sweep.folder / 'merged'},dtype=float32",
+            "--tasks", task["task"], "--include_path", str(sweep.folder / "tasks"),
+            "--device", "cpu", "--output_path", str(sweep.folder / "scores.json"),
+        ],
+        env=environment() | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}, check=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    (file,) = sweep.folder.glob("scores*.json")
+    of_metric = {"accuracy": "acc", "accuracy_per_byte": "acc_bytes"}[sweep.metric]
+    value: float = json.loads(file.read_text())["results"][task["task"]][f"{of_metric},none"]
+    return value
+
+
 # One task ----------------------------------------------------------------------------------------
 
 
@@ -261,7 +318,10 @@ def run_task(run: Run, name: str, folder: Path, arguments: argparse.Namespace) -
               flush=True)  # fmt: skip
         result = launched(sweep)
         best = best_of(sweep, result)
-        report(run, sweep, base, best, gained(best.test, base.test), exported(sweep, best), result)
+        adapter = exported(sweep, best)
+        if arguments.lm_eval:
+            adapter = replace(adapter, merged=of_lm_eval(sweep, best))
+        report(run, sweep, base, best, gained(best.test, base.test), adapter, result)
 
 
 def report(
@@ -293,13 +353,14 @@ def report(
             "difference": {"gap": difference.gap, "low": low, "high": high},
             "padding": base.padding,
             "seconds": {**seconds, "trial": trial},
-            "exported": {"recorded": adapter.recorded, "loaded": adapter.loaded},
+            "exported": {name: each for name, each in vars(adapter).items() if each is not None},
         },
         f"base {base.dev:.4f} on dev, {base.test.value:.4f} on test; best ({best.method}, "
         f"{best.params:,} parameters) {best.dev:.4f} on dev, {spread(values, 4)} on test; "
         f"padding {base.padding['cpu']:.1%} (on an accelerator {base.padding['device']:.1%}); "
         f"profile {seconds.get('profile', 0):.0f} s, a trial {trial:.0f} s; the exported adapter "
-        f"{adapter.loaded:.4f} where {adapter.recorded:.4f} is recorded",
+        f"{adapter.loaded:.4f} where {adapter.recorded:.4f} is recorded"
+        + ("" if adapter.merged is None else f", lm-eval of the merged model {adapter.merged:.4f}"),
         f"**{difference.gap:+.4f}** ({low:+.4f} to {high:+.4f}) on test: "
         + ("better than the untouched base" if better else "within the noise, or worse"),
     )
@@ -315,6 +376,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="that are searched (default the example's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="as `ranksweep launch --set`, for every task")  # fmt: skip
+    parser.add_argument("--lm-eval", action="store_true",
+                        help="measure the merged model by lm-eval's command too")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where the sweeps are kept (default: nowhere)")
     arguments = parser.parse_args()
     run = Run.begin()
