@@ -109,7 +109,7 @@ class Stored(Sequence[Any]):
         return self._at(int(self._order[index]))
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._at, self._order.tolist() if len(self) < 2**20 else self._order)
+        return map(self._at, map(int, self._order))
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Stored:
         """Those at `indices`, in the order of `indices`."""
