@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from spaces.errors import DataError
-from tests.trainables.tasks.language.decoders import byte_tokenizer, decoder
+from tests.trainables.tasks.kinds.examples import write_decoder
+from tests.trainables.tasks.language.decoders import byte_tokenizer
 from trainables.tasks.care import quantiles
 from trainables.tasks.rows import load_rows
 from trainables.tasks.settings import TaskSettings
@@ -32,10 +32,7 @@ def chat(asked: str, answer: str) -> list[dict[str, str]]:
 @pytest.fixture
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny decoder, whose tokenizer has no padding token."""
-    folder = tmp_path_factory.mktemp("base")
-    decoder("llama", torch.float32).save_pretrained(folder)
-    byte_tokenizer(first="<s>").save_pretrained(folder)
-    return f"path:{folder}"
+    return write_decoder("llama", tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 
 from spaces.errors import ConfigError, DataError, RanksweepError
-from tests.trainables.tasks.language.decoders import byte_tokenizer, decoder
+from tests.trainables.tasks.kinds.examples import write_decoder
 from trainables.adaptations.blocks import BlockAdaptation, plain_lora
 from trainables.bases.loading import Base, load_base
 from trainables.bases.structure import resolve_targets
@@ -43,8 +42,7 @@ WRITTEN = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny decoder, and four sets of films: to train on, and three to be measured on."""
     folder = tmp_path_factory.mktemp("suite")
-    decoder("llama", torch.float32).save_pretrained(folder / "base")
-    byte_tokenizer(first="<s>").save_pretrained(folder / "base")
+    write_decoder("llama", folder / "base")
     draw = random.Random(0)
     for name, rows in (("train", 30), ("one", 20), ("two", 35), ("three", 10)):
         good = [draw.random() < 0.4 for _ in range(rows)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainables.tasks.language.decoders import byte_tokenizer, decoder
+from tests.trainables.tasks.kinds.examples import write_decoder
 from trainables.bases.loading import load_base
 from trainables.engine.workers import join
 from trainables.tasks.settings import TaskSettings
@@ -62,8 +62,7 @@ def test_passes_are_those_that_a_base_sees(tmp_path: Path, kind: str) -> None:
         }
         for i in range(70)
     ]  # fmt: skip
-    decoder("llama", torch.float32).save_pretrained(tmp_path)
-    byte_tokenizer(first="<s>").save_pretrained(tmp_path)
+    write_decoder("llama", tmp_path)
     for split, part in (("train", rows[:48]), ("dev", rows[48:])):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     data = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev")}

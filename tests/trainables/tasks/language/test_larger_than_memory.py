@@ -14,11 +14,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import torch
 
 from spaces.errors import DataError, JobError
-from tests.trainables.tasks.kinds.examples import CHAT
-from tests.trainables.tasks.language.decoders import byte_tokenizer, decoder
+from tests.trainables.tasks.kinds.examples import CHAT, write_decoder
 from trainables.tasks import files, mapped, rows
 from trainables.tasks.language import token_files
 from trainables.tasks.language.sequences import Sequences
@@ -100,10 +98,7 @@ FORMATS = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    decoder("llama", torch.float32).save_pretrained(folder)
-    byte_tokenizer(first="<s>").save_pretrained(folder)
-    return f"path:{folder}"
+    return write_decoder("llama", tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
