@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 FOLDER_VARIABLE = "RANKSWEEP_CACHE"
+UNUSED_S = 30 * 86400.0
+
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -21,3 +29,21 @@ def cache_folder() -> Path:
     except RuntimeError:
         # A process without a home has no cache either: nothing can be made in this place.
         return Path(os.devnull) / "ranksweep"
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that may be there; nobody ever finds a part of it under its name."""
+    aside = folder.with_name(f".{secrets.token_hex(8)}")
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove the folders in it that nothing has used, as their time of change says, for `UNUSED_S`
+    seconds, and what was left half written or half removed."""
+    for entry in folder.iterdir():
+        with suppress(OSError):
+            if time.time() - entry.stat().st_mtime > UNUSED_S:
+                remove(entry)
+                _log.info("removed %s, which nothing has used for a month", entry)

@@ -12,8 +12,8 @@ import ray
 from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from spaces.errors import JobError
-from trainables.cache_folder import FOLDER_VARIABLE, cache_folder
+from spaces.errors import JobError, one_line
+from trainables.cache_folder import FOLDER_VARIABLE, cache_folder, remove_unused
 from trainables.tasks.mapped import lies_elsewhere
 
 FOLDER = "fetched"
@@ -38,6 +38,11 @@ class NodeFiles:
                 continue
             try:
                 lies_elsewhere(file, str(self._fetched(file, size)))
+            except ray.exceptions.RayError as error:  # before OSError: it may be both
+                raise JobError(
+                    f"task.data: {file} cannot be read on the launch's node "
+                    f"({one_line(error)}); launch again"
+                ) from error
             except OSError as error:
                 raise JobError(
                     f"task.data: the tokens of the set cannot be written in {cache_folder()} "
@@ -48,8 +53,11 @@ class NodeFiles:
     def _fetched(self, file: str, size: int) -> Path:
         """Where the file lies on this node."""
         path = Path(file)
-        place = cache_folder() / FOLDER / path.parent.name / path.name
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = cache_folder() / FOLDER / path.parent.name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(folder)
+        remove_unused(folder.parent)
+        place = folder / path.name
         with FileLock(f"{place}.lock"):
             if size_of(place) == size:
                 return place
@@ -57,6 +65,8 @@ class NodeFiles:
             with part.open("wb") as written:
                 for start in range(0, size, AT_ONCE):
                     written.write(ray.get(self.server.read.remote(file, start, AT_ONCE)))
+            if size_of(part) != size:
+                raise JobError(f"task.data: {file} has changed on the launch's node; launch again")
             part.replace(place)
         return place
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,8 @@ from trainables.tasks.values import NO_UNICODE, TWICE
 
 STREAMED_BYTES = 256 * 2**20
 """From this size on a set is read a part at a time."""
-STREAMED_CHARACTERS = 2**22
-ROWS_AT_ONCE = 1_000
-"""How much a part holds: characters of lines, or rows where they are counted."""
+PART = 2**22
+"""How much a part holds: characters of lines, or bytes of rows as Arrow holds them."""
 
 
 def file_records(source: str, place: str, asked: Asked) -> Records:
@@ -86,20 +86,24 @@ def hub_chunks(
     loaded = loaded.select_columns(list(asked))
     if isinstance(loaded.features.get(task.image), datasets.Image):
         loaded = loaded.cast_column(task.image, datasets.Image(decode=False))
-    at_once = _rows_at_once(loaded.data.nbytes, whole)
+    at_once = _rows_at_once(loaded.data.nbytes, len(loaded), whole)
     for start in range(0, len(loaded), at_once):
         part = loaded[start : start + at_once]
         columns = {column: part[column] for column in asked}
         yield _part(columns, start, len(loaded))
 
 
-def _rows_at_once(size: int, whole: bool) -> int:
-    """How many rows are read at a time of a set of so many bytes."""
-    return sys.maxsize if whole or size < STREAMED_BYTES else ROWS_AT_ONCE
+def _rows_at_once(size: int, rows: int, whole: bool) -> int:
+    """How many rows are read at a time of a set of so many bytes and rows."""
+    return sys.maxsize if whole or size < STREAMED_BYTES else _rows_of_a_part(size, rows)
 
 
-def _part(columns: Mapping[str, Sequence[object]], start: int, of: int | None) -> Records:
-    """The records that follow the first `start` of `of`, or of a number that nobody knows."""
+def _rows_of_a_part(size: int, rows: int) -> int:
+    return max(1, PART * rows // max(1, size))
+
+
+def _part(columns: Mapping[str, Sequence[object]], start: int, of: int) -> Records:
+    """The records that follow the first `start` of `of`."""
     end = start + len(next(iter(columns.values())))
     read_so_far = None if start == 0 and end == of else end
     return Records(columns, range(start + 1, end + 1), read_so_far=read_so_far)
@@ -137,9 +141,10 @@ def _located(source: str, place: str) -> Path:
 
 def _saved_chunks(path: Path, place: str, asked: Asked, whole: bool) -> Iterator[Records]:
     start = 0
-    for table in saved_tables(path, place, asked, lambda size: _rows_at_once(size, whole)):
+    at_once = partial(_rows_at_once, whole=whole)
+    for table, rows in saved_tables(path, place, asked, at_once):
         columns = {column: _python_values(table.column(column)) for column in asked}
-        yield replace(_part(columns, start, table.num_rows if whole else None), folder=path)
+        yield replace(_part(columns, start, rows), folder=path)
         start += table.num_rows
 
 
@@ -155,20 +160,26 @@ def _parquet_records(path: Path, place: str, asked: Asked) -> Records:
 
 def _parquet_chunks(path: Path, place: str, asked: Asked) -> Iterator[Records]:
     start = 0
-    with _parquet(path, place, asked) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(asked)):
+    # Else a whole row group is read ahead, which may be the whole file.
+    with _parquet(path, place, asked, pre_buffer=False, buffer_size=2**20) as file:
+        rows = file.metadata.num_rows
+        groups = range(file.metadata.num_row_groups)
+        size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+        for batch in file.iter_batches(_rows_of_a_part(size, rows), columns=list(asked)):
             table = pyarrow.Table.from_batches([batch])
             columns = {column: _python_values(table.column(column)) for column in asked}
-            yield replace(_part(columns, start, file.metadata.num_rows), folder=path.parent)
+            yield replace(_part(columns, start, rows), folder=path.parent)
             start += table.num_rows
 
 
 @contextmanager
-def _parquet(path: Path, place: str, asked: Asked) -> Iterator[pyarrow.parquet.ParquetFile]:
+def _parquet(
+    path: Path, place: str, asked: Asked, **reading: Any
+) -> Iterator[pyarrow.parquet.ParquetFile]:
     """The file, while it is read. Raises DataError where it cannot be, or lacks a column."""
     try:
         # Not read_table, which takes a folder's name such as label=1 for a column.
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, **reading) as file:
             check_columns(asked, file.schema_arrow.names, place)
             yield file
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -224,28 +235,53 @@ def _json_records(path: Path, place: str, asked: Asked) -> Records:
         numbered = [(number, line) for number, line in lines if line.strip()]
         numbers = [number for number, _ in numbered]
         rows = _rows_of_lines(numbered, text, place)
-    return _of_objects(rows, Records({}, numbers, unit, undecoded=to_utf8(path)), place, asked)
+    records = Records({}, numbers, unit, undecoded=to_utf8(path))
+    _check_objects(rows, records, place)
+    if rows:
+        check_columns(asked, list(dict.fromkeys(key for row in rows for key in row)), place)
+    return replace(records, columns=_columns_of(rows, asked))
 
 
 def _json_chunks(path: Path, place: str, asked: Asked) -> Iterator[Records]:
     """Rows of one object a line; of an array in one part."""
     encoding, read = encoding_of(path, place), 0
-    with path.open(encoding=encoding, errors=ESCAPED) as file:
-        # Python ends a line where `_json_records` does.
-        lines = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
-        try:
-            while part := _within(lines, STREAMED_CHARACTERS):
-                if not read and part[0][1].lstrip().startswith("["):
-                    yield replace(_json_records(path, place, asked), folder=path.parent)
-                    return
-                read += len(part)
-                described = Records(
-                    {}, [number for number, _ in part], "line", path.parent,
-                    undecoded=to_utf8(path), read_so_far=read,
-                )  # fmt: skip
-                yield _of_objects(_objects(part, described, place), described, place, asked)
-        except UnicodeDecodeError as error:
-            raise broken_off(place, encoding) from error
+    with _lines_of(path, place, encoding) as lines:
+        there: set[str] = set()
+        while part := _within(lines, PART):
+            if not read and part[0][1].lstrip().startswith("["):
+                yield replace(_json_records(path, place, asked), folder=path.parent)
+                return
+            read += len(part)
+            described = Records(
+                {}, [number for number, _ in part], "line", path.parent,
+                undecoded=to_utf8(path), read_so_far=read,
+            )  # fmt: skip
+            rows = _objects(part, described, place)
+            there |= {key for row in rows for key in row}
+            if not there >= asked.keys():  # the rows to come may have it
+                there |= _keys_of(path, place, encoding)
+                check_columns(asked, list(there), place)
+            yield replace(described, columns=_columns_of(rows, asked))
+
+
+def _keys_of(path: Path, place: str, encoding: str) -> set[str]:
+    """Every key of the objects of a file, a line each, of those that are objects."""
+    keys: set[str] = set()
+    with _lines_of(path, place, encoding) as lines:
+        while part := _within(lines, PART):
+            keys |= {key for row in _parsed(part)[0] if type(row) is dict for key in row}
+    return keys
+
+
+@contextmanager
+def _lines_of(path: Path, place: str, encoding: str) -> Iterator[Iterator[tuple[int, str]]]:
+    """The lines of a file that are not blank, with their numbers."""
+    try:
+        with path.open(encoding=encoding, errors=ESCAPED) as file:
+            # Python ends a line where `_json_records` does.
+            yield ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+    except UnicodeDecodeError as error:
+        raise broken_off(place, encoding) from error
 
 
 def _within(lines: Iterator[tuple[int, str]], characters: int) -> list[tuple[int, str]]:
@@ -259,7 +295,7 @@ def _within(lines: Iterator[tuple[int, str]], characters: int) -> list[tuple[int
 
 
 def _objects(numbered: list[tuple[int, str]], described: Records, place: str) -> list[Any]:
-    """The value of each line. Raises DataError where one is no JSON."""
+    """The object of each line. Raises DataError where one is no JSON, or something else."""
     rows, broken, reason = _parsed(numbered)
     if broken:
         said = f"{len(broken)} of {described.how_many}, {placed(broken, 'line')}: {reason}"
@@ -267,21 +303,23 @@ def _objects(numbered: list[tuple[int, str]], described: Records, place: str) ->
             f"{place}: is not readable as JSON ({said}); give an array of objects, or one object a "
             "line"
         )
+    _check_objects(rows, described, place)
     return rows
 
 
-def _of_objects(rows: list[Any], described: Records, place: str, asked: Asked) -> Records:
-    """The records of some rows, as `described`. Raises DataError where one is no object."""
+def _check_objects(rows: list[Any], described: Records, place: str) -> None:
+    """Raise DataError where a row is no object."""
     others = [i for i, row in enumerate(rows) if type(row) is not dict]
     if others:
         raise DataError(
             f"{place}: holds something else than objects in {described.where(others)}; give one "
             "object a row"
         )
-    if rows:
-        check_columns(asked, list(dict.fromkeys(key for row in rows for key in row)), place)
-    columns = {column: [row.get(column) for row in rows] for column in asked}
-    return replace(described, columns=columns)
+
+
+def _columns_of(rows: list[Any], asked: Asked) -> dict[str, list[object]]:
+    """The values of each column, None in a row that lacks it."""
+    return {column: [row.get(column) for row in rows] for column in asked}
 
 
 def _rows_of_lines(numbered: list[tuple[int, str]], text: str, place: str) -> list[Any]:

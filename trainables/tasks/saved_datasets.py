@@ -36,10 +36,10 @@ def saved_splits(path: Path) -> list[str]:
 
 
 def saved_tables(
-    path: Path, place: str, asked: Asked, rows: Callable[[int], int]
-) -> Iterator[pyarrow.Table]:
-    """The columns `asked` of a saved data set, as Arrow, as many rows at a time as `rows` says of
-    the bytes that all of them take.
+    path: Path, place: str, asked: Asked, at_once: Callable[[int, int], int]
+) -> Iterator[tuple[pyarrow.Table, int]]:
+    """The columns `asked` of a saved data set, as Arrow, as many rows at a time as `at_once` says
+    of the bytes that all of them take, and of their number; and that number.
 
     So a value means what it does in Parquet, and a picture is not decoded. `place` is what an error
     names. Raises DataError where it cannot be read, or has no such column.
@@ -52,9 +52,10 @@ def saved_tables(
         loaded = datasets.load_from_disk(str(path))
         check_columns(asked, loaded.column_names, place)
         loaded = loaded.select_columns(list(asked)).with_format("arrow")
-        at_once = rows(loaded.data.nbytes)
-        for start in range(0, max(1, len(loaded)), at_once):
-            yield loaded[start : start + at_once]
+        rows = len(loaded)
+        step = at_once(loaded.data.nbytes, rows)
+        for start in range(0, max(1, rows), step):
+            yield loaded[start : start + step], rows
     except broken as error:
         raise DataError(
             f"{place}: is not readable as a saved data set ({reason_of(error)}); save it again "

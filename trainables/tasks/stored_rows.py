@@ -1,6 +1,7 @@
 """Rows of a set that is larger than memory: they lie in a file, and memory holds where.
 
-Memory takes `BYTES_A_ROW` a row, however long its texts are. The file has no name, so it is gone
+Memory takes some 60 bytes a row, however long its texts are: its SHA-256, where it lies, and its
+place in the order of content. The file has no name, so it is gone
 with the process that wrote it, whichever way that ends.
 """
 
@@ -22,8 +23,6 @@ from numpy.typing import NDArray
 from spaces.errors import DataError
 from trainables.cache_folder import FOLDER_VARIABLE, cache_folder
 
-BYTES_A_ROW = 56
-"""A SHA-256, where the row lies, and its place in the order of content."""
 Parts = tuple[tuple[str, ...], str]
 """A row's inputs and its label."""
 

@@ -60,7 +60,7 @@ def test_a_trial_is_what_it_is_where_the_set_is_held_in_memory(
     torch.manual_seed(0)
     made = make_kind(name, tmp_path)
     monkeypatch.setattr(files, "STREAMED_BYTES", 0)
-    monkeypatch.setattr(files, "STREAMED_CHARACTERS", 100)
+    monkeypatch.setattr(files, "PART", 100)
     on_disk = made.with_()
     assert on_disk.files
     assert not made.task.files

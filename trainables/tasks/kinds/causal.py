@@ -40,6 +40,7 @@ class Causal(LanguageKind):
     )  # fmt: skip
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     has_answers = False
+    streams = True
 
     def check(self, settings: TaskSettings) -> None:
         form = form_of_settings(settings)

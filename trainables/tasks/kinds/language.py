@@ -30,7 +30,6 @@ class LanguageKind(Kind):
     """The next token: logits [targets, vocabulary], labels int64 [targets]."""
 
     head = "causal"
-    streams = True
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
 
     def refusal(self, key: str, value: object, given: Mapping[str, Any]) -> str | None:

@@ -85,13 +85,8 @@ class Chat:
         The prompt holds its special tokens as text: encode it with `add_special_tokens=False`.
         Raises DataError where the template refuses the turns before, or there are none.
         """
+        check_asked(messages)
         asked, answer = asked_and_answer(messages)
-        if not asked:
-            raise DataError(
-                f"task.messages: the conversation {_shown(messages)} begins with its only turn of "
-                "the assistant, so that there is nothing to answer; add the question, or drop the "
-                "row"
-            )
         return self._rendered(asked, prompt=True), answer
 
     def _by_marks(self, batch: Sequence[Conversation]) -> Iterator[Encoded]:
@@ -200,6 +195,15 @@ class Chat:
                 date_string=DATE,
             )
         return rendered
+
+
+def check_asked(messages: Conversation) -> None:
+    """Raise DataError where nothing stands before the last turn of the assistant."""
+    if not asked_and_answer(messages)[0]:
+        raise DataError(
+            f"task.messages: the conversation {_shown(messages)} begins with its only turn of "
+            "the assistant, so that there is nothing to answer; add the question, or drop the row"
+        )
 
 
 def chat_of(tokenizer: Any, chat_template: str | None, base_uri: str) -> Chat:

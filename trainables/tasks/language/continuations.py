@@ -12,12 +12,24 @@ prompt's own tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from spaces.errors import BaseModelError, DataError
 
 Pair = tuple[list[int], int]
 """The tokens of a prompt and its answer, and the place where the answer begins."""
+
+
+class Part(NamedTuple):
+    """Which rows of a split some are: those behind the first `before`, of `rows` in all."""
+
+    before: int
+    rows: int
+
+    def answers(self, number: int) -> str:
+        """How many answers have been seen with so many of it, in words."""
+        seen = self.before + number
+        return f"{seen} answers" if seen == self.rows else f"the first {seen:,} answers"
 
 
 def joined(prompt: str, answer: str, delimiter: str | None) -> str:
@@ -52,7 +64,12 @@ def scored_pairs(tokenizer: Any, prompts: Sequence[str], options: Sequence[str])
 
 
 def trained_pairs(
-    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], *, asked: bool = False
+    tokenizer: Any,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    asked: bool = False,
+    part: Part | None = None,
 ) -> list[Pair]:
     """The tokens of every prompt with its answer and an end-of-sequence token behind it, unless it
     ends with one, and where the loss begins: no character of an answer is left out of it.
@@ -80,7 +97,7 @@ def trained_pairs(
             cut.append((before, _by_itself(tokenizer, answer)))
         else:
             cut.append((both[:common], both[common:]))
-    pairs = _pairs(tokenizer, cut, prompts, answers)
+    pairs = _pairs(tokenizer, cut, prompts, answers, part)
     return [(ids if ids[-1] == last else [*ids, last], start) for ids, start in pairs]
 
 
@@ -99,12 +116,14 @@ def _pairs(
     cut: Sequence[tuple[list[int], list[int]]],
     prompts: Sequence[str],
     answers: Sequence[str],
+    part: Part | None = None,
 ) -> list[Pair]:
     """Prompts and answers as tokens, put together; an empty prompt is the first token."""
+    part = part or Part(0, len(prompts))
     pairs: list[Pair] = []
     empty: list[int] = []
     for row, (prompt, answer) in enumerate(cut):
-        before = prompt or [_in_place_of_a_prompt(tokenizer, row)]
+        before = prompt or [_in_place_of_a_prompt(tokenizer, part.before + row)]
         behind = answer[1:] if not prompt and answer[:1] == before else answer
         if not behind:
             empty.append(row)
@@ -112,7 +131,7 @@ def _pairs(
     if empty:
         row = empty[0]
         raise DataError(
-            f"task: {len(empty)} of {len(pairs)} answers have no token of their own, such as "
+            f"task: {len(empty)} of {part.answers(len(pairs))} have no token of their own, such as "
             f"{answers[row]!r:.40} after {prompts[row][-40:]!r}; put white space between prompt "
             "and answer with task.delimiter, or drop these rows"
         )

@@ -17,7 +17,13 @@ from trainables.tasks.kinds.kind import EncodedRows
 from trainables.tasks.language import token_files
 from trainables.tasks.language.chat import Chat, chat_of
 from trainables.tasks.language.chat_template import read_chat_template
-from trainables.tasks.language.continuations import first_text, joined, shortened, trained_pairs
+from trainables.tasks.language.continuations import (
+    Part,
+    first_text,
+    joined,
+    shortened,
+    trained_pairs,
+)
 from trainables.tasks.language.forms import Form
 from trainables.tasks.language.messages import from_json
 from trainables.tasks.language.sequences import Sequences
@@ -72,30 +78,44 @@ class Encoder:
         answer that a row's label holds."""
         made = {}
         for split, part in rows.items():
-            marked = self._marked(part, form, split, asked, answer_of)
-            if not part.are_stored:
+            cuts = Cuts()
+            marked = self._marked(part, form, split, cuts, asked, answer_of)
+            if part.are_stored:
+                made[split], cuts = self._stored(marked, part, cuts, self._facts(form, asked))
+                self.check_tokens(made[split], part, split)
+            else:
                 made[split] = self.checked(marked, part, split)
-                continue
-            made[split] = self._stored(marked, part, split, self._facts(form, asked))
-            self.check_tokens(made[split], part, split)
+            self.note(cuts, split, len(part))
+            if part.are_stored:
+                self.notes.append(
+                    f"task.data.{split}: {len(part):,} rows are too many for memory; their "
+                    f"{made[split].offsets[-1]:,} tokens are mapped from the node's cache"
+                )
         return made
 
     def _marked(
-        self, rows: Rows, form: Form, split: str, asked: bool, answer_of: Callable[[str], str]
+        self,
+        rows: Rows,
+        form: Form,
+        split: str,
+        cuts: Cuts,
+        asked: bool,
+        answer_of: Callable[[str], str],
     ) -> Iterator[Marked]:
-        """Each row as tokens, cut; no more rows in memory than a block of them."""
+        """Each row as tokens; `cuts` counts what is cut. Few rows are in memory at a time."""
         if form.is_conversation:
             conversations = (from_json(str(row[0])) for row in rows.inputs)
-            return self._cut_behind(self.chat().encoded(conversations), split)
+            return self._cut_behind(self.chat().encoded(conversations), split, cuts)
         if not form.has_prompt:
-            return self._cut_behind(self._running(rows), split)
-        return self._cut_before(self._pairs(rows, asked, answer_of), split)
+            return self._cut_behind(self._running(rows), split, cuts)
+        return self._cut_before(self._pairs(rows, asked, answer_of), cuts)
 
     def _pairs(
         self, rows: Rows, asked: bool, answer_of: Callable[[str], str]
     ) -> Iterator[tuple[list[int], int]]:
         delimiter = delimiter_of(self._settings)
         given = given_with_prompts(self._settings) if asked else ""
+        before = 0
         for inputs, labels in rows.blocks():
             prompts = [str(row[0]) for row in inputs]
             answers = [
@@ -103,7 +123,9 @@ class Encoder:
                 for prompt, label in zip(prompts, labels, strict=True)
             ]
             prompts = [prompt + given for prompt in prompts]
-            yield from trained_pairs(self.tokenizer, prompts, answers, asked=asked)
+            part = Part(before, len(rows))
+            yield from trained_pairs(self.tokenizer, prompts, answers, asked=asked, part=part)
+            before += len(prompts)
 
     def _facts(self, form: Form, asked: bool) -> dict[str, Any]:
         """What decides how the rows of a form become tokens, beside the tokenizer."""
@@ -117,25 +139,20 @@ class Encoder:
         }
 
     def _stored(
-        self, marked: Iterator[Marked], rows: Rows, split: str, facts: dict[str, Any]
-    ) -> Sequences:
+        self, marked: Iterator[Marked], rows: Rows, cuts: Cuts, facts: dict[str, Any]
+    ) -> tuple[Sequences, Cuts]:
         """The tokens of rows that lie in a file, mapped from files: made once."""
         pad = int(self.tokenizer.pad_token_id)
         key = token_files.key_of(self.tokenizer, rows.hashes, facts)
         if (there := token_files.found(key, pad)) is None:
-            said = len(self.notes)
-            token_files.write(key, marked, lambda: self.notes[said:])
-            del self.notes[said:]
+            token_files.write(key, marked, cuts)
             there = token_files.found(key, pad)
-            assert there is not None, "it has just been written"
-        tokens, notes = there
-        folder = token_files.folder_of(key)
-        self.notes += [
-            *notes,
-            f"task.data.{split}: {len(rows):,} rows are too many for memory; their "
-            f"{tokens.offsets[-1]:,} tokens are mapped from {folder}",
-        ]
-        return tokens
+        if there is None:
+            raise DataError(
+                f"task.data: the tokens in {token_files.folder_of(key)} are gone since they were "
+                "written; launch again"
+            )
+        return there
 
     def checked(self, marked: Iterable[Marked], rows: Rows, split: str) -> Sequences:
         """Rows as the tokens of a split. Raises DataError for a token that the base lacks."""
@@ -162,21 +179,19 @@ class Encoder:
                 whole = ids if ids[-1:] == [end] else [*ids, end]
                 yield whole, [True] * len(whole)
 
-    def _cut_before(self, pairs: Iterable[tuple[list[int], int]], split: str) -> Iterator[Marked]:
+    def _cut_before(self, pairs: Iterable[tuple[list[int], int]], cuts: Cuts) -> Iterator[Marked]:
         """Prompts with answers: a prompt loses its beginning, then an answer its end."""
-        cuts, number, longest = Cuts(), 0, self._settings.max_length
+        longest = self._settings.max_length
         for ids, start in pairs:
             kept, begins, lost = shortened(ids, start, longest)
             cuts.rows += len(kept) < len(ids)
             cuts.answers += lost > 0
-            number += 1
             yield kept, [False] * begins + [True] * (len(kept) - begins)
-        self.note(cuts, split, number)
 
-    def _cut_behind(self, marked: Iterable[Marked], split: str) -> Iterator[Marked]:
+    def _cut_behind(self, marked: Iterable[Marked], split: str, cuts: Cuts) -> Iterator[Marked]:
         """Texts and conversations: they lose their end. Raises DataError where one would bear no
         loss."""
-        cuts, number, longest, lost, empty = Cuts(), 0, self._settings.max_length, 0, 0
+        number, longest, lost, empty = 0, self._settings.max_length, 0, 0
         for ids, targets in marked:
             number += 1
             cuts.rows += len(ids) > longest
@@ -196,7 +211,6 @@ class Encoder:
                 f"their first {longest} tokens, for their answers come later; raise max_length, or "
                 "drop these rows"
             )
-        self.note(cuts, split, number)
 
     def note(self, cuts: Cuts, split: str, number: int) -> None:
         """Say what was cut of a split of so many rows."""

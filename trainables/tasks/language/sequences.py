@@ -25,6 +25,8 @@ from trainables.tasks.reading import EVALUATION_TOKENS
 from trainables.tasks.split import Pass
 from trainables.tasks.work import Work
 
+TOKENS_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -82,7 +84,16 @@ class Sequences:
     @cached_property
     def targets(self) -> NDArray[np.int64]:
         """How many tokens of each row bear loss, int64 [n]."""
-        return np.add.reduceat(self.targets_mask, self.offsets[:-1], dtype=np.int64)
+        counts = np.empty(len(self), np.int64)
+        begin = 0
+        while begin < len(self):  # in parts, for numpy would make the whole mask int64
+            most = self.offsets[begin] + TOKENS_AT_ONCE
+            end = max(begin + 1, int(np.searchsorted(self.offsets, most, side="right")) - 1)
+            part = self.targets_mask[self.offsets[begin] : self.offsets[end]]
+            starts = self.offsets[begin:end] - self.offsets[begin]
+            counts[begin:end] = np.add.reduceat(part, starts, dtype=np.int64)
+            begin = end
+        return counts
 
     def first(self, rows: int) -> Self:
         """At most so many rows."""

@@ -15,21 +15,20 @@ from numpy.typing import NDArray
 from trainables.bases.parts import load_generation_config, load_tokenizer
 from trainables.engine.workers import CancelledError, Workers
 from trainables.tasks.kinds.kind import EncodedRows
+from trainables.tasks.language.chat import check_asked
 from trainables.tasks.language.continuations import prompt_tokens
 from trainables.tasks.language.encoding import Encoder, given_with_prompts
 from trainables.tasks.language.extraction import ExtractSettings
 from trainables.tasks.language.forms import Form
 from trainables.tasks.language.generation_settings import GenerationSettings
 from trainables.tasks.language.messages import asked_and_answer, from_json
-from trainables.tasks.language.sequences import Sequences
+from trainables.tasks.language.sequences import TOKENS_AT_ONCE, Sequences
 from trainables.tasks.language.writing import batches_by_tokens, end_tokens, prompt_room, written
 from trainables.tasks.language.written_metrics import References, commonest_answer, written_metric
 from trainables.tasks.rows import Rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.texts import TokenRows
 from trainables.tasks.work import Work
-
-TOKENS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,9 @@ def written_splits(
     for split, part in rows.items():
         if split == "train":  # nothing is written for it
             splits[split] = sequences[split]
+            if form.is_conversation:
+                for row in part.inputs:
+                    check_asked(from_json(str(row[0])))
             continue
         asked = _asked(encoder, part, form, given_with_prompts(settings))
         encoder.check_tokens(asked, part, split)

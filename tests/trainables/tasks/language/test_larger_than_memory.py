@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +18,9 @@ import pyarrow.parquet
 import pytest
 
 from spaces.errors import DataError, JobError
-from tests.trainables.tasks.kinds.examples import CHAT, write_decoder
+from tests.trainables.tasks.kinds.examples import CHAT, make_kind, write_decoder
 from trainables.tasks import files, mapped, rows
-from trainables.tasks.language import token_files
+from trainables.tasks.language import sequences, token_files
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.task import Task, build_task
@@ -108,8 +110,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[]
 
     def apply() -> None:
         monkeypatch.setattr(files, "STREAMED_BYTES", 0)
-        monkeypatch.setattr(files, "STREAMED_CHARACTERS", 200)
-        monkeypatch.setattr(files, "ROWS_AT_ONCE", 6)
+        monkeypatch.setattr(files, "PART", 200)
         monkeypatch.setattr(rows, "BLOCK", 90)
         monkeypatch.setattr(token_files, "AT_ONCE", 64)
 
@@ -191,7 +192,7 @@ def test_its_tokens_are_made_once_and_anew_where_they_would_be_others(
     again = build_task(settings, base)
     assert written == []
     assert again.notes == first.notes
-    assert_same(again, again.first("train", NUMBER))
+    assert_same(again, first)
     shorter = settings.model_copy(update={"max_length": 12})
     assert build_task(shorter, base).splits["train"].lengths.max() == 12
     assert len(written) == 2, "of train and of dev"
@@ -211,6 +212,134 @@ def test_it_goes_to_another_process_by_name_and_part_by_part(
     np.testing.assert_array_equal(other, task.splits["train"].input_ids[4:9])  # type: ignore[attr-defined]
     taken = task.splits["train"].input_ids[[3, 1]]  # type: ignore[attr-defined]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(taken)), taken)
+
+
+@pytest.mark.parametrize("lacks", ["offsets", "facts.json", "input_ids"])
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_tokens_that_are_not_whole_are_made_anew(
+    base: str, tmp_path: Path, small_memory: Callable[[], None], lacks: str, how: str
+) -> None:
+    settings = settings_of(tmp_path, "prompt", write_lines)
+    small_memory()
+    first = build_task(settings, base)
+    wanted = dict(arrays_of(first))
+    for file in {Path(file).parent / lacks for file in first.files}:
+        file.unlink()
+        if how == "empty":
+            file.touch()
+    again = build_task(settings, base)
+    assert again.notes == first.notes
+    for name, array in arrays_of(again):
+        np.testing.assert_array_equal(array, wanted[name])
+    assert not [each for each in (tmp_path / "cache/tokens").iterdir() if each.name[0] == "."]
+
+
+def test_what_nothing_has_used_for_a_month_is_removed(
+    base: str, tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    small_memory()
+    old = {Path(file).parent for file in build_task(settings, base).files}
+    for folder in old:
+        os.utime(folder, (0, 0))
+    build_task(settings, base)  # which uses them
+    used = old.pop()
+    for folder in old:
+        os.utime(folder, (0, 0))
+    build_task(settings.model_copy(update={"max_length": 12}), base)
+    assert used.is_dir()
+    assert not any(folder.exists() for folder in old)
+
+
+def test_the_tokens_of_a_base_do_not_depend_on_what_its_tokenizer_did_before(
+    base: str, tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    own = tmp_path / "base"
+    shutil.copytree(base.removeprefix("path:"), own)
+    state = json.loads((own / "tokenizer.json").read_text())
+    state["truncation"] = {
+        "direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    (own / "tokenizer.json").write_text(json.dumps(state))
+    settings = settings_of(tmp_path, "text", write_lines)
+    small_memory()
+    for _ in range(2):
+        build_task(settings, f"path:{own}")
+        assert len(list((tmp_path / "cache/tokens").iterdir())) == 2
+    config = json.loads((own / "tokenizer_config.json").read_text())
+    (own / "tokenizer_config.json").write_text(json.dumps({**config, "split_special_tokens": True}))
+    build_task(settings, f"path:{own}")
+    assert len(list((tmp_path / "cache/tokens").iterdir())) == 4
+
+
+def test_a_file_that_is_two_splits_is_said_to_be_cut_in_each(
+    base: str, tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    same = {"train": settings.data.dev, "dev": settings.data.dev}
+    settings = TaskSettings.model_validate(
+        {**settings.model_dump(exclude_unset=True), "data": same}
+    )
+    whole = build_task(settings, base)
+    small_memory()
+    assert_same(build_task(settings, base), whole)
+    assert sum("are cut at 40 tokens" in note for note in whole.notes) == 2
+
+
+def test_a_key_that_only_some_rows_have_is_a_column(
+    base: str, tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    settings = settings_of(tmp_path, "alpaca", write_lines)
+    for split in ("train", "dev"):
+        path = tmp_path / f"{split}.json"
+        made = [json.loads(line) for line in path.read_text().split("\n") if line]
+        for row in made[:20]:
+            del row["input"]
+        write_lines(path, made)
+    whole = build_task(settings, base)
+    small_memory()
+    assert_same(build_task(settings, base), whole)
+    write_lines(
+        tmp_path / "train.json", [{"instruction": text(i), "output": "x"} for i in range(9)]
+    )
+    with pytest.raises(DataError, match="has no column 'input'"):
+        build_task(settings, base)
+
+
+def test_a_set_of_the_hub_is_read_in_parts(
+    base: str, tmp_path: Path, small_memory: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {
+        split: datasets.Dataset.from_list([{"t": text(i)} for i in numbers])
+        for split, numbers in (("train", range(NUMBER)), ("validation", range(40, 62)))
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, split, **__: made[split])
+    settings = TaskSettings.model_validate(
+        {"name": "t", "kind": "causal", "text": "t", "data": {"hub": "a/b", "dev": "validation"}}
+    )
+    whole = build_task(settings, base)
+    small_memory()
+    task = build_task(settings, base)
+    assert_same(task, whole)
+    assert len(task.files) == 6
+
+
+def test_a_kind_that_holds_its_tokens_in_memory_is_read_whole(
+    tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    made = make_kind("multiple_choice on llama", tmp_path)
+    small_memory()
+    task = made.with_()
+    assert not task.files
+    assert (task.fingerprint, task.notes) == (made.task.fingerprint, made.task.notes)
+
+
+def test_targets_are_counted_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    rows = [generator.random(generator.integers(2, 40)) < 0.4 for _ in range(60)]
+    split = Sequences.of([([5] * len(row), row.tolist()) for row in rows], 0)
+    monkeypatch.setattr(sequences, "TOKENS_AT_ONCE", 30)  # less than some rows have
+    np.testing.assert_array_equal(split.targets, [row[1:].sum() for row in rows])
 
 
 def test_tokens_that_are_gone_are_named(
