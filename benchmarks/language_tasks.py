@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from trainables.tasks.task import Task
 
 EXAMPLES = CHECKOUT / "examples" / "language"
+WORKERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TASKS = tuple(sorted(file.stem for file in EXAMPLES.glob("*.yaml")))
 
 
@@ -265,7 +266,7 @@ def task_of_lm_eval(sweep: Sweep) -> dict[str, Any]:
     if task.kind != "multiple_choice":
         raise SystemExit(f"{sweep.name}: --lm-eval goes with multiple choice alone")
     return {
-        "task": sweep.name.replace("-", "_"),
+        "task": f"ours_{sweep.name}",  # for lm-eval has some of the same name
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(sweep.folder / "rows" / "test.jsonl")}},
         "test_split": "test",
@@ -291,6 +292,8 @@ def of_lm_eval(sweep: Sweep, best: Best) -> float:
     write_rows(load_rows(sweep.config.task), sweep.config.task, sweep.folder / "rows")
     (sweep.folder / "tasks").mkdir()
     (sweep.folder / "tasks" / "task.yaml").write_text(yaml.safe_dump(task))
+    # Without what `join` leaves there, by which lm-eval would look for other workers.
+    alone = {key: value for key, value in environment().items() if key not in WORKERS}
     subprocess.run(
         [
             sys.executable, "-m", "lm_eval", "--model", "hf", "--batch_size", "8",
@@ -298,7 +301,7 @@ def of_lm_eval(sweep: Sweep, best: Best) -> float:
             "--tasks", task["task"], "--include_path", str(sweep.folder / "tasks"),
             "--device", "cpu", "--output_path", str(sweep.folder / "scores.json"),
         ],
-        env=environment() | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}, check=True,
+        env=alone | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}, check=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     (file,) = sweep.folder.glob("scores*.json")
