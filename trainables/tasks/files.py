@@ -59,7 +59,13 @@ def file_chunks(source: str, place: str, asked: Asked, *, whole: bool) -> Iterat
         if not whole and suffix in _STREAMS and path.stat().st_size >= STREAMED_BYTES:
             yield from _STREAMS[suffix](path, place, asked)
             return
-        yield replace(_READERS[suffix](path, place, asked), folder=path.parent)
+        records = _READERS[suffix](path, place, asked)
+        if not whole and suffix not in _STREAMS and path.stat().st_size >= STREAMED_BYTES:
+            said = (
+                f"{place}: so large a {suffix} file is read whole; JSON lines and Parquet are not"
+            )
+            records = replace(records, note="; ".join(filter(None, (records.note, said))))
+        yield replace(records, folder=path.parent)
     except OSError as error:
         raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
 
@@ -279,7 +285,8 @@ def _lines_of(path: Path, place: str, encoding: str) -> Iterator[Iterator[tuple[
     try:
         with path.open(encoding=encoding, errors=ESCAPED) as file:
             # Python ends a line where `_json_records` does.
-            yield ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            lines = ((number, line.rstrip("\n")) for number, line in enumerate(file, start=1))
+            yield ((number, line) for number, line in lines if line.strip())
     except UnicodeDecodeError as error:
         raise broken_off(place, encoding) from error
 
@@ -300,7 +307,7 @@ def _objects(numbered: list[tuple[int, str]], described: Records, place: str) ->
     if broken:
         said = f"{len(broken)} of {described.how_many}, {placed(broken, 'line')}: {reason}"
         raise DataError(
-            f"{place}: is not readable as JSON ({said}); give an array of objects, or one object a "
+            f"{place}: is not readable as JSON ({said}); correct or write it again, one object a "
             "line"
         )
     _check_objects(rows, described, place)

@@ -18,6 +18,7 @@ from trainables.tasks.drawing import drawn_part, drawn_rows
 from trainables.tasks.files import file_chunks, hub_chunks
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import kind_of
+from trainables.tasks.paced import Paced
 from trainables.tasks.pictures import Picture
 from trainables.tasks.records import Records
 from trainables.tasks.settings import RowsSettings, SplitSettings, TaskSettings
@@ -240,8 +241,9 @@ def _stored(
     chunks: Iterable[Records], task: TaskSettings, kind: Kind, place: str, notes: list[str]
 ) -> tuple[Rows, list[str]]:
     """The rows of a split that is read in parts, in a file; the first part with a fault ends it."""
-    rows = RowFile()
+    rows, say = RowFile(), Paced(f"{place}: a large set; {{:,}} rows have been read")
     for records in chunks:
+        say(len(rows))
         read = kind.read(records, task, place)
         if read.faults:
             return Rows([], [], []), read.faults

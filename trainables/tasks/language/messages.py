@@ -190,7 +190,7 @@ def _said(
         named = ", ".join(repr(shown(role, 30)) for role, _ in faults.roles.most_common(5))
         known = ", ".join(shape.roles)
         many = "roles that are not known" if len(faults.roles) > 1 else "a role that is not known"
-        return f"{many}, {named}, {where}; the known ones are {known}"
+        return f"{many}, {named}, {where}; name one of {known}, or drop these rows"
     what, remedy = {
         "missing": ("no conversation", "fill it in, or drop these rows"),
         "no list": (

@@ -28,6 +28,7 @@ from trainables.cache_folder import cache_folder, remove, remove_unused
 from trainables.tasks.care import Cuts
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.mapped import opened
+from trainables.tasks.paced import Paced
 from trainables.tasks.stored_rows import disk_for
 
 FOLDER = "tokens"
@@ -112,6 +113,7 @@ def _write_arrays(
     """How many rows and tokens have been written."""
     ids, marks, offsets = array("i"), array("b"), array("q", [0])
     rows = tokens = 0
+    say = Paced("task.data: a large set; {:,} rows have become tokens")
     with ExitStack() as stack:
         with disk_for("its tokens"):
             files = [
@@ -134,6 +136,7 @@ def _write_arrays(
             offsets.append(tokens)
             if len(ids) >= AT_ONCE:
                 flush()
+                say(rows)
         flush()
     return rows, tokens
 

@@ -235,9 +235,9 @@ GOOD = said(("user", "q"), ("assistant", "a"))
         (
             said(("human", "q"), ("assistant", "a")),
             "a role that is not known, 'human', in 'm'",
-            "the known ones are system, user, assistant, tool",
+            "name one of system, user, assistant, tool, or drop these rows",
         ),
-        (said((None, "q")), "a role that is not known, 'None', in 'm'", "the known ones are"),
+        (said((None, "q")), "a role that is not known, 'None', in 'm'", "name one of"),
         (said(("user", "q")), "no turn of the assistant", "add the answer"),
         (said(("user", "q"), ("assistant", " \n")), "a message that says nothing", "fill it in"),
         (said(("user", "q"), ("assistant", None)), "a message that says nothing", "fill it in"),
@@ -285,7 +285,8 @@ def test_a_speaker_whom_sharegpt_does_not_know_is_named() -> None:
     (fault,) = faults_of(form_of(map="sharegpt"), conversations=[chat, SHAREGPT[0]])
     assert fault == (
         "task.map: train has a role that is not known, 'claude-7', in 'conversations' in 1 of 2 "
-        "rows (line 2); the known ones are human, user, gpt, assistant, chatgpt, bard, system, tool"
+        "rows (line 2); name one of human, user, gpt, assistant, "
+        "chatgpt, bard, system, tool, or drop these rows"
     )
 
 

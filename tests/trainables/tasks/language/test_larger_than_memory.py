@@ -19,7 +19,7 @@ import pytest
 
 from spaces.errors import DataError, JobError
 from tests.trainables.tasks.kinds.examples import CHAT, make_kind, write_decoder
-from trainables.tasks import files, mapped, rows
+from trainables.tasks import files, mapped, paced, rows
 from trainables.tasks.language import sequences, token_files
 from trainables.tasks.language.sequences import Sequences
 from trainables.tasks.settings import TaskSettings
@@ -379,6 +379,38 @@ def test_a_fault_in_a_later_part_is_named_by_its_line(
     small_memory()
     with pytest.raises(DataError, match=said):
         build_task(settings, base)
+
+
+def test_a_large_table_that_is_read_whole_is_told_of(
+    base: str, tmp_path: Path, small_memory: Callable[[], None]
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    places = {}
+    for split in ("train", "dev"):
+        places[split] = str(tmp_path / f"{split}.csv")
+        Path(places[split]).write_text("t\n" + "".join(f"a film {split} {i}\n" for i in range(9)))
+    settings = TaskSettings.model_validate(
+        {**settings.model_dump(exclude_unset=True), "data": places}
+    )
+    assert not any("read whole" in note for note in build_task(settings, base).notes)
+    small_memory()
+    said = "so large a .csv file is read whole; JSON lines and Parquet are not"
+    assert sum(note.endswith(said) for note in build_task(settings, base).notes) == 2
+
+
+def test_long_work_is_told_of_now_and_then(
+    base: str,
+    tmp_path: Path,
+    small_memory: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = settings_of(tmp_path, "text", write_lines)
+    small_memory()
+    monkeypatch.setattr(paced, "EVERY_S", 0.0)
+    build_task(settings, base)
+    assert "rows have been read" in caplog.text
+    assert "rows have become tokens" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_named(
