@@ -1,8 +1,8 @@
 """Rows of a set that is larger than memory: they lie in a file, and memory holds where.
 
 Memory takes some 60 bytes a row, however long its texts are: its SHA-256, where it lies, and its
-place in the order of content. The file has no name, so it is gone
-with the process that wrote it, whichever way that ends.
+place in the order of content. The file has no name, so it is gone with the process that wrote it,
+whichever way that ends.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,7 @@ class Stored(Sequence[Any]):
     @overload
     def __getitem__(self, index: int) -> Any: ...
     @overload
-    def __getitem__(self, index: slice) -> Stored: ...
+    def __getitem__(self, index: slice) -> Self: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
@@ -110,14 +111,13 @@ class Stored(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         return map(self._at, map(int, self._order))
 
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Stored:
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Self:
         """Those at `indices`, in the order of `indices`."""
-        return self._of(self._order[np.asarray(indices, dtype=np.int64)])
+        taken = copy(self)
+        taken._order = self._order[np.asarray(indices, dtype=np.int64)]
+        return taken
 
     def _at(self, place: int) -> Any:
-        raise NotImplementedError
-
-    def _of(self, order: NDArray[np.int64]) -> Stored:
         raise NotImplementedError
 
 
@@ -131,18 +131,12 @@ class StoredInputs(Stored):
     def _at(self, place: int) -> tuple[str, ...]:
         return self._rows.read(place)[0]
 
-    def _of(self, order: NDArray[np.int64]) -> StoredInputs:
-        return StoredInputs(self._rows, order)
-
 
 class StoredLabels(StoredInputs):
     """The label of each row."""
 
     def _at(self, place: int) -> Any:
         return self._rows.read(place)[1]
-
-    def _of(self, order: NDArray[np.int64]) -> StoredLabels:
-        return StoredLabels(self._rows, order)
 
 
 class Digests(Stored):
@@ -154,6 +148,3 @@ class Digests(Stored):
 
     def _at(self, place: int) -> str:
         return bytes(self._digests[place]).hex()
-
-    def _of(self, order: NDArray[np.int64]) -> Digests:
-        return Digests(self._digests, order)

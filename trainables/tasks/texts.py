@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self
@@ -54,7 +54,8 @@ class TokenRows(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Self:
         """From the tokens of each row."""
-        return cls(_flat(rows, np.int32), np.cumsum([0, *map(len, rows)]))
+        tokens = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
+        return cls(tokens, np.cumsum([0, *map(len, rows)]))
 
 
 @dataclass(frozen=True)
@@ -240,10 +241,6 @@ def _encode(
         labels=labels,
         pad_token_id=int(tokenizer.pad_token_id),
     )
-
-
-def _flat(lists: Iterable[Sequence[int]], dtype: type[Any]) -> NDArray[Any]:
-    return np.concatenate([np.asarray(numbers, dtype=dtype) for numbers in lists])
 
 
 def check_vocabulary(

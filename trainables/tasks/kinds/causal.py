@@ -108,10 +108,12 @@ class Causal(LanguageKind):
         return {"prompt": row[0], "completion": label} if form.has_prompt else {"text": row[0]}
 
     def input_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
+        from trainables.bases.limits import text_limits
         from trainables.tasks.language.encoding import chat_for, delimiter_of
 
         form, facts = form_of_settings(settings), {"max_length": settings.max_length}
         if form.is_conversation:
+            text_limits(base_uri, self.head)  # what cannot write has no use for a template either
             return {**facts, "chat_template": chat_for(settings, base_uri).template}
         return {**facts, "delimiter": delimiter_of(settings)} if form.has_prompt else facts
 

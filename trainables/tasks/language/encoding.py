@@ -236,7 +236,6 @@ class Encoder:
 def chat_for(settings: TaskSettings, base_uri: str, tokenizer: Any = None) -> Chat:
     """The chat template of a task, its own or that of the base's tokenizer. Raises DataError where
     there is none."""
-    text_limits(base_uri, "causal")  # what cannot write has no use for a template either
     tokenizer = tokenizer_of(base_uri) if tokenizer is None else tokenizer
     return chat_of(tokenizer, read_chat_template(settings.chat_template), base_uri)
 

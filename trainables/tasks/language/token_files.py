@@ -127,7 +127,6 @@ def _write_arrays(
                     while left:
                         left = left[file.write(left) :]
                     del part[:]
-                    os.fsync(file.fileno())  # so that what is renamed later is whole
 
         for row, bears_loss in examples:
             ids.extend(row)
@@ -138,6 +137,9 @@ def _write_arrays(
                 flush()
                 say(rows)
         flush()
+        with disk_for("its tokens"):
+            for file in files:
+                os.fsync(file.fileno())  # so that what is renamed later is whole
     return rows, tokens
 
 
