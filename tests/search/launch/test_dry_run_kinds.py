@@ -183,6 +183,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("multiple_choice", {**CHOICE, "base": "bert"}, "base: ", "reads both ways"),
     ("causal", {"prompt": "q", "completion": "a", "base": "bert"}, "base: ", "reads both ways"),
     ("generation", {"prompt": "q", "completion": "a", "base": "bert"}, "base: ", "both ways"),
+    ("causal", {**CHAT, "base": "bert"}, "base: ", "reads both ways"),  # not its chat template
     ("causal", {**CHAT, "metric": "accuracy"}, "task.metric: ", "'accuracy' does not measure"),
     ("generation", {**CHAT, "metric": "pearson"}, "task.metric: ", "does not measure generation"),
     ("multiple_choice", {**CHOICE, "metric": "f1"}, "task.metric: ", "does not measure multiple"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -36,6 +37,8 @@ FACTS = "facts.json"
 ARRAYS = {"input_ids": "<i4", "targets_mask": "|b1", "offsets": "<i8"}
 AT_ONCE = 2**20
 """Tokens that are written at a time."""
+
+_log = logging.getLogger(__name__)
 
 
 def folder_of(key: str) -> Path:
@@ -101,6 +104,8 @@ def write(key: str, examples: Iterable[tuple[Sequence[int], Sequence[bool]]], cu
                 file.flush()
                 os.fsync(file.fileno())
             if _whole(folder) is None:  # else another process was first, and wrote the same
+                if folder.exists():
+                    _log.warning("the tokens in %s were not whole; they are made anew", folder)
                 remove(folder)
                 made.rename(folder)
     finally:

@@ -217,7 +217,12 @@ def test_it_goes_to_another_process_by_name_and_part_by_part(
 @pytest.mark.parametrize("lacks", ["offsets", "facts.json", "input_ids"])
 @pytest.mark.parametrize("how", ["gone", "empty"])
 def test_tokens_that_are_not_whole_are_made_anew(
-    base: str, tmp_path: Path, small_memory: Callable[[], None], lacks: str, how: str
+    base: str,
+    tmp_path: Path,
+    small_memory: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+    lacks: str,
+    how: str,
 ) -> None:
     settings = settings_of(tmp_path, "prompt", write_lines)
     small_memory()
@@ -229,6 +234,7 @@ def test_tokens_that_are_not_whole_are_made_anew(
             file.touch()
     again = build_task(settings, base)
     assert again.notes == first.notes
+    assert caplog.text.count("were not whole; they are made anew") == 2, "of train and of dev"
     for name, array in arrays_of(again):
         np.testing.assert_array_equal(array, wanted[name])
     assert not [each for each in (tmp_path / "cache/tokens").iterdir() if each.name[0] == "."]
