@@ -264,7 +264,8 @@ def test_a_spent_time_budget_cancels_the_jobs_and_a_resumed_sweep_redoes_them(
     for trial in done:
         assert study.trials[trial.number].state == TrialState.COMPLETE
     assert {entry[1:] for entry in log} <= {(EPOCHS, "done"), (0, "cancelled")}
-    assert [entry[2] for entry in log].count("done") == len(done)
+    # A job may be done as the budget is spent, and its trial is cut all the same.
+    assert len(done) <= [entry[2] for entry in log].count("done") <= len(outcome.trials)
 
     again = interrupted(study)
     assert again == [trial.choice for trial in cut]
