@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.mlflow_database import copy_where_made
 from tests.seaweed import BUCKET, Seaweed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +31,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def pytest_runtest_setup() -> None:
+    """MLflow is imported by the tests that need it, the first of which makes its tables."""
+    copy_where_made()
 
 
 def tarred(members: dict[str, bytes]) -> bytes:

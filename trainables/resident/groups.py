@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -220,6 +221,9 @@ class ResidentWorkers:
     def _trainer(self, group: int) -> Any:
         resources = dict(self._settings.resources_per_worker or {"CPU": 1})
         use_gpu = resources.get("GPU", 0) > 0
+        # A process a group that tells workers of a node which is to go, and nobody asks them: a
+        # worker that goes with its node has its job done again by another.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         return TorchTrainer(
             _serve,
             train_loop_config=self._config | {"group": group},
