@@ -8,7 +8,7 @@ DATA := data/movie
 PIP := $(BIN)/python -m pip install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format docs bench bench-table clean
+.PHONY: help setup demo test test-fast test-long check format docs bench bench-table clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,12 @@ demo: $(DATA)/train.parquet  ## Run a small sweep on movie reviews, about four m
 	$(BIN)/ranksweep launch examples/demo.yaml --set name=demo-$$(date +%Y%m%d-%H%M%S)
 
 # The second part file by file in two processes, each with a Ray of its own: much of it is waiting.
-test: test-fast  ## Run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray or server or group or command"
+test: test-fast  ## Run all tests but those that take minutes each
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(ray or server or group or command) and not long"
+
+# One after the other: each starts clusters and launches of its own, which would starve another's.
+test-long: setup  ## Run the tests of accidents and clusters that take minutes each
+	$(BIN)/python -m pytest -m long
 
 # In two processes.
 test-fast: setup  ## Run the tests that start no Ray, no server and no other processes that take long

@@ -153,6 +153,7 @@ def test_a_lost_nodes_trial_goes_to_the_other_group_and_the_sweep_ends_whole(
     assert len(check_nothing_runs(tmp_path)) == 6
 
 
+@pytest.mark.long
 def test_groups_come_up_on_the_nodes_that_an_autoscaler_starts_for_them(
     tiny_sweep: dict[str, Any],
     tmp_path: Path,

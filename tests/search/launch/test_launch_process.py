@@ -27,6 +27,7 @@ from tests.search.launches import (
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # five launches
 def test_accident_after_accident_loses_no_finished_trial(
     tiny_sweep: dict[str, Any], tmp_path: Path, launched: Callable[..., Launch]
