@@ -108,12 +108,13 @@ class Causal(LanguageKind):
         return {"prompt": row[0], "completion": label} if form.has_prompt else {"text": row[0]}
 
     def input_facts(self, settings: TaskSettings, base_uri: str) -> dict[str, Any]:
-        from trainables.bases.limits import text_limits
+        from trainables.bases.parts import task_config
         from trainables.tasks.language.encoding import chat_for, delimiter_of
 
         form, facts = form_of_settings(settings), {"max_length": settings.max_length}
         if form.is_conversation:
-            text_limits(base_uri, self.head)  # what cannot write has no use for a template either
+            # What cannot write has no use for a template either; the classes are of no matter here.
+            task_config(base_uri, self.head, 0)
             return {**facts, "chat_template": chat_for(settings, base_uri).template}
         return {**facts, "delimiter": delimiter_of(settings)} if form.has_prompt else facts
 
