@@ -31,6 +31,10 @@ def launch(
         str | None,
         typer.Option("--profile", metavar="KEY", help="Use this profile, whatever it is of."),
     ] = None,
+    scheduled_by: Annotated[
+        str | None,
+        typer.Option("--scheduled-by", hidden=True, help="The schedule that launches the sweep."),
+    ] = None,
     store: StoreOption = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
@@ -40,7 +44,9 @@ def launch(
 
     use = [] if profile_key is None else [f"profile.use='{profile_key}'"]
     config = load_sweep(sweep, [*(overrides or ()), *use], store=store, tracking=tracking)
-    return _dry_run(config, resume) if dry_run else _launch(config, resume=resume)
+    if dry_run:
+        return _dry_run(config, resume)
+    return _launch(config, resume=resume, scheduled_by=scheduled_by)
 
 
 @app.command()
@@ -106,7 +112,13 @@ def _dry_run(config: SweepConfig, resume: bool) -> Result:
     return Result(result, [drawn_dry_run(result)])
 
 
-def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = False) -> Result:
+def _launch(
+    config: SweepConfig,
+    *,
+    resume: bool = False,
+    profile_only: bool = False,
+    scheduled_by: str | None = None,
+) -> Result:
     from search.cli.launch_view import drawn_launch, drawn_profile
     from search.cli.view import View
 
@@ -120,7 +132,12 @@ def _launch(config: SweepConfig, *, resume: bool = False, profile_only: bool = F
 
         try:
             result = launch_sweep(
-                config, resume=resume, profile_only=profile_only, view=view, on_result=note
+                config,
+                resume=resume,
+                profile_only=profile_only,
+                scheduled_by=scheduled_by,
+                view=view,
+                on_result=note,
             )
         except (KeyboardInterrupt, RanksweepError) as cut_off:
             if not known:

@@ -52,11 +52,13 @@ def launch(
     view: Progress,
     resume: bool = False,
     profile_only: bool = False,
+    scheduled_by: str | None = None,
     on_result: Callable[[LaunchResult], object] = lambda _result: None,
 ) -> LaunchResult:
     """Run a sweep to its end; with `profile_only` compute its profile and stop there.
 
-    `on_result` hears what was done once there are trials, however the launch ends, while its log is
+    `scheduled_by` names the schedule that launches it, for its run in MLflow. `on_result` hears
+    what was done once there are trials, however the launch ends, while its log is
     still kept.
     Raises a UsageError before anything is started where the sweep cannot be run as written, and
     KeyboardInterrupt on Ctrl-C, with what is done kept for `resume`.
@@ -98,7 +100,11 @@ def launch(
             if not profile_only:
                 tracked_before = tracking_of(paths)
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, view, resume)
-                tracker.log(result.sweep_run_id, metrics=at_step(result.constant_metrics, 0))
+                tracker.log(
+                    result.sweep_run_id,
+                    metrics=at_step(result.constant_metrics, 0),
+                    tags={} if scheduled_by is None else {"scheduled_by": scheduled_by},
+                )
             result.seconds["prepare"] = time.monotonic() - started
             with (
                 _told_how_it_ends(tracker, result, view, interrupts, on_result),

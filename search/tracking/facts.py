@@ -130,6 +130,8 @@ class RunFacts:
     """Of a sweep: where it was last launched."""
     published: str | None = None
     """Of a sweep: what a paper prints for it, its section `published` as JSON."""
+    scheduled_by: str | None = None
+    """Of a sweep: the schedule that has launched it last."""
     lm_eval_digest: str | None = None
     """Of what lm-eval was asked for: a run's scores are of that, and a sweep's last launch asked
     for it."""

@@ -262,7 +262,9 @@ from search.study.ranking import BestChoice
 def launched(best, **rest):
     return LaunchResult(best=[BestChoice(**each) for each in best], **rest)
 
-def launch(config, *, view, resume=False, profile_only=False, on_result=None):
+def launch(
+    config, *, view, resume=False, profile_only=False, scheduled_by=None, on_result=None
+):
     print("noise from a library")
     os.system("echo noise from a child")
     view.stage("search", f"resume={{resume}} profile_only={{profile_only}}")
