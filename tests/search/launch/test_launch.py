@@ -473,6 +473,7 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
     assert mlflow.active_run() is None
 
 
+@pytest.mark.command
 def test_ray_is_not_imported_before_it_is_said_where_it_may_listen() -> None:
     """Ray reads at import whether to listen on loopback alone."""
     code = """if True:

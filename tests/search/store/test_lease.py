@@ -303,12 +303,14 @@ def launches(store_uri: str, tmp_path: Path) -> Iterator[Launches]:
     launches.end()
 
 
+@pytest.mark.command
 def test_of_several_processes_one_computes(launches: Launches) -> None:
     processes = [launches.start(work=0.5, seconds=20) for _ in range(6)]
     assert [process.wait(60) for process in processes] == [0] * 6
     assert launches.log == ["computes", "published"]
 
 
+@pytest.mark.command
 def test_a_killed_owner_is_followed(launches: Launches) -> None:
     owner = launches.start(work=600, seconds=2)
     launches.wait_for("computes")
@@ -318,6 +320,7 @@ def test_a_killed_owner_is_followed(launches: Launches) -> None:
     assert launches.log == ["computes", "computes", "published"]
 
 
+@pytest.mark.command
 def test_an_owner_paused_past_its_lease_discards_its_work(launches: Launches) -> None:
     owner = launches.start(work=3, seconds=1.5)
     launches.wait_for("computes")

@@ -109,6 +109,7 @@ def _run(target: Callable[..., None], arguments: list[tuple[object, ...]]) -> No
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
+@pytest.mark.command
 def test_many_processes_download_each_profile_once(tmp_path: Path) -> None:
     folder, marks = tmp_path / "cache", tmp_path / "marks"
     start = spawn.Barrier(PROCESSES)
@@ -118,6 +119,7 @@ def test_many_processes_download_each_profile_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flock", ["does nothing", "is refused"])
+@pytest.mark.command
 def test_without_locks_bytes_are_right_and_only_downloads_are_wasted(
     flock: str, tmp_path: Path
 ) -> None:

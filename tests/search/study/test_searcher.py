@@ -221,8 +221,7 @@ def test_every_trial_carries_its_choice_its_method_and_its_plan(tmp_path: Path) 
         assert trial.user_attrs["plan_digest"] == plan.digest
 
 
-@pytest.mark.parametrize("allocation", ["equal", "free"])
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize(("sampler", "allocation"), [("tpe", "free"), ("random", "equal")])
 def test_no_trial_of_any_method_is_ever_beyond_max_params(
     tmp_path: Path, sampler: str, allocation: str
 ) -> None:

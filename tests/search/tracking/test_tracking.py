@@ -356,6 +356,7 @@ print(Tracker(sys.argv[1], "shared").experiment_id)
 """
 
 
+@pytest.mark.command
 def test_launches_that_create_the_database_at_once_share_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     openers = [
@@ -405,6 +406,7 @@ print(rounds)
 """
 
 
+@pytest.mark.command
 def test_a_sweep_is_written_while_another_process_reads(tracker: Tracker, uri: str) -> None:
     sweep = tracker.start_sweep("sweep", {}, TAGS)
     reader = subprocess.Popen(
