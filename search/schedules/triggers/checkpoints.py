@@ -70,7 +70,8 @@ class Checkpoints:
     A folder counts when its config and the index of its weights are whole, the files of weights are
     there and as long as their headers say, a tokenizer lies beside them, and no name, size or tag
     has changed between two looks. What is remote is brought to this machine; what is in a directory
-    stays there. `now` is this machine's clock, in seconds of Unix time.
+    stays there. `existing` says which of those that have all their files at the first look count.
+    `now` is this machine's clock, in seconds of Unix time.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class Checkpoints:
         *,
         folder: Path,
         cache: Path,
+        existing: Existing = "newest",
         now: Callable[[], float] = time.time,
     ) -> None:
         self._files = ForeignFiles(_place(settings.under, folder))
-        self._existing: Existing = settings.existing
+        self._existing: Existing = existing
         self._cache, self._now = BroughtModels(cache), now
         self.name = f"checkpoints {redacted(settings.under).rstrip('/')}"
 

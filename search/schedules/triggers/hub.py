@@ -16,7 +16,8 @@ from huggingface_hub.errors import (
 
 from search.redaction import redacted_text
 from search.schedules.trigger import Look, Sighting
-from search.schedules.triggers.settings import HubSettings
+from search.schedules.triggers.memory import note, recalled
+from search.schedules.triggers.settings import Existing, HubSettings
 from search.schedules.triggers.whole_model import lacking_in_names
 from search.store.objects import ObjectStorage
 from spaces.errors import RanksweepError, one_line
@@ -28,8 +29,9 @@ class Hub:
     """A trigger: what a branch or tag of a repository points to now. HF_ENDPOINT names another hub,
     HF_TOKEN opens what is not public."""
 
-    def __init__(self, settings: HubSettings) -> None:
+    def __init__(self, settings: HubSettings, *, existing: Existing = "newest") -> None:
         self._repo, self._revision = settings.repo, settings.revision
+        self._existing = existing
         self.name = f"hub {settings.repo}@{settings.revision}"
 
     def look(self, memory: ObjectStorage) -> Look:
@@ -37,6 +39,11 @@ class Hub:
         info = self._info()
         if not info.sha:
             raise RanksweepError(f"{self.name}: the hub names no commit; check the revision")
+        before = recalled(memory)
+        passed = before.get("passed", info.sha if self._existing == "skip" else "")
+        note(memory, before, {"passed": passed})
+        if info.sha == passed:
+            return Look()
         short = f"{self._repo}@{info.sha[:8]}"
         names = [file.rfilename for file in info.siblings or ()]
         if reason := lacking_in_names(names):

@@ -15,7 +15,7 @@ from search.schedules.trigger import Look, Sighting
 from search.schedules.triggers.brought import BroughtModels
 from search.schedules.triggers.memory import mapping, note, recalled
 from search.schedules.triggers.registered_layout import hub_reference, laid_out, mlmodel_of
-from search.schedules.triggers.settings import RegistrySettings
+from search.schedules.triggers.settings import Existing, RegistrySettings
 from search.schedules.triggers.whole_model import (
     ModelFolder,
     is_a_part,
@@ -40,8 +40,15 @@ class Registry:
     products for ever.
     """
 
-    def __init__(self, settings: RegistrySettings, *, tracking_uri: str, cache: Path) -> None:
-        self._settings, self._uri = settings, tracking_uri
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        *,
+        tracking_uri: str,
+        cache: Path,
+        existing: Existing = "newest",
+    ) -> None:
+        self._settings, self._uri, self._existing = settings, tracking_uri, existing
         self._cache = BroughtModels(cache)
         alias = f"@{settings.alias}" if settings.alias is not None else ""
         self.name = f"registry {settings.model}{alias}"
@@ -62,7 +69,7 @@ class Registry:
         if "passed" in before:
             passed = mapping(before, "passed")
         else:
-            passed = _passed(self._settings, versions)
+            passed = _passed(self._settings.alias, self._existing, versions)
         broken, broken_now = mapping(before, "broken"), {}
         found: list[Sighting] = []
         waiting: list[str] = []
@@ -159,16 +166,18 @@ def _at(version: ModelVersion) -> str:
     return f"{created.isoformat(timespec='milliseconds')} {version.name} {version.version:06d}"
 
 
-def _passed(settings: RegistrySettings, versions: Collection[ModelVersion]) -> dict[str, int]:
+def _passed(
+    alias: str | None, existing: Existing, versions: Collection[ModelVersion]
+) -> dict[str, int]:
     """Model -> the last of its versions that does not count, decided at the first look."""
-    last: dict[str, list[int]] = {}
+    numbers: dict[str, list[int]] = {}
     for each in versions:
         if each.status == READY:
-            last.setdefault(each.name, []).append(each.version)
-    if settings.existing == "none":
-        return {name: max(numbers) for name, numbers in last.items()}
-    if settings.existing == "newest" and settings.alias is None:
-        return {name: max(numbers) - 1 for name, numbers in last.items()}
+            numbers.setdefault(each.name, []).append(each.version)
+    if existing == "skip":
+        return {name: max(there) for name, there in numbers.items()}
+    if existing == "newest" and alias is None:
+        return {name: max(there) - 1 for name, there in numbers.items()}
     return {}
 
 

@@ -11,7 +11,8 @@ from search.paths import STORE_SCHEMES
 from search.redaction import redacted
 from trainables.settings import Name, Settings
 
-Existing = Literal["newest", "all", "none"]
+Existing = Literal["newest", "all", "skip"]
+"""Which of the models that are there when a schedule looks for the first time count as new."""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -40,8 +41,6 @@ class RegistrySettings(Settings):
     alias: Name | None = None
     """Such as `candidate`: only the version that it points to counts, whenever that is another one.
     `null` takes every version."""
-    existing: Existing = "newest"
-    """Which of the versions that are there when the schedule looks for the first time count too."""
 
 
 class CheckpointsSettings(Settings):
@@ -50,9 +49,6 @@ class CheckpointsSettings(Settings):
     under: Annotated[str, AfterValidator(_known_place)]
     """A directory, relative to the schedule's file, or `s3://`, `gs://`, `az://` with bucket and
     prefix. Every folder below it is looked at."""
-    existing: Existing = "newest"
-    """Which of the checkpoints that are there when the schedule looks for the first time count
-    too."""
 
 
 class HubSettings(Settings):
