@@ -1,4 +1,4 @@
-"""The section `notify` of a schedule: webhooks that hear what befell it, and are never waited for."""
+"""The section `notify` of a schedule: webhooks that hear of it, and are never waited for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import requests
-from pydantic import AfterValidator, field_serializer, field_validator
+from pydantic import BeforeValidator, field_serializer, field_validator
 from tenacity import (
     Retrying,
     retry_if_exception,
@@ -42,13 +42,13 @@ _VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _log = logging.getLogger(__name__)
 
 
-def _known_receiver(url: str) -> str:
+def _known_receiver(url: object) -> str:
     """The URL itself, or the variable that holds it. Raises ValueError, without the URL."""
-    if url.startswith("env:"):
+    if isinstance(url, str) and url.startswith("env:"):
         if not _VARIABLE.fullmatch(url):
             raise ValueError("names no environment variable; write env:NAME")
         return url
-    if not _is_url(url):
+    if not isinstance(url, str) or not _is_url(url):
         raise ValueError("is no URL; write https://..., or env:NAME of a variable that holds it")
     return url
 
@@ -65,7 +65,7 @@ def _is_url(text: str) -> bool:
 class ReceiverSettings(Settings):
     """A webhook that is told of events."""
 
-    url: Annotated[str, AfterValidator(_known_receiver)]
+    url: Annotated[str, BeforeValidator(_known_receiver)]
     """`https://...`, or `env:NAME` where the environment variable NAME holds it, so that a secret
     stays out of the file. It is shown nowhere but for its host."""
     kind: Literal["slack", "json"] = "slack"
@@ -161,8 +161,8 @@ class Notifier:
 
     One that is away or hangs delays neither the schedule nor the other receivers. Each event is
     tried TRIES times, the second time after `pause_s` seconds and then after growing pauses; that a
-    receiver fails is logged once, until it has answered again. Raises ConfigError for a receiver whose
-    variable is not set.
+    receiver fails is logged once, until it has answered again. Raises ConfigError for a receiver
+    whose variable is not set.
     """
 
     def __init__(
