@@ -50,7 +50,7 @@ class Pod:
     workers: int = 0
     """Pods of a RayJob's cluster beside its head; with none the head computes."""
     claim: str | None = None
-    """Name of a PersistentVolumeClaim for the models that are brought, which all pods then share."""
+    """Name of a PersistentVolumeClaim for the models that are brought, shared by all pods."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -60,7 +61,7 @@ class Registry:
         version cannot be brought here.
         """
         database = sqlite_file(absolute_uri(self._uri))
-        if database is not None and not database.exists():
+        if database is not None and not os.path.exists(database):  # of os.path, for it never raises
             return Look(waiting=(f"{self.name}: there is no database {database} yet",))
         registered = RegisteredModels(self._uri)
         every = registered.versions(self._settings.model, self._settings.alias)
