@@ -67,7 +67,9 @@ class Hub:
             reason, remedy = f"there is no revision {self._revision}", "check `revision`"
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else "an error"
-            reason, remedy = f"the hub answers {status}", "try again later"
+            reason, remedy = f"the hub answers {status}", "it is asked again at the next look"
+            if status in (401, 403, 404):  # of a look-alike, which does not say why
+                remedy = "check `repo` and `revision`, and set HF_TOKEN where it is private"
         except HFValidationError as error:
             reason, remedy = one_line(error), "check `repo`"
         except Exception as error:  # of the library beneath, which is another in each version
