@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.tracking.artifacts import local_folder, moved_with_database
 from search.tracking.facts import PREFIX
 from search.tracking.mlflow import PAGE, call, connect, every_page, is_refused
-from spaces.errors import TrackingError
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -142,16 +140,6 @@ class RegisteredModels:
             place = call(
                 self.uri, lambda: self._client.get_logged_model(model_id).artifact_location
             )
-        folder = local_folder(place)
-        if folder is not None and not folder.is_dir():
-            moved = moved_with_database(self.uri, place)
-            if moved is None:
-                raise TrackingError(
-                    f"tracking: the files of {version.name} version {version.version} are in "
-                    f"{folder}, which is not on this machine; have MLflow's server serve them, or "
-                    "mount that folder"
-                )
-            place = str(moved)
         return call(self.uri, lambda: get_artifact_repository(place, tracking_uri=self.uri))
 
 

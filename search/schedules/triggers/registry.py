@@ -116,7 +116,9 @@ class Registry:
         if not layout and (base := self._reference(registered, version, sizes)):
             return base
         if not sizes:
-            raise _BrokenError("has no files where it was registered from", signature)
+            raise _BrokenError(
+                "has no files where it was registered from, as seen from here", signature
+            )
         if not layout:
             raise _BrokenError("is no model of transformers", signature)
         if reason := lacking_in_names(layout):
