@@ -87,7 +87,7 @@ def _service(schedule: ToEmit, host: Host, command: str) -> str:
     lines = [
         f"Type={'oneshot' if command == 'once' else 'simple'}",
         f"WorkingDirectory={_literal(str(host.folder))}",
-        f"ExecStart={' '.join(map(_argument, arguments))}",
+        f"ExecStart={' '.join(_argument(each, i > 0) for i, each in enumerate(arguments))}",
         # The process itself ends its sweep, and Ray's processes with it.
         "KillMode=mixed",
         f"TimeoutStopSec={STOP_S}",
@@ -104,9 +104,12 @@ def _literal(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _argument(text: str) -> str:
-    """An argument of a command, in which systemd fills nothing in either."""
-    literal = _literal(text).replace("$", "$$")
+def _argument(text: str, behind_program: bool) -> str:
+    """A part of a command line, in which systemd fills nothing in: it knows variables only in what
+    stands `behind_program`."""
+    literal = _literal(text)
+    if behind_program:
+        literal = literal.replace("$", "$$")
     if re.fullmatch(r"[\w./:@%$+=,-]+", literal):
         return literal
     escaped = literal.replace("\\", "\\\\").replace('"', '\\"')
