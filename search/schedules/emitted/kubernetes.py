@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from search.config.yaml_file import read_mapping
 from search.schedules.emitted.to_emit import Pod, ToEmit, cron_lines
 from spaces.errors import UsageError
 
@@ -128,10 +127,9 @@ class _Files:
                 key = f"{hashlib.sha256(inside.encode()).hexdigest()[:8]}.{key}"
             self._texts[key], self._paths[key] = _text(path), inside
         own = next(iter(self._texts))
-        raw = read_mapping(schedule.file)
-        _refuse_webhooks(raw, schedule.file)
+        _refuse_webhooks(schedule.raw, schedule.file)
         if on_cluster:
-            self._texts[own] = _on_its_cluster(raw)
+            self._texts[own] = _on_its_cluster(schedule.raw)
         size = sum(map(len, map(str.encode, self._texts.values())))
         if size > _LARGEST_CONFIG:
             raise UsageError(

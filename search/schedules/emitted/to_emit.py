@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from spaces.errors import UsageError
 
@@ -22,6 +23,8 @@ class ToEmit:
     """The schedule's file."""
     sweep: Path
     """The sweep's file."""
+    raw: Mapping[str, Any]
+    """The schedule as its file has it: plain data."""
     crons: tuple[str, ...] = ()
     every: float | None = None
     """Seconds from one look to the next; None where cron times alone say when."""
