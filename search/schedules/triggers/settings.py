@@ -72,7 +72,8 @@ class TriggerSettings(Settings):
     hub: tuple[HubSettings, ...] = ()
     """Models of the Hugging Face hub."""
     data: bool = False
-    """Whether the base that the sweep file names is swept anew when the task's data change."""
+    """Whether a change of the task's data is worth a sweep: the newest model of each place is swept
+    again, or the sweep's own base where no place is named."""
 
     @model_validator(mode="after")
     def _each_once(self) -> TriggerSettings:
