@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from search.redaction import redacted
 from search.schedules.trigger import Look, Sighting
 from search.schedules.triggers.brought import BroughtModels
+from search.schedules.triggers.hint import Hint
 from search.schedules.triggers.memory import mapping, note, recalled
 from search.schedules.triggers.settings import CheckpointsSettings, Existing
 from search.schedules.triggers.whole_model import (
@@ -87,6 +88,7 @@ class Checkpoints:
         self._existing: Existing = existing
         self._cache, self._now = BroughtModels(cache), now
         self.name = f"checkpoints {redacted(settings.under).rstrip('/')}"
+        self._hint = Hint(self.name)
 
     def look(self, memory: ObjectStorage) -> Look:
         """The checkpoints that are whole, and what the others wait for.
@@ -119,7 +121,7 @@ class Checkpoints:
             if reason is not None:
                 waiting.append(f"{each.name or self._place_name}: {reason}")
         if not candidates:
-            waiting.append(self._nothing_there())
+            self._hint.give(self._nothing_there())
         note(memory, before, {"passed": passed, "seen": seen_now})
         return Look(tuple(sorted(found, key=lambda each: each.at)), tuple(waiting))
 
@@ -187,8 +189,8 @@ class Checkpoints:
     def _nothing_there(self) -> str:
         folder = self._files.folder
         if folder is not None and not folder.is_dir():
-            return f"{self.name}: {folder} is not there yet"
-        return f"{self.name}: no checkpoint is there yet"
+            return f"{folder} is not there yet"
+        return "no checkpoint is there yet"
 
     @property
     def _place_name(self) -> str:

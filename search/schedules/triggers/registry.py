@@ -14,6 +14,7 @@ from typing import Any
 from search.redaction import redacted
 from search.schedules.trigger import Look, Sighting
 from search.schedules.triggers.brought import BroughtModels
+from search.schedules.triggers.hint import Hint
 from search.schedules.triggers.memory import mapping, note, recalled
 from search.schedules.triggers.registered_layout import hub_reference, laid_out, mlmodel_of
 from search.schedules.triggers.settings import Existing, RegistrySettings
@@ -53,6 +54,7 @@ class Registry:
         self._cache = BroughtModels(cache)
         alias = f"@{settings.alias}" if settings.alias is not None else ""
         self.name = f"registry {settings.model}{alias}"
+        self._hint = Hint(self.name)
 
     def look(self, memory: ObjectStorage) -> Look:
         """The versions that are whole, and what the others wait for.
@@ -61,8 +63,9 @@ class Registry:
         version cannot be brought here.
         """
         database = sqlite_file(absolute_uri(self._uri))
-        if database is not None and not os.path.exists(database):  # of os.path, for it never raises
-            return Look(waiting=(f"{self.name}: there is no database {database} yet",))
+        if database is not None and not os.path.exists(database):  # of os.path: it never raises
+            self._hint.give(f"there is no database {database} yet")
+            return Look()
         registered = RegisteredModels(self._uri)
         every = registered.versions(self._settings.model, self._settings.alias)
         versions = [each for each in every if not each.ours]
@@ -86,7 +89,7 @@ class Registry:
                 continue
             found.append(Sighting(self.name, label, base, _at(each)))
         if not versions:
-            waiting.append(f"{self.name}: {_absence(self._settings, bool(every))}")
+            self._hint.give(_absence(self._settings, bool(every)))
         note(memory, before, {"passed": passed, "broken": broken_now})
         return Look(tuple(sorted(found, key=lambda each: each.at)), tuple(waiting))
 

@@ -137,15 +137,17 @@ def test_of_what_is_there_at_the_first_look_what_is_asked_for_counts(
     assert subjects(looker.look()) == ["step-0", *expected], "what comes later always counts"
 
 
-def test_a_place_that_is_itself_a_checkpoint_and_one_that_is_not_there(tmp_path: Path) -> None:
+def test_a_place_that_is_itself_a_checkpoint_and_one_that_is_not_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path / "final", model_files())
     looker = Looker("final", tmp_path)
     looker.look()
     (found,) = looker.look().found
     assert (found.subject, found.base) == ("final", f"path:{tmp_path}/final")
 
-    absent = Looker("gone", tmp_path).look()
-    assert absent.waiting == (f"checkpoints gone: {tmp_path}/gone is not there yet",)
+    assert Looker("gone", tmp_path).look() == Look()
+    assert caplog.messages == [f"checkpoints gone: {tmp_path}/gone is not there yet"]
 
 
 def test_a_memory_that_cannot_be_read_costs_one_look(runs: Path, tmp_path: Path) -> None:
