@@ -48,7 +48,7 @@ class BroughtModels:
                 os.utime(found.parent)
         return found
 
-    def bring(self, place: str, name: str, fetch: Callable[[Path], None]) -> Path:
+    def bring(self, place: str, name: str, fetch: Callable[[Path], object]) -> Path:
         """The folder of a model that `fetch` writes into an empty one; called `name` if it is new.
 
         What `fetch` raises is passed on, and nothing is left. Raises RanksweepError where there is

@@ -27,7 +27,7 @@ from search.schedules.triggers.whole_model import (
 )
 from search.store.foreign_files import ForeignFile, ForeignFiles, is_gone
 from search.store.objects import ObjectStorage
-from spaces.errors import StoreError
+from spaces.errors import RanksweepError, StoreError
 
 APART_S = 2.0
 """Seconds between two looks that count as two: of two schedulers that look at once neither sees
@@ -93,10 +93,20 @@ class Checkpoints:
     def look(self, memory: ObjectStorage) -> Look:
         """The checkpoints that are whole, and what the others wait for.
 
-        Raises StoreError where the place cannot be listed, and RanksweepError where a checkpoint
-        cannot be brought here.
+        Raises RanksweepError where the place cannot be read, or a checkpoint cannot be brought
+        here; StoreError where the schedule's own store is away.
         """
         before = recalled(memory)
+        try:
+            look, now = self._seen(before)
+        except StoreError as error:
+            # Not of the schedule's own store, without which nothing goes on.
+            raise RanksweepError(str(error).removeprefix("store: ")) from error
+        note(memory, before, now)
+        return look
+
+    def _seen(self, before: Mapping[str, Any]) -> tuple[Look, dict[str, Any]]:
+        """What is there now, and what the next look must know of it."""
         seen = mapping(before, "seen")
         candidates = _candidates(self._files.files())
         passed = mapping(before, "passed")
@@ -122,8 +132,8 @@ class Checkpoints:
                 waiting.append(f"{each.name or self._place_name}: {reason}")
         if not candidates:
             self._hint.give(self._nothing_there())
-        note(memory, before, {"passed": passed, "seen": seen_now})
-        return Look(tuple(sorted(found, key=lambda each: each.at)), tuple(waiting))
+        look = Look(tuple(sorted(found, key=lambda each: each.at)), tuple(waiting))
+        return look, {"passed": passed, "seen": seen_now}
 
     def _known(self, candidate: _Candidate, before: Any) -> dict[str, Any]:
         """What is noted of a candidate: its signature, since when it has it, and whether whole."""

@@ -38,7 +38,7 @@ class Hub:
         """The newest commit. Raises RanksweepError where the hub cannot be asked."""
         info = self._info()
         if not info.sha:
-            raise RanksweepError(f"{self.name}: the hub names no commit; check the revision")
+            raise RanksweepError("the hub names no commit; check `revision`")
         before = recalled(memory)
         passed = before.get("passed", info.sha if self._existing == "skip" else "")
         note(memory, before, {"passed": passed})
@@ -75,4 +75,4 @@ class Hub:
         except Exception as error:  # of the library beneath, which is another in each version
             reason = redacted_text(one_line(error))[:200]
             remedy = "check the network and the proxy variables"
-        raise RanksweepError(f"{self.name}: {reason}; {remedy}")
+        raise RanksweepError(f"{reason}; {remedy}")

@@ -92,7 +92,6 @@ def test_a_hub_that_does_not_say_is_told_in_one_line(
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         with pytest.raises(RanksweepError, match=said) as failed:
             look(tmp_path)
-    assert str(failed.value).startswith("hub org/encoder@main: ")
     assert "\n" not in str(failed.value)
 
 
