@@ -79,7 +79,7 @@ def ray_job(schedule: ToEmit, pod: Pod) -> str:
         )
     name = _name(schedule.name)
     files = _Files(schedule, on_cluster=True)
-    command = f"cd {WORK_AT} && exec {shlex.join(_once(files))}"
+    command = ["env", f"--chdir={WORK_AT}", *_once(files)]
     head = _pod_spec(schedule, files, name, pod, "ray-head", limited=not pod.workers)
     worker = _pod_spec(schedule, files, name, pod, "ray-worker", limited=True)
     workers: Document = {
@@ -95,7 +95,7 @@ def ray_job(schedule: ToEmit, pod: Pod) -> str:
         "kind": "RayJob",
         "metadata": _metadata(name, name, pod),
         "spec": {
-            "entrypoint": f"bash -c {shlex.quote(command)}",
+            "entrypoint": shlex.join(command),
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "backoffLimit": 0,
