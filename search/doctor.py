@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from humanize import naturalsize
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from search.check import Check
 from search.launch.ray_environment import (
     carried_path,
     check_listens,
@@ -92,16 +93,6 @@ NEEDED = (
 """What a worker imports, and so every node must have."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was tried. `ok` is None where it does not matter on this machine."""
-
-    name: str
-    ok: bool | None
-    detail: str
-    remedy: str = ""
-
-
 def examine(
     store_uri: str | None = None,
     tracking_uri: str | None = None,
@@ -144,7 +135,9 @@ def check_python() -> Check:
     """Whether this Python is one that ranksweep is made for."""
     wanted = _requires_python()
     running = platform.python_version()
-    return _tried("python", running in wanted, f"{running} ({wanted})", f"use a Python {wanted}")
+    return Check.tried(
+        "python", running in wanted, f"{running} ({wanted})", f"use a Python {wanted}"
+    )
 
 
 def check_packages() -> list[Check]:
@@ -160,7 +153,7 @@ def check_packages() -> list[Check]:
             checks.append(Check(name, False, f"not installed ({bounds})", remedy))
             continue
         fits = requirement.specifier.contains(installed, prereleases=True)
-        checks.append(_tried(name, fits, f"{installed} ({bounds})", remedy))
+        checks.append(Check.tried(name, fits, f"{installed} ({bounds})", remedy))
     return checks
 
 
@@ -196,7 +189,7 @@ def check_disk(root: Path) -> Check:
     place = nearest_there(root)
     free = shutil.disk_usage(place).free
     enough, needed = free >= SMALLEST_DISK, _size(SMALLEST_DISK)
-    return _tried("disk", enough, f"{_size(free)} free in {place}", f"free at least {needed}")
+    return Check.tried("disk", enough, f"{_size(free)} free in {place}", f"free at least {needed}")
 
 
 # What a sweep talks to ------------------------------------------------------------------------
@@ -213,7 +206,7 @@ def check_ray(address: str = "local", timeout: float = 90.0) -> list[Check]:
             check_listens(address)
         options = _local_options() if address == "local" else {}
     except RanksweepError as error:
-        return [Check(name, False, *_split(error))]
+        return [Check.failed(name, error)]
     process = subprocess.Popen(
         # -P: what lies in the working directory is no package of ours or Ray's
         [sys.executable, "-P", "-c", _RAY_SCRIPT, address]
@@ -269,12 +262,12 @@ def check_store(uri: str) -> list[Check]:
     try:
         store = ProfileStore(uri)
     except RanksweepError as error:
-        return [Check("store", False, *_split(error))]
+        return [Check.failed("store", error)]
     checks = []
     for step in store.objects.probe():
         detail = f"{store.name}{': ' + step.detail if step.detail else ''}"
         remedy = "choose another with --store or RANKSWEEP_STORE"
-        checks.append(_tried(f"store: {step.name}", step.ok, detail, remedy))
+        checks.append(Check.tried(f"store: {step.name}", step.ok, detail, remedy))
     return checks
 
 
@@ -290,19 +283,16 @@ def check_tracking(uri: str) -> Check:
             if not writable:
                 why = "is read-only" if above.is_dir() else "is no folder"
                 detail += f", and {above} {why}"
-            return _tried("tracking", writable, detail, "name another database with --tracking")
+            return Check.tried(
+                "tracking", writable, detail, "name another database with --tracking"
+            )
         found = experiment_names(connect(uri), uri)
     except RanksweepError as error:
-        return Check("tracking", False, *_split(error))
+        return Check.failed("tracking", error)
     return Check("tracking", True, f"{shown} answers: {len(found)} experiments")
 
 
 # Inside ---------------------------------------------------------------------------------------
-
-
-def _tried(name: str, ok: bool, detail: str, remedy: str) -> Check:
-    """A check whose remedy is told only where it is needed."""
-    return Check(name, ok, detail, "" if ok else remedy)
 
 
 def _requires_python() -> SpecifierSet:
@@ -356,12 +346,6 @@ def _end_with_children(process: subprocess.Popen[str]) -> None:
         except psutil.NoSuchProcess:
             continue
     process.communicate()
-
-
-def _split(error: Exception) -> tuple[str, str]:
-    """Detail and remedy of one of our own errors."""
-    detail, _, remedy = str(error).rpartition("; ")
-    return (detail, remedy) if detail else (remedy, "")
 
 
 def _size(count: float) -> str:

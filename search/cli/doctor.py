@@ -13,7 +13,7 @@ from search.cli.app import JsonOption, StoreOption, TrackingOption, app
 from search.cli.output import Result, add_row, prints_result
 
 if TYPE_CHECKING:
-    from search.doctor import Check
+    from search.check import Check
 
 _MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("-", "yellow")}
 

@@ -62,10 +62,11 @@ def _model_at(parents: Sequence[int | str]) -> type[BaseModel]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model of a field that is a section, one that may be null or of another form too."""
+    """The model of a field that is a section, one that may be null or of another form too, or a
+    list of sections."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) not in (Annotated, Union, UnionType):
+    if get_origin(annotation) not in (Annotated, Union, UnionType, tuple):
         return None
     return next(filter(None, map(_section, get_args(annotation))), None)
 

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -191,6 +191,17 @@ class ObjectStorage:
             self._connection.creates_once = not self.create(name, secrets.token_bytes(16))
             self.delete(name)
         return self._connection.creates_once
+
+    def clock(self) -> datetime:
+        """The store's own time: when it says that a throwaway object of now was written."""
+        name = self._probe_name()
+        self.put(name, secrets.token_bytes(16))
+        try:
+            with self._failing_as("read", self._whole(name)) as whole:
+                written: datetime = self._client(to_write=False).head(whole)["last_modified"]
+        finally:
+            self.delete(name)
+        return written
 
     def probe(self) -> tuple[ProbeStep, ...]:
         """Try on a throwaway object what a store must be able to do; it is removed again.

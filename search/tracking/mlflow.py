@@ -211,7 +211,7 @@ def is_refused(error: BaseException) -> bool:
 
 def experiment_names(client: MlflowClient, uri: str) -> dict[str, str]:
     """Id -> name of every active experiment."""
-    found = _every_page(uri, partial(client.search_experiments, max_results=PAGE))
+    found = every_page(uri, partial(client.search_experiments, max_results=PAGE))
     return {each.experiment_id: each.name for each in found}
 
 
@@ -231,11 +231,12 @@ def search_runs(
     query = partial(
         client.search_runs, list(experiment_ids), " and ".join(clauses), max_results=PAGE
     )
-    found = _every_page(uri, query)
+    found = every_page(uri, query)
     return [RunFacts.of(run) for run in found if wanted.items() <= run.data.tags.items()]
 
 
-def _every_page(uri: str, search: Callable[..., PagedList[Any]]) -> Iterator[Any]:
+def every_page(uri: str, search: Callable[..., PagedList[Any]]) -> Iterator[Any]:
+    """What a search finds, page after page."""
     token: str | None = None
     while True:
         page = call(uri, partial(search, page_token=token))

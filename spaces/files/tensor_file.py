@@ -28,6 +28,8 @@ LARGEST_HEADER = 100_000_000
 Bytes = NDArray[np.uint8]
 
 _LENGTH_SIZE = 8
+START = _LENGTH_SIZE + 1
+"""Bytes of a file from which the end of its header can be told."""
 _METADATA = "__metadata__"
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _MOST_AXES = 32
@@ -60,13 +62,8 @@ def parsed(data: bytes | Bytes) -> TensorFile:
     must belong to exactly one tensor. Raises ValueError with the reason, one line.
     """
     data = in_memory(data)
-    start = _header_end(data)
-    header = strict_json.parsed(data[_LENGTH_SIZE:start].tobytes(), data.shape[0])
-    if not isinstance(header, dict):
-        raise ValueError("its header is not an object")
-    metadata = _metadata(header.pop(_METADATA, None))
-    spans = {name: _span(name, entry) for name, entry in header.items()}
-    _check_cover(spans, data.shape[0] - start)
+    start = header_end(data[:START], data.shape[0])
+    header, metadata, spans = _described(data[_LENGTH_SIZE:start].tobytes(), data.shape[0])
     tensors = {
         name: StoredTensor(
             header[name]["dtype"], tuple(header[name]["shape"]), data[start + begin : start + end]
@@ -76,18 +73,45 @@ def parsed(data: bytes | Bytes) -> TensorFile:
     return TensorFile(tensors, metadata)
 
 
-def _header_end(data: Bytes) -> int:
-    size = data.shape[0]
-    if size < _LENGTH_SIZE:
+def header_end(first: bytes | Bytes, size: int) -> int:
+    """Where the header of a file of `size` bytes ends, of which the `first` START are given.
+
+    Raises ValueError where there is no header, one line.
+    """
+    first = in_memory(first)
+    if size < _LENGTH_SIZE or first.shape[0] < _LENGTH_SIZE:
         raise ValueError(f"{size} bytes hold no header")
-    length = int.from_bytes(data[:_LENGTH_SIZE].tobytes(), "little")
+    length = int.from_bytes(first[:_LENGTH_SIZE].tobytes(), "little")
     if length > LARGEST_HEADER:
         raise ValueError(f"its header would be {length} bytes long, more than {LARGEST_HEADER}")
     if length > size - _LENGTH_SIZE:
         raise ValueError(f"its header would be {length} bytes long, the file is {size}")
-    if length == 0 or data[_LENGTH_SIZE] != ord("{"):
+    if length == 0 or first[_LENGTH_SIZE] != ord("{"):
         raise ValueError("its header does not start as an object")
     return _LENGTH_SIZE + length
+
+
+def names_in(beginning: bytes, size: int) -> frozenset[str]:
+    """The names of the tensors of a file of `size` bytes, from its bytes up to `header_end`.
+
+    So a file that lies elsewhere is known to be whole before its tensors are fetched. Raises
+    ValueError where its header is not whole, or the tensors are not as long as the file.
+    """
+    _, _, spans = _described(beginning[_LENGTH_SIZE:], size)
+    return frozenset(spans)
+
+
+def _described(
+    header: bytes, size: int
+) -> tuple[dict[str, Any], dict[str, str], dict[str, tuple[int, int]]]:
+    """The entries, the metadata and the spans that a header tells, for a file of `size` bytes."""
+    entries = strict_json.parsed(header, size)
+    if not isinstance(entries, dict):
+        raise ValueError("its header is not an object")
+    metadata = _metadata(entries.pop(_METADATA, None))
+    spans = {name: _span(name, entry) for name, entry in entries.items()}
+    _check_cover(spans, size - _LENGTH_SIZE - len(header))
+    return entries, metadata, spans
 
 
 def _metadata(found: object) -> dict[str, str]:

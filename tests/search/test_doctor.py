@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 from search import doctor
+from search.check import Check
 from search.cli.doctor import checks_table
-from search.doctor import Check
 
 
 class Watch(threading.Thread):
