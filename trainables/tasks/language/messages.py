@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spaces.errors import shown
 from trainables.tasks.records import Records
@@ -112,6 +112,18 @@ def conversations(
     return made, [
         _said(fault, rows, records, column, shape, faults) for fault, rows in faults.rows.items()
     ]
+
+
+def with_turn(records: Records, column: str, shape: Shape, content: str) -> Records:
+    """The records with one turn of the assistant more at the end of every conversation; what is no
+    conversation stays as it is."""
+    role = next(each for each, meant in shape.roles.items() if meant == "assistant")
+    turn = {shape.role: role, shape.content: content}
+    values = [
+        [*value, turn] if isinstance(value, list | tuple) else value
+        for value in _lists(records, column, shape)
+    ]
+    return replace(records, columns={**records.columns, column: values})
 
 
 def _lists(records: Records, column: str, shape: Shape) -> list[object]:
