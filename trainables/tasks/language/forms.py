@@ -231,7 +231,7 @@ def examples(
 
 def with_answers(records: Records, form: Form, answer: str) -> Records:
     """The records with one answer for all rows, of a form that has answers: after each prompt, or
-    as a turn more of each conversation."""
+    as the last turn of each conversation that lacks one."""
     if form.is_conversation:
         column, shape = _conversations_of(form)
         return with_turn(records, column, shape, answer)

@@ -115,14 +115,18 @@ def conversations(
 
 
 def with_turn(records: Records, column: str, shape: Shape, content: str) -> Records:
-    """The records with one turn of the assistant more at the end of every conversation; what is no
-    conversation stays as it is."""
+    """The records with a turn of the assistant at the end of every conversation that has none
+    there; what is no conversation stays as it is."""
     role = next(each for each, meant in shape.roles.items() if meant == "assistant")
     turn = {shape.role: role, shape.content: content}
-    values = [
-        [*value, turn] if isinstance(value, list | tuple) else value
-        for value in _lists(records, column, shape)
-    ]
+
+    def ended(value: object) -> object:
+        if not isinstance(value, list | tuple) or not value:
+            return value
+        last = value[-1].get(shape.role) if isinstance(value[-1], Mapping) else None
+        return value if shape.roles.get(str(last)) == "assistant" else [*value, turn]
+
+    values = [ended(value) for value in _lists(records, column, shape)]
     return replace(records, columns={**records.columns, column: values})
 
 
