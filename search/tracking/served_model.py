@@ -60,9 +60,7 @@ def write_model(checkpoint: Path, out: Path, served: Served, run_id: str) -> Non
             mlflow_model=Model(artifact_path=MODEL, run_id=run_id),
             signature=_signature(served),
             model_config=dict(served.options) or None,
-            pip_requirements=[
-                f"{name}=={version(name)}" for name in (*_REQUIRED, *served.packages)
-            ],
+            pip_requirements=[f"{name}=={version(name)}" for name in packages],
             model_card=ModelCard("---\nlicense: other\n---\n"),  # else the hub is asked for one
         )
     for name in _OF_THE_HUB:
