@@ -11,9 +11,9 @@ from trainables.tasks.task import Task
 
 
 def task_summary(task: Task) -> dict[str, Any]:
-    """Its classes, and of each split rows, what names them, tokens and the best constant answer; its longest rows,
-    and an example as pieces of text that bear loss or do not. A split of a member of a suite is
-    `<member>/<split>`."""
+    """Its classes, and of each split rows, what names them, tokens and the best constant answer;
+    its longest rows, and an example as pieces of text that bear loss or do not. A split of a member
+    of a suite is `<member>/<split>`."""
     splits = task.every_split
     lengths = {name: split.lengths for name, split in splits.items()}
     spread = {name: quantiles(each) for name, each in lengths.items()}

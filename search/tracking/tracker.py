@@ -317,6 +317,10 @@ class Tracker:
         self._call(lambda: self.client.log_artifacts(run_id, str(folder), name))
         return f"{self.run(run_id).info.artifact_uri.rstrip('/')}/{name}"
 
+    def delete(self, run_id: str) -> None:
+        """Delete a run, as MLflow does: it can be restored."""
+        self._call(lambda: self.client.delete_run(run_id))
+
     def run(self, run_id: str) -> Run:
         """The run as MLflow has it now."""
         return self._call(lambda: self.client.get_run(run_id))

@@ -1,4 +1,4 @@
-"""The champion of a task on a base: promoted only where it beats the present one beyond the noise.
+"""The champion of a task on a base, promoted where it beats the present one beyond the noise.
 
 MLflow has no conditional write. The alias is therefore read again when the new version is whole,
 and the comparison made again where it has moved since; it is set last of all, so that whatever
