@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from search.cli.main import main
 from search.paths import SweepPaths
 from search.tracking.liveness import lock_of
 from search.trained import promotion
-from tests.search.trained.promotions import Launches
+from tests.search.trained.promotions import Launches, no_model
 from tests.trainables.families import make
 from tests.trainables.trained_examples import CHOICES, example_of
 
@@ -37,13 +36,7 @@ def launches(
 ) -> Launches:
     """In a directory of its own; the model itself is not made, which takes a second."""
 
-    @contextmanager
-    def no_model(*_: Any) -> Iterator[Path]:
-        (tmp_path / "made").mkdir(exist_ok=True)
-        (tmp_path / "made" / "MLmodel").write_text("flavors: {}\n")
-        yield tmp_path / "made"
-
-    monkeypatch.setattr(promotion, "mlflow_model", no_model)
+    monkeypatch.setattr(promotion, "mlflow_model", no_model(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     return replace(bert, uri=database)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,13 +89,22 @@ class Launches:
         return Choice(sweep, trial, tuple(confirmed))
 
     def _keep_weights(self, tracker: Tracker, run_id: str) -> None:
-        import tempfile
-        from pathlib import Path
-
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "weights.safetensors"
             file.write_bytes(self.example.trained.to_bytes())
             tracker.log_file(run_id, file)
+
+
+def no_model(folder: Path) -> Callable[..., AbstractContextManager[Path]]:
+    """Stands for `mlflow_model`, which takes a second: a model that nobody can load."""
+
+    @contextmanager
+    def written(*_: Any) -> Iterator[Path]:
+        (folder / "made").mkdir(exist_ok=True)
+        (folder / "made" / "MLmodel").write_text("flavors: {}\n")
+        yield folder / "made"
+
+    return written
 
 
 def _rows(value: float, seed: int, fingerprint: str) -> bytes:
