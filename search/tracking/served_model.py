@@ -30,7 +30,7 @@ class Served:
 
     `pipeline` is the task of transformers' pipelines that `mlflow.transformers.load_model` makes of
     it, `dtype` the torch dtype it is loaded in. `inputs` and `outputs` are the columns of its
-    signature and their types. `loader` is the module that loads it as a Python function where the
+    signature and their types, no outputs where they differ from model to model. `loader` is the module that loads it as a Python function where the
     pipeline does not give the task's own answers, and `packages` are what that needs; `options` are
     given to the pipeline by a Python function of MLflow's own.
     """
@@ -93,11 +93,11 @@ def _signature(served: Served) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    inputs, outputs = (
-        Schema([ColSpec(AnyType() if kind == "any" else kind, name) for name, kind in each.items()])
-        for each in (served.inputs, served.outputs)
-    )
-    return ModelSignature(inputs=inputs, outputs=outputs)
+    def schema(columns: Mapping[str, ColumnType]) -> Schema | None:
+        types = {name: AnyType() if kind == "any" else kind for name, kind in columns.items()}
+        return Schema([ColSpec(kind, name) for name, kind in types.items()]) if types else None
+
+    return ModelSignature(inputs=schema(served.inputs), outputs=schema(served.outputs))
 
 
 def _name_what_is_served(out: Path, served: Served) -> None:

@@ -73,7 +73,7 @@ def _served(kind: Kind, settings: TaskSettings, dtype: Any) -> Served:
             packages=("ranksweep",),
         )
     if kind.reads == "picture":
-        return replace(plain, inputs={"image": "string"})
+        return replace(plain, inputs={"image": "string"}, outputs={})
     if kind.pipeline == "text-generation":
         return replace(plain, outputs={"generated_text": "string"})
     pair: dict[str, ColumnType] = {"text_pair": "string"} if len(settings.text) == 2 else {}

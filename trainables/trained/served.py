@@ -25,7 +25,7 @@ from trainables.tasks.settings import DataSettings, TaskSettings
 from trainables.tasks.task import Task
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
 TASK_FILE = "ranksweep_task.json"
 _SPLIT = "test"

@@ -157,7 +157,7 @@ class Generation(Causal):
         self,
         task: Task,
         split: str,
-        readings: Readings,  # type: ignore[override]
+        readings: Readings,
         rows: Sequence[tuple[Input, ...]],
         settings: TaskSettings,
     ) -> dict[str, list[Any]]:
