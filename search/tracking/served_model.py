@@ -30,9 +30,10 @@ class Served:
 
     `pipeline` is the task of transformers' pipelines that `mlflow.transformers.load_model` makes of
     it, `dtype` the torch dtype it is loaded in. `inputs` and `outputs` are the columns of its
-    signature and their types, no outputs where they differ from model to model. `loader` is the module that loads it as a Python function where the
-    pipeline does not give the task's own answers, and `packages` are what that needs; `options` are
-    given to the pipeline by a Python function of MLflow's own.
+    signature and their types; no outputs are said where every model has others. `loader` is the
+    module that loads it as a Python function where the pipeline does not give the task's own
+    answers, and `packages` are what that needs; `options` are given to the pipeline by a Python
+    function of MLflow's own.
     """
 
     pipeline: str
