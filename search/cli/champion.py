@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +11,7 @@ from rich.table import Column, Table
 from search.cli.app import EXIT_FAILED, JsonOption, TrackingOption, app
 from search.cli.output import Result, add_row, prints_result
 from search.cli.results import OwnCodeOption
+from search.wording import knobs, moment
 from spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -132,8 +132,6 @@ def promotion_lines(told: Promotion) -> list[str]:
 
 def champion_table(who: Champion) -> Table:
     """One champion: a line for each thing that is known of it."""
-    from search.wording import knobs
-
     table = Table(show_header=False, title=f"{who.model}, version {who.version}")
     table.title_justify = "left"
     table.add_column(no_wrap=True)
@@ -205,10 +203,3 @@ def _history_table(steps: Sequence[Step]) -> Table:
 
 def _crown(step: Step) -> str:
     return f"{'champion' if step.reigns else 'was champion'}, version {step.champion}"
-
-
-def moment(ms: int | None) -> str:
-    """A time as this machine's clock shows it, to the minute; "-" of none."""
-    if ms is None:
-        return "-"
-    return datetime.fromtimestamp(ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M")

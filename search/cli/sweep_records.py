@@ -9,8 +9,8 @@ import typer
 from rich.table import Column, Table
 
 from search.cli.app import JsonOption, TrackingOption, app
-from search.cli.champion import moment
 from search.cli.output import Result, add_row, prints_result
+from search.wording import moment
 
 if TYPE_CHECKING:
     from search.queries.sweeps import Sweep

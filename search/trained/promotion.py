@@ -259,7 +259,7 @@ def _registered(
 def _about(asked: TrialRun) -> dict[str, Any]:
     """What a version says of its trial, so that the registry alone tells who is champion."""
     facts, measured = asked.facts, tested(asked)
-    trial = asked.run_id if facts.kind == "trial" else None
+    trial = asked.run_id if facts.kind == "trial" else _confirmed_by(asked)
     return {
         "base": facts.base,
         "sweep": facts.sweep,
@@ -277,6 +277,13 @@ def _about(asked: TrialRun) -> dict[str, Any]:
         "task_fingerprint": facts.task_fingerprint,
         "data_fingerprint": facts.data_fingerprint,
     }
+
+
+def _confirmed_by(asked: TrialRun) -> str | None:
+    """The run of the trial that a confirmation confirms; None where it is gone."""
+    tags = {"kind": "trial", "number": str(asked.facts.number)}
+    found = asked.recorded.search(tags, [asked.facts.experiment_id], asked.facts.parent)
+    return found[0].run_id if found else None
 
 
 def _origins(run: TrialRun, own_code: bool) -> Iterator[DataOrigin]:
