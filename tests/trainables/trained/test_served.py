@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 def served(
     uri: str, folder: Path, kind: str, **section: Any
 ) -> tuple[ServedTask, list[tuple[str, str]]]:
-    """A model of a task, and what it answered before it left: prompt and answer of each test row."""
+    """A model of a task, and before it left: the prompt of each test row and its answer."""
     made = task_on(uri, folder / "data", kind, WRITERS["llama"].suffixes, **section)
     example, its = trained_writer(made, CHOICES["lora"]), its_base(made)
     out = folder / "model"
@@ -86,11 +86,10 @@ def test_options_are_chosen_by_the_metric_of_the_task(base: str, tmp_path: Path)
     model, measured = served(base, tmp_path, "multiple_choice", **keys, metric="accuracy_per_byte")
     assert model.columns == ("q", "a", "instruction")
     answers = model.predict(pd.DataFrame(ROWS))
-    assert dict(zip((row["q"] for row in ROWS), answers["prediction"], strict=True)) == measured
-    chosen = [
-        row["instruction" if i else "a"] for row, i in zip(ROWS, answers["index"], strict=True)
-    ]
-    assert answers["prediction"].tolist() == chosen
+    chosen = answers["prediction"].tolist()
+    assert dict(zip((row["q"] for row in ROWS), chosen, strict=True)) == dict(measured)
+    columns = [("a", "instruction")[index] for index in answers["index"]]
+    assert chosen == [row[column] for row, column in zip(ROWS, columns, strict=True)]
 
 
 def test_what_lacks_a_column_or_a_value_is_told(base: str, tmp_path: Path) -> None:
