@@ -8,7 +8,6 @@ writing of the alias the later one stays, though the other may be better: promot
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +28,6 @@ from spaces.errors import ConfigError, RanksweepError, UsageError
 from trainables.tasks.settings import DataSettings
 from trainables.tasks.suite import member_settings
 
-logger = logging.getLogger(__name__)
 _LOOKS = 3
 """How often another promotion may come between before this one gives up."""
 
@@ -89,7 +87,8 @@ def promote(
     own, of a kind or a metric, may be imported.
 
     Raises:
-        ConfigError: there is no such run, it is no trial's, or the model's name is taken.
+        ConfigError: there is no such run, it is no trial's, the model's name is taken, or the
+            artifacts of its experiment are not where MLflow has noted them.
         UsageError: the run is not complete, has kept no weights or cannot be merged; BaseModelError
             where its base cannot be had.
         TrackingError: MLflow cannot be read or written; the champion is what it was.
@@ -237,11 +236,16 @@ def _registered(
     own_code: bool,
 ) -> Version:
     """The version that is the run's model, whole, and champion of nothing yet."""
+    experiment = run.recorded.experiments().get(run.facts.experiment_id)
+    if experiment is None:
+        raise UsageError(
+            f"{run.run_id}: its experiment is deleted in MLflow; restore it "
+            f"(mlflow experiments restore -x {run.facts.experiment_id})"
+        )
+    tracker = Tracker(run.recorded.uri, experiment)  # raises where artifacts were moved away
     for version in registry.versions(name):
         if version.run_id == run.run_id:  # of a promotion that did not come to its end, or before
             return version
-    experiment = run.recorded.experiments()[run.facts.experiment_id]
-    tracker = Tracker(run.recorded.uri, experiment)
     with mlflow_model(run, asked, base_uri, own_code) as folder:
         source = tracker.log_folder(run.run_id, folder, MODEL)
     log_data(tracker, run.run_id, asked.facts.task, _origins(run, own_code))
