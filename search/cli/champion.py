@@ -9,16 +9,20 @@ import typer
 from rich.table import Column, Table
 
 from search.cli.app import EXIT_FAILED, JsonOption, TrackingOption, app
-from search.cli.output import Result, add_row, prints_result
+from search.cli.output import ByWidth, Result, add_row, prints_result
 from search.cli.results import OwnCodeOption
 from search.wording import knobs, moment
 from spaces.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from search.queries.champions import Champion
     from search.queries.history import Step
     from search.trained.promotion import Promotion
 
+WIDE_HISTORY = 130
+"""From so many columns on a sweep of `history` stands on a line of its own."""
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task.")]
 BaseOption = Annotated[
     str | None,
@@ -30,7 +34,7 @@ BaseOption = Annotated[
 @prints_result
 def promote(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN_ID]", help="A trial, as `best` shows it.")
+        str | None, typer.Argument(metavar="RUN_ID", help="A trial, as `best` shows it.")
     ] = None,
     *,
     sweep: Annotated[
@@ -156,50 +160,75 @@ def champion_table(who: Champion) -> Table:
     return table
 
 
-def history_tables(steps: Sequence[Step]) -> list[Table]:
+def history_tables(steps: Sequence[Step]) -> list[RenderableType]:
     """A table for each base."""
     of_base: dict[str, list[Step]] = {}
     for step in steps:
         of_base.setdefault(step.base, []).append(step)
-    return [_history_table(each) for each in of_base.values()]
+    return [
+        ByWidth(_wide_history_table(each), _narrow_history_table(each), at=WIDE_HISTORY)
+        for each in of_base.values()
+    ]
 
 
-def _history_table(steps: Sequence[Step]) -> Table:
-    metrics = {step.metric for step in steps}
-    metric = metrics.pop() if len(metrics) == 1 else "value"
+def _narrow_history_table(steps: Sequence[Step]) -> Table:
+    """The same with all that is not compared by eye in one column."""
+    table = Table(
+        Column("started", no_wrap=True),
+        Column("on dev", justify="right", no_wrap=True),
+        Column("on test", justify="right", no_wrap=True),
+        Column("sweep", overflow="fold"),
+        title=f"{steps[0].base_uri}, {_metric_of(steps)}",
+        title_justify="left",
+    )
+    for step in steps:
+        told = [f"{step.sweep}, {step.method}", *_marks(step, steps), step.run_id]
+        add_row(table, moment(step.started_ms), *_values(step), "\n".join(told))
+        table.add_section()
+    return table
+
+
+def _wide_history_table(steps: Sequence[Step]) -> Table:
     table = Table(
         Column("started", no_wrap=True),
         Column("sweep", overflow="fold"),
         Column("method", overflow="fold"),
-        Column(f"{metric} on dev", justify="right"),
-        Column("on test", justify="right"),
-        Column("seeds", justify="right"),
+        Column("on dev", justify="right", no_wrap=True),
+        Column("on test", justify="right", no_wrap=True),
+        Column("seeds", justify="right", no_wrap=True),
         Column("", overflow="fold"),
         Column("run", no_wrap=True),
-        title=steps[0].base_uri,
+        title=f"{steps[0].base_uri}, {_metric_of(steps)}",
         title_justify="left",
     )
-    newest = steps[-1].data
     for step in steps:
-        marks = [
-            *(["best so far"] if step.is_best else []),
-            *([] if step.champion is None else [_crown(step)]),
-            *([] if step.data == newest else ["other data"]),
-            *([] if step.scheduled_by is None else [f"by schedule {step.scheduled_by}"]),
-        ]
         add_row(
             table,
             moment(step.started_ms),
             step.sweep,
             step.method,
-            f"{step.value:.4f}",
-            None if step.test is None else f"{step.test:.4f}",
+            *_values(step),
             step.seeds or None,
-            ", ".join(marks),
+            ", ".join(_marks(step, steps)),
             step.run_id,
         )
     return table
 
 
-def _crown(step: Step) -> str:
-    return f"{'champion' if step.reigns else 'was champion'}, version {step.champion}"
+def _metric_of(steps: Sequence[Step]) -> str:
+    return " and ".join(sorted({step.metric for step in steps}))
+
+
+def _values(step: Step) -> tuple[str, str | None]:
+    return f"{step.value:.4f}", None if step.test is None else f"{step.test:.4f}"
+
+
+def _marks(step: Step, steps: Sequence[Step]) -> list[str]:
+    """What sets a sweep apart from the others of its base."""
+    crown = "champion" if step.reigns else "was champion"
+    return [
+        *(["best so far"] if step.is_best else []),
+        *([] if step.champion is None else [f"{crown}, version {step.champion}"]),
+        *([] if step.data == steps[-1].data else ["other data"]),
+        *([] if step.scheduled_by is None else [f"by schedule {step.scheduled_by}"]),
+    ]

@@ -9,12 +9,16 @@ import typer
 from rich.table import Column, Table
 
 from search.cli.app import JsonOption, TrackingOption, app
-from search.cli.output import Result, add_row, prints_result
+from search.cli.output import ByWidth, Result, add_row, prints_result
 from search.wording import moment
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from search.queries.sweeps import Sweep
 
+WIDE_SWEEPS = 120
+"""From so many columns on a sweep of `sweeps list` stands on a line of its own."""
 sweeps_app = typer.Typer(help="The sweeps in MLflow and in the folders here.", no_args_is_help=True)
 app.add_typer(sweeps_app, name="sweeps")
 SweepName = Annotated[
@@ -106,8 +110,29 @@ def _folder(sweep: Sweep) -> str | None:
     return None if sweep.folder is None else str(sweep.folder)
 
 
-def sweeps_table(found: Sequence[Sweep]) -> Table:
-    """The sweeps, one a line."""
+def sweeps_table(found: Sequence[Sweep]) -> RenderableType:
+    """The sweeps, one a line where there is room."""
+    return ByWidth(_wide_sweeps_table(found), _narrow_sweeps_table(found), at=WIDE_SWEEPS)
+
+
+def _narrow_sweeps_table(found: Sequence[Sweep]) -> Table:
+    """The same with all that is not compared by eye in one column."""
+    table = Table(
+        Column("name", overflow="fold"),
+        Column("state", no_wrap=True),
+        Column("trials", justify="right", no_wrap=True),
+        Column("sweep", overflow="fold"),
+    )
+    for each in found:
+        told = [each.task, each.base_uri, _best(each), moment(each.started_ms)]
+        told += [f"by schedule {each.scheduled_by}"] if each.scheduled_by else []
+        shown = "\n".join(line for line in told if line)
+        add_row(table, each.name, each.state, _trials(each), shown)
+        table.add_section()
+    return table
+
+
+def _wide_sweeps_table(found: Sequence[Sweep]) -> Table:
     table = Table(
         Column("name", overflow="fold"),
         Column("task", overflow="fold"),
@@ -125,12 +150,20 @@ def sweeps_table(found: Sequence[Sweep]) -> Table:
             each.task or None,
             each.base_uri or None,
             each.state,
-            f"{each.trials}/{each.begun}",
-            None if each.value is None else f"{each.metric} {each.value:.4f}",
+            _trials(each),
+            _best(each),
             moment(each.started_ms),
             each.scheduled_by,
         )
     return table
+
+
+def _trials(sweep: Sweep) -> str:
+    return f"{sweep.trials}/{sweep.begun}"
+
+
+def _best(sweep: Sweep) -> str | None:
+    return None if sweep.value is None else f"{sweep.metric} {sweep.value:.4f}"
 
 
 def sweep_table(sweep: Sweep) -> Table:
