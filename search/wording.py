@@ -59,6 +59,13 @@ def age(published: Any, now: datetime) -> str:
     return f"{int(seconds)} s"
 
 
+def moment(ms: int | None) -> str:
+    """A time in milliseconds of Unix time as this machine's clock shows it, to the minute."""
+    if ms is None:
+        return "-"
+    return datetime.fromtimestamp(ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
 MOST_CLASSES = 20
 
 

@@ -11,9 +11,9 @@ from trainables.tasks.task import Task
 
 
 def task_summary(task: Task) -> dict[str, Any]:
-    """Its classes, and of each split rows, tokens and the best constant answer; its longest rows,
-    and an example as pieces of text that bear loss or do not. A split of a member of a suite is
-    `<member>/<split>`."""
+    """Its classes, and of each split rows, what names them, tokens and the best constant answer;
+    its longest rows, and an example as pieces of text that bear loss or do not. A split of a member
+    of a suite is `<member>/<split>`."""
     splits = task.every_split
     lengths = {name: split.lengths for name, split in splits.items()}
     spread = {name: quantiles(each) for name, each in lengths.items()}
@@ -22,6 +22,7 @@ def task_summary(task: Task) -> dict[str, Any]:
         "labels": list(task.labels),
         "classes": task.class_counts(),
         "fingerprint": task.fingerprint,
+        "row_fingerprints": dict(task.rows),
         "constant_answers": {split: asdict(each) for split, each in constant_answers(task).items()},
         "rows": {name: len(split) for name, split in splits.items()},
         "mean_tokens": {name: round(float(each.mean()), 1) for name, each in lengths.items()},

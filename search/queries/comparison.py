@@ -97,7 +97,7 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> Comparison:
     sweep or nothing of it was confirmed, TrackingError where MLflow cannot be read.
     """
     recorded = RecordedRuns(tracking_uri)
-    newest = _newest(recorded, sweep)
+    newest = newest_sweep(recorded, sweep)
     children = recorded.search({"status": "complete"}, [newest.experiment_id], newest.run_id)
     if (told := liveness.told(newest)) is not None:
         _log.warning("%s; what it has not confirmed is missing", told)
@@ -134,7 +134,8 @@ def _published(newest: RunFacts) -> PublishedSettings | None:
         return None
 
 
-def _newest(recorded: RecordedRuns, sweep: str) -> RunFacts:
+def newest_sweep(recorded: RecordedRuns, sweep: str) -> RunFacts:
+    """The newest sweep of this name, or that of this run id. Raises RanksweepError without one."""
     sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
     newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
     if newest is None:

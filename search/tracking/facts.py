@@ -104,6 +104,9 @@ class RunFacts:
     is_open: bool
     """Whether MLflow takes it for running, whatever its `status` says."""
     metrics: Mapping[str, float]
+    started_ms: int | None = None
+    """In milliseconds of Unix time, as `ended_ms`, which is None of an open run."""
+    ended_ms: int | None = None
     kind: str | None = None
     status: str | None = None
     sweep: str = ""
@@ -151,6 +154,8 @@ class RunFacts:
             parent=run.data.tags.get(PARENT),
             is_open=run.info.status == "RUNNING",
             metrics=run.data.metrics,
+            started_ms=run.info.start_time,
+            ended_ms=run.info.end_time,
             **said,
         )
 

@@ -311,6 +311,16 @@ class Tracker:
         """Keep a local file as an artifact of a run."""
         self._call(lambda: self.client.log_artifact(run_id, str(path)))
 
+    def log_folder(self, run_id: str, folder: Path, name: str) -> str:
+        """Keep the files of a local folder as the folder `name` of a run's artifacts; returns its
+        URI."""
+        self._call(lambda: self.client.log_artifacts(run_id, str(folder), name))
+        return f"{self.run(run_id).info.artifact_uri.rstrip('/')}/{name}"
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run, as MLflow does: it can be restored."""
+        self._call(lambda: self.client.delete_run(run_id))
+
     def run(self, run_id: str) -> Run:
         """The run as MLflow has it now."""
         return self._call(lambda: self.client.get_run(run_id))

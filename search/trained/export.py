@@ -67,7 +67,7 @@ def export(
     run = asked if as_searched or form == "plan" else asked.confirmed_best()
     subject = Written(run, asked, run.confirmations())
     with _made_whole(out) as folder:
-        write = {"peft": _peft, "merged": _merged, "plan": _plan}[form]
+        write = {"peft": _peft, "merged": write_merged, "plan": _plan}[form]
         about = write(subject, folder, base_uri, own_code)
         (folder / README).write_text(about)
         written = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -197,7 +197,8 @@ def _is_partial(plan: Plan) -> bool:
     )
 
 
-def _merged(written: Written, folder: Path, base_uri: str | None, own_code: bool) -> str:
+def write_merged(written: Written, folder: Path, base_uri: str | None, own_code: bool) -> str:
+    """Write a trial merged into its base into a folder that is there; returns its README."""
     run = written.run
     plan, trained = run.plan(), run.trained(own_code=own_code)
     kind, settings, tokenizing = _task(run, own_code)

@@ -85,6 +85,7 @@ class Classification(TextInputs, ClassKind):
     head = "classification"
     keys = TextInputs.keys | {"label", "positive_class"}
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
+    pipeline: ClassVar[str | None] = "text-classification"
 
     def encode(
         self, rows: Mapping[str, Rows], labels: Sequence[str], settings: TaskSettings, base_uri: str
@@ -104,6 +105,7 @@ class ImageClassification(ClassKind):
     head = "image_classification"
     keys = frozenset({"image", "label", "positive_class"})
     peft_task_type = None
+    pipeline = "image-classification"
     reads = "picture"
 
     def refusal(self, key: str, value: object, given: Mapping[str, Any]) -> str | None:

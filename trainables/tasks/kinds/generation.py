@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spaces.errors import ConfigError
 from trainables.tasks.kinds.causal import Causal, form_of_settings
-from trainables.tasks.kinds.kind import EncodedRows, Measurement
+from trainables.tasks.kinds.kind import EncodedRows, Measurement, ReadRows
 from trainables.tasks.kinds.language import row_losses
 from trainables.tasks.kinds.usage import Usage
 
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.language.forms import Example
     from trainables.tasks.language.written_split import WrittenSplit
+    from trainables.tasks.records import Records
     from trainables.tasks.rows import Input, Rows
     from trainables.tasks.settings import TaskSettings
     from trainables.tasks.task import Task
+
+
+NO_ANSWER = "-"
+"""Stands for the answer that a row to be answered lacks; nothing is measured by it."""
 
 
 class Readings(NamedTuple):
@@ -47,6 +52,7 @@ class Generation(Causal):
     )  # fmt: skip
 
     has_answers = True
+    answers_rows = True
 
     def check(self, settings: TaskSettings) -> None:
         super().check(settings)
@@ -136,6 +142,31 @@ class Generation(Causal):
     ) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         """What is written, and the accepted answers of each row."""
         return readings.written, [list(each) for each in written_of(task, split).references]
+
+    def question_columns(self, settings: TaskSettings) -> tuple[str, ...]:
+        answer = form_of_settings(settings).answer
+        return tuple(each for each in self.input_columns(settings) if each != answer)
+
+    def questions(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        from trainables.tasks.language.forms import with_answers
+
+        answered = with_answers(records, form_of_settings(settings), NO_ANSWER)
+        return self.read(answered, settings, place)
+
+    def predictions(
+        self,
+        task: Task,
+        split: str,
+        readings: Readings,
+        rows: Sequence[tuple[Input, ...]],
+        settings: TaskSettings,
+    ) -> dict[str, list[Any]]:
+        """The answer in what is written for each row, None where `extract` finds none; and all that
+        is written."""
+        written = list(readings.written)
+        extract = settings.extract
+        answers = [text.strip() if extract is None else extract.answer(text) for text in written]
+        return {"prediction": answers, "text": written}
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import ConstantAnswer

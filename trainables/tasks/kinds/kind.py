@@ -69,18 +69,22 @@ class Kind(ABC):
     `head` is the one that it puts on a base (trainables/bases/parts.py, HEADS), `keys` are those of
     the section `task` that say what a row is and go with this kind, `metrics` are those that
     measure it, the usual one first. `peft_task_type` is what PEFT calls it; None where it has no
-    name. `reads` is what one input is: a text or a picture. `streams` says whether it takes rows
-    that are larger than memory, from a file a part at a time. `has_answers` says whether it gives
-    answers that a metric of the user's own can judge.
+    name. `pipeline` is the task by which a pipeline of transformers loads a model of it; None where
+    none does. `reads` is what one input is: a text or a picture. `streams` says whether it takes
+    rows that are larger than memory, from a file a part at a time. `has_answers` says whether it
+    gives answers that a metric of the user's own can judge. `answers_rows` says whether it answers
+    rows of a task's own columns (`questions` and `predictions`), as no pipeline would.
     """
 
     head: ClassVar[str]
     keys: ClassVar[frozenset[str]]
     metrics: ClassVar[tuple[str, ...]]
     peft_task_type: ClassVar[str | None]
+    pipeline: ClassVar[str | None] = None
     reads: ClassVar[str] = "text"
     streams: ClassVar[bool] = False
     has_answers: ClassVar[bool] = True
+    answers_rows: ClassVar[bool] = False
 
     # When a sweep is read -------------------------------------------------------------------------
 
@@ -196,6 +200,26 @@ class Kind(ABC):
         """What is answered for each row of a split, and what is right: what a metric of the user's
         own judges."""
         raise NotImplementedError("a kind that has answers gives them")
+
+    def question_columns(self, settings: TaskSettings) -> tuple[str, ...]:
+        """The columns of a row to be answered, without that of its answer."""
+        return tuple(self.input_columns(settings))
+
+    def questions(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        """The rows of records that lack their answers, with one in its place that says nothing."""
+        raise NotImplementedError("a kind that answers rows reads them")
+
+    def predictions(
+        self,
+        task: Task,
+        split: str,
+        readings: Any,
+        rows: Sequence[tuple[Input, ...]],
+        settings: TaskSettings,
+    ) -> dict[str, list[Any]]:
+        """Columns of what is answered for each row of a split, whose inputs are `rows`; the answer
+        itself is `prediction`."""
+        raise NotImplementedError("a kind that answers rows gives them")
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         """The best answer by the task's metric that is the same for every row; None where there is

@@ -31,6 +31,7 @@ class LanguageKind(Kind):
 
     head = "causal"
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
+    pipeline: ClassVar[str | None] = "text-generation"
 
     def refusal(self, key: str, value: object, given: Mapping[str, Any]) -> str | None:
         if key == "template" and value is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainables.engine.workers import Workers
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.language.choice_split import ChoiceSplit
+    from trainables.tasks.language.options import Options
     from trainables.tasks.records import Asked, Records
     from trainables.tasks.rows import Input, Rows
     from trainables.tasks.settings import TaskSettings
@@ -36,6 +37,7 @@ class MultipleChoice(LanguageKind):
 
     keys = frozenset({"template", "prompt", "options", "label", "label_form", "delimiter"})
     metrics = ("accuracy", "accuracy_per_token", "accuracy_per_byte")
+    answers_rows = True
 
     def check(self, settings: TaskSettings) -> None:
         if settings.options is None:
@@ -62,8 +64,26 @@ class MultipleChoice(LanguageKind):
         return {**prompt, **dict.fromkeys(option_columns(settings.options), "options")}
 
     def read(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        from trainables.tasks.language.options import right_options
+
+        inputs, options, faults = self._asked(records, settings, place)
+        right: list[int] = []
+        if options is not None:
+            right, wrong = right_options(
+                records, settings.label, options, settings.label_form, place
+            )
+            faults += wrong
+        if faults:
+            return ReadRows((), (), faults)
+        return ReadRows(inputs, [str(index) for index in right])
+
+    def _asked(
+        self, records: Records, settings: TaskSettings, place: str
+    ) -> tuple[list[tuple[str, ...]], list[Options] | None, list[str]]:
+        """The prompt and the options of every row, of use where there is no fault; the options
+        alone, None where these have one; and the faults."""
         from trainables.tasks.language.forms import template_texts
-        from trainables.tasks.language.options import options_of, right_options
+        from trainables.tasks.language.options import options_of
         from trainables.tasks.values import strings_of
 
         assert settings.options is not None, "a checked section has options"
@@ -74,16 +94,12 @@ class MultipleChoice(LanguageKind):
             faults = [f"task.prompt: {place} has {fault}" for fault in wrong]
         options, wrong = options_of(records, settings.options, place)
         faults += wrong
-        right: list[int] = []
-        if not wrong:
-            right, wrong = right_options(
-                records, settings.label, options, settings.label_form, place
-            )
-            faults += wrong
-        if faults:
-            return ReadRows((), (), faults)
-        inputs = [(prompt, *of.texts) for prompt, of in zip(prompts, options, strict=True)]
-        return ReadRows(inputs, [str(index) for index in right])
+        inputs = (
+            []
+            if faults
+            else [(prompt, *of.texts) for prompt, of in zip(prompts, options, strict=True)]
+        )
+        return inputs, None if wrong else options, faults
 
     def notes(self, splits: Mapping[str, Rows], settings: TaskSettings) -> Iterator[str]:
         shares = []
@@ -157,6 +173,25 @@ class MultipleChoice(LanguageKind):
         from trainables.tasks.language.choice_metrics import likeliest
 
         return likeliest(readings).tolist(), choices_of(task, split).choices.right.tolist()
+
+    def questions(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        inputs, _, faults = self._asked(records, settings, place)
+        return ReadRows(inputs, ["0"] * len(inputs), faults)
+
+    def predictions(
+        self,
+        task: Task,
+        split: str,
+        readings: NDArray[np.float64],
+        rows: Sequence[tuple[Input, ...]],
+        settings: TaskSettings,
+    ) -> dict[str, list[Any]]:
+        """The likeliest option of each row by the task's metric, and its place from 0."""
+        from trainables.tasks.language.choice_metrics import likeliest_by
+
+        chosen = likeliest_by(task.metric, readings, choices_of(task, split).choices).tolist()
+        options = [row[1:][index] for row, index in zip(rows, chosen, strict=True)]
+        return {"prediction": options, "index": chosen}
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import ConstantAnswer

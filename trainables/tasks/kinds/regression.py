@@ -30,6 +30,7 @@ class Regression(TextInputs):
     keys = TextInputs.keys | {"label"}
     metrics = ("pearson", "spearman", "mse")
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
+    pipeline: ClassVar[str | None] = "text-classification"
 
     def with_labels(
         self, read: ReadRows, records: Records, settings: TaskSettings, place: str

@@ -20,15 +20,21 @@ def hits(scores: Floats, right: Counts, divisor: Counts | None = None) -> Floats
     `divisor` [n, K]; `right` [n] are the indices of the right options. Of options with one score
     the first is taken, as lm-eval does.
     """
+    return np.asarray(likeliest(scores, divisor) == right, dtype=np.float64)
+
+
+def likeliest(scores: Floats, divisor: Counts | None = None) -> Counts:
+    """The first of the options with the highest score, int64 [n], divided as in `hits`."""
     if divisor is not None:
         scores = scores / np.maximum(divisor, 1)
-    return np.asarray(likeliest(scores) == right, dtype=np.float64)
-
-
-def likeliest(scores: Floats) -> Counts:
-    """The first of the options with the highest score, int64 [n]."""
     best: Counts = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
     return best
+
+
+def likeliest_by(metric: str, scores: Floats, rows: ChoiceRows) -> Counts:
+    """The option of each row that a metric judges by, int64 [n]; by that of a metric of the user's
+    own the likeliest as it is."""
+    return likeliest(scores, _divisors(rows).get(metric))
 
 
 def hits_by_metric(scores: Floats, rows: ChoiceRows) -> Mapping[str, Floats]:
@@ -38,8 +44,12 @@ def hits_by_metric(scores: Floats, rows: ChoiceRows) -> Mapping[str, Floats]:
     its UTF-8, which is lm-eval's `acc_bytes`. Its `acc_norm` divides by characters, which is the
     same where all are ASCII.
     """
+    return {name: hits(scores, rows.right, by) for name, by in _divisors(rows).items()}
+
+
+def _divisors(rows: ChoiceRows) -> Mapping[str, Counts | None]:
     return {
-        "accuracy": hits(scores, rows.right),
-        "accuracy_per_token": hits(scores, rows.right, rows.token_counts),
-        "accuracy_per_byte": hits(scores, rows.right, rows.byte_counts),
+        "accuracy": None,
+        "accuracy_per_token": rows.token_counts,
+        "accuracy_per_byte": rows.byte_counts,
     }

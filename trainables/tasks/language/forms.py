@@ -16,7 +16,9 @@ from trainables.tasks.language.messages import (
     MESSAGES,
     SHAREGPT,
     Conversation,
+    Shape,
     conversations,
+    with_turn,
 )
 from trainables.tasks.language.templates import columns, composed
 from trainables.tasks.records import Records
@@ -89,6 +91,11 @@ class Form:
     def has_prompt(self) -> bool:
         """Whether a row is a prompt and its completion."""
         return self.completion is not None or self.format == "alpaca"
+
+    @property
+    def answer(self) -> str | None:
+        """The column of what follows a prompt; None where nothing does."""
+        return self.completion if self.parts is None else self.parts.get("output")
 
     def asked(self) -> dict[str, str]:
         """Column -> the key of the section `task` that names it."""
@@ -210,10 +217,9 @@ def examples(
         assert form.prompt is not None
         prompts, faults = _strings(records, form.prompt, "text", "prompt", place)
     key = "map" if form.parts is not None else "completion"
-    column = form.completion if form.parts is None else form.parts["output"]
-    if column is None:
+    if form.answer is None:
         return [Example(completion=text) for text in prompts], faults
-    answers, wrong = _answers(records, column, key, place, many_answers)
+    answers, wrong = _answers(records, form.answer, key, place, many_answers)
     faults += wrong
     if faults:
         return [], faults
@@ -221,6 +227,24 @@ def examples(
         Example(prompt, accepted[0], accepted=accepted)
         for prompt, accepted in zip(prompts, answers, strict=True)
     ], []
+
+
+def with_answers(records: Records, form: Form, answer: str) -> Records:
+    """The records with one answer for all rows, of a form that has answers: after each prompt, or
+    as the last turn of each conversation that lacks one."""
+    if form.is_conversation:
+        column, shape = _conversations_of(form)
+        return with_turn(records, column, shape, answer)
+    assert form.answer is not None, "a form of prompts has answers"
+    return replace(records, columns={**records.columns, form.answer: [answer] * len(records)})
+
+
+def _conversations_of(form: Form) -> tuple[str, Shape]:
+    """The column of conversations, and how they are written."""
+    shape = MESSAGES if form.messages is not None else SHAREGPT
+    column = form.messages if form.parts is None else form.parts["conversations"]
+    assert column is not None
+    return column, shape
 
 
 def template_texts(
@@ -322,9 +346,7 @@ def _answers(
 
 
 def _of_messages(form: Form, records: Records, place: str) -> tuple[list[Example], list[str]]:
-    shape = MESSAGES if form.messages is not None else SHAREGPT
-    column = form.messages if form.parts is None else form.parts["conversations"]
-    assert column is not None
+    column, shape = _conversations_of(form)
     made, faults = conversations(records, column, shape)
     return (
         [Example(messages=each) for each in made],

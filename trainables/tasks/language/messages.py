@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spaces.errors import shown
 from trainables.tasks.records import Records
@@ -112,6 +112,22 @@ def conversations(
     return made, [
         _said(fault, rows, records, column, shape, faults) for fault, rows in faults.rows.items()
     ]
+
+
+def with_turn(records: Records, column: str, shape: Shape, content: str) -> Records:
+    """The records with a turn of the assistant at the end of every conversation that has none
+    there; what is no conversation stays as it is."""
+    role = next(each for each, meant in shape.roles.items() if meant == "assistant")
+    turn = {shape.role: role, shape.content: content}
+
+    def ended(value: object) -> object:
+        if not isinstance(value, list | tuple) or not value:
+            return value
+        last = value[-1].get(shape.role) if isinstance(value[-1], Mapping) else None
+        return value if shape.roles.get(str(last)) == "assistant" else [*value, turn]
+
+    values = [ended(value) for value in _lists(records, column, shape)]
+    return replace(records, columns={**records.columns, column: values})
 
 
 def _lists(records: Records, column: str, shape: Shape) -> list[object]:

@@ -1,0 +1,145 @@
+"""How the best of a task has moved over its sweeps, base by base, from MLflow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from search.objective import Mode
+from search.queries.best import BestRow, recorded
+from search.queries.champions import Champion, promoted
+from search.tracking.facts import RunFacts
+from search.tracking.runs import RecordedRuns
+from spaces.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one sweep has found best of a task on one base.
+
+    `value` is on dev, `test` the mean over `seeds` confirmations of that choice, None where there
+    are none. `is_best` says that no earlier sweep on the same base and data was better; `data`
+    names the data, and values over others cannot be compared. `champion` is the version of the
+    registered model that a choice of the sweep became, None where none did; `reigns` says that it
+    is champion now. `started_ms` is in milliseconds of Unix time.
+    """
+
+    base: str
+    base_uri: str
+    sweep: str
+    sweep_run: str
+    started_ms: int | None
+    run_id: str
+    method: str
+    metric: str
+    mode: Mode
+    value: float
+    test: float | None
+    seeds: int
+    is_best: bool
+    data: str | None
+    champion: int | None
+    reigns: bool
+    scheduled_by: str | None
+
+
+def history(
+    tracking_uri: str, task: str, *, base: str | None = None, top: int | None = None
+) -> list[Step]:
+    """The best of each sweep of a task, base by base, the oldest first.
+
+    `base` is the start of a base's fingerprint or a part of its URI; of each base the `top` newest
+    sweeps are given. Raises ConfigError where `top` is below 1, TrackingError where MLflow cannot
+    be read.
+    """
+    if top is not None and top < 1:
+        raise ConfigError(f"--top: {top} is not a number of sweeps; use 1 or more")
+    every = RecordedRuns(tracking_uri)
+    experiments = every.experiments()
+    sweeps = {run.run_id: run for run in every.search({"kind": "sweep", "task": task}, experiments)}
+    confirmed = every.search({"kind": "confirm", "status": "complete", "task": task}, experiments)
+    crowned = promoted(tracking_uri, task)
+    found: dict[tuple[str, str], list[BestRow]] = {}
+    for sweep_run, row in recorded(tracking_uri, {"task": task}):
+        if sweep_run in sweeps and (base is None or _is_on(row, base)):
+            found.setdefault((row.base, str(sweep_run)), []).append(row)
+    steps = [
+        _step(rows, sweeps[sweep_run], confirmed, crowned) for (_, sweep_run), rows in found.items()
+    ]
+    steps.sort(key=lambda step: (step.base_uri, step.base, step.started_ms or 0))
+    return _newest_of_each(_with_bests(steps), top)
+
+
+def why_none(tracking_uri: str, task: str, base: str | None = None) -> str:
+    """Where `history` finds nothing: what there is instead, in one line."""
+    every = RecordedRuns(tracking_uri)
+    runs = every.search({"kind": "trial", "status": "complete"}, every.experiments())
+    of_task = [run for run in runs if run.task == task]
+    if of_task and base is not None:
+        bases = ", ".join(sorted({run.base_uri for run in of_task}))
+        return f"--base: no sweep of task {task!r} is on {base!r}; they are on {bases}"
+    tasks = sorted({run.task for run in runs} - {""})
+    hint = nearest(task, tasks) if tasks else "there is none of any task"
+    return f"TASK: no complete trial of task {task!r} is recorded; {hint}"
+
+
+def _is_on(row: BestRow, base: str) -> bool:
+    return row.base.startswith(base) or base in row.base_uri
+
+
+def _step(
+    rows: Sequence[BestRow],
+    sweep: RunFacts,
+    confirmed: Sequence[RunFacts],
+    crowned: Sequence[Champion],
+) -> Step:
+    best = max(rows, key=lambda row: (row.gain, -row.trainable_params))
+    name = f"test_{best.metric}"
+    on_test = {
+        run.seed: run.metrics[name]
+        for run in confirmed
+        if run.parent == sweep.run_id and run.choice == best.choice and name in run.metrics
+    }
+    versions = [each for each in crowned if each.sweep_run == sweep.run_id]
+    return Step(
+        base=best.base,
+        base_uri=best.base_uri,
+        sweep=sweep.sweep,
+        sweep_run=sweep.run_id,
+        started_ms=sweep.started_ms,
+        run_id=best.run_id,
+        method=best.method,
+        metric=best.metric,
+        mode=best.mode,
+        value=best.value,
+        test=fmean(on_test.values()) if on_test else None,
+        seeds=len(on_test),
+        is_best=False,
+        data=best.data,
+        champion=versions[0].version if versions else None,
+        reigns=any(each.is_champion for each in versions),
+        scheduled_by=sweep.scheduled_by,
+    )
+
+
+def _with_bests(steps: Sequence[Step]) -> list[Step]:
+    """The steps, with those marked that are better than all before them on their base and data."""
+    best: dict[tuple[str, str | None, str], float] = {}
+    marked = []
+    for step in steps:
+        key = step.base, step.data, step.metric
+        gain = step.value if step.mode == "max" else -step.value
+        is_best = gain > best.get(key, float("-inf"))
+        best[key] = max(gain, best.get(key, float("-inf")))
+        marked.append(replace(step, is_best=is_best))
+    return marked
+
+
+def _newest_of_each(steps: Sequence[Step], top: int | None) -> list[Step]:
+    if top is None:
+        return list(steps)
+    of_base: dict[str, list[Step]] = {}
+    for step in steps:
+        of_base.setdefault(step.base, []).append(step)
+    return [step for each in of_base.values() for step in each[-top:]]
