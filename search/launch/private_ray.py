@@ -13,6 +13,7 @@ from ray._raylet import (  # type: ignore[attr-defined,import-untyped,unused-ign
     Config,
 )
 from ray.job_config import JobConfig
+from ray.job_submission import JobSubmissionClient
 
 from search.launch.ray_environment import carried_path, wants_own_token
 
@@ -40,6 +41,12 @@ def running_cluster() -> str:
     Raises ConnectionError where there is none.
     """
     return str(canonicalize_bootstrap_address("auto"))
+
+
+def version_of_server(client: JobSubmissionClient) -> str | None:
+    """The version of the Ray that a client of jobs speaks to, where that says it."""
+    version = client._server_ray_version
+    return None if version is None else str(version)
 
 
 @contextlib.contextmanager
