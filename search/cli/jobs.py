@@ -63,7 +63,7 @@ def submit_sweep(address: str, order: Order, *, detach: bool = False) -> Result:
     from search.launch.submission.submit import prepare_to_submit, submit
 
     prepared = prepare_to_submit(order)
-    server = _server(address)
+    server = _server(address, "--submit")
     known = {job.id for job in server.jobs_of(prepared.config.name)}
     job = submit(server, prepared)
     if job.id in known:
@@ -106,12 +106,12 @@ def dry_submission(address: str, order: Order) -> Result:
 
 
 def follow_job(name: str, address: str) -> Result:
-    """Follow a sweep that was submitted to a cluster to its end, from the beginning of its output."""
+    """Follow a sweep that was submitted to a cluster to its end, from its first line on."""
     from search.launch.submission.submit import last_job
     from search.paths import check_sweep_name
 
     check_sweep_name(name)
-    server = _server(address)
+    server = _server(address, "--address")
     return _followed(server, last_job(server, name))
 
 
@@ -122,7 +122,7 @@ def stop_job(name: str, address: str, *, now: bool = False) -> Result:
     from spaces.errors import JobError
 
     check_sweep_name(name)
-    server = _server(address)
+    server = _server(address, "--address")
     job = last_job(server, name)
     if job.has_ended:
         raise JobError(
@@ -137,14 +137,14 @@ def stop_job(name: str, address: str, *, now: bool = False) -> Result:
     )  # fmt: skip
 
 
-def _server(address: str) -> JobServer:
+def _server(address: str, option: str) -> JobServer:
     from search.launch.ray_environment import set_ray_environment
 
     set_ray_environment("auto")
     # Not at the top: Ray reads at import what was set above.
     from search.launch.submission.job_server import JobServer
 
-    return JobServer(address)
+    return JobServer(address, option)
 
 
 def _followed(server: JobServer, job: Job) -> Result:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @prints_result
 def launch(
     sweep: SweepFile,
+    *,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep of this name where it stopped.")

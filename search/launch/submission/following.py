@@ -41,7 +41,7 @@ def result_line(document: Any, drawn: str, error: str) -> str:
 
 
 class _Lines:
-    """The lines of a job's output: passed on, but for its result and the error that it ends with."""
+    """The lines of a job's output: passed on, but for its result and the error at its end."""
 
     def __init__(self, hear: Callable[[str], object]) -> None:
         self._hear = hear
@@ -88,7 +88,7 @@ def follow(server: JobServer, job: Job, hear: Callable[[str], object]) -> Outcom
         try:
             asyncio.run(_read(server, job.id, lines))
             now = server.job(job.id)
-        except (JobError, OSError, RuntimeError, asyncio.TimeoutError) as error:
+        except (JobError, OSError, RuntimeError, TimeoutError) as error:
             if time.monotonic() - last_word > PATIENCE_S:
                 raise JobError(
                     f"the job server of {server.address} does not answer any more; the sweep goes "

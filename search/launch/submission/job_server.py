@@ -61,28 +61,28 @@ class JobServer:
     """The job server of one cluster, which runs a Ray that ranksweep goes with.
 
     Raises ConfigError where there is none at the address, it asks for another token, or its Ray is
-    of another version.
+    of another version. `option` is the one that gives the address, which an error names.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, option: str) -> None:
         if importlib.util.find_spec("aiohttp") is None:
             raise ConfigError(
-                "--submit: Ray's client of jobs is not installed; run `pip install "
+                f"{option}: Ray's client of jobs is not installed; run `pip install "
                 "'ranksweep[cluster]'`"
             )
-        self.address = dashboard_url(address)
-        with _no_other_address(), _opening(self.address):
+        self.address = dashboard_url(address, option)
+        with _no_other_address(), _opening(self.address, option):
             self._client = JobSubmissionClient(self.address)
-        self._check_version()
+        self._check_version(option)
 
-    def _check_version(self) -> None:
+    def _check_version(self, option: str) -> None:
         there = version_of_server(self._client)
         (wanted,) = (
             each for each in map(Requirement, this_distribution().requires) if each.name == "ray"
         )
         if there is not None and not wanted.specifier.contains(there, prereleases=True):
             raise ConfigError(
-                f"--submit: the cluster at {self.address} runs Ray {there}, and ranksweep needs "
+                f"{option}: the cluster at {self.address} runs Ray {there}, and ranksweep needs "
                 f"ray{wanted.specifier}; start the cluster with that, or use a ranksweep of its "
                 "time"
             )
@@ -193,17 +193,17 @@ def _no_other_address() -> Iterator[None]:
 
 
 @contextmanager
-def _opening(address: str) -> Iterator[None]:
+def _opening(address: str, option: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError:
         raise ConfigError(
-            f"--submit: the cluster at {address} asks for a token, or for another than is set "
+            f"{option}: the cluster at {address} asks for a token, or for another than is set "
             f"here; {token_remedy()}"
         ) from None
     except Exception as error:  # whatever its first question comes to
         raise ConfigError(
-            f"--submit: the cluster at {address} takes no jobs ({one_line(error)[:300]}); check "
+            f"{option}: the cluster at {address} takes no jobs ({one_line(error)[:300]}); check "
             "that its head node has ray[default]"
         ) from error
 

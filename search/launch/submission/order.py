@@ -19,4 +19,4 @@ class Order:
     remote_folder: str | None = None
     """None takes that of the sweep's last job, else `~/ranksweep`."""
     shared: bool = False
-    """Whether the sweep's files lie at the same paths on every node: then they stay where they are."""
+    """Whether the sweep's files lie at the same paths on every node: then they do not travel."""

@@ -21,7 +21,18 @@ from spaces.errors import ConfigError
 from trainables.bases.location import is_of_hub
 
 _OF_A_SCHEME = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
-"""What the names of the credentials of a store start with."""
+"""What the names of the variables of a store start with."""
+_OF_CREDENTIALS = (
+    "KEY",
+    "SECRET",
+    "TOKEN",
+    "ACCOUNT",
+    "CREDENTIALS",
+    "PROFILE",
+    "ENDPOINT",
+    "REGION",
+)
+"""What the names of those among them have that say who asks, and whom."""
 _OF_TRACKING = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -109,11 +120,12 @@ def _check_study(study: str, shared: bool) -> None:
 
 
 def _wanted(config: SweepConfig, environment: Mapping[str, str]) -> Iterator[str]:
-    """The variables that are set here and that some part of the sweep takes its credentials from."""
+    """The variables, set here, that some part of the sweep takes its credentials from."""
     prefix = _OF_A_SCHEME.get(config.store.partition("://")[0])
     named: list[str] = []
     if prefix is not None:
-        named += sorted(name for name in environment if name.startswith(prefix))
+        ours = sorted(name for name in environment if name.startswith(prefix))
+        named += [name for name in ours if any(part in name for part in _OF_CREDENTIALS)]
     if config.tracking.uri.startswith(("http://", "https://")):
         named += _OF_TRACKING
     data = config.task.data
