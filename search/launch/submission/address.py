@@ -20,8 +20,8 @@ def dashboard_url(address: str, option: str) -> str:
     """`http://HOST:PORT` of the dashboard that an address means, once it answers.
 
     An address is that URL, HOST:PORT or HOST of the dashboard, or `ray://HOST:PORT`, which is asked
-    where its dashboard is. Raises ConfigError, naming the option that gives it, where it is none of these, or no dashboard
-    answers.
+    where its dashboard is. Raises ConfigError, naming the `option` that gives it, where it is none
+    of these, or no dashboard answers.
     """
     scheme, separator, rest = address.strip().partition("://")
     if not separator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -27,6 +28,12 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOP_WAIT_S = 120
 """Seconds that a job has to end in order, after which Ray kills what is left of it."""
 LOOK_S = 0.5
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray that tell each step of a submission."""
 _ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -71,6 +78,8 @@ class JobServer:
                 "'ranksweep[cluster]'`"
             )
         self.address = dashboard_url(address, option)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with _no_other_address(), _opening(self.address, option):
             self._client = JobSubmissionClient(self.address)
         self._check_version(option)

@@ -48,7 +48,7 @@ def test_it_is_sent_left_followed_stopped_and_resumed_to_its_end(
     # The metric is the user's own, in a file of the directory that it is submitted from.
     (tmp_path / "my_metric.py").write_text(
         "def share_right(answers, references):\n"
-        "    return sum(a == r for a, r in zip(answers, references)) / len(answers)\n"
+        "    return [float(a == r) for a, r in zip(answers, references)]\n"
     )
     sweep = {**tiny_sweep, "train": {"epochs": 60, "batch_size": 16}}
     sweep["task"] = {**tiny_sweep["task"], "metric": "my_metric:share_right"}
@@ -61,9 +61,7 @@ def test_it_is_sent_left_followed_stopped_and_resumed_to_its_end(
     kept = nodes.home / "ranksweep"
 
     # Ray's own port is no dashboard, and another token is not this cluster's.
-    refused = ranksweep(
-        tmp_path, "launch", "sweep.yaml", "--submit", f"127.0.0.1:{nodes.ray_port}"
-    )
+    refused = ranksweep(tmp_path, "launch", "sweep.yaml", "--submit", f"127.0.0.1:{nodes.ray_port}")
     assert refused.returncode == 2
     assert "is no dashboard of Ray" in refused.stderr
     with monkeypatch.context() as patch:
@@ -95,10 +93,19 @@ def test_it_is_sent_left_followed_stopped_and_resumed_to_its_end(
     done = check_nothing_runs(kept)
     assert 0 < len(done) < 4
 
+    # At once, as a second Ctrl-C, which Ray itself does not send.
+    resumed = launched(tmp_path, *submit, "--resume")
+    resumed.wait_for(r"trial \d+: epoch")
+    stopped = ranksweep(tmp_path, "stop", "tiny", "--address", nodes.address, "--now")
+    assert stopped.returncode == 0, stopped.stderr
+    assert resumed.end() == 130, resumed.said
+    assert "tiny was stopped; submit it with --resume" in resumed.said
+    assert check_nothing_runs(kept) >= done
+
     resumed = launched(tmp_path, *submit, "--resume")
     assert resumed.end(300) == 0, resumed.said
     result = resumed.result()
     assert result["states"]["complete"] == 4, resumed.said
     assert result["profile_cached"]
-    assert result["job"]["job"] == "tiny-2"
+    assert result["job"]["job"] == "tiny-3"
     assert check_nothing_runs(kept) > done
