@@ -26,7 +26,10 @@ def main() -> None:
     """Check this node, go to the sweeps' folder and run the sweep there."""
     here = Path.cwd() / JOB_FOLDER
     job = read_job(here)
-    for lack in (lacking_packages(job["requires"]), lacking_variables(job["required"], os.environ)):
+    for lack in (
+        lacking_packages(job["requires"], job["python"]),
+        lacking_variables(job["required"], os.environ),
+    ):
         if lack:
             _end(lack)
     # Relative to the home, for the working directory is Ray's, which deletes it.
@@ -39,12 +42,11 @@ def main() -> None:
             f"--remote-folder: {folder} cannot be used on {os.uname().nodename} "
             f"({error.strerror}); name a folder that can be written to there"
         )
-    from search.cli.main import main as command
+    # In its own process, so that Ray's signals reach it; -P, for the sweeps' folder is no package.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "ranksweep", "job", str(here)])
 
-    command(["job", str(here)])
 
-
-def lacking_packages(requires: Sequence[str]) -> str:
+def lacking_packages(requires: Sequence[str], wanted_python: str) -> str:
     """What of these requirements of pip this Python has not, in one line; empty where it has all.
 
     Ray is looked for first: without it there is nothing to read the others with.
@@ -52,6 +54,7 @@ def lacking_packages(requires: Sequence[str]) -> str:
     python = f"Python {sys.version.split()[0]} ({sys.executable})"
     try:
         from packaging.requirements import Requirement
+        from packaging.specifiers import SpecifierSet
 
         version("ray")
     except (ImportError, PackageNotFoundError):
@@ -59,6 +62,8 @@ def lacking_packages(requires: Sequence[str]) -> str:
             f"the job's {python} has no Ray; start the cluster so that `python` on the head "
             "node's PATH is the one that Ray runs in"
         )
+    if not SpecifierSet(wanted_python).contains(sys.version.split()[0], prereleases=True):
+        return f"the job's {python} is not {wanted_python}, which ranksweep needs; start Ray in one"
     lacking = []
     for each in map(Requirement, requires):
         if each.marker is not None and not each.marker.evaluate():

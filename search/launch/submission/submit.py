@@ -165,13 +165,15 @@ def last_job(server: JobServer, sweep: str) -> Job:
 
 def _texts(prepared: Prepared, folder: str) -> dict[str, str]:
     order, parcel, places = prepared.order, prepared.parcel, prepared.places
+    about = this_distribution()
     job = {
         "data": [list(piece.at) for piece in parcel.data],
         "store": places.store,
         "tracking": places.tracking,
         "required": dict(places.required),
         "wanted": list(places.wanted),
-        "requires": list(this_distribution().requires),
+        "requires": list(about.requires),
+        "python": about.python,
         "folder": folder,
         "resume": order.resume,
         "scheduled_by": order.scheduled_by,

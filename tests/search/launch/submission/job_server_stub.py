@@ -68,7 +68,9 @@ class JobServerStub:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
         self._thread.start()
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
