@@ -83,20 +83,22 @@ def follow(server: JobServer, job: Job, hear: Callable[[str], object]) -> Outcom
     not answer for minutes; KeyboardInterrupt leaves the job to go on.
     """
     lines = _Lines(hear)
-    last_word = time.monotonic()
+    heard, silent_since = -1, 0.0
     while True:
         try:
             asyncio.run(_read(server, job.id, lines))
             now = server.job(job.id)
-        except (JobError, OSError, RuntimeError, TimeoutError) as error:
-            if time.monotonic() - last_word > PATIENCE_S:
+        except JobError as error:
+            if lines.taken > heard:
+                heard, silent_since = lines.taken, time.monotonic()
+            if time.monotonic() - silent_since > PATIENCE_S:
                 raise JobError(
                     f"the job server of {server.address} does not answer any more; the sweep goes "
                     f"on there, as long as its cluster does: `ranksweep watch {job.sweep} "
                     f"--address {server.address}` follows it again"
                 ) from error
         else:
-            last_word = time.monotonic()
+            heard = -1
             if now.status in ENDED:
                 return _outcome(now, lines)
         time.sleep(AGAIN_S)

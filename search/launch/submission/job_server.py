@@ -133,9 +133,17 @@ class JobServer:
             raise
 
     async def output(self, job_id: str) -> AsyncIterator[str]:
-        """What a job writes, from its beginning on, in pieces of any length, until it has ended."""
-        async for text in self._client.tail_job_logs(job_id):
-            yield text
+        """What a job writes, from its beginning on, in pieces of any length, until it has ended.
+
+        Raises JobError where the connection breaks.
+        """
+        import aiohttp
+
+        try:
+            async for text in self._client.tail_job_logs(job_id):
+                yield text
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise JobError(f"the job server of {self.address}: {one_line(error)}") from error
 
     def stop(self, job: Job, *, at_once: bool = False) -> Job:
         """End a job as Ctrl-C would, `at_once` as pressing it twice; the job once it has ended.

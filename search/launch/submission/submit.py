@@ -30,6 +30,7 @@ from search.launch.submission.job_server import (
 from search.launch.submission.order import Order
 from search.launch.submission.parcel import (
     BASE_PACKAGE,
+    MOST_BYTES,
     Parcel,
     check_size,
     parcel_of,
@@ -44,6 +45,8 @@ REMOTE_FOLDER = "~/ranksweep"
 """Where a submitted sweep works on the head node: it outlives the job, and is the same for all."""
 ENTRYPOINT = "exec python -m search.launch.submission.arrival"
 TRIES = 5
+MOST_PACKED = 20
+"""How many times smaller a text may become when it is packed."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ def packed(prepared: Prepared, folder: str) -> Iterator[Packed]:
     Raises ConfigError where one of them is more than Ray's job server takes.
     """
     parcel = prepared.parcel
+    there = sum(piece.bytes for piece in (*parcel.data, *parcel.code))
+    if there > MOST_PACKED * MOST_BYTES:  # to find out by packing it would take long
+        check_size("task.data", there)
     with tempfile.TemporaryDirectory(prefix="ranksweep-submit-") as made:
         place = Path(made)
         work = place / "work.zip"

@@ -10,6 +10,7 @@ import pytest
 from search.launch.submission import following
 from search.launch.submission.following import Outcome, follow, result_line
 from search.launch.submission.job_server import Job, JobServer
+from spaces.errors import JobError
 
 JOB = Job("s-1", "s", 1, "RUNNING", "~/x", "", None, None)
 
@@ -32,7 +33,7 @@ class Told(JobServer):
             elif left == self._breaks:
                 self._breaks -= 1
                 self._pieces.remove(None)
-                raise RuntimeError("the connection is gone")
+                raise JobError("the connection is gone")
 
     def job(self, job_id: str) -> Job:
         return self._end
