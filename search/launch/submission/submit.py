@@ -45,6 +45,8 @@ REMOTE_FOLDER = "~/ranksweep"
 """Where a submitted sweep works on the head node: it outlives the job, and is the same for all."""
 ENTRYPOINT = "exec python -m search.launch.submission.arrival"
 TRIES = 5
+APART_S = (0.2, 2.0)
+"""How long who was refused waits, by chance, so that not both come again at once."""
 MOST_PACKED = 20
 """How many times smaller a text may become when it is packed."""
 
@@ -143,7 +145,7 @@ def submit(server: JobServer, prepared: Prepared) -> Job:
                 server.submit(job_id, ENTRYPOINT, sent.runtime_env, said)
         except TakenError:
             # Another submits the same sweep at this moment. Where Ray fails both, one goes first.
-            time.sleep(random.uniform(0.2, 2.0))
+            time.sleep(random.uniform(*APART_S))
             continue
         return server.job(job_id)
     raise JobError(

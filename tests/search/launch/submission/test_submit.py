@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from search.cli.main import main
+from search.launch.submission import submit
 from tests.search.launch.submission.job_server_stub import JobServerStub
 
 Command = Callable[..., tuple[int, Any, str]]
@@ -20,6 +21,7 @@ Command = Callable[..., tuple[int, Any, str]]
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobServerStub]:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(submit, "APART_S", (0.0, 0.0))
     # Who says where to submit means it, whatever else the environment names.
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     stub = JobServerStub()
