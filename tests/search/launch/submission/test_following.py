@@ -77,3 +77,16 @@ def test_where_the_job_says_nothing_ray_does() -> None:
     assert outcome.error == "the job s-1 failed: Failed to set up runtime environment"
     _, outcome = followed(["sh: python: not found\n"], "FAILED", 127, "exit code 127")
     assert "no `python`" in outcome.error
+
+
+def test_a_server_that_stays_silent_is_given_up_and_the_sweep_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Gone(Told):
+        def job(self, job_id: str) -> Job:
+            raise JobError("nobody answers")
+
+    monkeypatch.setattr(following, "AGAIN_S", 0.0)
+    monkeypatch.setattr(following, "PATIENCE_S", 0.0)
+    with pytest.raises(JobError, match="the sweep goes on there, .*`ranksweep watch s --address"):
+        follow(Gone([], JOB), JOB, print)
