@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import (  # type: ignore[attr-defined,import-untyped,unused-ignore]
@@ -13,9 +14,11 @@ from ray._raylet import (  # type: ignore[attr-defined,import-untyped,unused-ign
     Config,
 )
 from ray.job_config import JobConfig
-from ray.job_submission import JobSubmissionClient
 
 from search.launch.ray_environment import carried_path, wants_own_token
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 

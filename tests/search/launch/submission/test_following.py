@@ -88,5 +88,5 @@ def test_a_server_that_stays_silent_is_given_up_and_the_sweep_is_not(
 
     monkeypatch.setattr(following, "AGAIN_S", 0.0)
     monkeypatch.setattr(following, "PATIENCE_S", 0.0)
-    with pytest.raises(JobError, match="the sweep goes on there, .*`ranksweep watch s --address"):
+    with pytest.raises(JobError, match=r"the sweep goes on there, .*`ranksweep watch s --address"):
         follow(Gone([], JOB), JOB, print)
