@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -207,3 +208,15 @@ def test_what_goes_with_submit_is_refused_without_it(option: str, ranksweep: Com
     code, _, err = ranksweep("launch", "sweep.yaml", option)
     assert code == 2
     assert f"error: {option.partition('=')[0]}: goes with --submit ADDRESS" in err
+
+
+def test_where_rays_client_of_jobs_is_lacking_the_line_says_what_to_install(
+    ranksweep: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "aiohttp" else found(name)
+    )
+    code, _, err = ranksweep(*LAUNCH, "http://127.0.0.1:1")
+    assert code == 2
+    assert "pip install 'ranksweep[cluster]'" in err
