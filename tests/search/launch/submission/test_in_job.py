@@ -21,7 +21,8 @@ def unpacked(folder: Path, sweep: dict[str, Any]) -> str:
     """What has travelled, as a job finds it."""
     job = {
         "data": [], "store": None, "tracking": None, "required": {}, "wanted": ["SOME_TOKEN"],
-        "requires": [], "python": ">=3.11", "folder": "x", "resume": True, "scheduled_by": "nightly",
+        "requires": [], "python": ">=3.11", "folder": "x", "resume": True,
+        "scheduled_by": "nightly",
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
