@@ -33,7 +33,7 @@ _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Loggers of Ray that tell each step of a submission."""
+"""Loggers of Ray that tell each step of a submission, and warn of each large file."""
 _ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -79,7 +79,7 @@ class JobServer:
             )
         self.address = dashboard_url(address, option)
         for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.ERROR)
         with _no_other_address(), _opening(self.address, option):
             self._client = JobSubmissionClient(self.address)
         self._check_version(option)
