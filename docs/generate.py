@@ -240,6 +240,8 @@ def _commands() -> Iterator[str]:
     yield "`-h` or `--help` shows a command's options. These stand before or behind a command:"
     yield _table(("option", "meaning"), _options(root, context))
     for name, command in root.commands.items():
+        if command.hidden:
+            continue
         if hasattr(command, "commands"):
             group = command.make_context(name, [], parent=context, resilient_parsing=True)
             for inner_name, inner in command.commands.items():
@@ -260,7 +262,9 @@ def _command(name: str, command: Any, parent: Any) -> Iterator[str]:
 def _options(command: Any, context: Any) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for parameter in command.params:
-        name, meaning = parameter.get_help_record(context)
+        if (record := parameter.get_help_record(context)) is None:  # it is hidden
+            continue
+        name, meaning = record
         shown = re.sub(r" <\w+>$", "", name) if parameter.param_type_name == "argument" else name
         about = re.sub(r"\s+\[(required|default: [^\]]*)\]$", r" (\1)", meaning)
         rows.append((_code(re.sub(r"[<>]", "", shown)), about.replace("|", BAR)))

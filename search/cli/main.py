@@ -17,6 +17,7 @@ import typer
 from search.cli import (
     champion,
     doctor,
+    in_job,
     plans,
     presets,
     profiles,
@@ -35,7 +36,18 @@ __all__ = ["app", "main"]
 # As --help lists them, whatever was imported first: a file registers its commands as it is read.
 FILES = [
     file.__name__
-    for file in (sweeps, rows, profiles, plans, results, champion, sweep_records, presets, doctor)
+    for file in (
+        sweeps,
+        rows,
+        profiles,
+        plans,
+        results,
+        champion,
+        sweep_records,
+        presets,
+        doctor,
+        in_job,
+    )
 ]
 app.registered_commands.sort(key=lambda command: FILES.index(command.callback.__module__))  # type: ignore[union-attr]
 

@@ -61,7 +61,7 @@ def prints_result(command: Callable[P, Result]) -> Callable[P, None]:
                 "try again"
             ) from error
         if kwargs["json_output"]:
-            document = json.dumps(_jsonable(result.document), indent=2, allow_nan=False)
+            document = json.dumps(json_document(result.document), indent=2, allow_nan=False)
             try:
                 print(document)
             except BrokenPipeError:
@@ -125,16 +125,16 @@ def _draw_on(console: Console, drawn: Iterable[RenderableType]) -> None:
             console.print(each)
 
 
-def _jsonable(value: Any) -> Any:
+def json_document(value: Any) -> Any:
     """Dataclasses as mappings; NaN and infinity, for which JSON has no word, as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if is_dataclass(value):
-        return {field.name: _jsonable(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: json_document(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(inner) for key, inner in value.items()}
+        return {str(key): json_document(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_jsonable(inner) for inner in value]
+        return [json_document(inner) for inner in value]
     return value
 
 

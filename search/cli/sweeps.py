@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search.cli.app import JsonOption, Overrides, StoreOption, SweepFile, TrackingOption, app
+from search.cli.jobs import (
+    AddressOption,
+    DetachOption,
+    RemoteFolderOption,
+    SharedOption,
+    SubmitOption,
+    dry_submission,
+    refuse_gone,
+    refuse_without_submit,
+    stop_job,
+    submit_sweep,
+)
 from search.cli.output import Result, plain_text, prints_result
 from spaces.errors import RanksweepError
 
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
 @prints_result
 def launch(
     sweep: SweepFile,
+    *,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep of this name where it stopped.")
@@ -31,6 +44,10 @@ def launch(
         str | None,
         typer.Option("--profile", metavar="KEY", help="Use this profile, whatever it is of."),
     ] = None,
+    submit: SubmitOption = None,
+    detach: DetachOption = False,
+    remote_folder: RemoteFolderOption = None,
+    shared: SharedOption = False,
     scheduled_by: Annotated[
         str | None,
         typer.Option("--scheduled-by", hidden=True, help="The schedule that launches the sweep."),
@@ -43,10 +60,28 @@ def launch(
     from search.config.reading import load_sweep
 
     use = [] if profile_key is None else [f"profile.use='{profile_key}'"]
-    config = load_sweep(sweep, [*(overrides or ()), *use], store=store, tracking=tracking)
+    overrides = [*(overrides or ()), *use]
+    if submit is not None:
+        from search.launch.submission.order import Order
+
+        order = Order(
+            file=sweep,
+            overrides=tuple(overrides),
+            store=store,
+            tracking=tracking,
+            resume=resume,
+            scheduled_by=scheduled_by,
+            remote_folder=remote_folder,
+            shared=shared,
+        )
+        if dry_run:
+            return dry_submission(submit, order)
+        return submit_sweep(submit, order, detach=detach)
+    refuse_without_submit(detach=detach, remote_folder=remote_folder, shared=shared)
+    config = load_sweep(sweep, overrides, store=store, tracking=tracking)
     if dry_run:
         return _dry_run(config, resume)
-    return _launch(config, resume=resume, scheduled_by=scheduled_by)
+    return run_launch(config, resume=resume, scheduled_by=scheduled_by)
 
 
 @app.command()
@@ -60,13 +95,17 @@ def stop(
         bool,
         typer.Option("--gone", help="Close the record of a launch that is dead, wherever it ran."),
     ] = False,
+    address: AddressOption = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> Result:
-    """End a sweep that another terminal runs, as Ctrl-C would; --resume goes on with it.
+    """End a sweep that another terminal or a cluster runs, as Ctrl-C would; --resume goes on.
 
     Where its launch is gone, its record in MLflow is closed.
     """
+    refuse_gone(gone, address)
+    if address is not None:
+        return stop_job(sweep, address, now=now)
     from search.config.reading import resolve_tracking
     from search.launch import sweep_lock
     from search.launch.closing import close_what_is_gone, tracking_of
@@ -101,7 +140,7 @@ def profile(
     from search.config.reading import load_sweep
 
     config = load_sweep(sweep, overrides or (), store=store, tracking=tracking)
-    return _launch(config, profile_only=True)
+    return run_launch(config, profile_only=True)
 
 
 def _dry_run(config: SweepConfig, resume: bool) -> Result:
@@ -112,13 +151,14 @@ def _dry_run(config: SweepConfig, resume: bool) -> Result:
     return Result(result, [drawn_dry_run(result)])
 
 
-def _launch(
+def run_launch(
     config: SweepConfig,
     *,
     resume: bool = False,
     profile_only: bool = False,
     scheduled_by: str | None = None,
 ) -> Result:
+    """Run a sweep in this process, shown as it goes; what it came to."""
     from search.cli.launch_view import drawn_launch, drawn_profile
     from search.cli.view import View
 

@@ -81,9 +81,7 @@ def load_sweep(
     `store` and `tracking` are those of the command line; they win over the file. Raises ConfigError
     or ChoiceError, one line with the full path of the key.
     """
-    path = Path(path)
-    raw = apply_overrides(read_mapping(path), overrides)
-    _locate_files(raw, path.parent)
+    raw = written_sweep(path, overrides)
     configured = raw.get("store")
     if configured is None or isinstance(configured, str):
         raw["store"] = resolve_store(store, configured)
@@ -93,6 +91,17 @@ def load_sweep(
         section["uri"] = resolve_tracking(tracking, section.get("uri"))
         raw["tracking"] = section
     return parse_sweep(raw)
+
+
+def written_sweep(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a sweep file and the `--set` overrides say, with files where they are; not checked yet.
+
+    Raises ConfigError where the file or an override cannot be read.
+    """
+    path = Path(path)
+    raw = apply_overrides(read_mapping(path), overrides)
+    _locate_files(raw, path.parent)
+    return raw
 
 
 def parse_sweep(raw: Mapping[str, Any]) -> SweepConfig:

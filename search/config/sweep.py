@@ -62,7 +62,7 @@ def known_address(address: str) -> str:
         raise ValueError(
             f"a launch cannot run through {redacted(address)!r}; use HOST:PORT of the cluster's "
             "head (its port is 6379 unless another was given) from a machine of its network, or "
-            "run the launch there with `ray job submit`"
+            "send the launch there with --submit"
         )
     host, _, port = address.rpartition(":")
     if not host or not (port.isdecimal() and 0 < int(port) < 2**16):

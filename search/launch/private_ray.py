@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import (  # type: ignore[attr-defined,import-untyped,unused-ignore]
@@ -15,6 +16,9 @@ from ray._raylet import (  # type: ignore[attr-defined,import-untyped,unused-ign
 from ray.job_config import JobConfig
 
 from search.launch.ray_environment import carried_path, wants_own_token
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
@@ -40,6 +44,12 @@ def running_cluster() -> str:
     Raises ConnectionError where there is none.
     """
     return str(canonicalize_bootstrap_address("auto"))
+
+
+def version_of_server(client: JobSubmissionClient) -> str | None:
+    """The version of the Ray that a client of jobs speaks to, where that says it."""
+    version = client._server_ray_version
+    return None if version is None else str(version)
 
 
 @contextlib.contextmanager
