@@ -115,6 +115,11 @@ class View(Progress, AbstractContextManager["View"]):
             size = f", {params:,} parameters" if params is not None else ""
             self._say(f"{_named(number, seed)}: {method}{size}", keep=False)
 
+    def one_more_trial(self) -> None:
+        with self._lock:
+            self._trials += 1
+            self._refresh()
+
     def trial_steps(
         self,
         number: int,

@@ -1,4 +1,5 @@
-"""What is trained next: a repetition of what is best, what is enqueued, or what the sampler draws.
+"""What is trained next: what a user asks for, a repetition of what is best, what is enqueued, or
+what the sampler draws.
 
 What can be told of a choice without training it is told before Optuna has a trial of it: a point
 that asks for more than `max_params` parameters, cannot be a plan, or was trained already is drawn
@@ -9,9 +10,10 @@ is spent on the rest. A grid draws nothing: all its points are enqueued.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import optuna
@@ -21,14 +23,23 @@ from optuna.trial import FrozenTrial, TrialState
 from search.config.sweep import SearchSettings
 from search.study.ledger import Ledger
 from search.study.ranking import next_repeat
+from search.study.requests import Request
 from search.study.sampling import Point, Snapshot
 from search.study.shared import SharedStudy
 from search.study.smallest_plan import smallest_plan
 from search.study.standing import Standing, Standings, interrupted, training_of
+from search.study.steering import (
+    LOOK_S,
+    RequestedTrials,
+    Source,
+    Steering,
+    refuse_the_same,
+)
 from search.study.study import (
     ARM,
     CHOICE,
     TRAINABLE_PARAMS,
+    WARM_FROM,
     choice_of,
     choice_text,
     is_older,
@@ -76,6 +87,7 @@ class Proposals:
         enqueue: choices to hand out first; those that the study has already trained are left out.
         origins: of these, text of a choice -> the MLflow run that it is from.
         shared: this driver's part, where others have the same study.
+        steering: what users ask for while the search goes on, beside `search.trials`.
         say: is told in a line what a user may want to know.
     """
 
@@ -90,17 +102,21 @@ class Proposals:
         enqueue: Iterable[Choice] = (),
         origins: Mapping[str, str] | None = None,
         shared: SharedStudy | None = None,
+        steering: Steering | None = None,
         say: Callable[[str], None] = logger.info,
     ) -> None:
         self.planner, self.search, self.train = planner, search, train
         self.ledger = Ledger(study, search, train, origins or {}, shared)
         self._study, self._space, self._shared, self._say = study, space, shared, say
+        self.steering = steering
+        self._requested = RequestedTrials(study, space, planner, search, train.seed)
         self._standings = Standings(study)
         self._older = is_older(study)
         self._arms = {arm.name: arm for arm in space.arms(search.arms)}
         self._even = RandomSampler(seed=train.seed)
         self._grid = search.sampler == "grid"
         self._walked = False
+        self._rests_until = -float("inf")
         points = self._points() if self._grid else ()
         self._queue = deque({choice_text(each): each for each in [*enqueue, *points]}.values())
         self._beyond: list[FrozenTrial] = []
@@ -129,7 +145,8 @@ class Proposals:
     def begin_next(self) -> OpenTrial | Literal["later", "never"]:
         """The next trial, begun; never, when `trials` are out or nothing can be asked.
 
-        Later, where what runs decides on what is next: all are out and other drivers train some of
+        What a user asks for comes first, and may yet come while trials of this driver run. Later,
+        where what runs decides on what is next: all are out and other drivers train some of
         them still, and one that dies leaves its trials to those that live; the best is not known
         that is to be repeated; nothing is left to draw but what is being trained.
 
@@ -137,18 +154,25 @@ class Proposals:
             ConfigError: the study was made over another space.
         """
         answered = 0
+        if time.monotonic() < self._rests_until and self.ledger.has_open:
+            return "later"  # Tune asks at every step of its loop
         while True:
             standing = self._taken_over()
+            asked = self._asked(standing)
+            if asked is not None and (begun := self._begun_as_asked(asked)) is not None:
+                return begun
+            if asked is not None:
+                continue
             if standing.handed >= self.search.trials:
                 others = self._shared is not None and self._shared.others_run()
-                return "later" if others else "never"
+                return "later" if others or self._may_be_asked() else "never"
             if self._repeats_next(standing) and standing.unrepeated_run:
                 return "later"  # one that runs still may be the best
             with over_the_same_space():
                 proposal = self.propose(standing, self._grid or answered < ANSWERS)
             if proposal is None:
                 self._walked = self._grid and not standing.unrepeated_run
-                return "later" if standing.unrepeated_run else "never"
+                return "later" if standing.unrepeated_run or self._may_be_asked() else "never"
             if proposal.answer is not None:
                 self._answer(proposal, proposal.answer)
                 answered += 1
@@ -186,6 +210,82 @@ class Proposals:
             f"{answer.number} ({answer.user_attrs[ARM]}) is answered from it"
         )
 
+    # -- what users ask for ---------------------------------------------------------------------
+
+    def attend(self) -> None:
+        """Judge what users have asked for since, so that they hear of it before its turn comes."""
+        if self.steering is not None and self.steering.look():
+            standing = self.standing
+            for request in self.steering.to_train(standing.requested):
+                if not self.steering.is_judged(request):
+                    self._judged_request(request, standing)
+
+    def _asked(self, standing: Standing) -> Proposal | None:
+        """What is to be trained next of what users have asked for."""
+        if self.steering is None:
+            return None
+        self.steering.look()
+        self.steering.waits = False
+        for request in self.steering.to_train(standing.requested):
+            proposal = self._judged_request(request, standing)
+            if proposal is not None and request.warm:
+                proposal = self._with_weights(request, proposal)
+            if proposal is not None:
+                return proposal
+        return None
+
+    def _judged_request(self, request: Request, standing: Standing) -> Proposal | None:
+        """What a request asks for; None where it is refused, or left to another driver."""
+        assert self.steering is not None
+        source = Source.of(self._study, request)
+        if source is not None and self.steering.is_left_to_another(request, source):
+            return None
+        try:
+            proposal = self._requested.proposal(request)
+            agreed = ""
+            if not request.warm:
+                refuse_the_same(proposal, standing)
+            elif source is None:
+                raise UsageError(f"there is no trial {request.number} to start from")
+            elif not self.steering.is_judged(request):
+                agreed = self.steering.warm.agree(source, proposal.plan)
+        except UsageError as error:
+            self.steering.refuse(request, str(error))
+            return None
+        self.steering.accept(request, agreed)
+        return proposal
+
+    def _with_weights(self, request: Request, proposal: Proposal) -> Proposal | None:
+        """A warm clone with the file that it starts from; None while that is on its way."""
+        assert self.steering is not None
+        source = Source.of(self._study, request)
+        assert source is not None
+        assert proposal.asked is not None
+        try:
+            file = self.steering.warm.file(request, source, proposal.plan)
+        except UsageError as error:
+            self.steering.refuse(request, str(error))
+            return None
+        self.steering.waits |= file is None
+        if file is None:
+            return None
+        return replace(proposal, asked=replace(proposal.asked, warm=file))
+
+    def _begun_as_asked(self, proposal: Proposal) -> OpenTrial | None:
+        assert self.steering is not None
+        assert proposal.asked is not None
+        begun = self.ledger.begin(proposal)
+        if begun is not None:
+            self.steering.has_begun(begun, proposal.asked.request)
+        return begun
+
+    def _may_be_asked(self) -> bool:
+        """Whether a search that has nothing left of its own may yet be given something to do."""
+        if self.steering is None:
+            return False
+        self._rests_until = time.monotonic() + LOOK_S
+        return self.ledger.has_open or self.steering.waits
+
     # -- repetitions ----------------------------------------------------------------------------
 
     def _repeats_next(self, standing: Standing) -> bool:
@@ -217,7 +317,11 @@ class Proposals:
 
     def _points(self) -> list[Choice]:
         """The points of the grid that no trial has been spent on."""
-        spent = {trial.user_attrs[CHOICE] for trial in self.standing.trials}
+        spent = {
+            trial.user_attrs[CHOICE]
+            for trial in self.standing.trials
+            if WARM_FROM not in trial.user_attrs
+        }
         grid = self._space.grid(self.search.arms)
         return [choice for choice in grid if choice_text(choice) not in spent]
 
@@ -250,7 +354,7 @@ class Proposals:
             return None
         # As many as there are trials, for they are among those whose best tenth the sampler models.
         del self._beyond[: max(0, len(self._beyond) - len(standing.all_trials))]
-        snapshot = Snapshot(standing.all_trials, self._study.directions, self._beyond)
+        snapshot = Snapshot(standing.comparable, self._study.directions, self._beyond)
         waiting: set[str] = set()
         while arms := [name for name in self._arms if name not in {*self._closed, *waiting}]:
             fewest = min(arms, key=lambda name: standing.counts[name])

@@ -27,10 +27,11 @@ TOKEN = PREFIX + "token"
 PARENT = "mlflow.parentRunId"
 TEST_ROWS = "test_rows.safetensors"
 """Artifact of a confirmation: what it said of every test row."""
-State = Literal["complete", "pruned", "failed", "cancelled", "interrupted"]
+State = Literal["complete", "pruned", "failed", "stopped", "cancelled", "interrupted"]
 MLFLOW_STATUS: Mapping[str, str] = {
     "complete": "FINISHED",
     "pruned": "KILLED",
+    "stopped": "KILLED",
     "cancelled": "KILLED",
     "interrupted": "KILLED",
     "failed": "FAILED",
@@ -89,6 +90,9 @@ class Point:
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "number": int,
     "seed": int,
+    "warm_from": int,
+    "clone_of": int,
+    "trials": int,
     "choice": json.loads,
 }
 
@@ -118,6 +122,13 @@ class RunFacts:
     number: int | None = None
     seed: int | None = None
     repeat: str | None = None
+    asked_by: str | None = None
+    """Of a trial that a user has asked for while the search went on: `enqueued` or `cloned`."""
+    clone_of: int | None = None
+    warm_from: int | None = None
+    """Number of the trial whose trained weights it started from."""
+    trials: int | None = None
+    """Of a sweep: its `search.trials` at its last launch; what users asked for comes on top."""
     choice: Mapping[str, Any] | None = None
     metric: str | None = None
     mode: Mode | None = None
