@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, TrialState
 
 from search.config.sweep import SearchSettings
 from search.study.requests import (
@@ -255,9 +255,9 @@ class RequestedTrials:
         Raises UsageError where the space does not hold it or its plan cannot be trained.
         """
         choice = from_record(dict(request.choice or {}))
-        point = Snapshot((), self._study.directions).draw(self._even, self._params(choice))
+        params = params_held(self._space, choice)
+        point = Snapshot((), self._study.directions).draw(self._even, params)
         found = self._space.suggest(point)
-        _refuse_other_values(choice, found)
         plan = self._planner.plan(found)
         if not self._search.takes(plan.trainable_params):
             raise UsageError(
@@ -274,14 +274,24 @@ class RequestedTrials:
             asked=Asked(request.id, request.number),
         )
 
-    def _params(self, choice: Choice) -> dict[str, Any]:
-        try:
-            return self._space.params_of(choice)
-        except ChoiceError as error:
-            reason = str(error).partition("; widen")[0]
-            raise UsageError(
-                f"{reason}, and a sweep keeps its space; ask for a value that it holds"
-            ) from error
+
+def params_held(space: SearchSpace, choice: Choice) -> dict[str, Any]:
+    """Optuna's parameters that stand for a choice in a space.
+
+    Raises UsageError, with the key, where the space does not hold it: Optuna's distributions must
+    fit, and what is not searched is as it is in all trials.
+    """
+    try:
+        params = space.params_of(choice)
+    except ChoiceError as error:
+        reason, widen, _ = str(error).partition("; widen")
+        if not widen:
+            raise
+        raise UsageError(
+            f"{reason}, and a sweep keeps its space; ask for a value that it holds"
+        ) from None
+    _refuse_other_values(choice, space.suggest(FixedTrial(dict(params))))
+    return params
 
 
 def over_requests(study: optuna.Study) -> set[str]:

@@ -107,6 +107,7 @@ class RunFacts:
     """Run id of the sweep that it is part of."""
     is_open: bool
     """Whether MLflow takes it for running, whatever its `status` says."""
+    started_ms: int
     metrics: Mapping[str, float]
     kind: str | None = None
     status: str | None = None
@@ -134,6 +135,8 @@ class RunFacts:
     mode: Mode | None = None
     profile_key: str | None = None
     plan_digest: str | None = None
+    error: str | None = None
+    """Why a run has ended that is not complete."""
     token: str | None = None
     """What no other run has; of a sweep the mark that its folder has too."""
     host: str | None = None
@@ -161,6 +164,7 @@ class RunFacts:
             experiment_id=run.info.experiment_id,
             parent=run.data.tags.get(PARENT),
             is_open=run.info.status == "RUNNING",
+            started_ms=run.info.start_time or 0,
             metrics=run.data.metrics,
             **said,
         )
