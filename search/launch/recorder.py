@@ -83,11 +83,12 @@ class Recorder:
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
     ) -> None:
         value = metrics.get(self._config.search.metric)
-        never_ran = state in ("cancelled", "stopped") and number in self._unbegun
-        if never_ran:  # it waited
+        never_began = state in ("cancelled", "stopped") and number in self._unbegun
+        if never_began:  # it waited
             self._append_start(number, now_ms())
         else:
             self.trial_began(number, now_ms())
+        if not (never_began and state == "cancelled"):
             self._view.trial_finished(number, state, value)
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")

@@ -213,12 +213,17 @@ class Proposals:
     # -- what users ask for ---------------------------------------------------------------------
 
     def attend(self) -> None:
-        """Judge what users have asked for since, so that they hear of it before its turn comes."""
-        if self.steering is not None and self.steering.look():
-            standing = self.standing
-            for request in self.steering.to_train(standing.requested):
-                if not self.steering.is_judged(request):
-                    self._judged_request(request, standing)
+        """Judge what users have asked for since, so that they hear of it before its turn comes, and
+        have weights fetched that may be gone by then."""
+        if self.steering is None or not self.steering.look():
+            return
+        standing = self.standing
+        for request in self.steering.to_train(standing.requested):
+            if self.steering.is_judged(request):
+                continue
+            proposal = self._judged_request(request, standing)
+            if proposal is not None and request.warm:
+                self._with_weights(request, proposal)
 
     def _asked(self, standing: Standing) -> Proposal | None:
         """What is to be trained next of what users have asked for."""

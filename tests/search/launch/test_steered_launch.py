@@ -76,6 +76,7 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
     assert launch.end() == 0, launch.said
     result = launch.result()
     assert result["states"] == {"stopped": 1, "complete": 3}
+    assert list((folder / ".ranksweep" / "sweeps" / "tiny" / "warm").iterdir()) == []
     (clone,) = result["warm"]
     assert clone["warm_from"] == 1
     assert clone["number"] not in {row["number"] for row in result["best"]}
