@@ -15,11 +15,10 @@ from search.wording import figure, knobs
 from spaces.errors import UsageError
 
 if TYPE_CHECKING:
-    import optuna
-
     from search.paths import SweepPaths
     from search.study.asking import RequestRow, TrialRow
     from search.study.requests import Request
+    from search.study.study import Study
 
 ANSWER_S = 20.0
 """How long an answer is waited for: the driver looks every couple of seconds."""
@@ -128,7 +127,7 @@ def trials_clone(
     return _told(opened, request, context.obj, "accepted; it is trained next")
 
 
-def _told(opened: optuna.Study, request: Request, paths: SweepPaths, done: str) -> Result:
+def _told(opened: Study, request: Request, paths: SweepPaths, done: str) -> Result:
     """What has become of a request: done or refused by a driver, or left in the study."""
     from search.study.asking import listening, wait_for_answer
 

@@ -42,28 +42,29 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
         **tiny_sweep,
         "space": SPACE,
         "search": {"trials": 2, "scheduler": "none", "warm_start": False},
-        "train": {"epochs": 150, "batch_size": 16},
+        "train": {"epochs": 100, "batch_size": 16},
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     (folder / "choice.yaml").write_text("{method: lora, rank: 2, learning_rate: 5.0e-3}")
     (folder / "outside.yaml").write_text("{method: lora, rank: 3}")
     launch = launched(folder)
-    launch.wait_for("trial 0: epoch 2 of 150")
+    launch.wait_for("trial 0: epoch 2 of 100")
 
     assert document(folder, "trials", "tiny", "stop", "0")["state"] == "accepted"
     launch.wait_for("trial 0: lora stopped")
+    launch.wait_for("trial 1: epoch 1 of 100")
+    warm = ["trials", "tiny", "clone", "1", "--set", "learning_rate=1.0e-3", "--warm"]
+    told = document(folder, *warm)
+    assert told["state"] == "accepted"
+    assert told["reason"] == "6 of 6 blocks start from its weights"
+    assert document(folder, "trials", "tiny", "enqueue", "choice.yaml")["state"] == "accepted"
+
     refused = ranksweep(folder, "trials", "tiny", "stop", "0")
     assert refused.returncode == 2
     assert "error: N: trial 0 has ended (stopped)" in refused.stderr
     outside = ranksweep(folder, "trials", "tiny", "enqueue", "outside.yaml")
     assert outside.returncode == 2
     assert "lora.rank: 3 is not in the space" in outside.stderr
-    launch.wait_for("trial 1: epoch 1 of 150")
-    warm = ["trials", "tiny", "clone", "1", "--set", "learning_rate=1.0e-3", "--warm"]
-    told = document(folder, *warm)
-    assert told["state"] == "accepted"
-    assert told["reason"] == "6 of 6 blocks start from its weights"
-    assert document(folder, "trials", "tiny", "enqueue", "choice.yaml")["state"] == "accepted"
 
     now = document(folder, "watch", "tiny")
     assert (now["status"], now["launch"], now["stage"]) == ("running", "runs", "search")
@@ -71,7 +72,7 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
     watched = ranksweep(folder, "watch", "tiny")
     assert watched.returncode == 0, watched.stderr
     assert "best of each method on dev (accuracy)" in watched.stdout
-    assert "trial 1: epoch 150 of 150" in watched.stderr
+    assert "best so far: accuracy" in watched.stderr
 
     assert launch.end() == 0, launch.said
     result = launch.result()
@@ -95,7 +96,7 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
     assert first < client.get_metric_history(source.info.run_id, "train_loss")[0].value
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"weights.safetensors"}
 
-    waits = ranksweep(folder, "trials", "tiny", "clone", "1", "--set", "rank=1")
+    waits = ranksweep(folder, "trials", "tiny", "clone", "1", "--set", "learning_rate=1.5e-3")
     assert waits.returncode == 0
     assert "nobody runs tiny now; what is asked waits for launch --resume" in waits.stdout
     again = launched(folder, "--resume")
