@@ -142,7 +142,8 @@ def _usage_error(error: typer.TyperException) -> int:
     message = error.format_message()
     if message:  # empty where a command without arguments has shown its help
         context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "ranksweep"
+        path = context.command_path if context is not None else "ranksweep"
+        command = path.translate({ord("{"): None, ord("}"): None})  # around a group's argument
         _complain(f"{message.rstrip('.')}; see `{command} --help`")
     return error.exit_code
 

@@ -10,11 +10,13 @@ import typer
 from rich.table import Column, Table
 
 from search.cli.app import JsonOption, app
-from search.cli.output import Result, add_row, prints_result
+from search.cli.output import ByWidth, Result, add_row, prints_result
 from search.wording import figure, knobs
 from spaces.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from search.paths import SweepPaths
     from search.study.asking import RequestRow, TrialRow
     from search.study.requests import Request
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 ANSWER_S = 20.0
 """How long an answer is waited for: the driver looks every couple of seconds."""
+WIDE = 120
+"""From so many columns on a trial of `list` stands on a line of its own."""
 
 trials_app = typer.Typer(
     help="The trials of a sweep, which can be steered while it runs.", no_args_is_help=True
@@ -60,6 +64,8 @@ def trials_list(
     rows, asked = trial_rows(opened), request_rows(opened)
     runs = bool(listening(opened))
     lines = [_request_line(each) for each in asked]
+    if not runs and any(each.state == "running" for each in rows):
+        lines.append("what stands as running was cut off, and is trained again by launch --resume")
     if not runs and any(each.state != "refused" for each in asked):
         lines.append(_nobody(context.obj))
     drawn = [trials_table(rows)] if rows else ["no trial has begun"]
@@ -158,16 +164,17 @@ def _request_line(row: RequestRow) -> str:
     return f"asked by {row.by}: {row.asked}: {row.state}{row.reason and f' ({row.reason})'}"
 
 
-def trials_table(rows: Sequence[TrialRow]) -> Table:
+def trials_table(rows: Sequence[TrialRow]) -> RenderableType:
     """The trials of a sweep, by number."""
-    table = Table(
-        Column("trial", justify="right"),
-        Column("arm", style="cyan"),
-        Column("state"),
-        *(Column(name, justify="right") for name in ("epochs", "value", "params", "learning rate")),
-        Column("choice", overflow="fold"),
-        Column("asked by", overflow="fold"),
-    )
+    return ByWidth(_wide_table(rows), _narrow_table(rows), at=WIDE)
+
+
+def _wide_table(rows: Sequence[TrialRow]) -> Table:
+    table = Table(Column("trial", justify="right"), Column("arm", style="cyan"), "state")
+    for name in ("epochs", "value", "params", "learning rate"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("choice", "origin"):
+        table.add_column(name, overflow="fold")
     for row in rows:
         add_row(
             table,
@@ -181,4 +188,21 @@ def trials_table(rows: Sequence[TrialRow]) -> Table:
             knobs(row.choice),
             row.asked,
         )
+    return table
+
+
+def _narrow_table(rows: Sequence[TrialRow]) -> Table:
+    """The same with all that is not compared by eye in one column."""
+    table = Table(Column("trial", justify="right", no_wrap=True))
+    table.add_column("state", no_wrap=True)
+    for name in ("epochs", "value"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("choice", overflow="fold")
+    for row in rows:
+        told = [
+            f"{row.arm}, {row.trainable_params:,} parameters, origin: {row.asked}",
+            f"learning_rate={figure(row.choice.get('learning_rate'))} {knobs(row.choice)}",
+        ]
+        add_row(table, row.number, row.state, row.epochs, figure(row.value), "\n".join(told))
+        table.add_section()
     return table

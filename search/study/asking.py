@@ -59,7 +59,10 @@ ANSWER_POLL_S = 0.25
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial of the study. `epochs` are those that it has done, `value` is its newest."""
+    """A trial of the study. `epochs` are those that it has done, `value` is its newest.
+
+    `asked` says where it comes from: the sweep, an earlier one, or a user.
+    """
 
     number: int
     arm: str
