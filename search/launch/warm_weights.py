@@ -16,7 +16,7 @@ from search.study.requests import Request
 from search.study.steering import Source, WarmWeights
 from search.tracking.weights import WeightFiles
 from search.tuning.trial import job_name
-from spaces.errors import RanksweepError, UsageError, one_line
+from spaces.errors import JobError, RanksweepError, UsageError, one_line
 from spaces.plan import Plan
 from spaces.planner import Planner
 from trainables.trained.warm import Agreement, agreement, warm_weights
@@ -93,7 +93,10 @@ class WarmFiles(WarmWeights):
             )
 
     def _weights(self, source: Source) -> bytes:
-        """The file of a trial's weights, as they are now. Raises UsageError without such."""
+        """The file of a trial's weights, as they are now.
+
+        Raises UsageError where it has none, RanksweepError where they cannot be had now.
+        """
         so_far = self._so_far(source) if source.state is None else None
         if so_far is not None:
             return so_far
@@ -101,7 +104,10 @@ class WarmFiles(WarmWeights):
         if kept.is_file():
             return kept.read_bytes()
         if source.run_id is not None and source.state == "complete":
-            run = find_trial(self._uri, source.run_id)
+            try:
+                run = find_trial(self._uri, source.run_id)
+            except UsageError as error:  # the run is gone
+                raise JobError(str(error)) from error
             if WEIGHTS in run.files:
                 return run.artifact(WEIGHTS)
         raise UsageError(

@@ -14,13 +14,14 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import optuna
 
 _REQUEST, _ANSWER, _LISTENS = (f"ranksweep_{name}:" for name in ("asked", "answered", "listens"))
+
+Kind = Literal["stop", "enqueue", "clone"]
 
 LISTENS_EVERY_S = 20.0
 """How often a driver says that it listens."""
@@ -37,7 +38,7 @@ class Request:
     """
 
     id: str
-    kind: Literal["stop", "enqueue", "clone"]
+    kind: Kind
     number: int | None = None
     choice: Mapping[str, Any] | None = None
     warm: bool = False
@@ -75,7 +76,7 @@ class Listener:
         return abs((time.time() if now is None else now) - self.at) < LISTENS_FOR_S
 
 
-def ask(study: optuna.Study, kind: Literal["stop", "enqueue", "clone"], **what: Any) -> Request:
+def ask(study: optuna.Study, kind: Kind, **what: Any) -> Request:
     """Write a request into the study. `what` is the rest of a `Request`."""
     # Ids sort by time: what was asked first is trained first.
     request_id = f"{time.time_ns() // 1_000_000:015d}-{uuid.uuid4().hex[:12]}"
@@ -92,16 +93,11 @@ def answer(study: optuna.Study, request: Request, said: Answer) -> None:
 def requests_of(attributes: Mapping[str, Any]) -> list[Request]:
     """The requests that stand in a study's attributes, the oldest first.
 
-    One of a version of ranksweep that asks for more is passed over.
+    What cannot be read, as of a version of ranksweep that asks for more, is passed over: a driver
+    must not end for it.
     """
-    found = []
-    known = {field.name for field in fields(Request)}
-    for key in sorted(attributes):
-        said = attributes[key]
-        if key.startswith(_REQUEST) and isinstance(said, Mapping) and said.keys() <= known:
-            with suppress(TypeError):
-                found.append(Request(**said))
-    return found
+    said = [attributes[key] for key in sorted(attributes) if key.startswith(_REQUEST)]
+    return [Request(**each) for each in said if _is_request(each)]
 
 
 def answers_of(attributes: Mapping[str, Any]) -> dict[str, Answer]:
@@ -131,6 +127,18 @@ def listeners_of(attributes: Mapping[str, Any]) -> list[Listener]:
         for key, said in attributes.items()
         if key.startswith(_LISTENS) and said is not None
     ]
+
+
+def _is_request(said: object) -> bool:
+    """Whether what stands in a study is what `ask` writes."""
+    if not isinstance(said, Mapping) or said.keys() != {field.name for field in fields(Request)}:
+        return False
+    number, choice = said["number"], said["choice"]
+    return (
+        said["kind"] in get_args(Kind)
+        and (number is None or type(number) is int)
+        and (choice is None or isinstance(choice, Mapping))
+    )
 
 
 def _listener_key(folder: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from search.cli.main import main
 from search.cli.output import plain_text
 from search.cli.view import View
 from search.cli.watch import Feed, drawn_state, followed
@@ -141,6 +143,23 @@ def test_a_server_that_is_away_is_said_once_and_asked_again(
     said = [line for line in out.getvalue().splitlines() if "profile" not in line]
     assert said[-2:] == [f"{away}; it is asked again", "MLflow answers again"]
     assert len(said) == 3  # the first: that it cannot be told from here whether its launch lives
+
+
+@pytest.mark.parametrize("arguments", [["--once"], ["--json"], []])
+def test_a_sweep_whose_launch_is_gone_is_said_to_be_with_exit_code_1(
+    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    sweep.trial(0, 3, 0.8, "complete")
+    sweep.trial(1, 2, 0.7)
+    folder = tmp_path / ".ranksweep" / "sweeps" / "movie-demo"
+    here = {"host": socket.gethostname(), "folder": str(folder)}
+    sweep.tracker.log(sweep.run_id, tags=here)
+    with pytest.raises(SystemExit) as left:
+        main(["watch", "movie-demo", "--tracking", sweep.uri, *arguments])
+    assert left.value.code == 1
+    printed = capfd.readouterr()
+    said = "movie-demo is interrupted (its launch is gone): launch --resume goes on with it"
+    assert said in printed.out + printed.err
 
 
 def test_the_stage_of_the_confirmation_follows(sweep: Sweep, tmp_path: Path) -> None:

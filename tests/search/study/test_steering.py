@@ -289,6 +289,24 @@ def test_who_asks_hears_at_once_what_cannot_be(tmp_path: Path) -> None:
     assert request_rows(study) == []
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "nonsense",
+        {"kind": "stop"},
+        {"id": "1", "kind": "burn", "number": 0, "choice": None, "warm": False, "by": ""},
+        {"id": "1", "kind": "enqueue", "number": None, "choice": "lora", "warm": False, "by": ""},
+    ],
+)
+def test_what_is_no_request_is_passed_over(tmp_path: Path, written: Any) -> None:
+    study = toy_study(tmp_path)
+    study.set_user_attr("ranksweep_asked:1", written)
+    searcher = steered(study, tmp_path, trials=1)
+    searcher.proposals.attend()
+    asked(searcher, "t0")
+    assert request_rows(study) == []
+
+
 def test_a_driver_that_has_left_hears_nothing(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = steered(study, Path("/elsewhere/sweeps/toy"), trials=4)
