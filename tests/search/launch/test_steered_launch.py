@@ -13,17 +13,31 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from search.paths import sqlite_uri
+from search.paths import SweepPaths, sqlite_uri
+from search.study.asking import (
+    clone_trial,
+    enqueue_choice,
+    stop_trial,
+    study_of_sweep,
+    trial_rows,
+    wait_for_answer,
+)
+from search.study.requests import Answer
 from tests.search.launches import Launch, environment, states_in_mlflow, study_in
 
-SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "methods": {"lora": {}}}
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "search.cli.main", *arguments]
+
+
+def in_(folder: Path) -> dict[str, Any]:
+    return {"cwd": folder, "env": environment(), "text": True, "stdout": subprocess.PIPE}
 
 
 def ranksweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", "-m", "search.cli.main", *arguments],
-        cwd=folder, env=environment(), capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+        command(*arguments), **in_(folder), stderr=subprocess.PIPE, timeout=180, check=False
+    )
 
 
 def document(folder: Path, *arguments: str) -> Any:
@@ -40,66 +54,68 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
     folder = short_folder
     sweep = {
         **tiny_sweep,
-        "space": SPACE,
-        "search": {"trials": 2, "scheduler": "none", "warm_start": False},
-        "train": {"epochs": 100, "batch_size": 16},
+        "space": {"learning_rate": [1e-3, 1.5e-3, 5e-3], "methods": {"lora": {}}},
+        "search": {"trials": 1, "scheduler": "none", "warm_start": False},
+        "train": {"epochs": 120, "batch_size": 16},
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    (folder / "choice.yaml").write_text("{method: lora, rank: 2, learning_rate: 5.0e-3}")
     (folder / "outside.yaml").write_text("{method: lora, rank: 3}")
     launch = launched(folder)
-    launch.wait_for("trial 0: epoch 2 of 100")
-
-    assert document(folder, "trials", "tiny", "stop", "0")["state"] == "accepted"
+    launch.wait_for("trial 0: epoch 2 of 120")
+    watching = subprocess.Popen(command("watch", "tiny"), **in_(folder), stderr=subprocess.PIPE)
+    paths = SweepPaths(folder / ".ranksweep", "tiny")
+    study = study_of_sweep(paths, None)
+    rate = trial_rows(study)[0].choice["learning_rate"]
+    other = next(each for each in (1e-3, 5e-3) if each != rate)
+    clone = clone_trial(study, paths, 0, [f"learning_rate={other}"], warm=True)
+    enqueue = enqueue_choice(study, paths, {"method": "lora", "rank": 2, "learning_rate": 1.5e-3})
+    said = [wait_for_answer(study, each, 60) for each in (clone, enqueue)]
+    assert said == [Answer(True, "6 of 6 blocks start from its weights"), Answer(True)], launch.said
+    launch.wait_for("trial 1: lora, cloned from trial 0, warm, as .* has asked")
+    assert wait_for_answer(study, stop_trial(study, 0), 60) == Answer(True), launch.said
     launch.wait_for("trial 0: lora stopped")
-    launch.wait_for("trial 1: epoch 1 of 100")
-    warm = ["trials", "tiny", "clone", "1", "--set", "learning_rate=1.0e-3", "--warm"]
-    told = document(folder, *warm)
-    assert told["state"] == "accepted"
-    assert told["reason"] == "6 of 6 blocks start from its weights"
-    assert document(folder, "trials", "tiny", "enqueue", "choice.yaml")["state"] == "accepted"
-
-    refused = ranksweep(folder, "trials", "tiny", "stop", "0")
-    assert refused.returncode == 2
-    assert "error: N: trial 0 has ended (stopped)" in refused.stderr
-    outside = ranksweep(folder, "trials", "tiny", "enqueue", "outside.yaml")
-    assert outside.returncode == 2
-    assert "lora.rank: 3 is not in the space" in outside.stderr
-
-    now = document(folder, "watch", "tiny")
-    assert (now["status"], now["launch"], now["stage"]) == ("running", "runs", "search")
-    assert now["states"] == {"stopped": 1}
-    watched = ranksweep(folder, "watch", "tiny")
-    assert watched.returncode == 0, watched.stderr
-    assert "best of each method on dev (accuracy)" in watched.stdout
-    assert "best so far: accuracy" in watched.stderr
 
     assert launch.end() == 0, launch.said
+    out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 0, err
+    assert "search: " in err
+    assert "best of each method on dev (accuracy)" in out
+    assert "started from the weights of trial 0, and is ranked with none" in out
     result = launch.result()
-    assert result["states"] == {"stopped": 1, "complete": 3}
+    assert result["states"] == {"stopped": 1, "complete": 2}
+    assert [(each["number"], each["warm_from"]) for each in result["warm"]] == [(1, 0)]
+    assert [row["number"] for row in result["best"]] == [2]
     assert list((folder / ".ranksweep" / "sweeps" / "tiny" / "warm").iterdir()) == []
-    (clone,) = result["warm"]
-    assert clone["warm_from"] == 1
-    assert clone["number"] not in {row["number"] for row in result["best"]}
-    rows = document(folder, "trials", "tiny", "list")
-    asked = {row["number"]: row["asked"] for row in rows["trials"]}
-    assert sorted(asked.values()) == ["enqueued", "the sweep", "the sweep", "warm clone of 1"]
-    assert rows["requests"] == []
-    assert not rows["runs"]
-    assert states_in_mlflow(folder) == {0: "stopped", 1: "complete", 2: "complete", 3: "complete"}
-    client = MlflowClient(sqlite_uri(folder / ".ranksweep" / "mlflow.db"))
-    run = client.get_run(study_in(folder).trials[clone["number"]].user_attrs["mlflow_run_id"])
-    assert run.data.tags["ranksweep.warm_from"] == "1"
-    # What it started from had trained: its first epoch is no first epoch.
-    first = client.get_metric_history(run.info.run_id, "train_loss")[0].value
-    source = client.get_run(study_in(folder).trials[1].user_attrs["mlflow_run_id"])
-    assert first < client.get_metric_history(source.info.run_id, "train_loss")[0].value
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"weights.safetensors"}
+    assert states_in_mlflow(folder) == {0: "stopped", 1: "complete", 2: "complete"}
 
-    waits = ranksweep(folder, "trials", "tiny", "clone", "1", "--set", "learning_rate=1.5e-3")
+    client = MlflowClient(sqlite_uri(folder / ".ranksweep" / "mlflow.db"))
+    runs = [trial.user_attrs["mlflow_run_id"] for trial in study_in(folder).trials]
+    tags = client.get_run(runs[1]).data.tags
+    assert (tags["ranksweep.warm_from"], tags["ranksweep.asked_by"]) == ("0", "cloned")
+    first = [client.get_metric_history(run, "train_loss")[0].value for run in runs[:2]]
+    assert first[1] < first[0], "its first epoch is none of an untrained model"
+    assert "weights.safetensors" in {file.path for file in client.list_artifacts(runs[1])}
+
+    for arguments, reason in (
+        (("stop", "0"), "N: trial 0 has ended (stopped)"),
+        (("enqueue", "outside.yaml"), "lora.rank: 3 is not in the space"),
+        (("clone", "0", "--warm"), "--warm: trial 0 is stopped, and its weights are gone"),
+    ):
+        refused = ranksweep(folder, "trials", "tiny", *arguments)
+        assert refused.returncode == 2
+        assert refused.stderr.splitlines()[-1].startswith(f"error: {reason}")
+    waits = ranksweep(folder, "trials", "tiny", "clone", "2", "--set", "rank=1", "--warm")
     assert waits.returncode == 0
     assert "nobody runs tiny now; what is asked waits for launch --resume" in waits.stdout
+    cold = document(folder, "trials", "tiny", "clone", "2", "--set", f"learning_rate={other}")
+    assert (cold["state"], cold["runs"]) == ("waits", False)
+
     again = launched(folder, "--resume")
     assert again.end() == 0, again.said
-    assert again.result()["states"] == {"stopped": 1, "complete": 4}
-    assert document(folder, "trials", "tiny", "list")["trials"][4]["asked"] == "clone of 1"
+    assert again.result()["states"] == {"stopped": 1, "complete": 3}
+    listed = document(folder, "trials", "tiny", "list")
+    origins = ["the sweep", "warm clone of 0", "enqueued", "clone of 2"]
+    assert [row["asked"] for row in listed["trials"]] == origins
+    (left,) = listed["requests"]  # another rank has no block in common
+    assert left["state"] == "refused"
+    assert left["reason"].startswith("--warm: none of the 6 blocks of the plan has the rank")
