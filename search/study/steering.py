@@ -118,6 +118,9 @@ class NoWarmWeights(WarmWeights):
         self.agree(source, plan)
         return None
 
+    def close(self, over: Collection[str]) -> None:
+        return
+
 
 class Steering:
     """The requests in a study, for one driver of it.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from spaces.errors import UsageError
 from spaces.plan import Block, Plan
@@ -60,7 +61,7 @@ def warm_weights(trained: Trained, agreed: Agreement) -> Trained:
 
     Of a trial that still trains, blocks of stages to come are missing: they start afresh.
     """
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, scale in agreed.scales.items():
         A, B = (trained.weights.get(f"{name}/{factor}") for factor in ("A", "B"))
         if A is not None and B is not None:
