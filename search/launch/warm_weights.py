@@ -13,7 +13,7 @@ import ray
 from search.paths import SweepPaths, private_files
 from search.queries.trial_run import WEIGHTS, find_trial
 from search.study.requests import Request
-from search.study.steering import Source, WarmWeights
+from search.study.warm_clone import Source, WarmWeights
 from search.tracking.weights import WeightFiles
 from search.tuning.trial import job_name
 from spaces.errors import JobError, RanksweepError, UsageError, one_line

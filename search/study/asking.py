@@ -18,6 +18,7 @@ from search.config.database import study_url
 from search.config.reading import apply_overrides
 from search.config.yaml_file import parse_yaml
 from search.paths import SweepPaths
+from search.study.requested_trials import params_held
 from search.study.requests import (
     Answer,
     Listener,
@@ -27,7 +28,6 @@ from search.study.requests import (
     listeners_of,
     requests_of,
 )
-from search.study.steering import params_held
 from search.study.study import (
     ARM,
     ASKED_BY,
@@ -230,8 +230,8 @@ def _url_of_folder(paths: SweepPaths) -> str:
             "credentials, --study URL"
         )
     raise ConfigError(
-        f"SWEEP: there is no study of a sweep {paths.name!r} in {paths.root}; run this where it was "
-        "launched, or name its search.study with --study URL"
+        f"SWEEP: there is no study of a sweep {paths.name!r} in {paths.root}; run this where it "
+        "was launched, or name its search.study with --study URL"
     )
 
 

@@ -23,18 +23,13 @@ from optuna.trial import FrozenTrial, TrialState
 from search.config.sweep import SearchSettings
 from search.study.ledger import Ledger
 from search.study.ranking import next_repeat
+from search.study.requested_trials import RequestedTrials, refuse_the_same
 from search.study.requests import Request
 from search.study.sampling import Point, Snapshot
 from search.study.shared import SharedStudy
 from search.study.smallest_plan import smallest_plan
 from search.study.standing import Standing, Standings, interrupted, training_of
-from search.study.steering import (
-    LOOK_S,
-    RequestedTrials,
-    Source,
-    Steering,
-    refuse_the_same,
-)
+from search.study.steering import LOOK_S, Steering
 from search.study.study import (
     ARM,
     CHOICE,
@@ -46,6 +41,7 @@ from search.study.study import (
     over_the_same_space,
 )
 from search.study.trial import OpenTrial, Proposal
+from search.study.warm_clone import Source
 from spaces.choice import Choice
 from spaces.errors import ChoiceError, UsageError
 from spaces.planner import Planner

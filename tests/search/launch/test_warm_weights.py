@@ -12,7 +12,7 @@ import torch
 from search.launch.warm_weights import WarmFiles
 from search.paths import SweepPaths
 from search.study.requests import Request
-from search.study.steering import Source
+from search.study.warm_clone import Source
 from search.tracking.weights import WeightFiles
 from spaces.errors import UsageError
 from spaces.methods.registry import parse_choice

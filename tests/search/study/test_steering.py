@@ -26,8 +26,9 @@ from search.study.ranking import WorthKeeping, best_of_each_method, warm_trials
 from search.study.requests import Request, answers_of
 from search.study.shared import SharedStudy
 from search.study.standing import Standings, interrupted
-from search.study.steering import BY_USER, Source, Steering, WarmWeights
+from search.study.steering import BY_USER, Steering
 from search.study.study import existing_study, open_study, states_of
+from search.study.warm_clone import Source, WarmWeights
 from search.tracking.journal import Journal
 from search.tuning.searcher import StudySearcher
 from spaces.errors import ChoiceError, ConfigError, UsageError
