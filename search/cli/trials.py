@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from search.paths import SweepPaths
-    from search.study.asking import RequestRow, TrialRow
     from search.study.requests import Request
     from search.study.study import Study
+    from search.study.trial_list import RequestRow, TrialRow
 
 ANSWER_S = 20.0
 """How long an answer is waited for: the driver looks every couple of seconds."""
@@ -58,7 +58,8 @@ def trials_list(
     context: typer.Context, study: StudyOption = None, json_output: JsonOption = False
 ) -> Result:
     """List the trials: how far they are, what they have, and who has asked for them."""
-    from search.study.asking import listening, request_rows, study_of_sweep, trial_rows
+    from search.study.asking import listening, study_of_sweep
+    from search.study.trial_list import request_rows, trial_rows
 
     opened = study_of_sweep(context.obj, study)
     rows, asked = trial_rows(opened), request_rows(opened)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import make_url
 
 from search.config.database import study_url
@@ -26,24 +24,9 @@ from search.study.requests import (
     answers_of,
     ask,
     listeners_of,
-    requests_of,
 )
 from search.study.study import (
-    ARM,
-    ASKED_BY,
     CHOICE,
-    CLONE_OF,
-    CURVE,
-    DUPLICATE_OF,
-    METHOD,
-    REASON,
-    REJECTED,
-    REPEAT,
-    REQUEST,
-    RUN_ID,
-    TRAINABLE_PARAMS,
-    WARM_FROM,
-    WARM_START_FROM,
     choice_of,
     ended_as,
     existing_study,
@@ -55,35 +38,6 @@ from spaces.methods.registry import parse_choice
 from spaces.search_space import SearchSpace
 
 ANSWER_POLL_S = 0.25
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """A trial of the study. `epochs` are those that it has done, `value` is its newest.
-
-    `asked` says where it comes from: the sweep, an earlier one, or a user.
-    """
-
-    number: int
-    arm: str
-    state: str
-    epochs: int
-    value: float | None
-    trainable_params: int
-    asked: str
-    reason: str | None
-    run_id: str | None
-    choice: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RequestRow:
-    """A request that no trial has been begun for; `state` is refused, accepted or waits."""
-
-    asked: str
-    by: str
-    state: str
-    reason: str
 
 
 def study_of_sweep(paths: SweepPaths, url: str | None) -> optuna.Study:
@@ -106,36 +60,6 @@ def study_of_sweep(paths: SweepPaths, url: str | None) -> optuna.Study:
         return existing_study(url, name)
     except ConfigError as error:
         raise ConfigError(str(error).replace("search.study:", "--study:", 1)) from None
-
-
-def trial_rows(study: optuna.Study) -> list[TrialRow]:
-    """The trials of a study, by number; those that were never trained here are left out."""
-    trials = study.get_trials(deepcopy=False)
-    return [
-        _row(trial)
-        for trial in trials
-        if CHOICE in trial.user_attrs and REJECTED not in trial.user_attrs
-    ]
-
-
-def request_rows(study: optuna.Study) -> list[RequestRow]:
-    """What was asked for and has become no trial, the oldest first."""
-    attributes = study.user_attrs
-    answers = answers_of(attributes)
-    begun = {
-        trial.user_attrs[REQUEST]
-        for trial in study.get_trials(deepcopy=False)
-        if REQUEST in trial.user_attrs and ended_as(trial) != "interrupted"
-    }
-    rows = []
-    for request in requests_of(attributes):
-        said = answers.get(request.id)
-        done = request.kind == "stop" and said is not None and said.accepted
-        if request.id not in begun and not done:
-            state = "waits" if said is None else "accepted" if said.accepted else "refused"
-            reason = "" if said is None else said.reason
-            rows.append(RequestRow(request.in_words, request.by, state, reason))
-    return rows
 
 
 def stop_trial(study: optuna.Study, number: int) -> Request:
@@ -286,38 +210,3 @@ def _lives(listener: Listener) -> bool:
         return running(SweepPaths(folder.parents[1], folder.name)) is not None
     except (OSError, IndexError):  # another user's
         return True
-
-
-def _row(trial: FrozenTrial) -> TrialRow:
-    attributes = trial.user_attrs
-    curve = trial.intermediate_values
-    # Optuna takes no curve of a trial with two objectives; the study has it once it is over.
-    last = max((*curve, *map(int, attributes.get(CURVE, {}))), default=0)
-    value = trial.values[0] if trial.state == TrialState.COMPLETE else curve.get(last)
-    return TrialRow(
-        trial.number,
-        attributes.get(ARM, attributes[METHOD]),
-        "answered" if DUPLICATE_OF in attributes else ended_as(trial) or "running",
-        last,
-        float(value) if value is not None and math.isfinite(value) else None,
-        int(attributes[TRAINABLE_PARAMS]),
-        _asked(attributes),
-        attributes.get(REASON),
-        attributes.get(RUN_ID),
-        choice_of(trial).as_dict(),
-    )
-
-
-def _asked(attributes: Mapping[str, Any]) -> str:
-    """Who has asked for a trial, for a user."""
-    if WARM_FROM in attributes:
-        return f"warm clone of {attributes[WARM_FROM]}"
-    if CLONE_OF in attributes:
-        return f"clone of {attributes[CLONE_OF]}"
-    if ASKED_BY in attributes:
-        return str(attributes[ASKED_BY])
-    if REPEAT in attributes:
-        return f"repetition {attributes[REPEAT]}"
-    if WARM_START_FROM in attributes:
-        return "an earlier sweep"
-    return "the sweep"

@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import optuna
@@ -23,8 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.config.sweep import SearchSettings
 from search.study.ledger import Ledger
 from search.study.ranking import next_repeat
-from search.study.requested_trials import RequestedTrials, refuse_the_same
-from search.study.requests import Request
+from search.study.requested_trials import RequestedTrials
 from search.study.sampling import Point, Snapshot
 from search.study.shared import SharedStudy
 from search.study.smallest_plan import smallest_plan
@@ -41,7 +40,6 @@ from search.study.study import (
     over_the_same_space,
 )
 from search.study.trial import OpenTrial, Proposal
-from search.study.warm_clone import Source
 from spaces.choice import Choice
 from spaces.errors import ChoiceError, UsageError
 from spaces.planner import Planner
@@ -105,7 +103,11 @@ class Proposals:
         self.ledger = Ledger(study, search, train, origins or {}, shared)
         self._study, self._space, self._shared, self._say = study, space, shared, say
         self.steering = steering
-        self._requested = RequestedTrials(study, space, planner, search, train.seed)
+        self._requested = (
+            None
+            if steering is None
+            else RequestedTrials(steering, study, space, planner, search, train.seed)
+        )
         self._standings = Standings(study)
         self._older = is_older(study)
         self._arms = {arm.name: arm for arm in space.arms(search.arms)}
@@ -154,11 +156,8 @@ class Proposals:
             return "later"  # Tune asks at every step of its loop
         while True:
             standing = self._taken_over()
-            asked = self._asked(standing)
-            if asked is not None and (begun := self._begun_as_asked(asked)) is not None:
-                return begun
-            if asked is not None:
-                continue
+            if (asked := self._begun_as_asked(standing)) is not None:
+                return asked
             if standing.handed >= self.search.trials:
                 others = self._shared is not None and self._shared.others_run()
                 return "later" if others or self._may_be_asked() else "never"
@@ -209,83 +208,28 @@ class Proposals:
     # -- what users ask for ---------------------------------------------------------------------
 
     def attend(self) -> None:
-        """Judge what users have asked for since, so that they hear of it before its turn comes, and
-        have weights fetched that may be gone by then."""
-        if self.steering is None or not self.steering.look():
-            return
-        standing = self.standing
-        for request in self.steering.to_train(standing.requested):
-            if self.steering.is_judged(request):
-                continue
-            proposal = self._judged_request(request, standing)
-            if proposal is not None and request.warm:
-                self._with_weights(request, proposal)
+        """Judge what users have asked for since, so that they hear of it before its turn comes."""
+        if self._requested is not None and self._requested.look():
+            self._requested.attend(self.standing)
 
-    def _asked(self, standing: Standing) -> Proposal | None:
-        """What is to be trained next of what users have asked for."""
-        if self.steering is None:
-            return None
-        self.steering.look()
-        self.steering.waits = False
-        for request in self.steering.to_train(standing.requested):
-            proposal = self._judged_request(request, standing)
-            if proposal is not None and request.warm:
-                proposal = self._with_weights(request, proposal)
-            if proposal is not None:
-                return proposal
+    def _begun_as_asked(self, standing: Standing) -> OpenTrial | None:
+        """A trial that a user has asked for, begun; None where there is none to begin now."""
+        while self._requested is not None:
+            proposal = self._requested.next_of(standing)
+            if proposal is None:
+                return None
+            if (begun := self.ledger.begin(proposal)) is not None:
+                self._requested.has_begun(begun)
+                return begun
+            standing = self.standing  # another driver was faster
         return None
-
-    def _judged_request(self, request: Request, standing: Standing) -> Proposal | None:
-        """What a request asks for; None where it is refused, or left to another driver."""
-        assert self.steering is not None
-        source = Source.of(self._study, request)
-        if source is not None and self.steering.is_left_to_another(request, source):
-            return None
-        try:
-            proposal = self._requested.proposal(request)
-            agreed = ""
-            if not request.warm:
-                refuse_the_same(proposal, standing)
-            elif source is None:
-                raise UsageError(f"there is no trial {request.number} to start from")
-            elif not self.steering.is_judged(request):
-                agreed = self.steering.warm.agree(source, proposal.plan)
-        except UsageError as error:
-            self.steering.refuse(request, str(error))
-            return None
-        self.steering.accept(request, agreed)
-        return proposal
-
-    def _with_weights(self, request: Request, proposal: Proposal) -> Proposal | None:
-        """A warm clone with the file that it starts from; None while that is on its way."""
-        assert self.steering is not None
-        source = Source.of(self._study, request)
-        assert source is not None
-        assert proposal.asked is not None
-        try:
-            file = self.steering.warm.file(request, source, proposal.plan)
-        except UsageError as error:
-            self.steering.refuse(request, str(error))
-            return None
-        self.steering.waits |= file is None
-        if file is None:
-            return None
-        return replace(proposal, asked=replace(proposal.asked, warm=file))
-
-    def _begun_as_asked(self, proposal: Proposal) -> OpenTrial | None:
-        assert self.steering is not None
-        assert proposal.asked is not None
-        begun = self.ledger.begin(proposal)
-        if begun is not None:
-            self.steering.has_begun(begun, proposal.asked.request)
-        return begun
 
     def _may_be_asked(self) -> bool:
         """Whether a search that has nothing left of its own may yet be given something to do."""
-        if self.steering is None:
+        if self._requested is None:
             return False
         self._rests_until = time.monotonic() + LOOK_S
-        return self.ledger.has_open or self.steering.waits
+        return self.ledger.has_open or self._requested.waits
 
     # -- repetitions ----------------------------------------------------------------------------
 

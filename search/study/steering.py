@@ -66,8 +66,6 @@ class Steering:
         self._answers: dict[str, Answer] = {}
         self._judged: set[str] = set()
         self._others: set[str] = set()
-        self.waits = False
-        """Whether what is to be trained waits for its weights."""
 
     def look(self) -> bool:
         """Read what the study says now, if it is time to; whether anything is new."""

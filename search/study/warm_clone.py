@@ -1,4 +1,4 @@
-"""A clone that starts from the trained weights of the trial that it is of, as the study knows it."""
+"""A clone that starts from the trained weights of the trial that it is of."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ from search.study.asking import (
     enqueue_choice,
     stop_trial,
     study_of_sweep,
-    trial_rows,
     wait_for_answer,
 )
 from search.study.requests import Answer
+from search.study.trial_list import trial_rows
 from tests.search.launches import Launch, environment, states_in_mlflow, study_in
 
 

@@ -16,10 +16,8 @@ from search.study.asking import (
     clone_trial,
     enqueue_choice,
     listening,
-    request_rows,
     stop_trial,
     study_of_sweep,
-    trial_rows,
 )
 from search.study.left_open import end_what_was_left_open
 from search.study.ranking import WorthKeeping, best_of_each_method, warm_trials
@@ -28,6 +26,7 @@ from search.study.shared import SharedStudy
 from search.study.standing import Standings, interrupted
 from search.study.steering import BY_USER, Steering
 from search.study.study import existing_study, open_study, states_of
+from search.study.trial_list import request_rows, trial_rows
 from search.study.warm_clone import Source, WarmWeights
 from search.tracking.journal import Journal
 from search.tuning.searcher import StudySearcher

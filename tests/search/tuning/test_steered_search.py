@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from search.paths import SweepPaths
-from search.study.asking import enqueue_choice, stop_trial, trial_rows, wait_for_answer
+from search.study.asking import enqueue_choice, stop_trial, wait_for_answer
 from search.study.requests import listeners_of
 from search.study.steering import BY_USER, Steering
 from search.study.study import existing_study
+from search.study.trial_list import trial_rows
 from tests.search.toy_search import searcher_over, toy_space, toy_study
 from tests.search.tuning.test_tune import Notebook, paper_group, search
 
