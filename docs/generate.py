@@ -253,7 +253,8 @@ def _commands() -> Iterator[str]:
 def _command(name: str, command: Any, parent: Any) -> Iterator[str]:
     context = command.make_context(name, [], parent=parent, resilient_parsing=True)
     usage = re.sub(r"[{}]", "", command.get_usage(context)).removeprefix("Usage: ")
-    yield f"## {context.command_path.removeprefix('ranksweep ')}"
+    path = re.sub(r"[{}]", "", context.command_path)
+    yield f"## {path.removeprefix('ranksweep ')}"
     yield command.help
     yield f"```text\n{usage}\n```"
     yield _table(("option", "meaning"), _options(command, context))

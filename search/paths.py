@@ -100,6 +100,11 @@ class SweepPaths:
         return self.sweep / "weights"
 
     @property
+    def warm(self) -> Path:
+        """Folder of the weights that trials start from which a user has asked for."""
+        return self.sweep / "warm"
+
+    @property
     def confirmed_weights(self) -> Path:
         """Folder of the weights of confirmations that MLflow has not been given yet."""
         return self.sweep / "confirmed"

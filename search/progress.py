@@ -31,6 +31,9 @@ class Progress(Protocol):
     ) -> None:
         """A trial of `method` has started; its plan trains `params` parameters."""
 
+    def one_more_trial(self) -> None:
+        """A trial is about to start that is none of those that the stage had before it."""
+
     def trial_steps(
         self,
         number: int,
@@ -47,7 +50,7 @@ class Progress(Protocol):
     def trial_finished(
         self, number: int, state: str, value: float | None = None, seed: int | None = None
     ) -> None:
-        """A trial is over: complete, pruned, failed or cancelled."""
+        """A trial is over: complete, pruned, failed, stopped or cancelled."""
 
     def best(self, number: int, method: str, value: float, params: int | None = None) -> None:
         """The best trial that has run to its end so far."""

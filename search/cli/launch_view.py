@@ -46,6 +46,11 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
     if result.front:
         title = f"front of {metric} against parameters"
         yield results_table(result.front, metric, title)
+    yield from (
+        f"trial {each.number} ({each.arm}) started from the weights of trial {each.warm_from}, and "
+        f"is ranked with none: {metric} {figure(each.value)}"
+        for each in result.warm
+    )
     yield from _beside_constant_answers(result)
     if result.unranked:
         yield f"no trial ran to its end: {', '.join(result.unranked)}"

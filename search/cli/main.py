@@ -25,6 +25,8 @@ from search.cli import (
     rows,
     sweep_records,
     sweeps,
+    trials,
+    watch,
 )
 from search.cli.app import EXIT_FAILED, app
 from search.cli.faults import fault_of_the_place
@@ -38,6 +40,8 @@ FILES = [
     file.__name__
     for file in (
         sweeps,
+        watch,
+        trials,
         rows,
         profiles,
         plans,
@@ -164,7 +168,8 @@ def _usage_error(error: typer.TyperException) -> int:
     message = error.format_message()
     if message:  # empty where a command without arguments has shown its help
         context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "ranksweep"
+        path = context.command_path if context is not None else "ranksweep"
+        command = path.translate({ord("{"): None, ord("}"): None})  # around a group's argument
         _complain(f"{message.rstrip('.')}; see `{command} --help`")
     return error.exit_code
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -85,6 +85,12 @@ class View(Progress, AbstractContextManager["View"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def were_over(self, states: Mapping[str, int]) -> None:
+        """So many trials of the stage had ended in each state before anyone looked."""
+        with self._lock:
+            self._states.update(states)
+            self._refresh()
+
     def stage(self, name: str, detail: str = "", trials: int = 0, later: int = 0) -> None:
         with self._lock:
             if (name, detail) == (self._stage, self._detail):
@@ -107,13 +113,25 @@ class View(Progress, AbstractContextManager["View"]):
                 self._say_how_far(f"profile: {self._profile_in_words()}")
 
     def trial_started(
-        self, number: int, method: str, params: int | None = None, seed: int | None = None
+        self,
+        number: int,
+        method: str,
+        params: int | None = None,
+        seed: int | None = None,
+        *,
+        ago: float = 0.0,
     ) -> None:
+        """A trial has started, so many seconds `ago`."""
         with self._lock:
-            self._running[number, seed] = _Running(method, params, self._clock())
+            self._running[number, seed] = _Running(method, params, self._clock() - ago)
             self._widest = max(self._widest, len(self._running))
             size = f", {params:,} parameters" if params is not None else ""
             self._say(f"{_named(number, seed)}: {method}{size}", keep=False)
+
+    def one_more_trial(self) -> None:
+        with self._lock:
+            self._trials += 1
+            self._refresh()
 
     def trial_steps(
         self,

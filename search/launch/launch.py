@@ -164,7 +164,7 @@ def _open_sweep(
     if run is not None:
         _say_if_other_data(run, prepared, view)
         tracker.resume_sweep(run.run_id)
-        here = {**launched_here(paths), **asked_tags(config)}
+        here = {**launched_here(paths), **asked_tags(config), "trials": config.search.trials}
         tracker.log(run.run_id, tags={**here, **_published(config, run)})
         run_id = run.run_id
     else:
@@ -191,6 +191,7 @@ def _tags(config: SweepConfig, prepared: SweepInputs, paths: SweepPaths) -> dict
         "base_uri": prepared.base_uri,
         "metric": config.search.metric,
         "mode": config.search.mode,
+        "trials": str(config.search.trials),
         "profile_key": prepared.key,
         **borrowed_from(prepared),
         **launched_here(paths),

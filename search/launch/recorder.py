@@ -40,7 +40,7 @@ class Recorder:
         self._methods: dict[int, tuple[str, int]] = {}
         self._epochs: dict[int, int] = {}
         self._unbegun: dict[int, dict[str, Any]] = {}
-        self._repeats: set[int] = set()
+        self._unranked: set[int] = set()
         self._said_that_epochs_go = False
         self._objective = Objective(config.search.metric, config.search.mode)
         gains = [self._objective.gain(row.value) for row in best]
@@ -52,8 +52,8 @@ class Recorder:
         self._epochs[number] = self._config.train.epochs * plan.length
         self._relay.keep_plan(number, plan)
         own = self._searcher.tags_of(number)
-        if "repeat" in own:
-            self._repeats.add(number)
+        if own.keys() & {"repeat", "warm_from"}:
+            self._unranked.add(number)
         self._unbegun[number] = {
             "choice": choice.as_dict(),
             "tags": {"arm": arm, "plan_digest": plan.digest, **own},
@@ -83,17 +83,19 @@ class Recorder:
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
     ) -> None:
         value = metrics.get(self._config.search.metric)
-        if state == "cancelled" and number in self._unbegun:  # it waited, and never began
+        never_began = state in ("cancelled", "stopped") and number in self._unbegun
+        if never_began:  # it waited
             self._append_start(number, now_ms())
         else:
             self.trial_began(number, now_ms())
+        if not (never_began and state == "cancelled"):
             self._view.trial_finished(number, state, value)
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")
         method, params = self._methods.pop(number, ("", 0))
         if state == "complete":
             self._keep_weights(number)
-        if state == "complete" and value is not None and number not in self._repeats:
+        if state == "complete" and value is not None and number not in self._unranked:
             gain = self._objective.gain(float(value))
             if gain > self._best_gain:
                 self._best_gain = gain

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from search.queries.comparison import Confirmation
-from search.study.ranking import BestChoice
+from search.study.ranking import BestChoice, WarmTrial
 from trainables.tasks.constant_answer import ConstantAnswer
 from trainables.tasks.task import Task
 
@@ -28,6 +28,8 @@ class LaunchResult:
     front: list[BestChoice] = field(default_factory=list)
     """Of a search with two objectives, the trials that no other beats in one without losing in the
     other, fewest parameters first."""
+    warm: list[WarmTrial] = field(default_factory=list)
+    """Trials that a user had started from the weights of others, which are ranked with none."""
     unranked: list[str] = field(default_factory=list)
     """Methods and arms of which no trial ran to its end."""
     constant_answers: Mapping[str, ConstantAnswer] = field(default_factory=dict)

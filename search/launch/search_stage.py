@@ -19,15 +19,22 @@ from search.launch.recall import Recall
 from search.launch.recorder import Recorder
 from search.launch.result import LaunchResult
 from search.launch.resume import shared_settings
+from search.launch.warm_weights import WarmFiles
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.study.as_begun import space_as_begun
 from search.study.first_choices import first_choices
 from search.study.left_open import end_what_was_left_open
 from search.study.proposals import Proposals
-from search.study.ranking import WorthKeeping, best_of_each_method, pareto_front
+from search.study.ranking import (
+    WorthKeeping,
+    best_of_each_method,
+    pareto_front,
+    warm_trials,
+)
 from search.study.shared import SharedStudy, check_settings, driver_of, ended_last_trial, own_seed
 from search.study.standing import interrupted, settle
+from search.study.steering import Steering
 from search.study.study import (
     BEAT_SECONDS,
     GRACE_SECONDS,
@@ -116,11 +123,12 @@ class SearchStage:
             in_time = search.time_budget is None or time.monotonic() < started + search.time_budget
             return in_time and not self.interrupts.heard and workers.lost() is None
 
-        searcher = self._searcher(planner, shared, waits)
+        steering = self._steering(planner, workers)
+        searcher = self._searcher(planner, shared, steering, waits)
         self._say_what_is_left(searcher)
         self._take_stock()
         try:
-            with self._recorded(shared, searcher, workers) as recorder:
+            with self._heard(steering), self._recorded(shared, searcher, workers) as recorder:
                 outcome = tune_search(
                     searcher=searcher,
                     queue=workers.queue,
@@ -149,8 +157,33 @@ class SearchStage:
         )
         return SharedStudy(self.study, self._driver, GRACE_SECONDS)
 
+    def _steering(self, planner: Planner, workers: ResidentWorkers) -> Steering:
+        """What users ask for while the search goes on."""
+        config = self.config
+        return Steering(
+            self.study,
+            str(self.paths.sweep.absolute()),
+            driver=self._driver if config.search.study is not None else None,
+            warm=WarmFiles(self.paths, planner, workers.queue, config.tracking.uri),
+            say=self.view.message,
+            more=self.view.one_more_trial,
+        )
+
+    @contextlib.contextmanager
+    def _heard(self, steering: Steering) -> Iterator[None]:
+        """While open, the study says that requests are heard."""
+        try:
+            yield
+        finally:
+            with contextlib.suppress(JobError):  # the database is away, as what is raised says
+                steering.close()
+
     def _searcher(
-        self, planner: Planner, shared: SharedStudy | None, waits: Callable[[], bool]
+        self,
+        planner: Planner,
+        shared: SharedStudy | None,
+        steering: Steering,
+        waits: Callable[[], bool],
     ) -> StudySearcher:
         """Who proposes: first what was cut off, the papers' defaults and what others have found."""
         config, space, search = self.config, self.space, self.config.search
@@ -166,6 +199,7 @@ class SearchStage:
             enqueue=[*again, *first, *(each.choice for each in earlier)],
             origins={choice_text(each.choice): each.run_id for each in earlier},
             shared=shared,
+            steering=steering,
             say=self.view.message,
         )
         return StudySearcher(proposals, waits)
@@ -217,6 +251,7 @@ class SearchStage:
     def _take_stock(self) -> None:
         self.result.states = states_of(self.study)
         self.result.best = best_of_each_method(self.study, self.config.objective)
+        self.result.warm = warm_trials(self.study.get_trials(deepcopy=False))
         if len(self.config.search.objectives) > 1:
             self.result.front = pareto_front(self.study, self.config.objective)
         self.result.judge()

@@ -86,7 +86,8 @@ def best(
     (default 1). Equal values rank by fewer parameters. With `pareto`, the trials that no other
     beats in metric or parameters without losing in the other, fewest parameters first (all of them,
     unless `top` is given). A trial that was stopped, failed, or has no such metric is left out. A
-    choice that its sweep has repeated with other seeds is one row, with the mean.
+    choice that its sweep has repeated with other seeds is one row, with the mean. A trial that
+    started from the trained weights of another has trained for longer: it is left out, and said.
 
     Raises:
         ChoiceError: there is no such method.
@@ -230,7 +231,13 @@ def recorded(
     """
     repeated: dict[tuple[str | None, str], list[BestRow]] = {}
     firsts: list[tuple[str | None, BestRow]] = []
-    found = _complete_trials(tracking_uri, tags, experiment, say_what_is_gone=True)
+    every = _complete_trials(tracking_uri, tags, experiment, say_what_is_gone=True)
+    found = [(name, run) for name, run in every if run.warm_from is None]
+    if warm := len(every) - len(found):
+        logger.warning(
+            "%d complete trial%s left out that started from the weights of another: `ranksweep "
+            "trials SWEEP list` shows them", warm, " is" if warm == 1 else "s are",
+        )  # fmt: skip
     same = _same_data([run for _, run in found])
     seen: set[str] = set()
     for experiment_name, run in found:

@@ -10,7 +10,8 @@ COMPLETE    trained for all its epochs, with finite values: those of its last ep
             ``ranksweep_duplicate_of`` holds: another choice, but the same training
 PRUNED      stopped early by the scheduler; its curve is kept
 FAIL        failed, or ended at a NaN or an infinity, or was cut off by the user or the
-            time budget (attribute ``ranksweep_interrupted``); attribute ``reason`` says why.
+            time budget (attribute ``ranksweep_interrupted``), or ended by the user for good
+            (``ranksweep_stopped``); attribute ``reason`` says why.
             Or another driver was faster (``ranksweep_rejected``)
 =========== ============================================================================
 """
@@ -31,10 +32,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search.config.sweep import SearchSettings
 from search.study.private_optuna import add_running
 from search.study.shared import SharedStudy
-from search.study.standing import is_handed_out, is_same_training, training_of
+from search.study.standing import is_handed_out, is_of_the_search, is_same, training_of
 from search.study.study import (
     ARM,
+    ASKED_BY,
     CHOICE,
+    CLONE_OF,
     CURVE,
     DUPLICATE_OF,
     INTERRUPTED,
@@ -43,21 +46,26 @@ from search.study.study import (
     REASON,
     REJECTED,
     REPEAT,
+    REQUEST,
     RUN_ID,
     SEED,
+    STOPPED,
     TRAINABLE_PARAMS,
     TRAINING,
+    WARM_FROM,
     WARM_START_FROM,
     choice_text,
     is_older,
     over_the_same_space,
 )
-from search.study.trial import EndedTrial, OpenTrial, Proposal
+from search.study.trial import Asked, EndedTrial, OpenTrial, Proposal
 from trainables.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+_MARKS = {"cancelled": INTERRUPTED, "stopped": STOPPED}
+"""State of our own -> the attribute that tells it from others that FAIL."""
 
 
 class Ledger:
@@ -98,7 +106,9 @@ class Ledger:
             self._shared.beat_for(trial)
             if self._gives_back(trial):
                 return None
-        found = OpenTrial(trial, proposal.choice, proposal.plan, proposal.seed, proposal.repeat)
+        found = OpenTrial(
+            trial, proposal.choice, proposal.plan, proposal.seed, proposal.repeat, proposal.asked
+        )
         self._open[found.number] = found
         return found
 
@@ -106,6 +116,11 @@ class Ledger:
         """A complete trial of what is proposed, with the values of the one that is the same."""
         known = {"values": answer.values, "intermediate_values": answer.intermediate_values}
         self._study.add_trial(self._frozen(proposal, TrialState.COMPLETE, **known))
+
+    @property
+    def has_open(self) -> bool:
+        """Whether a trial of this driver has not ended."""
+        return bool(self._open)
 
     def record(self, found: OpenTrial, result: Mapping[str, Any]) -> None:
         """Keep an epoch's values; Optuna takes them as intermediate values of one objective."""
@@ -131,8 +146,8 @@ class Ledger:
         try:
             if ended.reason is not None:
                 trial.set_user_attr(REASON, ended.reason[:2000])
-            if ended.state == "cancelled":
-                trial.set_user_attr(INTERRUPTED, True)
+            if ended.state in _MARKS:
+                trial.set_user_attr(_MARKS[ended.state], True)
             if len(self._search.objectives) > 1:
                 # Optuna takes no intermediate values where there are several objectives.
                 curve = {str(epoch): values for epoch, values in sorted(found.curve.items())}
@@ -153,26 +168,40 @@ class Ledger:
         self._open[number].trial.set_user_attr(RUN_ID, run_id)
 
     def tags_of(self, number: int) -> dict[str, Any]:
-        """What a record of an open trial should say beside its choice: seed, repetition, origin."""
+        """What a record of an open trial should say beside its choice: seed, repetition, origin,
+        and who has asked for it."""
         found = self._open.get(number)
         if found is None:
             return {}
         origin = self._origins.get(choice_text(found.choice))
-        return _known({SEED: found.seed, REPEAT: found.repeat or None, WARM_START_FROM: origin})
+        return _known(
+            {
+                SEED: found.seed,
+                REPEAT: found.repeat or None,
+                WARM_START_FROM: origin,
+                **_of_request(found.asked),
+            }
+        )
 
     def _frozen(self, proposal: Proposal, state: TrialState, **more: Any) -> FrozenTrial:
         choice, params = proposal.choice, proposal.plan.trainable_params
+        training = training_of(choice, proposal.plan)
+        asked = proposal.asked
+        if asked is not None and asked.warm is not None:  # the same as no other
+            training = f"{training}:warm:{asked.request}"
         attributes = {
             CHOICE: choice_text(choice, self._older),
             METHOD: choice.method,
             ARM: proposal.arm,
             TRAINABLE_PARAMS: params,
             PLAN_DIGEST: proposal.plan.digest,
-            TRAINING: training_of(choice, proposal.plan),
+            TRAINING: training,
             SEED: proposal.seed,
             REPEAT: proposal.repeat or None,
             WARM_START_FROM: self._origins.get(choice_text(choice)),
             DUPLICATE_OF: proposal.answer.number if proposal.answer else None,
+            REQUEST: None if asked is None else asked.request,
+            **_of_request(asked),
         }
         limit = self._search.max_params
         return create_trial(
@@ -188,8 +217,9 @@ class Ledger:
         """Whether a trial that was written down is given up: see search/study/shared.py."""
         *ahead, own = self._study.get_trials(deepcopy=False)[: trial.number + 1]
         counted = [each for each in ahead if is_handed_out(each)]
-        same = [each for each in counted if is_same_training(each, own)]
-        if len(counted) < self._search.trials and not same:
+        same = [each for each in counted if is_same(each, own)]
+        are_out = sum(map(is_of_the_search, counted)) >= self._search.trials
+        if not same and not (are_out and is_of_the_search(own)):
             return False
         why = f"trial {same[0].number} is the same" if same else "search.trials are out"
         trial.set_user_attr(REJECTED, f"another driver was faster: {why}")
@@ -225,6 +255,13 @@ def _value(found: OpenTrial, objective: str, values: Mapping[str, Any]) -> float
     if objective == TRAINABLE_PARAMS:
         return float(found.plan.trainable_params)
     return float(values.get(objective, math.nan))
+
+
+def _of_request(asked: Asked | None) -> dict[str, Any]:
+    """What is said of a trial that a user has asked for."""
+    if asked is None:
+        return {}
+    return {ASKED_BY: asked.by, CLONE_OF: asked.clone_of, WARM_FROM: asked.warm_from}
 
 
 def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:

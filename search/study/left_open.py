@@ -13,7 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.study.study import (
     ARM,
+    ASKED_BY,
     CHOICE,
+    CLONE_OF,
     CURVE,
     DRIVER,
     DUPLICATE_OF,
@@ -24,7 +26,9 @@ from search.study.study import (
     REJECTED,
     REPEAT,
     SEED,
+    WARM_FROM,
     WARM_START_FROM,
+    ended_as,
 )
 from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import Journal, end_of_trial
@@ -43,8 +47,7 @@ def end_what_was_left_open(journal: Journal, study: optuna.Study, objective: str
         state, at_ms, reason = "interrupted", now_ms(), None
         trial = trials.get(number)
         if trial is not None:
-            if INTERRUPTED not in trial.user_attrs:
-                state = ENDED_AS.get(trial.state.name, "interrupted")
+            state = ended_as(trial) or "interrupted"
             if trial.datetime_complete is not None:
                 at_ms = _ms(trial.datetime_complete)
             reason = trial.user_attrs.get(REASON)
@@ -80,12 +83,12 @@ def write_from_study(
     """Append a trial to the journal anew, as far as the study knows it."""
     number, ended = trial.number, _ms(trial.datetime_complete)
     journal.forget(number)
-    keys = (ARM, PLAN_DIGEST, SEED, REPEAT, WARM_START_FROM)
+    keys = (ARM, PLAN_DIGEST, SEED, REPEAT, WARM_START_FROM, ASKED_BY, CLONE_OF, WARM_FROM)
     tags = {key: trial.user_attrs[key] for key in keys if key in trial.user_attrs}
     journal.start(number, start_body(trial, tags, plan_of), _ms(trial.datetime_start))
     for epoch, values in sorted(_curve(trial, objective).items()):
         journal.epoch(number, epoch, {"metrics": values}, ended)
-    state = ENDED_AS[trial.state.name]
+    state = ended_as(trial) or "interrupted"
     journal.end(number, end_of_trial(state, trial.user_attrs.get(REASON), {}), ended)
 
 

@@ -1,4 +1,5 @@
-"""What is trained next: a repetition of what is best, what is enqueued, or what the sampler draws.
+"""What is trained next: what a user asks for, a repetition of what is best, what is enqueued, or
+what the sampler draws.
 
 What can be told of a choice without training it is told before Optuna has a trial of it: a point
 that asks for more than `max_params` parameters, cannot be a plan, or was trained already is drawn
@@ -9,6 +10,7 @@ is spent on the rest. A grid draws nothing: all its points are enqueued.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,14 +23,17 @@ from optuna.trial import FrozenTrial, TrialState
 from search.config.sweep import SearchSettings
 from search.study.ledger import Ledger
 from search.study.ranking import next_repeat
+from search.study.requested_trials import RequestedTrials
 from search.study.sampling import Point, Snapshot
 from search.study.shared import SharedStudy
 from search.study.smallest_plan import smallest_plan
 from search.study.standing import Standing, Standings, interrupted, training_of
+from search.study.steering import LOOK_S, Steering
 from search.study.study import (
     ARM,
     CHOICE,
     TRAINABLE_PARAMS,
+    WARM_FROM,
     choice_of,
     choice_text,
     is_older,
@@ -76,6 +81,7 @@ class Proposals:
         enqueue: choices to hand out first; those that the study has already trained are left out.
         origins: of these, text of a choice -> the MLflow run that it is from.
         shared: this driver's part, where others have the same study.
+        steering: what users ask for while the search goes on, beside `search.trials`.
         say: is told in a line what a user may want to know.
     """
 
@@ -90,17 +96,25 @@ class Proposals:
         enqueue: Iterable[Choice] = (),
         origins: Mapping[str, str] | None = None,
         shared: SharedStudy | None = None,
+        steering: Steering | None = None,
         say: Callable[[str], None] = logger.info,
     ) -> None:
         self.planner, self.search, self.train = planner, search, train
         self.ledger = Ledger(study, search, train, origins or {}, shared)
         self._study, self._space, self._shared, self._say = study, space, shared, say
+        self.steering = steering
+        self._requested = (
+            None
+            if steering is None
+            else RequestedTrials(steering, study, space, planner, search, train.seed)
+        )
         self._standings = Standings(study)
         self._older = is_older(study)
         self._arms = {arm.name: arm for arm in space.arms(search.arms)}
         self._even = RandomSampler(seed=train.seed)
         self._grid = search.sampler == "grid"
         self._walked = False
+        self._rests_until = -float("inf")
         points = self._points() if self._grid else ()
         self._queue = deque({choice_text(each): each for each in [*enqueue, *points]}.values())
         self._beyond: list[FrozenTrial] = []
@@ -129,7 +143,8 @@ class Proposals:
     def begin_next(self) -> OpenTrial | Literal["later", "never"]:
         """The next trial, begun; never, when `trials` are out or nothing can be asked.
 
-        Later, where what runs decides on what is next: all are out and other drivers train some of
+        What a user asks for comes first, and may yet come while trials of this driver run. Later,
+        where what runs decides on what is next: all are out and other drivers train some of
         them still, and one that dies leaves its trials to those that live; the best is not known
         that is to be repeated; nothing is left to draw but what is being trained.
 
@@ -137,18 +152,22 @@ class Proposals:
             ConfigError: the study was made over another space.
         """
         answered = 0
+        if time.monotonic() < self._rests_until and self.ledger.has_open:
+            return "later"  # Tune asks at every step of its loop
         while True:
             standing = self._taken_over()
+            if (asked := self._begun_as_asked(standing)) is not None:
+                return asked
             if standing.handed >= self.search.trials:
                 others = self._shared is not None and self._shared.others_run()
-                return "later" if others else "never"
+                return "later" if others or self._may_be_asked() else "never"
             if self._repeats_next(standing) and standing.unrepeated_run:
                 return "later"  # one that runs still may be the best
             with over_the_same_space():
                 proposal = self.propose(standing, self._grid or answered < ANSWERS)
             if proposal is None:
                 self._walked = self._grid and not standing.unrepeated_run
-                return "later" if standing.unrepeated_run else "never"
+                return "later" if standing.unrepeated_run or self._may_be_asked() else "never"
             if proposal.answer is not None:
                 self._answer(proposal, proposal.answer)
                 answered += 1
@@ -186,6 +205,32 @@ class Proposals:
             f"{answer.number} ({answer.user_attrs[ARM]}) is answered from it"
         )
 
+    # -- what users ask for ---------------------------------------------------------------------
+
+    def attend(self) -> None:
+        """Judge what users have asked for since, so that they hear of it before its turn comes."""
+        if self._requested is not None and self._requested.look():
+            self._requested.attend(self.standing)
+
+    def _begun_as_asked(self, standing: Standing) -> OpenTrial | None:
+        """A trial that a user has asked for, begun; None where there is none to begin now."""
+        while self._requested is not None:
+            proposal = self._requested.next_of(standing)
+            if proposal is None:
+                return None
+            if (begun := self.ledger.begin(proposal)) is not None:
+                self._requested.has_begun(begun)
+                return begun
+            standing = self.standing  # another driver was faster
+        return None
+
+    def _may_be_asked(self) -> bool:
+        """Whether a search that has nothing left of its own may yet be given something to do."""
+        if self._requested is None:
+            return False
+        self._rests_until = time.monotonic() + LOOK_S
+        return self.ledger.has_open or self._requested.waits
+
     # -- repetitions ----------------------------------------------------------------------------
 
     def _repeats_next(self, standing: Standing) -> bool:
@@ -217,7 +262,11 @@ class Proposals:
 
     def _points(self) -> list[Choice]:
         """The points of the grid that no trial has been spent on."""
-        spent = {trial.user_attrs[CHOICE] for trial in self.standing.trials}
+        spent = {
+            trial.user_attrs[CHOICE]
+            for trial in self.standing.trials
+            if WARM_FROM not in trial.user_attrs
+        }
         grid = self._space.grid(self.search.arms)
         return [choice for choice in grid if choice_text(choice) not in spent]
 
@@ -250,7 +299,7 @@ class Proposals:
             return None
         # As many as there are trials, for they are among those whose best tenth the sampler models.
         del self._beyond[: max(0, len(self._beyond) - len(standing.all_trials))]
-        snapshot = Snapshot(standing.all_trials, self._study.directions, self._beyond)
+        snapshot = Snapshot(standing.comparable, self._study.directions, self._beyond)
         waiting: set[str] = set()
         while arms := [name for name in self._arms if name not in {*self._closed, *waiting}]:
             fewest = min(arms, key=lambda name: standing.counts[name])

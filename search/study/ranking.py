@@ -22,6 +22,7 @@ from search.study.study import (
     RUN_ID,
     TRAINABLE_PARAMS,
     TRAINING,
+    WARM_FROM,
     choice_of,
 )
 
@@ -73,10 +74,13 @@ class BestChoice:
 
 
 def measured(trials: Iterable[FrozenTrial], objective: Objective) -> list[Measured]:
-    """The trainings that are complete, best first; of equal ones the smaller, then the earlier."""
+    """The trainings that are complete, best first; of equal ones the smaller, then the earlier.
+
+    One that started from the weights of another has trained for longer and is ranked with none.
+    """
     named: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        if trial.state == TrialState.COMPLETE:
+        if trial.state == TrialState.COMPLETE and WARM_FROM not in trial.user_attrs:
             attributes = trial.user_attrs
             named.setdefault(attributes[TRAINING], []).append(trial)
     found = [
@@ -140,10 +144,35 @@ def _front_of(trials: Iterable[FrozenTrial], objective: Objective) -> list[BestC
     return rows[::-1]
 
 
+@dataclass(frozen=True)
+class WarmTrial:
+    """A complete trial that started from the trained weights of trial `warm_from`."""
+
+    number: int
+    arm: str
+    warm_from: int
+    value: float
+
+
+def warm_trials(trials: Iterable[FrozenTrial]) -> list[WarmTrial]:
+    """Those that started from the weights of others and are complete, by number."""
+    return [
+        WarmTrial(
+            trial.number,
+            trial.user_attrs[ARM],
+            trial.user_attrs[WARM_FROM],
+            float(trial.values[0]),
+        )
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and WARM_FROM in trial.user_attrs
+    ]
+
+
 class WorthKeeping:
     """Which complete trials have weights that are worth keeping, asked again and again.
 
-    They are each method's best, and the Pareto front where there are two objectives. Of a choice
+    They are each method's best, and the Pareto front where there are two objectives; and those that
+    a user had started from the weights of others, for no other has what they have. Of a choice
     with several seeds it is the first trial. What was not worth it once is not looked at again, for
     its weights are gone, and a search that is long would take ever longer.
     """
@@ -163,6 +192,7 @@ class WorthKeeping:
         self._kept = {row.number for row in _best_of_arms(trials, self._objective)}
         if len(self._study.directions) > 1:
             self._kept |= {row.number for row in _front_of(trials, self._objective)}
+        self._kept |= {row.number for row in warm_trials(candidates)}
         return set(self._kept)
 
 

@@ -19,8 +19,11 @@ from search.study.study import (
     REASON,
     REJECTED,
     REPEAT,
+    REQUEST,
     SEED,
+    STOPPED,
     TRAINING,
+    WARM_FROM,
     choice_of,
 )
 from spaces.choice import Choice
@@ -33,6 +36,11 @@ def is_handed_out(trial: FrozenTrial) -> bool:
     return CHOICE in attributes and not attributes.keys() & {REJECTED, INTERRUPTED, DUPLICATE_OF}
 
 
+def is_of_the_search(trial: FrozenTrial) -> bool:
+    """Whether a trial that counts is one of `search.trials`, and not asked for beside them."""
+    return REQUEST not in trial.user_attrs
+
+
 @dataclass
 class Standing:
     """What of a study decides on its next trial, read at one moment."""
@@ -41,24 +49,35 @@ class Standing:
     trials: list[FrozenTrial] = field(default_factory=list)
     """Those that count."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Arm -> how many."""
+    """Arm -> how many of `search.trials`."""
     choices: dict[str, FrozenTrial] = field(default_factory=dict)
-    """Text of a choice -> a trial of it, one that failed left out."""
+    """Text of a choice -> a trial of it, one that failed or started warm left out."""
     trainings: dict[tuple[str, int], FrozenTrial] = field(default_factory=dict)
-    """`TRAINING` and seed -> its trial, one that failed left out."""
+    """`TRAINING` and seed -> its trial, one that failed or started warm left out."""
+    requested: dict[str, FrozenTrial] = field(default_factory=dict)
+    """Id of a user's request -> the trial that it is answered by."""
+    has_warm: bool = False
+    """Whether a trial has started from the weights of another."""
 
     @property
     def unrepeated_run(self) -> bool:
-        """Whether a trial runs that is no repetition."""
+        """Whether a trial runs that is no repetition, and that may come to be repeated."""
         return any(
-            trial.state == TrialState.RUNNING and REPEAT not in trial.user_attrs
+            trial.state == TrialState.RUNNING and not trial.user_attrs.keys() & {REPEAT, WARM_FROM}
             for trial in self.trials
         )
 
     @property
     def handed(self) -> int:
-        """How many trials count."""
-        return len(self.trials)
+        """How many of `search.trials` are out."""
+        return sum(self.counts.values())
+
+    @property
+    def comparable(self) -> Sequence[FrozenTrial]:
+        """All trials whose values tell of their choices: those that started from the base."""
+        if not self.has_warm:
+            return self.all_trials
+        return [trial for trial in self.all_trials if WARM_FROM not in trial.user_attrs]
 
     def add(self, trial: FrozenTrial) -> None:
         """Take in the next trial of the study."""
@@ -68,8 +87,13 @@ class Standing:
         if not is_handed_out(trial):
             return
         self.trials.append(trial)
-        self.counts[attributes[ARM]] += 1
-        if trial.state != TrialState.FAIL:
+        if is_of_the_search(trial):
+            self.counts[attributes[ARM]] += 1
+        else:
+            self.requested[attributes[REQUEST]] = trial
+        if WARM_FROM in attributes:
+            self.has_warm = True
+        elif trial.state != TrialState.FAIL or STOPPED in attributes:
             self.trainings.setdefault((attributes[TRAINING], attributes[SEED]), trial)
             self.choices.setdefault(attributes[CHOICE], trial)
 
@@ -91,7 +115,13 @@ class Standings:
             self._ended.add(trial)
         ended = self._ended
         standing = Standing(
-            trials, [*ended.trials], ended.counts.copy(), {**ended.choices}, {**ended.trainings}
+            trials,
+            [*ended.trials],
+            ended.counts.copy(),
+            {**ended.choices},
+            {**ended.trainings},
+            {**ended.requested},
+            ended.has_warm,
         )
         for trial in trials[self._read :]:
             standing.add(trial)
@@ -103,6 +133,13 @@ def ended_before(trials: Sequence[FrozenTrial], start: int) -> int:
     while start < len(trials) and trials[start].state.is_finished():
         start += 1
     return start
+
+
+def is_same(one: FrozenTrial, other: FrozenTrial) -> bool:
+    """Whether two trials are for one request, or train the same."""
+    request = one.user_attrs.get(REQUEST)
+    for_one = request is not None and request == other.user_attrs.get(REQUEST)
+    return for_one or is_same_training(one, other)
 
 
 def is_same_training(one: FrozenTrial, other: FrozenTrial) -> bool:
@@ -121,17 +158,22 @@ def interrupted(study: optuna.Study, left: Collection[int] | None = None) -> lis
 
     Beside those that `settle` ends they are those of trials that were cut off before, in the order
     they were asked, without those that have been trained since and without repetitions, which are
-    chosen anew.
+    chosen anew. One that a user has asked for is not among them: its request stands again.
     """
     settle(study, left)
     trials = study.get_trials(deepcopy=False)
-    trained = {trial.user_attrs[CHOICE] for trial in trials if is_handed_out(trial)}
+    trained = {
+        trial.user_attrs[CHOICE]
+        for trial in trials
+        if is_handed_out(trial) and WARM_FROM not in trial.user_attrs
+    }
     cut_off = {
         trial.user_attrs[CHOICE]: trial
         for trial in trials
         if INTERRUPTED in trial.user_attrs
         and CHOICE in trial.user_attrs
         and REPEAT not in trial.user_attrs
+        and REQUEST not in trial.user_attrs
     }
     return [choice_of(trial) for text, trial in cut_off.items() if text not in trained]
 

@@ -17,6 +17,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial
 
 from search.config.database import reached
+from search.redaction import redacted
 from search.study.patient_storage import PatientStorage
 from spaces.choice import Choice
 from spaces.errors import ConfigError
@@ -44,6 +45,17 @@ REJECTED = "ranksweep_rejected"
 INTERRUPTED = "ranksweep_interrupted"
 DUPLICATE_OF = "ranksweep_duplicate_of"
 """Number of the complete trial whose values this one was told: it is the same training."""
+STOPPED = "ranksweep_stopped"
+"""A user has ended it, and does not want it trained again."""
+REQUEST = "ranksweep_request"
+"""Id of the request of a user's that the trial is for; it is none of `search.trials`."""
+ASKED_BY = "asked_by"
+"""How it was asked for: `enqueued` or `cloned`."""
+CLONE_OF = "clone_of"
+"""Number of the trial whose choice was changed."""
+WARM_FROM = "warm_from"
+"""Number of the trial whose trained weights it started from: its value is not that of its choice
+trained from the base, and is compared with no other."""
 DRIVER = "driver"
 """Whose trial it is, where several drivers share a study."""
 
@@ -139,6 +151,25 @@ def open_study(
     return study
 
 
+def existing_study(storage: str, name: str, patience: float = 20.0) -> optuna.Study:
+    """A study that is there, for those who read it or ask something of its driver.
+
+    Raises ConfigError where there is none of the name, or the storage cannot be reached.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # a RuntimeError: the tables are of another version of Optuna
+    with reached(storage, StorageInternalError, RuntimeError):
+        opened = _storage(storage, None, GRACE_SECONDS, lambda: False)
+        opened.patience = patience
+        try:
+            return optuna.load_study(study_name=name, storage=opened)
+        except KeyError:
+            raise ConfigError(
+                f"SWEEP: there is no study of a sweep {name!r} in {redacted(storage)}; name the "
+                "database that its search.study names"
+            ) from None
+
+
 def _storage(
     url: str, beat_seconds: int | None, grace_seconds: int, impatient: Callable[[], bool]
 ) -> PatientStorage:
@@ -188,8 +219,15 @@ def over_the_same_space() -> Iterator[None]:
         ) from error
 
 
+def ended_as(trial: FrozenTrial) -> str | None:
+    """How a trial has ended; None while it has not."""
+    if STOPPED in trial.user_attrs:
+        return "stopped"
+    return "interrupted" if INTERRUPTED in trial.user_attrs else ENDED_AS.get(trial.state.name)
+
+
 def states_of(study: optuna.Study) -> dict[str, int]:
-    """How many trials of a study ended in each state: complete, pruned, failed, cancelled.
+    """How many trials of a study ended in each state: complete, pruned, failed, stopped, cancelled.
 
     `duplicate` counts those that were answered from another and not trained.
     """
@@ -198,7 +236,7 @@ def states_of(study: optuna.Study) -> dict[str, int]:
         attributes = trial.user_attrs
         if CHOICE not in attributes or REJECTED in attributes:
             continue
-        state = ENDED_AS.get(trial.state.name)
+        state = ended_as(trial)
         if INTERRUPTED in attributes:
             state = "cancelled"
         elif DUPLICATE_OF in attributes:

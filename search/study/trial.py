@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -13,7 +14,31 @@ from optuna.trial import FrozenTrial
 from spaces.choice import Choice
 from spaces.plan import Plan
 
-EndState = Literal["complete", "pruned", "failed", "cancelled"]
+EndState = Literal["complete", "pruned", "failed", "cancelled", "stopped"]
+"""`cancelled` is what is cut off and trained again by the next launch, `stopped` what a user has
+ended."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user has asked to be trained: which request it is, and of which trial it is a clone.
+
+    `warm` is the file of weights that it starts from, those of the trial that it is a clone of.
+    """
+
+    request: str
+    clone_of: int | None = None
+    warm: Path | None = None
+
+    @property
+    def by(self) -> str:
+        """How it was asked for, as a record of it says."""
+        return "enqueued" if self.clone_of is None else "cloned"
+
+    @property
+    def warm_from(self) -> int | None:
+        """Number of the trial whose weights it starts from."""
+        return None if self.warm is None else self.clone_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +56,8 @@ class Proposal:
     """A complete trial that is the same training."""
     of: int | None = None
     """Number of the trial whose choice is repeated."""
+    asked: Asked | None = None
+    """Set where a user has asked for it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +83,7 @@ class OpenTrial:
     plan: Plan
     seed: int
     repeat: int
+    asked: Asked | None = None
     curve: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property

@@ -27,10 +27,11 @@ TOKEN = PREFIX + "token"
 PARENT = "mlflow.parentRunId"
 TEST_ROWS = "test_rows.safetensors"
 """Artifact of a confirmation: what it said of every test row."""
-State = Literal["complete", "pruned", "failed", "cancelled", "interrupted"]
+State = Literal["complete", "pruned", "failed", "stopped", "cancelled", "interrupted"]
 MLFLOW_STATUS: Mapping[str, str] = {
     "complete": "FINISHED",
     "pruned": "KILLED",
+    "stopped": "KILLED",
     "cancelled": "KILLED",
     "interrupted": "KILLED",
     "failed": "FAILED",
@@ -89,6 +90,9 @@ class Point:
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "number": int,
     "seed": int,
+    "warm_from": int,
+    "clone_of": int,
+    "trials": int,
     "choice": json.loads,
 }
 
@@ -103,6 +107,7 @@ class RunFacts:
     """Run id of the sweep that it is part of."""
     is_open: bool
     """Whether MLflow takes it for running, whatever its `status` says."""
+    started_ms: int
     metrics: Mapping[str, float]
     started_ms: int | None = None
     """In milliseconds of Unix time, as `ended_ms`, which is None of an open run."""
@@ -121,11 +126,20 @@ class RunFacts:
     number: int | None = None
     seed: int | None = None
     repeat: str | None = None
+    asked_by: str | None = None
+    """Of a trial that a user has asked for while the search went on: `enqueued` or `cloned`."""
+    clone_of: int | None = None
+    warm_from: int | None = None
+    """Number of the trial whose trained weights it started from."""
+    trials: int | None = None
+    """Of a sweep: its `search.trials` at its last launch; what users asked for comes on top."""
     choice: Mapping[str, Any] | None = None
     metric: str | None = None
     mode: Mode | None = None
     profile_key: str | None = None
     plan_digest: str | None = None
+    error: str | None = None
+    """Why a run has ended that is not complete."""
     token: str | None = None
     """What no other run has; of a sweep the mark that its folder has too."""
     host: str | None = None
@@ -153,6 +167,7 @@ class RunFacts:
             experiment_id=run.info.experiment_id,
             parent=run.data.tags.get(PARENT),
             is_open=run.info.status == "RUNNING",
+            started_ms=run.info.start_time or 0,
             metrics=run.data.metrics,
             started_ms=run.info.start_time,
             ended_ms=run.info.end_time,

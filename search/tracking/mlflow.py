@@ -221,6 +221,7 @@ def search_runs(
     experiment_ids: Sequence[str],
     tags: Mapping[str, str],
     parent: str | None = None,
+    patience: float = PATIENCE_S,
 ) -> list[RunFacts]:
     """All active runs that carry these tags (without the prefix), newest first."""
     wanted = {PREFIX + key: value for key, value in tags.items()}
@@ -231,15 +232,17 @@ def search_runs(
     query = partial(
         client.search_runs, list(experiment_ids), " and ".join(clauses), max_results=PAGE
     )
-    found = every_page(uri, query)
+    found = every_page(uri, query, patience)
     return [RunFacts.of(run) for run in found if wanted.items() <= run.data.tags.items()]
 
 
-def every_page(uri: str, search: Callable[..., PagedList[Any]]) -> Iterator[Any]:
+def every_page(
+    uri: str, search: Callable[..., PagedList[Any]], patience: float = PATIENCE_S
+) -> Iterator[Any]:
     """What a search finds, page after page."""
     token: str | None = None
     while True:
-        page = call(uri, partial(search, page_token=token))
+        page = call(uri, partial(search, page_token=token), patience)
         yield from page
         token = page.token
         if not token:

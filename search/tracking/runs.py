@@ -9,6 +9,7 @@ from pathlib import Path
 from search.tracking.artifacts import moved_with_database
 from search.tracking.facts import RunFacts
 from search.tracking.mlflow import (
+    PATIENCE_S,
     call,
     connect,
     experiment_names,
@@ -20,13 +21,15 @@ from search.tracking.mlflow import (
 class RecordedRuns:
     """What has been recorded at a tracking URI; a local database that is not there is none.
 
+    A server that is away is waited for `patience` seconds, once it has answered.
+
     Raises:
         ConfigError: a URI that MLflow cannot track to.
         TrackingError: the server or database is not there or cannot be read.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, patience: float = PATIENCE_S) -> None:
+        self.uri, self._patience = uri, patience
         self._client = connect(uri, must_exist=True)
 
     def experiments(self) -> dict[str, str]:
@@ -40,7 +43,7 @@ class RecordedRuns:
 
         `parent` is the run id of a sweep, whose runs alone are wanted.
         """
-        return search_runs(self._client, self.uri, list(experiments), tags, parent)
+        return search_runs(self._client, self.uri, list(experiments), tags, parent, self._patience)
 
     def find(self, run_id: str) -> RunFacts | None:
         """The run of this id; None where there is none."""
@@ -54,7 +57,7 @@ class RecordedRuns:
                     return None
                 raise
 
-        return call(self.uri, look)
+        return call(self.uri, look, self._patience)
 
     def files(self, run_id: str) -> frozenset[str]:
         """The names of a run's artifacts."""

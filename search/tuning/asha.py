@@ -68,6 +68,8 @@ class StagedAsha(AsyncHyperBandScheduler):  # type: ignore[misc]
             return str(TrialScheduler.CONTINUE)  # the function returns by itself
         if trial.config.get("repeat", 0):
             return str(TrialScheduler.CONTINUE)  # all repetitions count, not the lucky ones alone
+        if trial.config.get("warm") is not None:
+            return str(TrialScheduler.CONTINUE)  # it has trained for longer than the others
         result = {**result, "epoch": epoch}
         stages = self._stages(trial.trial_id) if length == 1 else 1
         if stages == 1 or (self._in_last_stage(epoch, stages) and epoch in self._rung_epochs):

@@ -14,6 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS, DONE, TRIAL_ID
 
 from search.interrupts import Interrupts
+from search.study.steering import BY_USER
 from search.study.trial import EndedTrial, EndState
 from search.tuning.searcher import StudySearcher
 from search.tuning.trial import job_name, one_line
@@ -126,6 +127,7 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         """Find the trials that Tune has ended without a word, and those that now train."""
         self._meet(trials)
         self._look_who_began()
+        self._do_as_asked()
         for trial in self._just_over:
             # The means of each metric over its last epochs: 30 KB a trial, and nothing reads them.
             trial.metric_analysis.clear()
@@ -158,20 +160,20 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         for trial_id in self._searcher.open_ids:
             self.cut_off(trial_id, reason)
 
-    def cut_off(self, trial_id: str, reason: str) -> None:
+    def cut_off(self, trial_id: str, reason: str, state: EndState = "cancelled") -> None:
         """End one trial from outside: its job, its Optuna trial, and a word to the observer."""
         found = self._searcher.open_trial(trial_id)
         if found is None:
             return
         self._cancel(found.number)
-        ended = self._searcher.cancel(trial_id, reason)
+        ended = self._searcher.cancel(trial_id, reason, state)
         if ended is not None:
             self._tell_end(trial_id, ended)
 
     def settle(self) -> None:
         """After Tune's loop: cancel again what a function may have submitted since then."""
         for ended in self._searcher.ended:
-            if ended.state == "cancelled":
+            if ended.state in ("cancelled", "stopped"):
                 self._cancel(ended.number)
         if self._cancels:
             ray.wait(self._cancels, num_returns=len(self._cancels), timeout=10)
@@ -181,6 +183,20 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
             except Exception as error:  # whatever: the queue may be gone, or never knew the job
                 logger.debug("a job could not be cancelled: %s", one_line(str(error)))
         self._cancels.clear()
+
+    def _do_as_asked(self) -> None:
+        """Stop the trials that users want stopped, and judge what they want trained."""
+        steering = self._searcher.proposals.steering
+        if steering is None or self.stop_reason is not None:
+            return
+        self._searcher.proposals.attend()
+        for request in steering.to_stop():
+            trial_id = self._searcher.id_of(request.number)
+            if trial_id is None:
+                steering.refuse_where_over(request)
+                continue
+            self.cut_off(trial_id, BY_USER, "stopped")
+            steering.accept(request)
 
     def _look_who_began(self) -> None:
         """Tell the observer of the jobs that groups have taken, which the queue knows.

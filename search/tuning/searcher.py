@@ -16,7 +16,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from search.study.proposals import Proposals
-from search.study.trial import EndedTrial, OpenTrial
+from search.study.trial import EndedTrial, EndState, OpenTrial
 from spaces.choice import Choice
 
 
@@ -26,7 +26,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     Tune calls `suggest` when it can start a trial, `on_trial_result` after each report that does
     not stop it, and `on_trial_complete` when it ends. A suggestion is ``{"choice": dict, "number":
     n, "seed": s, "repeat": k}`` with Optuna's number of the trial, the seed to train with, and 0 or
-    which repetition of the choice it is.
+    which repetition of the choice it is; and ``"warm"``, the file of weights to start from, for a
+    trial that does.
 
     Args:
         proposals: who hands out the trials of the study.
@@ -51,11 +52,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if not isinstance(begun, OpenTrial):
             return str(Searcher.FINISHED)
         self._open[trial_id] = begun
+        warm = begun.asked.warm if begun.asked is not None else None
         return {
             "choice": begun.choice.as_dict(),
             "number": begun.number,
             "seed": begun.seed,
             "repeat": begun.repeat,
+            **({} if warm is None else {"warm": str(warm)}),
         }
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -154,12 +157,19 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         found = self._open.get(trial_id)
         return found.plan.length if found else 1
 
-    def cancel(self, trial_id: str, reason: str) -> EndedTrial | None:
-        """Tell FAIL an open trial that was cut off from outside; a resumed sweep redoes it."""
+    def id_of(self, number: int | None) -> str | None:
+        """Tune's id of the open trial with this number; None where none is open."""
+        return next((each for each, open_ in self._open.items() if open_.number == number), None)
+
+    def cancel(
+        self, trial_id: str, reason: str, state: EndState = "cancelled"
+    ) -> EndedTrial | None:
+        """Tell FAIL an open trial that was cut off from outside; a resumed sweep redoes it, unless
+        it was stopped."""
         found = self._open.get(trial_id)
         if found is None:
             return None
-        ended = found.ended("cancelled", reason)
+        ended = found.ended(state, reason)
         self._end(trial_id, ended)
         return ended
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -62,8 +63,10 @@ def trial_of_job(job_id: str) -> tuple[int, int | None] | None:
 def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -> None:
     """Tune's function: hand the plan of one choice to the resident workers and report its epochs.
 
-    `config` is ``{"choice": dict, "number": int, "seed": int}``. The last epoch is reported when
-    the job is done, so that a trial with all its epochs is one that the worker has finished.
+    `config` is ``{"choice": dict, "number": int, "seed": int}``, and for a trial that starts from
+    trained weights ``"warm"``, their file, which can be read here: this runs on the driver's node.
+    The last epoch is reported when the job is done, so that a trial with all its epochs is one that
+    the worker has finished.
 
     Raises:
         JobError: the job failed, with the worker's own error in one line.
@@ -79,6 +82,7 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
         train=context.train,
         method=choice.method,
         keep_weights=context.keep_weights,
+        warm=Path(config["warm"]).read_bytes() if config.get("warm") else None,
     )
     last: dict[str, Any] | None = None
     reported = 0

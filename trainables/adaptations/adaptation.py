@@ -148,6 +148,14 @@ class Adaptation(ABC):
         """Turn the adapters' dropout off until the next training step."""
         return
 
+    def start_from(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Have each stage start from what of it stands in `weights`, named as `weights()` names it,
+        and from fresh values where nothing does. Called before the first stage.
+
+        Raises UsageError where an adaptation of this kind only ever starts afresh.
+        """
+        raise UsageError("plan: it cannot start from trained weights; train it from the base")
+
     @abstractmethod
     def detach(self) -> None:
         """Take away all that was attached but the head; what it leaves can still be asked for."""
@@ -157,6 +165,11 @@ class Adaptation(ABC):
     @abstractmethod
     def weights(self) -> dict[str, torch.Tensor]:
         """All that rebuilds the trained function on the same base, the head apart."""
+
+    def weights_so_far(self) -> dict[str, torch.Tensor]:
+        """Copies of what is trained as it is now, that of the stage under way too; by the names of
+        `weights()`."""
+        return {name: tensor.clone() for name, tensor in self.weights().items()}
 
     @abstractmethod
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:

@@ -197,6 +197,7 @@ class BlockAdaptation(Adaptation):
         self._finished: dict[str, torch.Tensor] = {}
         self._attached: list[Removable] = []
         self._adapters: dict[str, ModuleAdapter] = {}
+        self._start: Mapping[str, torch.Tensor] = {}
         self._index = 0
 
     def begin_stage(self, index: int, steps: int) -> StageParameters:
@@ -204,6 +205,9 @@ class BlockAdaptation(Adaptation):
         adapters = {}
         for name in self._targets:
             blocks = self._blocks(index, name, generator)
+            for factor, own in _factors(f"stage{index}/{name}", blocks):
+                if factor in self._start:
+                    own.data.copy_(named_tensor(self._start, factor, own.shape))
             if blocks or name in self._frozen:
                 adapters[name] = ModuleAdapter(blocks, self._dropout, self._frozen.get(name, ()))
         self._attach(adapters)
@@ -213,6 +217,9 @@ class BlockAdaptation(Adaptation):
             for block in adapter.trainable:
                 scaled.setdefault(block.lr_scale, []).extend([block.A, block.B])
         return StageParameters(self._model, adapters.values(), scaled, self._head)
+
+    def start_from(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._start = dict(weights)
 
     def end_stage(self) -> None:
         for name, adapter in self._adapters.items():
@@ -227,15 +234,20 @@ class BlockAdaptation(Adaptation):
         """`stage<i>/<module>/block<j>/A` [rank, cols] and `/B` [rows, rank]."""
         return dict(self._finished)
 
+    def weights_so_far(self) -> dict[str, torch.Tensor]:
+        found = super().weights_so_far()
+        for name, adapter in self._adapters.items():
+            for factor, own in _factors(f"stage{self._index}/{name}", adapter.trainable):
+                found[factor] = own.detach().clone()
+        return found
+
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         generator = torch.Generator()
         for index, stage in enumerate(self._plan.stages):
             for name in stage:
                 place, blocks = f"stage{index}/{name}", self._blocks(index, name, generator)
-                for j, block in enumerate(blocks):
-                    for factor in ("A", "B"):
-                        own = getattr(block, factor).data
-                        own.copy_(named_tensor(weights, f"{place}/block{j}/{factor}", own.shape))
+                for factor, own in _factors(place, blocks):
+                    own.data.copy_(named_tensor(weights, factor, own.shape))
                 self._freeze(name, place, blocks)
         self._attach_frozen()
 
@@ -263,10 +275,8 @@ class BlockAdaptation(Adaptation):
             layout = _Layout(blocks)
             A, B = layout.place([factor for block in blocks for factor in (block.A, block.B)])
             self._frozen.setdefault(name, []).append((A, B * layout.scale))
-            for j, block in enumerate(blocks):
-                for factor in ("A", "B"):
-                    value = getattr(block, factor).detach().clone()
-                    self._finished[f"{place}/block{j}/{factor}"] = value
+            for factor, own in _factors(place, blocks):
+                self._finished[factor] = own.detach().clone()
 
     def _attach_frozen(self) -> None:
         self._attach(
@@ -287,6 +297,13 @@ class BlockAdaptation(Adaptation):
         for each in self._attached:
             each.remove()
         self._attached, self._adapters = [], {}
+
+
+def _factors(place: str, blocks: Sequence[BlockParameters]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The factors of a module's blocks by the names that `BlockAdaptation.weights` gives them."""
+    for j, block in enumerate(blocks):
+        yield f"{place}/block{j}/A", block.A
+        yield f"{place}/block{j}/B", block.B
 
 
 def plain_lora(targets: Sequence[TargetModule], rank: int, alpha: float) -> Plan:

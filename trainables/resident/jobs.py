@@ -72,7 +72,8 @@ class TrialJob(Job[TrialResult]):
     """Train one plan (its file as bytes) and measure it on dev, a confirmation on test as well.
 
     With `keep_weights` the queue is left the trial's weights, as a file's bytes; then `lm_eval`
-    measures what was trained.
+    measures what was trained. `warm` is such a file, of which the job starts where it names what
+    the plan trains.
     """
 
     kind: ClassVar[str] = "trial"
@@ -88,6 +89,7 @@ class TrialJob(Job[TrialResult]):
     method: str = ""
     keep_weights: bool = False
     lm_eval: LmEvalTasks | None = None
+    warm: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,8 @@ class _Entry:
     cancelled: bool = False
     left: bytes | None = None
     steps: Steps | None = None
+    is_asked: bool = False
+    so_far: bytes | None = None
 
 
 class JobQueue:
@@ -221,6 +223,15 @@ class JobQueue:
         if entry.state == "running":
             entry.left = made
 
+    async def is_asked(self, job_id: str) -> bool:
+        """Whether the driver wants what a running job has trained so far."""
+        return self._entries[job_id].is_asked
+
+    async def leave_so_far(self, job_id: str, made: bytes) -> None:
+        """Keep what a running job has trained so far until the driver collects it."""
+        entry = self._entries[job_id]
+        entry.is_asked, entry.so_far = False, made
+
     async def is_cancelled(self, job_id: str) -> bool:
         """Whether the driver wants this job stopped."""
         return self._entries[job_id].cancelled
@@ -244,6 +255,22 @@ class JobQueue:
             return None
         left, entry.left = entry.left, None
         return left
+
+    async def ask_so_far(self, job_id: str) -> bool:
+        """Have a job leave at the end of its epoch what it has trained; False where it is over."""
+        entry = self._entries.get(job_id)
+        if entry is None or entry.state == "over":
+            return False
+        entry.is_asked = True
+        return True
+
+    async def collect_so_far(self, job_id: str) -> tuple[bytes | None, bool]:
+        """What a job has trained so far, once, where it has left that; and whether it may yet."""
+        entry = self._entries.get(job_id)
+        if entry is None:
+            return None, False
+        made, entry.so_far = entry.so_far, None
+        return made, made is None and entry.state != "over"
 
     async def group_lost(self, group: int, error: str) -> str:
         """A group will not come back: fail its job and, where it was the last, all that wait.

@@ -22,7 +22,7 @@ from ray.train.torch import get_device
 
 from spaces.errors import ConfigError, JobError, one_line
 from spaces.plan import Plan
-from trainables.adaptations.adaptation import Adaptation
+from trainables.adaptations.adaptation import Adaptation, named_tensor
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
@@ -50,7 +50,7 @@ from trainables.resident.jobs import (
 )
 from trainables.resident.queue import BEAT_S, POLL_S, STEPS_S
 from trainables.tasks.task import Task
-from trainables.trained.weights import Trained, TrainedFacts
+from trainables.trained.weights import Trained, TrainedFacts, read_trained
 from trainables.training.evaluate import OwnMetricError, evaluate_rows
 from trainables.training.finetune import finetune
 from trainables.training.lm_eval_settings import LmEvalError
@@ -191,6 +191,11 @@ class Channel:
         if self._speaks:
             ray.get(self._queue.leave.remote(self._job_id, made()))
 
+    def leave_if_asked(self, trained: Callable[[], bytes]) -> None:
+        """Leave what is trained so far with the queue where the driver has asked for it."""
+        if self._speaks and ray.get(self._queue.is_asked.remote(self._job_id)):
+            ray.get(self._queue.leave_so_far.remote(self._job_id, trained()))
+
     def should_stop(self) -> bool:
         """This rank's knowledge of whether the driver cancelled the job; asks without waiting."""
         if self._stop:
@@ -213,10 +218,13 @@ def perform(job: AnyJob, resident: Resident, channel: Channel) -> Any:
 
 
 class _TrialObserver(Observer):
-    """Tells the queue of a trial's epochs, and when the training had begun."""
+    """Tells the queue of a trial's epochs, and when the training had begun.
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    `trained` makes the file of what is trained so far.
+    """
+
+    def __init__(self, channel: Channel, trained: Callable[[], bytes]) -> None:
+        self._channel, self._trained = channel, trained
         self.ready_at = self.first_step_at = 0.0
 
     def on_ready(self) -> None:
@@ -231,16 +239,23 @@ class _TrialObserver(Observer):
 
     def on_epoch(self, epoch: int, report: dict[str, float]) -> None:
         self._channel.send(Epoch(epoch, report))
+        self._channel.leave_if_asked(self._trained)
 
 
 @perform.register
 def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
     base, plan = resident.base, Plan.from_bytes(job.plan)
     head = fresh_head(base, job.seed)
-    observer = _TrialObserver(channel)
     with adaptation_for(
         plan, base.model, seed=job.seed, dropout=job.train.dropout, head=head
     ) as adaptation:
+        if job.warm is not None:
+            _start_from(job.warm, adaptation, head)
+
+        def so_far() -> bytes:
+            return _trained(resident, job, adaptation.weights_so_far(), head)()
+
+        observer = _TrialObserver(channel, so_far)
         metrics = finetune(
             base.model, adaptation, resident.task, job.train,
             learning_rate=job.learning_rate, seed=job.seed, workers=resident.workers,
@@ -262,6 +277,16 @@ def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
         lm_eval=scores,
         lm_eval_error=error,
     )
+
+
+def _start_from(data: bytes, adaptation: Adaptation, head: Mapping[str, torch.nn.Module]) -> None:
+    """Give an adaptation and its head the values that a file of trained weights has for them."""
+    warm = read_trained(data, "warm", own_code=True)  # its task came with the job's own
+    adaptation.start_from(warm.weights)
+    with torch.no_grad():
+        for name, state in warm.head.items():
+            for key, tensor in head[name].state_dict().items() if name in head else ():
+                tensor.copy_(named_tensor(state, key, tensor.shape))
 
 
 def _scored(

@@ -217,3 +217,18 @@ def test_a_run_begins_when_its_trial_trains_not_when_it_is_queued(
     runs = {run.number: tracker.run(run.run_id).info for run in tracker.children(sweep)}
     assert runs[0].start_time == 1_000_000
     assert 0 <= runs[3].end_time - runs[3].start_time < 1000, "it never began"
+
+
+def test_a_trial_that_a_user_stops_before_it_begins_is_told_as_stopped(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "movie")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+    choice = choice_of(0)
+    watched.recorder.trial_started(0, choice, plan_of(choice.as_dict()))
+    watched.recorder.trial_ended(0, "stopped", {}, "stopped by a user")
+    assert watched.close() == 0
+    (told,) = tracker.children(sweep)
+    assert (told.number, told.status, told.error) == (0, "stopped", "stopped by a user")
+    assert not told.is_open

@@ -156,6 +156,15 @@ def test_only_complete_trials_are_ranked(records: Records, status: str | None) -
     assert [row.run_id for row in best(records.uri, "movie", top=9)] == [wanted]
 
 
+def test_what_started_from_the_weights_of_another_is_left_out_and_said(
+    records: Records, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = records.trial(0.75, 100)
+    records.trial(0.875, 100, warm_from="3", asked_by="cloned")
+    assert [row.run_id for row in best(records.uri, "movie", top=5)] == [wanted]
+    assert "1 complete trial is left out that started from the weights of another" in caplog.text
+
+
 def test_other_kinds_and_tasks_are_left_out(records: Records) -> None:
     wanted = records.trial(0.5, 100)
     for tags in ({"kind": "confirm"}, {"kind": "profile"}, {"task": "news"}, {"choice": None}):

@@ -333,3 +333,22 @@ def test_the_queue_knows_when_a_job_was_first_taken() -> None:
         assert list(await queue.begun()) == [two]
 
     run(scenario())
+
+
+def test_a_running_job_is_asked_once_for_what_it_has_trained_so_far() -> None:
+    async def scenario() -> None:
+        queue = JobQueue()
+        job = await queue.submit(JOB)
+        assert await queue.ask_so_far(job)
+        assert await queue.collect_so_far(job) == (None, True)
+        await taken(queue, 0)
+        assert await queue.is_asked(job)
+        await queue.leave_so_far(job, b"weights")
+        assert not await queue.is_asked(job)
+        await queue.report(job, DONE)
+        assert await queue.collect_so_far(job) == (b"weights", False)
+        assert await queue.collect_so_far(job) == (None, False)
+        assert not await queue.ask_so_far(job)
+        assert not await queue.ask_so_far("trial-00099")
+
+    run(scenario())
