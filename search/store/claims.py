@@ -145,6 +145,10 @@ class Claims:
         """Who has it, dead or alive; None where it is free. Raises StoreError."""
         return self._leases_of(key).holder()
 
+    def is_alive(self, key: str) -> bool:
+        """Whether the looks of `take` have seen its owner beat, so that it is not waited for."""
+        return self._leases_of(key).seen_alive
+
     def record(self, key: str) -> ClaimRecord | None:
         """What its last owner has said of it; None where nobody has. Raises StoreError."""
         numbers = [

@@ -150,6 +150,8 @@ class Leases:
         self._clock, self._sleep = clock, sleep
         self._last: _Seen | None = None
         self._changed = clock()
+        self.seen_alive = False
+        """Whether the looks so far have seen a sign of life of the one who holds it."""
 
     def take(
         self,
@@ -202,6 +204,7 @@ class Leases:
             self._last = None
             raise
         if seen != self._last:
+            self.seen_alive = None not in (self._last, seen)
             self._last, self._changed = seen, self._clock()
         return seen, self._clock() - self._changed
 

@@ -1,0 +1,19 @@
+"""What a schedule's sections `on` and `notify` become."""
+
+from __future__ import annotations
+
+from search.schedules.events import Tell, tell_nobody
+from search.schedules.schedule import Schedule
+from search.schedules.trigger import Trigger
+
+
+def build(schedule: Schedule) -> list[Trigger]:
+    """The triggers of a schedule; none where its sweep's own base is all that it looks at."""
+    del schedule
+    return []
+
+
+def tell_of(schedule: Schedule) -> Tell:
+    """What tells the webhooks of a schedule."""
+    del schedule
+    return tell_nobody
