@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from search.cli import doctor, plans, presets, profiles, results, rows, sweeps
+from search.cli import doctor, plans, presets, profiles, results, rows, schedules, sweeps
 from search.cli.app import EXIT_FAILED, app
 from search.cli.faults import fault_of_the_place
 from search.interrupts import EXIT_INTERRUPTED
@@ -23,7 +23,9 @@ from spaces.errors import RanksweepError
 __all__ = ["app", "main"]
 
 # As --help lists them, whatever was imported first: a file registers its commands as it is read.
-FILES = [file.__name__ for file in (sweeps, rows, profiles, plans, results, presets, doctor)]
+FILES = [
+    file.__name__ for file in (sweeps, rows, profiles, plans, results, presets, schedules, doctor)
+]
 app.registered_commands.sort(key=lambda command: FILES.index(command.callback.__module__))  # type: ignore[union-attr]
 
 NO_BARS = {

@@ -107,6 +107,11 @@ class Scheduler:
         return self._followed.schedule
 
     @property
+    def store(self) -> str:
+        """Its store, as it may be shown."""
+        return self._objects.name
+
+    @property
     def due(self) -> tuple[Due, ...]:
         """What is to be swept, by the last look, and is not settled nor run here."""
         return tuple(self._due)
