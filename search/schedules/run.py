@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from search.redaction import redacted_text
 from search.schedules.events import Tell
+from search.schedules.looks import wall_clock
 from search.schedules.process import (
     Command,
     Ended,
@@ -45,7 +46,7 @@ class Outcome:
     best: Any
 
 
-class SweepRun(threading.Thread):
+class SweepRun:
     """Runs one claimed sweep in a thread of its own; `outcome` is there when it has ended.
 
     `promoted` is asked once the sweep is done, `say` hears lines for the scheduler's own log.
@@ -65,8 +66,9 @@ class SweepRun(threading.Thread):
         say: Callable[[str], object],
         promoted: Callable[[], dict[str, Any] | None],
         on_end: Callable[[], object],
+        now: Callable[[], datetime] = wall_clock,
     ) -> None:
-        super().__init__(name=f"sweep {due.sweep}", daemon=True)
+        self._thread = threading.Thread(target=self._go, name=f"sweep {due.sweep}", daemon=True)
         self.schedule, self.due = schedule, due
         self.outcome: Outcome | None = None
         self._claim, self._lease_seconds = claim, lease_seconds
@@ -81,12 +83,26 @@ class SweepRun(threading.Thread):
             base=redacted_text(due.sighting.base),
             tries_left=schedule.settings.tries,
         )
+        self._now = now
         self._is_new = claim.record is None
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._beaten_at = -float("inf")
         self._counted_at = time.monotonic()
         self._process: SweepProcess | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end, for so many seconds at most."""
+        self._thread.join(seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return not self._thread.is_alive()
 
     def stop(self) -> None:
         """Interrupt the sweep, as Ctrl-C."""
@@ -105,8 +121,7 @@ class SweepRun(threading.Thread):
         if (process := self._process) is not None:
             process.interrupt()
 
-    def run(self) -> None:
-        """What the thread does."""
+    def _go(self) -> None:
         try:
             self._run()
         except StoreError as error:
@@ -215,7 +230,7 @@ class SweepRun(threading.Thread):
     def _interrupted(self, ended: Ended) -> None:
         asked = self._stop.is_set()
         # One that was stopped from elsewhere does not start again the next moment.
-        pause = None if asked else _in(self.schedule.settings.backoff)
+        pause = None if asked else self._in(self.schedule.settings.backoff)
         self._note_end("interrupted", not_before=pause)
         self._say(f"{self.due.sweep}: interrupted (exit code {ended.code}); it can go on")
 
@@ -228,7 +243,7 @@ class SweepRun(threading.Thread):
             error=error,
             failures=failures,
             tries_left=left,
-            not_before=_in(pause) if left else None,
+            not_before=self._in(pause) if left else None,
         ):
             return
         if left:
@@ -283,6 +298,9 @@ class SweepRun(threading.Thread):
                 self._say(f"{self.due.sweep}: {error}; tried again")
                 self._hurry.wait(min(2.0, self._lease_seconds / BEATS_PER_LEASE))
 
+    def _in(self, seconds: float) -> str:
+        return (self._now() + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
     def _end(self, state: State | str, error: str | None) -> None:
         self.outcome = Outcome(
             self.schedule.name,
@@ -298,10 +316,6 @@ class SweepRun(threading.Thread):
 def backoff_seconds(schedule: Schedule, failures: int) -> float:
     """Seconds before the try that follows so many failures; a day at most."""
     return float(min(86_400.0, schedule.settings.backoff * 2 ** max(0, failures - 1)))
-
-
-def _in(seconds: float) -> str:
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
 def is_before(record: ClaimRecord, now: datetime) -> bool:

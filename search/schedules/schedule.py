@@ -48,17 +48,6 @@ class Schedule:
         """The file of its sweep."""
         return self.path.parent / self.settings.sweep
 
-    @property
-    def looks_elsewhere(self) -> bool:
-        """Whether it names places that new models come to."""
-        return _places(self.settings)
-
-    @property
-    def budget_seconds(self) -> float | None:
-        """Seconds of a sweep's search that the budget allows."""
-        hours = self.settings.budget.hours
-        return None if hours is None else hours * 3600
-
 
 def read_schedule(path: str | Path) -> Schedule:
     """Read a schedule and its sweep, and check both.
@@ -66,7 +55,7 @@ def read_schedule(path: str | Path) -> Schedule:
     Raises ConfigError, one line with the file and the key.
     """
     path = Path(path)
-    raw = read_mapping(path)
+    raw = read_mapping(path, words=("on",))
     try:
         settings = ScheduleSettings.model_validate(raw)
     except ValidationError as error:

@@ -245,6 +245,7 @@ class Scheduler:
                 self.seams.promote, schedule.config.tracking.uri, due.sweep
             ),
             on_end=self.wake,
+            now=self.seams.now,
         )
         self.runs.append(run)
         run.start()
@@ -259,7 +260,7 @@ class Scheduler:
         return now - since >= backoff_seconds(self.schedule, record.failures)
 
     def _reap(self) -> None:
-        for run in [each for each in self.runs if not each.is_alive()]:
+        for run in [each for each in self.runs if each.is_over]:
             self.runs.remove(run)
             outcome = run.outcome
             if outcome is None:

@@ -72,7 +72,7 @@ class Eyes:
 
     def look(self, schedule: Schedule, triggers: Sequence[Trigger]) -> Sight:
         """What is there now. Raises StoreError; what else fails stands in `errors`."""
-        if not schedule.looks_elsewhere:
+        if not triggers:
             own = Sighting(OWN_BASE, schedule.config.base, schedule.config.base, "")
             seen_own, failed = self._judged([own], lambda each: self._judge(schedule, each, True))
             return Sight(seen_own, (), failed)
