@@ -155,8 +155,7 @@ class SweepRun:
         self._note("running")
         ended = self._waited(self._process)
         if self._claim.is_lost:
-            self._say(f"{self.due.sweep}: another scheduler has taken it over; it is stopped here")
-            self._end("lost", None)
+            self._lost()
         elif ended.how == "done":
             self._done(ended)
         elif ended.how == "interrupted":
@@ -231,8 +230,8 @@ class SweepRun:
         asked = self._stop.is_set()
         # One that was stopped from elsewhere does not start again the next moment.
         pause = None if asked else self._in(self.schedule.settings.backoff)
-        self._note_end("interrupted", not_before=pause)
-        self._say(f"{self.due.sweep}: interrupted (exit code {ended.code}); it can go on")
+        if self._note_end("interrupted", not_before=pause):
+            self._say(f"{self.due.sweep}: interrupted (exit code {ended.code}); it can go on")
 
     def _failed(self, error: str, *, for_good: bool = False) -> None:
         failures = self._record.failures + 1
@@ -254,6 +253,10 @@ class SweepRun:
         self._say(f"{self.due.sweep}: {text}")
         self._tell("failed", text, {**self._facts, "error": error, "tries": failures})
 
+    def _lost(self) -> None:
+        self._say(f"{self.due.sweep}: another scheduler has taken it over; it is stopped here")
+        self._end("lost", None)
+
     def _tell_seen(self) -> None:
         subject, trigger = self.due.sighting.subject, self.due.sighting.trigger
         self._tell("seen", f"{subject} is new ({trigger}) and is swept", self._facts)
@@ -274,7 +277,7 @@ class SweepRun:
     def _note(self, state: State, **said: Any) -> bool:
         record = replace(self._record, state=state, schedule=self.schedule.name, **said)
         if not self._claim.say(record):
-            self._end("lost", None)
+            self._lost()
             return False
         self._record = record
         return True

@@ -34,8 +34,13 @@ SWEEP = {
 }
 # Says that it has begun, and ends as a file of its name in the folder says; without one it is done.
 SCRIPT = """
-import json, os, pathlib, signal, sys, time
+import fcntl, json, os, pathlib, signal, sys, time
 name = sys.argv[1]
+alone = open("alone", "w")
+try:
+    fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    pathlib.Path("two at once").touch()
 with open("begun.txt", "a") as file:
     file.write(f"{name} {os.getpid()}\\n")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
