@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo, available_timezones
 
 from apscheduler.triggers.cron import CronTrigger
@@ -20,6 +20,8 @@ WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 """As cron counts them; 7 is Sunday too. APScheduler counts from Monday."""
 HORIZON = timedelta(days=9 * 366)
 """What does not come within it never comes: the rarest is 29 February, eight years apart."""
+LEFT_OUT = timedelta(hours=2)
+"""No clock leaves out more of a day."""
 _FIELDS = 5
 _PART = re.compile(r"(\*|[a-z]{3}|[0-7])(?:-([a-z]{3}|[0-7]))?(?:/([1-9]\d?))?")
 
@@ -67,7 +69,7 @@ def cron_triggers(line: str, timezone: tzinfo) -> list[CronTrigger]:
         ]  # fmt: skip
     except ValueError as error:
         raise ValueError(f"{line!r} is no cron time ({_reason(error)}); correct it") from None
-    now = datetime.now(timezone)
+    now = datetime.now(UTC)
     firing = [each for each in triggers if _next(each, now) is not None]
     if not firing:
         raise ValueError(f"{line!r} never fires; there is no such day, write another")
@@ -80,20 +82,25 @@ def next_times(triggers: Sequence[CronTrigger], after: datetime, count: int) -> 
     What falls into an hour that the clock leaves out comes as much later.
     """
     found: list[datetime] = []
+    # In UTC, for times of a zone are added and compared as a clock shows them. From before the hour
+    # that a clock may leave out: asked within it, a trigger does not tell of it.
+    since, last = after.astimezone(UTC), after.astimezone(UTC) - LEFT_OUT
     while len(found) < count:
-        # A moment later, else a time that is just now would come again.
-        later = after + timedelta(microseconds=1)
-        coming = [time for each in triggers if (time := _next(each, later)) is not None]
+        coming = [time for each in triggers if (time := _next(each, last)) is not None]
         if not coming:
             break
-        after = min(coming)
-        found.append(after)
+        first = min(coming, key=datetime.timestamp)
+        last = first.astimezone(UTC)
+        if last > since:
+            found.append(first)
     return found
 
 
-def _next(trigger: CronTrigger, now: datetime) -> datetime | None:
-    time: datetime | None = trigger.get_next_fire_time(None, now)
-    return time if time is not None and time - now < HORIZON else None
+def _next(trigger: CronTrigger, after: datetime) -> datetime | None:
+    """The first time of a trigger after a moment (UTC)."""
+    later = after + timedelta(microseconds=1)
+    time: datetime | None = trigger.get_next_fire_time(None, later.astimezone(trigger.timezone))
+    return time if time is not None and time - later < HORIZON else None
 
 
 def _reason(error: ValueError) -> str:

@@ -77,6 +77,6 @@ class Looks:
             if self._checked - now > SET_BACK:
                 self._checked = now
             return False
-        times = next_times(self._cron, self._checked.astimezone(self._zone), 1)
+        times = next_times(self._cron, self._checked, 1)
         self._checked = now
         return bool(times) and times[0] <= now

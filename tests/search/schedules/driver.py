@@ -7,7 +7,6 @@ It sees the models that `models.txt` lists, one a line, and holds each claim unt
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -59,12 +59,12 @@ print(json.dumps({"name": name, "best": [best], "sweep_run_id": "s"}))
 """
 
 
-def write_schedule(folder: Path, sweep: dict[str, Any] | None = None, **keys: Any) -> Path:
-    """A schedule and its sweep in a folder; its store is there too."""
+def write_schedule(folder: Path, content: dict[str, Any] | None = None, **keys: Any) -> Path:
+    """A schedule and its sweep, of this content, in a folder; its store is there too."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "train.csv").exists():
         (folder / "train.csv").write_text("rows")
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP if sweep is None else sweep))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content or SWEEP))
     written = {
         "name": "new-films",
         "sweep": "sweep.yaml",
