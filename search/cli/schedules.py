@@ -56,12 +56,15 @@ def schedule_run(
 @prints_result
 def schedule_once(
     schedule: ScheduleFile,
+    again: Annotated[
+        bool, typer.Option("--again", help="Try once more what has failed for good.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> Result:
     """Look once, run what is due to its end, and leave: for crontab or a CronJob."""
     from search.interrupts import Interrupts
 
-    service = _service([schedule])
+    service = _service([schedule], again=again)
     with Interrupts() as interrupts:
         service.once(interrupts)
     outcomes = service.outcomes
@@ -103,10 +106,10 @@ def schedule_status(
     return Result(rows, [_claims_table(rows), *_errors_of(rows)])
 
 
-def _service(paths: Sequence[Path]) -> Service:
+def _service(paths: Sequence[Path], *, again: bool = False) -> Service:
     from search.schedules.service import Service
 
-    return Service(paths, _say)
+    return Service(paths, _say, again=again)
 
 
 def _say(text: str) -> None:

@@ -83,6 +83,8 @@ class SweepRun:
             base=redacted_text(due.sighting.base),
             tries_left=schedule.settings.tries,
         )
+        if self._record.has_failed_for_good:  # and is asked for again
+            self._record = replace(self._record, tries_left=schedule.settings.tries, failures=0)
         self._now = now
         self._is_new = claim.record is None
         self._stop = threading.Event()

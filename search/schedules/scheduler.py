@@ -65,6 +65,8 @@ class Seams:
 class Scheduler:
     """Runs one schedule. `wake` is called when one of its sweeps has ended.
 
+    With `again` it tries once more what has failed for good.
+
     Raises ConfigError where the file is wrong, StoreError where the store does not keep conditions
     or is away.
     """
@@ -73,8 +75,9 @@ class Scheduler:
     say: Say = say_nothing
     wake: Callable[[], object] = lambda: None
     seams: Seams = Seams()
-    runs: list[SweepRun] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    again: bool = False
+    runs: list[SweepRun] = field(default_factory=list, init=False)
+    outcomes: list[Outcome] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._followed = Followed(self.path, self._say)
@@ -139,7 +142,7 @@ class Scheduler:
             if self._followed.read_again():
                 self._set_up()
                 self._looks = self._looks_from(None)
-            sight = self._eyes.look(self.schedule, self._triggers)
+            sight = self._eyes.look(self.schedule, self._triggers, again=self.again)
             self._memory.note_look(self.seams.now())
         except StoreError as error:
             self._say_once(f"could not look: {error}")
@@ -208,7 +211,7 @@ class Scheduler:
 
     def _try(self, due: Due) -> None:
         record = self._claims.record(due.key)
-        if record is not None and record.is_settled:
+        if record is not None and self._is_settled(record):
             self._due.remove(due)
             return
         if record is not None and not self._is_time(due, record):
@@ -219,7 +222,7 @@ class Scheduler:
             return
         self._awaited.discard(due.key)
         if claim.record is not None and (
-            claim.record.is_settled or not self._is_time(due, claim.record)
+            self._is_settled(claim.record) or not self._is_time(due, claim.record)
         ):
             claim.release()
             return
@@ -249,6 +252,9 @@ class Scheduler:
         )
         self.runs.append(run)
         run.start()
+
+    def _is_settled(self, record: ClaimRecord) -> bool:
+        return record.is_settled and not (self.again and record.has_failed_for_good)
 
     def _is_time(self, due: Due, record: ClaimRecord) -> bool:
         """Whether the next try is due: by the clock on the wall, or by this scheduler's own, which

@@ -17,13 +17,23 @@ TICK_S = 15.0
 
 
 class Service:
-    """Runs schedules. Raises as `Scheduler`, and ConfigError where two have one name."""
+    """Runs schedules. Raises as `Scheduler`, and ConfigError where two have one name.
 
-    def __init__(self, paths: Sequence[Path], say: Say, seams: Seams | None = None) -> None:
+    With `again` what has failed for good is tried once more.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        say: Say,
+        seams: Seams | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
         self._woken = threading.Event()
         self._say = say
         self.schedulers = [
-            Scheduler(path, say, self._woken.set, seams or Seams()) for path in paths
+            Scheduler(path, say, self._woken.set, seams or Seams(), again) for path in paths
         ]
         names = [each.schedule.name for each in self.schedulers]
         if double := next((name for name in names if names.count(name) > 1), None):

@@ -69,9 +69,15 @@ class Eyes:
 
     def __init__(self, memory: Memory, claims: Claims, fingerprints: Fingerprints) -> None:
         self._memory, self._claims, self._fingerprints = memory, claims, fingerprints
+        self._again = False
 
-    def look(self, schedule: Schedule, triggers: Sequence[Trigger]) -> Sight:
-        """What is there now. Raises StoreError; what else fails stands in `errors`."""
+    def look(
+        self, schedule: Schedule, triggers: Sequence[Trigger], *, again: bool = False
+    ) -> Sight:
+        """What is there now; `again` takes what has failed for good as not yet tried.
+
+        Raises StoreError; what else fails stands in `errors`."""
+        self._again = again
         if not triggers:
             own = Sighting(OWN_BASE, schedule.config.base, schedule.config.base, "")
             seen_own, failed = self._judged([own], lambda each: self._judge(schedule, each, True))
@@ -178,7 +184,7 @@ class Eyes:
             return Seen(due.sighting, "is to be swept", due, due.sweep)
         if record.state == "done":
             return Seen(due.sighting, "has been swept", None, due.sweep, record)
-        if record.is_settled:
+        if record.has_failed_for_good and not self._again:
             return Seen(due.sighting, "has failed for good", None, due.sweep, record)
         how = {
             "claimed": "is claimed",

@@ -52,7 +52,12 @@ class ClaimRecord:
     @property
     def is_settled(self) -> bool:
         """Whether nobody will run the sweep any more."""
-        return self.state == "done" or (self.state == "failed" and self.tries_left <= 0)
+        return self.state == "done" or self.has_failed_for_good
+
+    @property
+    def has_failed_for_good(self) -> bool:
+        """Whether it has failed and no try is left."""
+        return self.state == "failed" and self.tries_left <= 0
 
     @classmethod
     def read(cls, encoded: bytes, where: str) -> Self:

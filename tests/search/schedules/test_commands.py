@@ -42,9 +42,9 @@ def run(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def once(world: World, path: Path) -> Service:
+def once(world: World, path: Path, *, again: bool = False) -> Service:
     seams = world.seams(now=wall_clock, monotonic=time.monotonic)
-    service = Service([path], world.said.append, seams)
+    service = Service([path], world.said.append, seams, again=again)
     service.once(Interrupts())
     return service
 
@@ -65,6 +65,20 @@ def test_once_does_not_wait_for_the_next_try(world: World, tmp_path: Path) -> No
     (outcome,) = once(world, path).outcomes
     assert (outcome.state, outcome.tries_left, outcome.error) == ("failed", 2, "out of memory")
     assert once(world, path).outcomes == []
+
+
+def test_what_has_failed_for_good_is_tried_again_where_that_is_asked_for(
+    world: World, tmp_path: Path
+) -> None:
+    end_as(tmp_path, 2, "no driver is installed")
+    path = write_schedule(tmp_path)
+    assert [each.state for each in once(world, path).outcomes] == ["failed"]
+    assert [each.state for each in once(world, path, again=True).outcomes] == ["failed"]
+    end_as(tmp_path)
+    assert once(world, path).outcomes == []
+    (outcome,) = once(world, path, again=True).outcomes
+    assert (outcome.state, outcome.tries_left) == ("done", 3)
+    assert once(world, path, again=True).outcomes == []
 
 
 def test_once_goes_on_with_what_a_dead_scheduler_has_left(world: World, tmp_path: Path) -> None:

@@ -68,6 +68,24 @@ def test_of_what_is_there_at_the_first_look_as_much_is_swept_as_the_schedule_say
     assert sorted(each.model for each in records(tmp_path)) == [*swept, "d"]
 
 
+def test_what_is_not_whole_at_the_first_look_is_of_what_was_there(
+    world: World, tmp_path: Path
+) -> None:
+    place = Place(waiting=["a: was seen for the first time"])
+    world.places = [place]
+    scheduler = world.scheduler(write_schedule(tmp_path, existing="skip"))
+    settle(scheduler)
+    place.waiting = []
+    place.put("a", "1")
+    world.pass_time(301)
+    settle(scheduler)
+    assert records(tmp_path) == []
+    place.put("b", "2")
+    world.pass_time(301)
+    settle(scheduler)
+    assert [each.model for each in records(tmp_path)] == ["b"]
+
+
 def test_the_same_model_under_two_names_is_one_sweep(world: World, tmp_path: Path) -> None:
     world.places = [Place("registry one"), Place("registry two")]
     world.places[0].put("one version 1", "1", "hub:house/one")

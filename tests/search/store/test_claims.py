@@ -105,7 +105,7 @@ def test_a_store_that_was_away_kills_no_owner(
 
 def test_a_damaged_record_is_said_with_its_name(store_uri: str) -> None:
     ObjectStorage(store_uri).put(f"claims/{KEY}/record/1.json", b"{torn")
-    with pytest.raises(StoreError, match="record/1.json is no record of a claim"):
+    with pytest.raises(StoreError, match=r"record/1\.json is no record of a claim"):
         claims_of(store_uri).record(KEY)
 
 
