@@ -8,18 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from search.schedules.trigger import Look, Sighting
+from search.schedules.trigger import Sighting
 from search.store.objects import ObjectStorage
 
 _LOOKED = "looked.json"
-
-
-@dataclass(frozen=True)
-class FirstLook:
-    """What a trigger saw when the schedule looked there for the first time."""
-
-    bases: frozenset[str]
-    newest: str | None
 
 
 @dataclass(frozen=True)
@@ -39,28 +31,6 @@ class Memory:
     def of_trigger(self, name: str) -> ObjectStorage:
         """The objects that a trigger may use as it likes."""
         return self._objects.under(f"triggers/{_short(name)}")
-
-    def first_look(self, trigger: str, look: Look) -> FirstLook | None:
-        """What was there at the first look of a trigger; `look` itself where this is the first.
-
-        None while all that is there is not whole yet: then nothing has been seen.
-        """
-        name = f"first/{_short(trigger)}.json"
-        said = self._read(name)
-        if said is None:
-            if not look.found and look.waiting:
-                return None
-            newest = max(look.found, key=lambda each: each.at, default=None)
-            self._create(
-                name,
-                {
-                    "trigger": trigger,
-                    "bases": sorted(each.base for each in look.found),
-                    "newest": None if newest is None else newest.base,
-                },
-            )
-            said = self._read(name) or {}
-        return FirstLook(frozenset(said.get("bases", ())), said.get("newest"))
 
     def swept(self, model: str) -> Swept | None:
         """The claim on a model, which is named by its fingerprint."""

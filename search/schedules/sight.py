@@ -39,7 +39,7 @@ class Seen:
 
     sighting: Sighting
     why: str
-    """In a few words, such as `is to be swept` or `was there at the first look`."""
+    """In a few words, such as `is to be swept`."""
     due: Due | None = None
     sweep: str | None = None
     record: ClaimRecord | None = None
@@ -94,28 +94,17 @@ class Eyes:
                 errors.append(f"{trigger.name}: {one_line(error)}")
                 continue
             waiting += [f"{trigger.name}: {each}" for each in look.waiting]
-            of_trigger, failed = self._of_a_trigger(schedule, trigger.name, look)
+            of_trigger, failed = self._of_a_trigger(schedule, look)
             seen += of_trigger
             errors += failed
         return Sight(tuple(seen), tuple(waiting), tuple(errors))
 
     def _of_a_trigger(
-        self, schedule: Schedule, name: str, look: Look
+        self, schedule: Schedule, look: Look
     ) -> tuple[tuple[Seen, ...], tuple[str, ...]]:
-        first = self._memory.first_look(name, look)
-        if first is None:
-            return (), ()
         newest = max(look.found, key=lambda each: each.at, default=None)
 
         def judge(sighting: Sighting) -> Seen:
-            passed_over = {
-                "all": False,
-                "newest": sighting.base in first.bases and sighting.base != first.newest,
-                "skip": sighting.base in first.bases,
-            }[schedule.settings.existing]
-            if passed_over:
-                kept = schedule.settings.existing
-                return Seen(sighting, f"was there at the first look (existing: {kept})")
             by_data = schedule.settings.on.data and sighting == newest
             return self._judge(schedule, sighting, by_data)
 

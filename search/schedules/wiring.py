@@ -8,7 +8,10 @@ from search.schedules.trigger import Trigger
 
 
 def build(schedule: Schedule) -> list[Trigger]:
-    """The triggers of a schedule; none where its sweep's own base is all that it looks at."""
+    """The triggers of a schedule; none where its sweep's own base is all that it looks at.
+
+    Each knows by its own memory what of what it sees counts (`existing`).
+    """
     del schedule
     return []
 

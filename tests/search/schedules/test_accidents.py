@@ -71,7 +71,6 @@ def schedulers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sched
         when={"every": 1},
         lease_seconds=LEASE_S,
         backoff=0.0,
-        existing="all",
     )
     started = Schedulers(tmp_path, store)
     yield started

@@ -53,7 +53,7 @@ def test_once_looks_runs_what_is_due_and_leaves(world: World, tmp_path: Path) ->
     world.places = [Place()]
     for subject in "abc":
         world.places[0].put(subject, subject)
-    path = write_schedule(tmp_path, existing="all")
+    path = write_schedule(tmp_path)
     assert sorted(each.model for each in once(world, path).outcomes) == ["a", "b", "c"]
     assert once(world, path).outcomes == []
     assert len(done(tmp_path)) == 3
@@ -135,7 +135,7 @@ def test_check_says_what_would_run_and_writes_nothing(world: World, tmp_path: Pa
         fingerprints=Fingerprints(world.base, world.task),
         now=world.now,
     )
-    assert [(each.model, each.is_due) for each in checked.models] == [("a", False), ("b", True)]
+    assert [(each.model, each.is_due) for each in checked.models] == [("a", True), ("b", True)]
     assert checked.waiting == ("place: step-9: is not whole",)
     assert checked.next_looks[:2] == ("2026-12-01 03:00:00+00:00", "2026-12-02 03:00:00+00:00")
     assert len(checked.next_looks) == 5

@@ -49,41 +49,31 @@ def test_without_places_the_sweeps_own_base_is_swept_once_for_each_state_of_its_
     assert world.kinds() == ["seen", "done", "seen", "done"]
 
 
-@pytest.mark.parametrize(
-    ("existing", "swept"), [("newest", ["c"]), ("all", ["a", "b", "c"]), ("skip", [])]
-)
-def test_of_what_is_there_at_the_first_look_as_much_is_swept_as_the_schedule_says(
-    world: World, tmp_path: Path, existing: str, swept: list[str]
-) -> None:
-    place = Place()
-    world.places = [place]
-    for subject in "bca":
-        place.put(subject, at=subject)
-    scheduler = world.scheduler(write_schedule(tmp_path, existing=existing, at_once=3))
+def test_every_model_that_a_place_shows_is_swept_once(world: World, tmp_path: Path) -> None:
+    world.places = [Place()]
+    for subject in "ba":
+        world.places[0].put(subject, at=subject)
+    scheduler = world.scheduler(write_schedule(tmp_path, at_once=2))
     settle(scheduler)
-    assert sorted(each.model for each in records(tmp_path)) == swept
-    place.put("d", at="d")
+    world.places[0].put("c", at="c")
     world.pass_time(301)
     settle(scheduler)
-    assert sorted(each.model for each in records(tmp_path)) == [*swept, "d"]
+    assert sorted(each.model for each in records(tmp_path)) == ["a", "b", "c"]
+    assert len(done(tmp_path)) == 3
 
 
-def test_what_is_not_whole_at_the_first_look_is_of_what_was_there(
+def test_changed_data_is_worth_a_sweep_of_the_newest_model_where_the_schedule_says_so(
     world: World, tmp_path: Path
 ) -> None:
-    place = Place(waiting=["a: was seen for the first time"])
-    world.places = [place]
-    scheduler = world.scheduler(write_schedule(tmp_path, existing="skip"))
+    world.places = [Place()]
+    for subject in "ab":
+        world.places[0].put(subject, at=subject)
+    scheduler = world.scheduler(write_schedule(tmp_path, on={"data": True}))
     settle(scheduler)
-    place.waiting = []
-    place.put("a", "1")
+    (tmp_path / "train.csv").write_text("other rows")
     world.pass_time(301)
     settle(scheduler)
-    assert records(tmp_path) == []
-    place.put("b", "2")
-    world.pass_time(301)
-    settle(scheduler)
-    assert [each.model for each in records(tmp_path)] == ["b"]
+    assert sorted(each.model for each in records(tmp_path)) == ["a", "b", "b"]
 
 
 def test_the_same_model_under_two_names_is_one_sweep(world: World, tmp_path: Path) -> None:
@@ -241,7 +231,7 @@ def test_only_so_many_run_at_once(world: World, tmp_path: Path) -> None:
     world.places = [Place()]
     for subject in "abc":
         world.places[0].put(subject, subject)
-    scheduler = world.scheduler(write_schedule(tmp_path, existing="all", at_once=2))
+    scheduler = world.scheduler(write_schedule(tmp_path, at_once=2))
     scheduler.tick()
     scheduler.tick()
     assert len(scheduler.runs) == 2
