@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from search.paths import SweepPaths
 from search.schedules.bounds import held_up
-from search.schedules.events import Tell
+from search.schedules.events import Kind, Nobody, Teller
 from search.schedules.identity import Fingerprints
 from search.schedules.looks import Looks, wall_clock
 from search.schedules.memory import Memory, Swept
@@ -28,7 +29,7 @@ from search.schedules.schedule import Followed, Schedule
 from search.schedules.sight import Due, Eyes, Sight
 from search.schedules.trigger import Trigger
 from search.schedules.usage import Meter, gpus_of
-from search.schedules.wiring import build, tell_of
+from search.schedules.wiring import build, teller_of
 from search.store.claims import ClaimRecord, Claims
 from search.store.keys import schedule_prefix
 from search.store.objects import ObjectStorage
@@ -53,7 +54,7 @@ class Seams:
     """What a scheduler reaches the world by, for tests to put others in their place."""
 
     build: Callable[[Schedule], list[Trigger]] = build
-    tell_of: Callable[[Schedule], Tell] = tell_of
+    teller_of: Callable[[Schedule], Teller] = teller_of
     command: Command = launch_command
     promote: Promote = promote_best_of
     fingerprints: Callable[[], Fingerprints] = Fingerprints
@@ -97,6 +98,7 @@ class Scheduler:
         self._looks = self._looks_from(
             self._memory.last_look() if self.schedule.settings.missed == "catch_up" else None
         )
+        self._teller: Teller = Nobody()
         self._set_up()
         self._due: list[Due] = []
         self._awaited: set[str] = set()
@@ -185,6 +187,10 @@ class Scheduler:
         self._reap()
         return not self.runs
 
+    def close(self) -> None:
+        """Wait a moment for what is still to be told to the receivers."""
+        self._teller.close()
+
     def may_still_claim(self) -> bool:
         """Whether something due is held by one of whom is not known yet that it lives."""
         return any(
@@ -195,7 +201,8 @@ class Scheduler:
 
     def _set_up(self) -> None:
         self._triggers = self.seams.build(self.schedule)
-        self._tell = self.seams.tell_of(self.schedule)
+        before, self._teller = self._teller, self.seams.teller_of(self.schedule)
+        before.close()
 
     def _looks_from(self, last: datetime | None) -> Looks:
         when = self.schedule.settings.when
@@ -274,6 +281,10 @@ class Scheduler:
             self.outcomes.append(outcome)
             if outcome.state in ("failed", "interrupted", "lost") and outcome.tries_left > 0:
                 self._due.append(run.due)
+
+    def _tell(self, kind: Kind, text: str, facts: Mapping[str, Any]) -> None:
+        # By whoever is to be told now: a sweep may outlive an edit of the schedule.
+        self._teller.tell(kind, text, facts)
 
     def _say(self, text: str) -> None:
         self.say(f"{self._followed.schedule.name}: {text}")

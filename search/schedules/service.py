@@ -83,6 +83,8 @@ class Service:
             while not all(each.join(SLICE_S) for each in self.schedulers):
                 if interrupts.hurried:
                     self._stop(hurry=True)
+        for each in self.schedulers:
+            each.close()
 
     def _sleep(self, interrupts: Interrupts, seconds: float) -> None:
         waited = 0.0

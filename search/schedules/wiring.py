@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search.schedules.events import Tell, tell_nobody
+from search.schedules.events import Nobody, Teller
 from search.schedules.schedule import Schedule
 from search.schedules.trigger import Trigger
 
@@ -16,7 +16,7 @@ def build(schedule: Schedule) -> list[Trigger]:
     return []
 
 
-def tell_of(schedule: Schedule) -> Tell:
+def teller_of(schedule: Schedule) -> Teller:
     """What tells the webhooks of a schedule."""
     del schedule
-    return tell_nobody
+    return Nobody()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,6 @@ from search.schedules.sight import Due
 from search.schedules.trigger import Look, Sighting, Trigger
 from search.store.claims import ClaimRecord, Claims
 from search.store.objects import ObjectStorage
-from spaces.errors import BaseModelError
 
 SWEEP = {
     "base": "hub:house/base",
@@ -107,13 +106,19 @@ class World:
     places: list[Place] = field(default_factory=list)
     content: dict[str, str] = field(default_factory=dict)
     """Base -> what it holds, where that is not its name."""
-    unfit: set[str] = field(default_factory=set)
     said: list[str] = field(default_factory=list)
     told: list[tuple[Kind, str]] = field(default_factory=list)
     now: datetime = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
     seconds: float = 0.0
-    promotions: list[str] = field(default_factory=list)
+    closed: bool = False
+    """Whether what was to be told has been waited for."""
     command: Callable[[Schedule, Due], Sequence[str]] = script
+
+    def tell(self, kind: Kind, text: str, facts: Mapping[str, Any]) -> None:
+        self.told.append((kind, text))
+
+    def close(self) -> None:
+        self.closed = True
 
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
@@ -125,7 +130,7 @@ class World:
 
         seams = Seams(
             build=triggers,
-            tell_of=lambda _schedule: lambda kind, text, _facts: self.told.append((kind, text)),
+            teller_of=lambda _schedule: self,
             command=self.command,
             fingerprints=lambda: Fingerprints(self.base, self.task),
             now=lambda: self.now,
@@ -134,8 +139,6 @@ class World:
         return replace(seams, **others)
 
     def base(self, uri: str) -> str:
-        if uri in self.unfit:
-            raise BaseModelError(f"base: {uri} has no config.json; name the folder that holds it")
         return self.content.get(uri, uri).encode().hex()
 
     def task(self, config: SweepConfig, _base: str) -> str:

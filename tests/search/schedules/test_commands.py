@@ -57,6 +57,7 @@ def test_once_looks_runs_what_is_due_and_leaves(world: World, tmp_path: Path) ->
     assert sorted(each.model for each in once(world, path).outcomes) == ["a", "b", "c"]
     assert once(world, path).outcomes == []
     assert len(done(tmp_path)) == 3
+    assert world.closed
 
 
 def test_once_does_not_wait_for_the_next_try(world: World, tmp_path: Path) -> None:
