@@ -82,6 +82,7 @@ def test_what_has_failed_for_good_is_tried_again_where_that_is_asked_for(
     assert once(world, path, again=True).outcomes == []
 
 
+@pytest.mark.command
 def test_once_goes_on_with_what_a_dead_scheduler_has_left(world: World, tmp_path: Path) -> None:
     path = write_schedule(tmp_path, lease_seconds=2)
     scheduler = world.scheduler(path)

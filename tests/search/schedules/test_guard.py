@@ -12,6 +12,7 @@ import pytest
 from search.schedules.process import SweepProcess
 from tests.search.schedules.schedules import wait_until
 
+pytestmark = pytest.mark.command
 # Ends at SIGTERM where there is no file `deaf`.
 SWEEP = """
 import os, pathlib, signal, sys, time
