@@ -69,7 +69,7 @@ def schedule_once(
         service.once(interrupts)
     outcomes = service.outcomes
     cut_off: str | BaseException = KeyboardInterrupt() if interrupts.heard else ""
-    failed = any(each.state != "done" for each in outcomes)
+    failed = bool(service.errors) or any(each.state != "done" for each in outcomes)
     return Result(outcomes, _drawn_outcomes(outcomes), cut_off, EXIT_FAILED if failed else 0)
 
 

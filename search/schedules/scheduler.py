@@ -77,6 +77,8 @@ class Scheduler:
     wake: Callable[[], object] = lambda: None
     seams: Seams = Seams()
     again: bool = False
+    errors: tuple[str, ...] = field(default=(), init=False)
+    """What could not be looked at by the last look."""
     runs: list[SweepRun] = field(default_factory=list, init=False)
     outcomes: list[Outcome] = field(default_factory=list, init=False)
 
@@ -104,6 +106,7 @@ class Scheduler:
         self._awaited: set[str] = set()
         self._failed_since: dict[tuple[str, int], float] = {}
         self._told: set[str] = set()
+        self._held_up: str | None = None
         self._leaving = False
 
     @property
@@ -161,8 +164,11 @@ class Scheduler:
         if self._followed.is_changed() and not self.look():
             return
         try:
-            if (why := held_up(self.schedule, self._objects, self.seams.now())) is not None:
-                self._say_once(f"nothing is started: {why}")
+            before, why = self._held_up, held_up(self.schedule, self._objects, self.seams.now())
+            self._held_up = why
+            if why is not None:
+                if why != before:
+                    self._say(f"nothing is started: {why}")
                 return
             for due in list(self._due):
                 if len(self.runs) >= self.schedule.settings.at_once:
@@ -211,6 +217,7 @@ class Scheduler:
     def _hear(self, sight: Sight) -> None:
         running = {run.due.key for run in self.runs}
         self._due = [each for each in sight.due if each.key not in running]
+        self.errors = sight.errors
         told = [*sight.waiting, *sight.errors]
         self._told &= set(told)  # what has passed is said again when it comes again
         for text in told:

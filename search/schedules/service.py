@@ -46,6 +46,11 @@ class Service:
         """What has become of the sweeps that were run here, in the order in which they ended."""
         return [outcome for each in self.schedulers for outcome in each.outcomes]
 
+    @property
+    def errors(self) -> list[str]:
+        """What could not be looked at by the last looks."""
+        return [error for each in self.schedulers for error in each.errors]
+
     def run(self, interrupts: Interrupts) -> None:
         """Look and sweep until a signal is heard; then what runs is interrupted and waited for."""
 
