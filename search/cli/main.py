@@ -23,6 +23,7 @@ from search.cli import (
     profiles,
     results,
     rows,
+    schedules,
     sweep_records,
     sweeps,
     trials,
@@ -49,6 +50,7 @@ FILES = [
         champion,
         sweep_records,
         presets,
+        schedules,
         doctor,
         in_job,
     )

@@ -16,16 +16,21 @@ from spaces.methods.registry import METHODS
 from spaces.refusals import WANTED, unknown_key, written_right
 
 
-def refusal(error: ValidationError, raw: Mapping[str, Any]) -> str:
-    """The first error as "a.b.c: reason", unknown keys before all else, and how many follow."""
+def refusal(
+    error: ValidationError, raw: Mapping[str, Any], whole: type[BaseModel] = SweepConfig
+) -> str:
+    """The first error as "a.b.c: reason", unknown keys before all else, and how many follow.
+
+    `whole` is the model that `raw` was to be, a sweep or another file.
+    """
     grouped: dict[str, list[str]] = {}
     given: dict[str, str] = {}
     unknown_first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     for details in unknown_first:
         if details["type"] == "extra_forbidden":
-            key, reason = _unknown_key(_in_the_sweep(details, raw))
+            key, reason = _unknown_key(_in_the_file(details, raw, whole), whole)
         else:
-            key, reason = _dotted(_in_the_sweep(details, raw), raw), _reason(details)
+            key, reason = _dotted(_in_the_file(details, raw, whole), raw), _reason(details)
             given.setdefault(key, _given(details))
         grouped.setdefault(key, [])
         if reason not in grouped[key]:
@@ -39,22 +44,22 @@ def refusal(error: ValidationError, raw: Mapping[str, Any]) -> str:
     return " ".join(f"{where}{' or '.join(reasons)}{given.get(key, '')}".split()) + more
 
 
-def _unknown_key(loc: tuple[int | str, ...]) -> tuple[str, str]:
+def _unknown_key(loc: tuple[int | str, ...], whole: type[BaseModel]) -> tuple[str, str]:
     *parents, key = loc
     dotted = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*parents, key)
     ).removeprefix(".")
     outer, dot, inner = str(key).partition(".")
-    if dot:
+    if dot and whole is SweepConfig:
         return (
             dotted,
             f"unknown key; dots are for --set, in a file write `{outer}: {{{inner}: ...}}`",
         )
-    return dotted, unknown_key(str(key), _model_at(parents).model_fields, _paths())
+    return dotted, unknown_key(str(key), _model_at(parents, whole).model_fields, _paths(whole))
 
 
-def _model_at(parents: Sequence[int | str]) -> type[BaseModel]:
-    model: type[BaseModel] = SweepConfig
+def _model_at(parents: Sequence[int | str], whole: type[BaseModel]) -> type[BaseModel]:
+    model = whole
     for part in parents:
         field = model.model_fields.get(str(part))
         model = (_section(field.annotation) if field is not None else None) or model
@@ -71,8 +76,8 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_section, get_args(annotation))), None)
 
 
-def _paths() -> dict[str, list[str]]:
-    """Each key of a sweep -> where it stands; the keys of methods among them."""
+def _paths(whole: type[BaseModel]) -> dict[str, list[str]]:
+    """Each key of a file -> where it stands; of a sweep the keys of methods among them."""
     paths: dict[str, list[str]] = {}
 
     def note(model: type[BaseModel], inside: str) -> None:
@@ -82,7 +87,9 @@ def _paths() -> dict[str, list[str]]:
             if (section := _section(field.annotation)) and section is not PublishedSettings:
                 note(section, f"{inside}{key}.")
 
-    note(SweepConfig, "")
+    note(whole, "")
+    if whole is not SweepConfig:
+        return paths
     for method in METHODS.values():
         for key in set(method.choice_class.model_fields) - set(Choice.model_fields):
             paths.setdefault(key, [])
@@ -91,7 +98,7 @@ def _paths() -> dict[str, list[str]]:
     return paths
 
 
-def _in_the_sweep(details: Any, raw: Any) -> tuple[int | str, ...]:
+def _in_the_file(details: Any, raw: Any, whole: type[BaseModel]) -> tuple[int | str, ...]:
     """Where an error is, without the names that pydantic has for the forms of a value."""
     loc = details["loc"]
     found: list[int | str] = []
@@ -99,7 +106,7 @@ def _in_the_sweep(details: Any, raw: Any) -> tuple[int | str, ...]:
         is_key = (
             isinstance(part, int)
             or (isinstance(raw, Mapping) and part in raw)
-            or part in _model_at(found).model_fields
+            or part in _model_at(found, whole).model_fields
             or (details["type"] == "missing" and place == len(loc) - 1)
         )
         if not is_key:

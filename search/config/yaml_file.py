@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ class _Loader(yaml.SafeLoader):
     text. Of merge keys it takes the wrong value where what is merged has merged before.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, words: Collection[str] = ()) -> None:
         super().__init__(text)
+        self._words = words
         self._depth = 0
         self._unfinished: set[str] = set()
         self._sizes: dict[int, int] = {}
@@ -59,10 +62,19 @@ class _Loader(yaml.SafeLoader):
         self._unfinished.discard(anchor or "")
         self._depth -= 1
         if isinstance(node, yaml.MappingNode):
+            if self._depth == 0:
+                self._take_words(node)
             _check_keys(node)
             node.value = _merged(node)
         self._weigh(node)
         return node
+
+    def _take_words(self, node: yaml.MappingNode) -> None:
+        """Keys of the document itself that are words here, such as `on`, which YAML 1.1 takes for
+        true."""
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in self._words:
+                key.tag = _STR
 
     def _weigh(self, node: yaml.Node | None) -> None:
         inner = getattr(node, "value", None)
@@ -165,14 +177,15 @@ def _check_key(key: yaml.ScalarNode, value: yaml.Node) -> None:
         )
 
 
-def parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str, words: Collection[str] = ()) -> Any:
     """The plain data of one YAML document; `source` names it in errors.
 
+    `words` are keys of the document itself that YAML 1.1 would take for true or false.
     Numbers such as 5e-5 are floats. Raises ConfigError for what is no YAML or not one document, for
     duplicate keys and for keys that are no plain names.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=partial(_Loader, words=words))  # type: ignore[arg-type]
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     except yaml.reader.ReaderError as error:
@@ -201,8 +214,8 @@ def _no_yaml(error: yaml.YAMLError) -> str:
     return f"is no valid YAML{line} ({problem}); {remedy}"
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; ConfigError where there is none."""
+def read_mapping(path: str | Path, words: Collection[str] = ()) -> dict[str, Any]:
+    """The mapping that a YAML file holds; ConfigError where there is none. `words` as above."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -214,7 +227,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    data = parse_yaml(text, str(path))
+    data = parse_yaml(text, str(path), words)
     if not isinstance(data, dict):
         found = "empty" if data is None else f"a {type(data).__name__}"
         raise ConfigError(f"{path}: is {found}, not a mapping; write lines of `key: value`")

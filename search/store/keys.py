@@ -8,7 +8,12 @@ from spaces.errors import StoreError
 
 _PROFILE_KEY = re.compile(r"[0-9a-f]{64}")
 _PROFILE_FILE = re.compile(r"profile-([0-9a-f]{64})\.safetensors")
+_CLAIM_RECORD = re.compile(r"claims/([0-9a-f]{64})/record/([1-9][0-9]{0,8})\.json")
 PROFILES = "profiles"
+CLAIMS = "claims"
+SCHEDULES = "schedules"
+USAGE = "usage"
+"""What no schedule may be called: its objects lie beside those of the schedules."""
 QUARANTINE = "quarantine"
 
 
@@ -68,3 +73,34 @@ def key_of_object(path: str) -> str | None:
     if len(parts) == 3 and parts[0] == PROFILES and parts[2] == "manifest.json":
         return parts[1] if _PROFILE_KEY.fullmatch(parts[1]) else None
     return None
+
+
+def claim_prefix(key: str) -> str:
+    """Prefix under which all objects of one claim on a sweep lie."""
+    if not _PROFILE_KEY.fullmatch(key):
+        raise StoreError(
+            f"claim: {key[:80]!r} is no key of a claim; a key has 64 hexadecimal digits"
+        )
+    return f"{CLAIMS}/{key}"
+
+
+def claim_record(number: int) -> str:
+    """Name, within a claim, of what the owner of this number says of it."""
+    return f"record/{number}.json"
+
+
+def claim_of_object(path: str) -> tuple[str, int] | None:
+    """The key and the number of a claim's record; None for every other object."""
+    match = _CLAIM_RECORD.fullmatch(path)
+    return (match.group(1), int(match.group(2))) if match else None
+
+
+def schedule_prefix(name: str) -> str:
+    """Prefix of what the schedule of this name remembers."""
+    return f"{SCHEDULES}/{name}"
+
+
+def usage_prefix(day: str) -> str:
+    """Prefix of what the sweeps of all schedules have used of GPUs on a day (UTC), such as
+    `2026-11-30`."""
+    return f"{SCHEDULES}/{USAGE}/{day}"

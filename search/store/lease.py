@@ -1,4 +1,4 @@
-"""Leases: of many launches that need one profile, one computes it and the others wait.
+"""Leases: of many that want to do one thing, such as to compute a profile, one does.
 
 They need nothing of a store but create-if-absent. Objects `<n>.json`, n = 1, 2, ..., are created if
 absent, and the highest n owns. The owner alone rewrites `<n>.beat`. A waiter that sees no new beat
@@ -70,7 +70,7 @@ def this_process() -> str:
 
 
 class Lease:
-    """The right to compute one profile, held until it is released, lost or let die.
+    """The right to do one thing, such as to compute a profile: until released, lost or let die.
 
     While held as a context manager a thread of its own beats. `lost` is set when another launch has
     taken over, which happens to an owner that was paused for longer than its lease.
@@ -132,7 +132,7 @@ class Lease:
 
 
 class Leases:
-    """The leases of one profile. `objects` are the objects of its key.
+    """The leases of one profile or claim. `objects` are the objects of its key.
 
     `clock` gives seconds that only grow; `seconds` is how long this launch, once it owns, may show
     no sign of life.
@@ -148,6 +148,10 @@ class Leases:
     ) -> None:
         self._objects, self.seconds = objects, seconds
         self._clock, self._sleep = clock, sleep
+        self._last: _Seen | None = None
+        self._changed = clock()
+        self.seen_alive = False
+        """Whether the looks so far have seen a sign of life of the one who holds it."""
 
     def take(
         self,
@@ -159,14 +163,10 @@ class Leases:
         `is_needed` is asked at every look, and once more after the lease is taken; `on_wait` hears
         at every look whom this launch waits for and for how many seconds it has seen no new beat.
         """
-        last: _Seen | None = None
-        changed = self._clock()
+        self._last, self._changed = None, self._clock()
         while is_needed():
-            seen = self.look()
-            if seen != last:
-                last, changed = seen, self._clock()
-            silent = self._clock() - changed
-            if seen is None or seen.released or silent > seen.owner.seconds:
+            seen, silent = self._watched()
+            if _is_free(seen, silent):
                 lease = self._create(1 if seen is None else seen.owner.number + 1)
                 if lease is None:  # another waiter was first
                     continue
@@ -174,9 +174,39 @@ class Leases:
                     return lease
                 lease.release()
                 return None
+            assert seen is not None
             on_wait(seen.owner, silent)
             self._sleep(min(5.0, max(0.05, seen.owner.seconds / (2 * BEATS_PER_LEASE))))
         return None
+
+    def take_if_free(self) -> Lease | None:
+        """A lease where nobody alive holds one, as far as this and the earlier looks tell.
+
+        A dead owner is known by looks that are further apart than its lease time. Raises
+        StoreError; then nothing is known of the time before.
+        """
+        seen, silent = self._watched()
+        if not _is_free(seen, silent):
+            return None
+        return self._create(1 if seen is None else seen.owner.number + 1)
+
+    def holder(self) -> Owner | None:
+        """Who has a lease that is not released, dead or alive."""
+        seen = self.look()
+        return None if seen is None or seen.released else seen.owner
+
+    def _watched(self) -> tuple[_Seen | None, float]:
+        """The highest lease, and for how many seconds it has shown no new sign of life."""
+        try:
+            seen = self.look()
+        except StoreError:
+            # A store that is away is away for the owner too, which could not beat.
+            self._last = None
+            raise
+        if seen != self._last:
+            self.seen_alive = None not in (self._last, seen)
+            self._last, self._changed = seen, self._clock()
+        return seen, self._clock() - self._changed
 
     def look(self) -> _Seen | None:
         """The highest lease and its last beat; None where there was never one."""
@@ -204,6 +234,10 @@ class Leases:
         if not self._objects.create(f"{_FOLDER}/{number}.json", content):
             return None
         return Lease(self, number, content)
+
+
+def _is_free(seen: _Seen | None, silent: float) -> bool:
+    return seen is None or seen.released or silent > seen.owner.seconds
 
 
 def _owner(number: int, lease: bytes, default_seconds: float) -> Owner:

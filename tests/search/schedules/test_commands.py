@@ -1,0 +1,189 @@
+"""The commands of schedules: what they print, and how they end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from search.cli.main import main
+from search.interrupts import Interrupts
+from search.schedules.check import check
+from search.schedules.identity import Fingerprints
+from search.schedules.looks import wall_clock
+from search.schedules.schedule import read_schedule
+from search.schedules.service import Service
+from search.store.claims import Claims
+from search.store.objects import ObjectStorage
+from search.trained.promotion import Promotion
+from spaces.errors import ConfigError
+from tests.search.schedules.schedules import (
+    Place,
+    World,
+    done,
+    end_as,
+    records,
+    settle,
+    write_schedule,
+)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.chdir(tmp_path)
+    return World()
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+def once(world: World, path: Path, *, again: bool = False) -> Service:
+    seams = world.seams(now=wall_clock, monotonic=time.monotonic)
+    service = Service([path], world.said.append, seams, again=again)
+    service.once(Interrupts())
+    return service
+
+
+def test_once_looks_runs_what_is_due_and_leaves(world: World, tmp_path: Path) -> None:
+    world.places = [Place()]
+    for subject in "abc":
+        world.places[0].put(subject, subject)
+    path = write_schedule(tmp_path)
+    assert sorted(each.model for each in once(world, path).outcomes) == ["a", "b", "c"]
+    assert once(world, path).outcomes == []
+    assert len(done(tmp_path)) == 3
+    assert world.closed
+
+
+def test_once_does_not_wait_for_the_next_try(world: World, tmp_path: Path) -> None:
+    end_as(tmp_path, 1, "out of memory")
+    path = write_schedule(tmp_path)
+    (outcome,) = once(world, path).outcomes
+    assert (outcome.state, outcome.tries_left, outcome.error) == ("failed", 2, "out of memory")
+    assert once(world, path).outcomes == []
+
+
+def test_what_has_failed_for_good_is_tried_again_where_that_is_asked_for(
+    world: World, tmp_path: Path
+) -> None:
+    end_as(tmp_path, 2, "no driver is installed")
+    path = write_schedule(tmp_path)
+    assert [each.state for each in once(world, path).outcomes] == ["failed"]
+    assert [each.state for each in once(world, path, again=True).outcomes] == ["failed"]
+    end_as(tmp_path)
+    assert once(world, path).outcomes == []
+    (outcome,) = once(world, path, again=True).outcomes
+    assert (outcome.state, outcome.tries_left) == ("done", 3)
+    assert once(world, path, again=True).outcomes == []
+
+
+@pytest.mark.command
+def test_once_goes_on_with_what_a_dead_scheduler_has_left(world: World, tmp_path: Path) -> None:
+    path = write_schedule(tmp_path, lease_seconds=2)
+    scheduler = world.scheduler(path)
+    assert scheduler.look()
+    (due,) = scheduler.due
+    left = Claims(ObjectStorage(f"file://{tmp_path / 'store'}"), 2.0).take(due.key)
+    assert left is not None
+    (outcome,) = once(world, path).outcomes
+    assert outcome.state == "done"
+    assert not left.beat()
+
+
+def test_once_leaves_to_a_living_scheduler_what_it_runs(world: World, tmp_path: Path) -> None:
+    path = write_schedule(tmp_path, lease_seconds=30)
+    scheduler = world.scheduler(path)
+    assert scheduler.look()
+    (due,) = scheduler.due
+    held = Claims(ObjectStorage(f"file://{tmp_path / 'store'}"), 30.0).take(due.key)
+    assert held is not None
+
+    def beat(_text: object = None) -> float:
+        assert held.beat()
+        return time.monotonic()
+
+    seams = world.seams(now=wall_clock, monotonic=beat)
+    service = Service([path], world.said.append, seams)
+    service.once(Interrupts())
+    assert service.outcomes == []
+    assert done(tmp_path) == []
+
+
+def test_what_is_promoted_is_told_with_the_reason(world: World, tmp_path: Path) -> None:
+    def promote(_uri: str, sweep: str) -> Promotion:
+        return Promotion(True, "it beats version 2", "films-base", 3, sweep, "accuracy", 0.8)
+
+    path = write_schedule(tmp_path, promote=True)
+    settle(world.scheduler(path, promote=promote))
+    assert world.kinds() == ["seen", "done", "promoted"]
+    assert "it beats version 2" in world.told[1][1]
+
+
+def test_check_says_what_would_run_and_writes_nothing(world: World, tmp_path: Path) -> None:
+    place = Place(waiting=["step-9: is not whole"])
+    for subject in "ab":
+        place.put(subject, subject)
+    path = write_schedule(
+        tmp_path, when={"cron": ["0 3 * * *"], "timezone": "UTC"}, quiet=["11:00-13:00"]
+    )
+    checked = check(
+        read_schedule(path),
+        [place],
+        fingerprints=Fingerprints(world.base, world.task),
+        now=world.now,
+    )
+    assert [(each.model, each.is_due) for each in checked.models] == [("a", True), ("b", True)]
+    assert checked.waiting == ("place: step-9: is not whole",)
+    assert checked.next_looks[:2] == ("2026-12-01 03:00:00+00:00", "2026-12-02 03:00:00+00:00")
+    assert len(checked.next_looks) == 5
+    assert checked.held_up is not None
+    assert not (tmp_path / "store").exists()
+
+
+def test_check_tells_who_has_claimed_what(world: World, tmp_path: Path) -> None:
+    end_as(tmp_path, 1, "out of memory")
+    path = write_schedule(tmp_path)
+    settle(world.scheduler(path))
+    fingerprints = Fingerprints(world.base, world.task)
+    (seen,) = check(read_schedule(path), [], fingerprints=fingerprints, now=world.now).models
+    assert (seen.what, seen.state, seen.tries_left) == ("is to be tried again", "failed", 2)
+    assert seen.error == "out of memory"
+
+
+def test_status_lists_the_claims_of_all_schedules_or_of_one(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"file://{tmp_path / 'store'}"
+    settle(world.scheduler(write_schedule(tmp_path)))
+    (record,) = records(tmp_path)
+    capsys.readouterr()
+    assert run("schedule", "status", "--store", store, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["sweep"], row["state"], row["holder"]) == (record.sweep, "done", None)
+    assert run("schedule", "status", "new-films", "--store", store) == 0
+    printed = capsys.readouterr().out
+    assert "hub:house/base" in printed
+    assert "accuracy 0.75 (lora)" in printed
+    assert run("schedule", "status", "others", "--store", store) == 1
+    assert "'others'" in capsys.readouterr().out
+
+
+def test_a_wrong_schedule_is_one_line_and_nothing_is_started(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_schedule(tmp_path, quite=[])
+    for command in ("run", "once", "check"):
+        assert run("schedule", command, str(path)) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_two_schedules_of_one_name_are_refused(world: World, tmp_path: Path) -> None:
+    path = write_schedule(tmp_path)
+    with pytest.raises(ConfigError, match="two of the schedules are called 'new-films'"):
+        Service([path, path], world.said.append, world.seams())
