@@ -26,7 +26,7 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Look:
-    """What one look of a trigger has seen; `waiting` says in one line each what is not whole yet."""
+    """What one look of a trigger has seen; `waiting` says in one line each what is not whole."""
 
     found: tuple[Sighting, ...] = ()
     waiting: tuple[str, ...] = ()

@@ -108,9 +108,8 @@ class RunFacts:
     is_open: bool
     """Whether MLflow takes it for running, whatever its `status` says."""
     started_ms: int
-    metrics: Mapping[str, float]
-    started_ms: int | None = None
     """In milliseconds of Unix time, as `ended_ms`, which is None of an open run."""
+    metrics: Mapping[str, float]
     ended_ms: int | None = None
     kind: str | None = None
     status: str | None = None
@@ -169,7 +168,6 @@ class RunFacts:
             is_open=run.info.status == "RUNNING",
             started_ms=run.info.start_time or 0,
             metrics=run.data.metrics,
-            started_ms=run.info.start_time,
             ended_ms=run.info.end_time,
             **said,
         )
