@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,12 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
         **tiny_sweep,
         "space": {"learning_rate": [1e-3, 1.5e-3, 5e-3], "methods": {"lora": {}}},
         "search": {"trials": 1, "scheduler": "none", "warm_start": False},
-        "train": {"epochs": 120, "batch_size": 16},
+        "train": {"epochs": 160, "batch_size": 16},
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     (folder / "outside.yaml").write_text("{method: lora, rank: 3}")
     launch = launched(folder)
-    launch.wait_for("trial 0: epoch 2 of 120")
+    launch.wait_for("trial 0: epoch 2 of 160")
     watching = subprocess.Popen(command("watch", "tiny"), **in_(folder), stderr=subprocess.PIPE)
     paths = SweepPaths(folder / ".ranksweep", "tiny")
     study = study_of_sweep(paths, None)
@@ -71,7 +72,13 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
     enqueue = enqueue_choice(study, paths, {"method": "lora", "rank": 2, "learning_rate": 1.5e-3})
     said = [wait_for_answer(study, each, 60) for each in (clone, enqueue)]
     assert said == [Answer(True, "6 of 6 blocks start from its weights"), Answer(True)], launch.said
-    launch.wait_for("trial 1: lora, cloned from trial 0, warm, as .* has asked")
+    # A clone's place goes to the next request while its weights are on their way.
+    launch.wait_for("trial 1: lora, enqueued, as .* has asked")
+    fetched = paths.warm / f"{clone.id}.safetensors"
+    give_up = time.monotonic() + 60
+    while not fetched.exists():
+        assert time.monotonic() < give_up, launch.said
+        time.sleep(0.05)
     assert wait_for_answer(study, stop_trial(study, 0), 60) == Answer(True), launch.said
     launch.wait_for("trial 0: lora stopped")
 
@@ -83,18 +90,18 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
     assert "started from the weights of trial 0, and is ranked with none" in out
     result = launch.result()
     assert result["states"] == {"stopped": 1, "complete": 2}
-    assert [(each["number"], each["warm_from"]) for each in result["warm"]] == [(1, 0)]
-    assert [row["number"] for row in result["best"]] == [2]
+    assert [(each["number"], each["warm_from"]) for each in result["warm"]] == [(2, 0)]
+    assert [row["number"] for row in result["best"]] == [1]
     assert list((folder / ".ranksweep" / "sweeps" / "tiny" / "warm").iterdir()) == []
     assert states_in_mlflow(folder) == {0: "stopped", 1: "complete", 2: "complete"}
 
     client = MlflowClient(sqlite_uri(folder / ".ranksweep" / "mlflow.db"))
     runs = [trial.user_attrs["mlflow_run_id"] for trial in study_in(folder).trials]
-    tags = client.get_run(runs[1]).data.tags
+    tags = client.get_run(runs[2]).data.tags
     assert (tags["ranksweep.warm_from"], tags["ranksweep.asked_by"]) == ("0", "cloned")
-    first = [client.get_metric_history(run, "train_loss")[0].value for run in runs[:2]]
+    first = [client.get_metric_history(run, "train_loss")[0].value for run in (runs[0], runs[2])]
     assert first[1] < first[0], "its first epoch is none of an untrained model"
-    assert "weights.safetensors" in {file.path for file in client.list_artifacts(runs[1])}
+    assert "weights.safetensors" in {file.path for file in client.list_artifacts(runs[2])}
 
     for arguments, reason in (
         (("stop", "0"), "N: trial 0 has ended (stopped)"),
@@ -104,17 +111,17 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
         refused = ranksweep(folder, "trials", "tiny", *arguments)
         assert refused.returncode == 2
         assert refused.stderr.splitlines()[-1].startswith(f"error: {reason}")
-    waits = ranksweep(folder, "trials", "tiny", "clone", "2", "--set", "rank=1", "--warm")
+    waits = ranksweep(folder, "trials", "tiny", "clone", "1", "--set", "rank=1", "--warm")
     assert waits.returncode == 0
     assert "nobody runs tiny now; what is asked waits for launch --resume" in waits.stdout
-    cold = document(folder, "trials", "tiny", "clone", "2", "--set", f"learning_rate={other}")
+    cold = document(folder, "trials", "tiny", "clone", "1", "--set", f"learning_rate={other}")
     assert (cold["state"], cold["runs"]) == ("waits", False)
 
     again = launched(folder, "--resume")
     assert again.end() == 0, again.said
     assert again.result()["states"] == {"stopped": 1, "complete": 3}
     listed = document(folder, "trials", "tiny", "list")
-    origins = ["the sweep", "warm clone of 0", "enqueued", "clone of 2"]
+    origins = ["the sweep", "enqueued", "warm clone of 0", "clone of 1"]
     assert [row["asked"] for row in listed["trials"]] == origins
     (left,) = listed["requests"]  # another rank has no block in common
     assert left["state"] == "refused"
