@@ -57,13 +57,16 @@ def launch(
 ) -> LaunchResult:
     """Run a sweep to its end; with `profile_only` compute its profile and stop there.
 
-    `scheduled_by` names the schedule that launches it, for its run in MLflow. `on_result` hears
-    what was done once there are trials, however the launch ends, while its log is
-    still kept.
+    `scheduled_by` names the schedule that launches it, for its run in MLflow: then it goes on with
+    what is there of the sweep, and begins it where there is nothing. `on_result` hears what was
+    done once there are trials, however the launch ends, while its log is still kept.
     Raises a UsageError before anything is started where the sweep cannot be run as written, and
     KeyboardInterrupt on Ctrl-C, with what is done kept for `resume`.
     """
     paths = SweepPaths(name=config.name).absolute()
+    if scheduled_by is not None:
+        # Who sends it to a cluster does not see what is there, and the name is the schedule's own.
+        resume = paths.sweep_file.is_file()
     if not profile_only:
         check_name(config, paths, resume)
         if config.search.study is not None:

@@ -36,7 +36,10 @@ Command = Callable[[Schedule, Due], Sequence[str]]
 
 
 def launch_command(schedule: Schedule, due: Due) -> list[str]:
-    """The launch of a due sweep, which goes on where this folder has begun it already."""
+    """The launch of a due sweep, which goes on with what has been begun.
+
+    On a cluster `--resume` follows the job that a scheduler before this one has left there.
+    """
     settings = schedule.settings
     overrides = [*schedule.overrides, f"base={json.dumps(due.sighting.base)}", f"name={due.sweep}"]
     command = [sys.executable, "-P", "-m", "ranksweep", "launch", str(schedule.sweep_file)]
@@ -50,7 +53,8 @@ def launch_command(schedule: Schedule, due: Due) -> list[str]:
     ):
         if value is not None:
             command += [option, value]
-    return [*command, "--resume"] if was_begun(due.sweep) else command
+    begun = settings.submit is not None or was_begun(due.sweep)
+    return [*command, "--resume"] if begun else command
 
 
 def was_begun(sweep: str) -> bool:

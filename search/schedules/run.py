@@ -146,7 +146,7 @@ class SweepRun:
         if not wait_for_the_one_before(self.due.sweep, self._goes_on):
             self._note_end("interrupted")
             return
-        began = was_begun(self.due.sweep)
+        began = not self._is_new or was_begun(self.due.sweep)
         try:
             command = self._command(self.schedule, self.due)
             self._process = SweepProcess(command, self._log, self._lease_seconds)

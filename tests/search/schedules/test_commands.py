@@ -13,6 +13,7 @@ from search.interrupts import Interrupts
 from search.schedules.check import check
 from search.schedules.identity import Fingerprints
 from search.schedules.looks import wall_clock
+from search.schedules.process import launch_command
 from search.schedules.schedule import read_schedule
 from search.schedules.service import Service
 from search.store.claims import Claims
@@ -181,6 +182,31 @@ def test_a_wrong_schedule_is_one_line_and_nothing_is_started(
         assert run("schedule", command, str(path)) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_a_launch_is_given_what_the_schedule_says_and_no_more(world: World, tmp_path: Path) -> None:
+    path = write_schedule(tmp_path, set={"search.trials": 7}, budget={"hours": 2})
+    scheduler = world.scheduler(path)
+    assert scheduler.look()
+    (due,) = scheduler.due
+    command = launch_command(scheduler.schedule, due)
+    settings = [command[i + 1] for i, each in enumerate(command) if each == "--set"]
+    assert settings == [
+        "search.trials=7",
+        "search.time_budget=7200.0",
+        'base="hub:house/base"',
+        f"name={due.sweep}",
+    ]
+    assert command[command.index("--scheduled-by") + 1] == "new-films"
+    assert "--resume" not in command
+    begun = tmp_path / ".ranksweep" / "sweeps" / due.sweep
+    begun.mkdir(parents=True)
+    (begun / "sweep.yaml").touch()
+    assert launch_command(scheduler.schedule, due)[-1] == "--resume"
+    # What runs on a cluster is followed.
+    write_schedule(tmp_path, submit="http://head:8265")
+    command = launch_command(read_schedule(path), due)
+    assert command[-3:] == ["--submit", "http://head:8265", "--resume"]
 
 
 def test_two_schedules_of_one_name_are_refused(world: World, tmp_path: Path) -> None:
