@@ -14,9 +14,11 @@ from rich.text import Text
 
 from search.cli.app import EXIT_FAILED, JsonOption, StoreOption, app
 from search.cli.output import Result, add_row, prints_result
+from search.cli.schedule_emit import add_emit
 
 if TYPE_CHECKING:
     from search.schedules.check import Checked
+    from search.schedules.emitted.to_emit import ToEmit
     from search.schedules.run import Outcome
     from search.schedules.service import Service
     from search.schedules.status import ClaimRow
@@ -104,6 +106,16 @@ def schedule_status(
         of = "" if name is None else f" of the schedule {name!r}"
         return Result([], [f"no sweep{of} is claimed in this store"], exit_code=EXIT_FAILED)
     return Result(rows, [_claims_table(rows), *_errors_of(rows)])
+
+
+def _read_to_emit(path: Path) -> ToEmit:
+    from search.schedules.schedule import read_schedule
+    from search.schedules.wiring import to_emit
+
+    return to_emit(read_schedule(path))
+
+
+add_emit(schedule_app, _read_to_emit)
 
 
 def _service(paths: Sequence[Path], *, again: bool = False) -> Service:

@@ -10,9 +10,10 @@ import typer
 from rich.table import Column, Table
 
 from search.cli.app import EXIT_FAILED, JsonOption, TrackingOption, app
+from search.cli.jobs import AddressOption, follow_job
 from search.cli.output import Result, add_row, prints_result
 from search.wording import duration, figure
-from spaces.errors import RanksweepError, TrackingError
+from spaces.errors import RanksweepError, TrackingError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,10 +34,21 @@ PATIENCE_S = 5.0
 def watch(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name or run id.")],
     once: Annotated[bool, typer.Option("--once", help="Show where it stands, and leave.")] = False,
+    address: AddressOption = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
 ) -> Result:
-    """Watch a sweep that runs elsewhere until it ends, from MLflow alone; Ctrl-C only leaves."""
+    """Watch a sweep that runs elsewhere until it ends, from MLflow alone; Ctrl-C only leaves.
+
+    With --address it is the output of its job on that cluster that is followed.
+    """
+    if address is not None:
+        if once or tracking is not None:
+            raise UsageError(
+                "--address: follows the job on the cluster to its end; leave out --once and "
+                "--tracking, which ask MLflow"
+            )
+        return follow_job(sweep, address)
     from search.cli.view import View
     from search.queries.sweep_state import SweepReader
     from search.tracking.runs import RecordedRuns

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-Kind = Literal["seen", "done", "failed", "promoted"]
+from search.schedules.notify import Kind
+
 Tell = Callable[[Kind, str, Mapping[str, Any]], None]
 """Takes what has happened, a line for people, and the facts."""
 

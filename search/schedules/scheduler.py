@@ -12,10 +12,11 @@ from typing import Any
 
 from search.paths import SweepPaths
 from search.schedules.bounds import held_up
-from search.schedules.events import Kind, Nobody, Teller
+from search.schedules.events import Nobody, Teller
 from search.schedules.identity import Fingerprints
 from search.schedules.looks import Looks, wall_clock
 from search.schedules.memory import Memory, Swept
+from search.schedules.notify import Kind
 from search.schedules.process import Command, launch_command
 from search.schedules.run import (
     Outcome,

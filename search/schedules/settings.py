@@ -18,7 +18,9 @@ from search.config.sweep import StoreUri
 from search.paths import check_sweep_name
 from search.redaction import redacted
 from search.schedules.cron import cron_triggers, zone
+from search.schedules.notify import ReceiverSettings
 from search.schedules.quiet import cover_the_day, minutes_of
+from search.schedules.triggers.settings import Existing, TriggerSettings
 from search.store.keys import USAGE
 from spaces.errors import ConfigError
 from trainables.settings import Names, Settings
@@ -91,14 +93,6 @@ class BudgetSettings(Settings):
     all schedules of the store count. A sweep that runs goes on."""
 
 
-class OnSettings(Settings):
-    """Where new models come from."""
-
-    data: bool = False
-    """Whether a change of the task's data is worth a sweep: the newest model of each place is swept
-    again, or the sweep's own base where no place is named."""
-
-
 class ScheduleSettings(Settings):
     """A schedule: a sweep, what is looked at, and when. Only name and sweep are required."""
 
@@ -111,8 +105,8 @@ class ScheduleSettings(Settings):
     set: dict[str, Any] = {}  # noqa: RUF012 (pydantic copies it)
     """What is put in place of the sweep's keys, such as `{search.trials: 12}`, as with `--set`."""
     when: WhenSettings = WhenSettings()
-    on: OnSettings = OnSettings()
-    existing: Literal["newest", "all", "skip"] = "newest"
+    on: TriggerSettings = TriggerSettings()
+    existing: Existing = "newest"
     """Which of the models that are there at the schedule's first look are swept too: the newest of
     each place, all, or none. Those that come later always are."""
     missed: Literal["catch_up", "skip"] = "catch_up"
@@ -133,7 +127,7 @@ class ScheduleSettings(Settings):
     promote: bool = False
     """Whether the best of a sweep becomes the champion of its task where it beats the present one
     beyond the noise (`ranksweep champion`)."""
-    notify: tuple[Any, ...] = ()
+    notify: tuple[ReceiverSettings, ...] = ()
     """Webhooks that are told of new models, sweeps that are done and failures."""
     lease_seconds: Annotated[FiniteFloat, Field(ge=2.0, le=86_400.0)] = 300.0
     """Seconds without a sign of life after which another scheduler goes on with a sweep. One that
