@@ -83,6 +83,7 @@ class SweepRun:
             base=redacted_text(due.sighting.base),
             tries_left=schedule.settings.tries,
         )
+        self._ran_before = self._record.state in ("running", "interrupted")
         if self._record.has_failed_for_good:  # and is asked for again
             self._record = replace(self._record, tries_left=schedule.settings.tries, failures=0)
         self._now = now
@@ -146,7 +147,7 @@ class SweepRun:
         if not wait_for_the_one_before(self.due.sweep, self._goes_on):
             self._note_end("interrupted")
             return
-        began = not self._is_new or was_begun(self.due.sweep)
+        began = self._ran_before or was_begun(self.due.sweep)
         try:
             command = self._command(self.schedule, self.due)
             self._process = SweepProcess(command, self._log, self._lease_seconds)
