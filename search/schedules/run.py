@@ -132,6 +132,7 @@ class SweepRun:
             self._end("lost", str(error))
         except Exception as error:  # the scheduler goes on with its other sweeps
             self._say(f"{self.due.sweep}: {one_line(error)}")
+            self._interrupt()
             self._end("lost", one_line(error))
         finally:
             self._on_end()
@@ -155,7 +156,10 @@ class SweepRun:
             self._failed(f"{self._log}: {error.strerror or error}; make room, or correct that")
             return
         self._say(f"{self.due.sweep}: {self.due.sighting.subject} is being swept ({self._log})")
-        self._note("running")
+        try:
+            self._note("running")
+        except StoreError as error:  # it is away: the beats tell whether that lasts
+            self._say(f"{self.due.sweep}: {error}")
         ended = self._waited(self._process)
         if self._claim.is_lost:
             self._lost()
@@ -257,6 +261,8 @@ class SweepRun:
         self._tell("failed", text, {**self._facts, "error": error, "tries": failures})
 
     def _lost(self) -> None:
+        if self.outcome is not None:
+            return  # said already
         self._say(f"{self.due.sweep}: another scheduler has taken it over; it is stopped here")
         self._end("lost", None)
 

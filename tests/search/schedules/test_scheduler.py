@@ -260,6 +260,26 @@ def test_a_store_that_is_away_is_said_once_and_looked_at_again(
     assert len(done(tmp_path)) == 1
 
 
+def test_a_sweep_goes_on_while_the_store_is_away_for_a_moment(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wait").touch()
+    scheduler = world.scheduler(write_schedule(tmp_path, lease_seconds=4))
+    scheduler.tick()
+    wait_until(lambda: [each.state for each in records(tmp_path)] == ["running"])
+    with monkeypatch.context() as patch:
+
+        def away(_self: ObjectStorage, _name: str, _content: bytes) -> None:
+            raise StoreError("store: cannot write it: no answer in time; check the network")
+
+        patch.setattr(ObjectStorage, "put", away)
+        wait_until(lambda: any("could not be renewed" in each for each in world.said))
+    (tmp_path / "wait").unlink()
+    settle(scheduler)
+    assert len(begun(tmp_path)) == len(done(tmp_path)) == 1
+    assert [each.state for each in records(tmp_path)] == ["done"]
+
+
 def test_a_place_that_cannot_be_reached_is_said_and_does_not_keep_the_others_waiting(
     world: World, tmp_path: Path
 ) -> None:
