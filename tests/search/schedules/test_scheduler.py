@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from search.config.sweep import SweepConfig
+from search.schedules.identity import Fingerprints
 from search.schedules.usage import hours_used
 from search.store.objects import ObjectStorage
 from spaces.errors import DataError, StoreError, TrackingError
@@ -299,12 +301,12 @@ def test_a_place_that_cannot_be_reached_is_said_and_does_not_keep_the_others_wai
 def test_data_that_cannot_be_read_is_said_with_the_sweeps_file(
     world: World, tmp_path: Path
 ) -> None:
-    def unread(_base: str) -> str:
+    def unread(_config: SweepConfig, _base: str) -> str:
         raise DataError("task.data.train (train.csv): there is no such file; check the path")
 
-    write_schedule(tmp_path)
-    world.task = lambda _config, base: unread(base)  # type: ignore[method-assign]
-    scheduler = world.scheduler(tmp_path / "schedule.yaml")
+    scheduler = world.scheduler(
+        write_schedule(tmp_path), fingerprints=lambda: Fingerprints(world.base, unread)
+    )
     settle(scheduler)
     world.pass_time(301)
     settle(scheduler)
