@@ -32,6 +32,7 @@ from search.config.sweep import (
     TrackingSettings,
 )
 from search.config.yaml_file import parse_yaml
+from search.schedules.settings import ScheduleSettings
 from spaces.methods.registry import METHODS, parse_choice
 from spaces.search_space import DEFAULT_LEARNING_RATE
 from trainables.profiling.settings import ProfileSettings
@@ -271,9 +272,17 @@ def test_the_choices_of_the_pages_are_choices() -> None:
         parse_choice(parse_yaml(text, "a page"))
 
 
+def test_the_schedules_of_the_pages_are_schedules() -> None:
+    for page in PAGES:
+        for text in fenced(page, "yaml", "schedule"):
+            ScheduleSettings.model_validate(parse_yaml(text, page, words=("on",)))
+
+
 def test_every_yaml_block_is_marked_for_what_it_is() -> None:
     for page in PAGES:
-        marked = fenced(page, "yaml", "sweep") + fenced(page, "yaml", "choice")
+        marked = [
+            text for mark in ("sweep", "choice", "schedule") for text in fenced(page, "yaml", mark)
+        ]
         assert sorted(fenced(page, "yaml")) == sorted(marked), page
 
 

@@ -83,6 +83,7 @@ class SweepRun:
             base=redacted_text(due.sighting.base),
             tries_left=schedule.settings.tries,
         )
+        self._ran_before = self._record.state in ("running", "interrupted")
         if self._record.has_failed_for_good:  # and is asked for again
             self._record = replace(self._record, tries_left=schedule.settings.tries, failures=0)
         self._now = now
@@ -131,6 +132,7 @@ class SweepRun:
             self._end("lost", str(error))
         except Exception as error:  # the scheduler goes on with its other sweeps
             self._say(f"{self.due.sweep}: {one_line(error)}")
+            self._interrupt()
             self._end("lost", one_line(error))
         finally:
             self._on_end()
@@ -146,7 +148,7 @@ class SweepRun:
         if not wait_for_the_one_before(self.due.sweep, self._goes_on):
             self._note_end("interrupted")
             return
-        began = not self._is_new or was_begun(self.due.sweep)
+        began = self._ran_before or was_begun(self.due.sweep)
         try:
             command = self._command(self.schedule, self.due)
             self._process = SweepProcess(command, self._log, self._lease_seconds)
@@ -154,7 +156,10 @@ class SweepRun:
             self._failed(f"{self._log}: {error.strerror or error}; make room, or correct that")
             return
         self._say(f"{self.due.sweep}: {self.due.sighting.subject} is being swept ({self._log})")
-        self._note("running")
+        try:
+            self._note("running")
+        except StoreError as error:  # it is away: the beats tell whether that lasts
+            self._say(f"{self.due.sweep}: {error}")
         ended = self._waited(self._process)
         if self._claim.is_lost:
             self._lost()
@@ -256,6 +261,8 @@ class SweepRun:
         self._tell("failed", text, {**self._facts, "error": error, "tries": failures})
 
     def _lost(self) -> None:
+        if self.outcome is not None:
+            return  # said already
         self._say(f"{self.due.sweep}: another scheduler has taken it over; it is stopped here")
         self._end("lost", None)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from search.config.sweep import SweepConfig
+from search.schedules.identity import Fingerprints
 from search.schedules.usage import hours_used
 from search.store.objects import ObjectStorage
 from spaces.errors import DataError, StoreError, TrackingError
@@ -260,6 +262,26 @@ def test_a_store_that_is_away_is_said_once_and_looked_at_again(
     assert len(done(tmp_path)) == 1
 
 
+def test_a_sweep_goes_on_while_the_store_is_away_for_a_moment(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wait").touch()
+    scheduler = world.scheduler(write_schedule(tmp_path, lease_seconds=4))
+    scheduler.tick()
+    wait_until(lambda: [each.state for each in records(tmp_path)] == ["running"])
+    with monkeypatch.context() as patch:
+
+        def away(_self: ObjectStorage, _name: str, _content: bytes) -> None:
+            raise StoreError("store: cannot write it: no answer in time; check the network")
+
+        patch.setattr(ObjectStorage, "put", away)
+        wait_until(lambda: any("could not be renewed" in each for each in world.said))
+    (tmp_path / "wait").unlink()
+    settle(scheduler)
+    assert len(begun(tmp_path)) == len(done(tmp_path)) == 1
+    assert [each.state for each in records(tmp_path)] == ["done"]
+
+
 def test_a_place_that_cannot_be_reached_is_said_and_does_not_keep_the_others_waiting(
     world: World, tmp_path: Path
 ) -> None:
@@ -279,12 +301,12 @@ def test_a_place_that_cannot_be_reached_is_said_and_does_not_keep_the_others_wai
 def test_data_that_cannot_be_read_is_said_with_the_sweeps_file(
     world: World, tmp_path: Path
 ) -> None:
-    def unread(_base: str) -> str:
+    def unread(_config: SweepConfig, _base: str) -> str:
         raise DataError("task.data.train (train.csv): there is no such file; check the path")
 
-    write_schedule(tmp_path)
-    world.task = lambda _config, base: unread(base)  # type: ignore[method-assign]
-    scheduler = world.scheduler(tmp_path / "schedule.yaml")
+    scheduler = world.scheduler(
+        write_schedule(tmp_path), fingerprints=lambda: Fingerprints(world.base, unread)
+    )
     settle(scheduler)
     world.pass_time(301)
     settle(scheduler)
