@@ -186,6 +186,8 @@ def check_clock(
             checks.append(Check(name, None, "says no time"))
             continue
         middle = datetime.fromtimestamp((begun + now()) / 2, UTC)
+        # Some servers write -0000 for UTC, which is read as a time without a zone.
+        theirs = theirs if theirs.tzinfo is not None else theirs.replace(tzinfo=UTC)
         apart = (middle - theirs).total_seconds()
         ahead = "ahead of" if apart > 0 else "behind"
         checks.append(

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from search.schedules.triggers.whole_model import ADAPTER_CONFIG, CONFIG, is_a_part
+from search.schedules.triggers.whole_model import CONFIG, is_a_part
+from trainables.bases.location import ADAPTER_CONFIG
 
 MLMODEL = "MLmodel"
 _MODEL, _COMPONENTS, _ADAPTER = "model/", "components/", "peft/"

@@ -24,7 +24,8 @@ class StandIn:
     """What the hub says of `org/encoder`."""
 
     def __init__(self) -> None:
-        self.status, self.commit, self.files = 200, "a" * 40, WHOLE
+        self.status, self.commit = 200, "a" * 40
+        self.files: tuple[str, ...] = WHOLE
 
     def answer(self, _: str, path: str) -> tuple[int, bytes]:
         if path.partition("?")[0] != "/api/models/org/encoder/revision/main":
