@@ -14,7 +14,8 @@ from spaces.errors import ConfigError, RanksweepError, UsageError
 if TYPE_CHECKING:
     from search.launch.submission.following import Outcome
     from search.launch.submission.job_server import Job, JobServer
-    from search.launch.submission.submit import Order, Packed, Prepared
+    from search.launch.submission.order import Order
+    from search.launch.submission.submit import Packed, Prepared
 
 SubmitOption = Annotated[
     str | None,

@@ -154,8 +154,9 @@ def _data_files(
     for index, (member, settings) in enumerate(members):
         own = member.get("data")
         if own is not None:
-            key, at = f"task.suite[{index}].data", ("task", "suite", index, "data")
-            sections.append((key, at, settings, own, data_of_member(ours, own)))
+            at: Key = ("task", "suite", index, "data")
+            its = data_of_member(ours, own)
+            sections.append((f"task.suite[{index}].data", at, settings, own, its))
     for key, at, settings, data, whole in sections:
         if whole.get("hub") is not None:
             continue

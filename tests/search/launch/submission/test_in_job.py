@@ -19,7 +19,7 @@ from spaces.errors import JobError
 
 def unpacked(folder: Path, sweep: dict[str, Any]) -> str:
     """What has travelled, as a job finds it."""
-    job = {
+    job: dict[str, Any] = {
         "data": [], "store": None, "tracking": None, "required": {}, "wanted": ["SOME_TOKEN"],
         "requires": [], "python": ">=3.11", "folder": "x", "resume": True,
         "scheduled_by": "nightly",
