@@ -82,7 +82,7 @@ def rivalry(ours: TrialRun, theirs: TrialRun) -> Rivalry:
         return _none("the champion was measured on other test rows, or by another rule")
     found = _difference(ours.recorded, one, other, data)
     if found is None:
-        return _none("all its values and the champion's are equal, and their test rows not kept")
+        return _none("the seeds of each are all alike, and what was said of each row is not kept")
     low, high = found.interval(1 - CONFIDENCE)
     if one.objective.mode == "min":
         return Rivalry(-found.gap, -high, -low)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Literal, get_args
 
 import yaml
 
-from search.objective import Objective
 from search.paths import SweepPaths, check_sweep_name
+from search.queries.best import BestRow, recorded
 from search.tracking.facts import RunFacts
 from search.tracking.liveness import fate, running
 from search.tracking.runs import RecordedRuns
@@ -28,8 +27,9 @@ class Sweep:
     `state` is `running` also where a launch on another machine has not said that it ended, `gone`
     where its launch here was killed, and `unrecorded` where there is a folder that MLflow has no
     run of. `trials` are those that ran to their end, of `begun` in all; `value` is the best of
-    them on dev. `folder` is that of this directory, None where it has none; `host` is where it was
-    last launched. `started_ms` and `ended_ms` are in milliseconds of Unix time.
+    them on dev, as `best` ranks them. `folder` is that of this directory, None where it has none;
+    `host` is where it was last launched. `started_ms` and `ended_ms` are in milliseconds of Unix
+    time.
     """
 
     name: str
@@ -98,35 +98,33 @@ def _recorded(tracking_uri: str, root: Path) -> list[Sweep]:
     for kind in ("trial", "confirm"):
         for run in every.search({"kind": kind}, experiments):
             runs.setdefault(run.parent, []).append(run)
+    ranked: dict[str | None, list[BestRow]] = {}
+    for sweep_run, row in recorded(tracking_uri, {}):
+        ranked.setdefault(sweep_run, []).append(row)
     seen: set[str] = set()
     found = []
     for run in every.search({"kind": "sweep"}, experiments):
         # The folder of a name is that of the newest sweep of it.
         folder = None if run.sweep in seen else _folder(root, run.sweep)
         seen.add(run.sweep)
-        found.append(_of_run(run, runs.get(run.run_id, []), folder))
+        best = max(ranked.get(run.run_id, []), key=lambda row: row.gain, default=None)
+        found.append(_of_run(run, runs.get(run.run_id, []), best, folder))
     return found
 
 
-def _of_run(run: RunFacts, children: Sequence[RunFacts], folder: Path | None) -> Sweep:
-    objective = Objective(run.metric or "accuracy", run.mode or "max")
+def _of_run(
+    run: RunFacts, children: Sequence[RunFacts], best: BestRow | None, folder: Path | None
+) -> Sweep:
     trials = [each for each in children if each.kind == "trial"]
-    complete = [each for each in trials if each.status == "complete"]
-    ranked = [
-        each for each in complete if math.isfinite(each.metrics.get(objective.metric, math.nan))
-    ]
-    best = max(
-        ranked, key=lambda each: objective.gain(each.metrics[objective.metric]), default=None
-    )
     return Sweep(
         name=run.sweep,
-        state=_state(run),
+        state=_state(run, folder),
         task=run.task,
         base_uri=run.base_uri,
-        trials=len(complete),
+        trials=sum(each.status == "complete" for each in trials),
         begun=len(trials),
-        metric=objective.metric,
-        value=None if best is None else best.metrics[objective.metric],
+        metric=run.metric if best is None else best.metric,
+        value=None if best is None else best.value,
         best_run=None if best is None else best.run_id,
         confirmed=sum(each.kind == "confirm" and each.status == "complete" for each in children),
         started_ms=run.started_ms,
@@ -138,10 +136,14 @@ def _of_run(run: RunFacts, children: Sequence[RunFacts], folder: Path | None) ->
     )
 
 
-def _state(run: RunFacts) -> State:
+def _state(run: RunFacts, folder: Path | None) -> State:
     match fate(run):
         case "gone":
             return "gone"
+        case "unknown" if run.host is None and folder is not None:
+            # An older ranksweep did not say where it launches; here is its folder.
+            its = SweepPaths(folder.parents[1], folder.name)
+            return "gone" if running(its) is None else "running"
         case "runs" | "unknown":
             return "running"
     for state in ("complete", "failed"):

@@ -77,7 +77,7 @@ def test_rows_are_answered_as_they_were_measured_and_in_their_order(
 def test_a_conversation_needs_no_answer_at_its_end(base: str, tmp_path: Path) -> None:
     model, _ = served(base, tmp_path, "generation", **FORMS["conversations"])
     with_answers = model.predict(pd.DataFrame(ROWS))["text"].tolist()
-    asked = pd.DataFrame({"m": [row["m"][:-1] for row in ROWS]})
+    asked = pd.DataFrame(ROWS)[["m"]].map(lambda turns: turns[:-1])
     assert model.predict(asked)["text"].tolist() == with_answers
 
 
