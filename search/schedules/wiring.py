@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from search.config.yaml_file import read_mapping
-from search.paths import SweepPaths
 from search.schedules.checks import ScheduleNeeds
 from search.schedules.emitted.to_emit import ToEmit
 from search.schedules.events import Nobody, Teller
@@ -14,6 +13,7 @@ from search.schedules.notify import Event, Kind, Notifier
 from search.schedules.schedule import Schedule
 from search.schedules.trigger import Trigger
 from search.schedules.triggers.places import triggers_of
+from trainables.cache_folder import cache_folder
 
 _OF_AN_ENVIRONMENT = "env:"
 
@@ -25,9 +25,9 @@ def build(schedule: Schedule) -> list[Trigger]:
     """
     return triggers_of(
         schedule.settings.on,
-        folder=schedule.path.parent,
+        folder=schedule.path.parent.absolute(),
         tracking_uri=schedule.config.tracking.uri,
-        cache=SweepPaths().absolute().root / "models",
+        cache=cache_folder() / "bases",
         existing=schedule.settings.existing,
     )
 
