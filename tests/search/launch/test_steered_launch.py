@@ -60,7 +60,7 @@ def test_a_launch_is_stopped_in_a_trial_given_others_and_watched_to_its_end(
         "train": {"epochs": 160, "batch_size": 16},
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    (folder / "outside.yaml").write_text("{method: lora, rank: 3}")
+    (folder / "outside.yaml").write_text("{method: lora, rank: 3, learning_rate: 1.0e-3}")
     launch = launched(folder)
     launch.wait_for("trial 0: epoch 2 of 160")
     watching = subprocess.Popen(command("watch", "tiny"), **in_(folder), stderr=subprocess.PIPE)
