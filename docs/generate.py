@@ -19,6 +19,7 @@ import typer
 
 from search.cli.main import app
 from search.config.sweep import SweepConfig
+from search.schedules.settings import ScheduleSettings
 from spaces.choice import Choice
 from spaces.methods.registry import METHODS
 
@@ -45,6 +46,11 @@ What a choice may say beside its `method`, and, in the last column, what a sweep
 says nothing else; a key with "-" keeps its default there. What the methods do is in
 [The methods](../methods.md).
 """
+SCHEDULES = """# Keys of the schedule file
+
+Only `name` and `sweep` are required. What belongs together is explained in
+[Schedules](../schedules.md) and [New models, and who is told of them](../triggers.md).
+"""
 COMMANDS = """# Options of the commands
 
 What the commands are for, with examples, is in [The commands](../commands.md).
@@ -55,6 +61,9 @@ def pages() -> dict[Path, str]:
     """Every page and its text."""
     return {
         FOLDER / "keys.md": _joined(MADE, KEYS, *_sections(SweepConfig.model_json_schema())),
+        FOLDER / "schedules.md": _joined(
+            MADE, SCHEDULES, *_sections(ScheduleSettings.model_json_schema())
+        ),
         FOLDER / "choices.md": _joined(MADE, CHOICES, *_choices()),
         FOLDER / "commands.md": _joined(MADE, COMMANDS, *_commands()),
     }

@@ -95,7 +95,7 @@ class Registry:
 
     def _counts(self, version: ModelVersion, passed: dict[str, Any]) -> bool:
         """Whether a version is none of those that were there before the schedule."""
-        last = passed.get(version.name, 0)
+        last: int = passed.get(version.name, 0)
         if self._settings.alias is None:
             return version.version > last
         if version.version != last:

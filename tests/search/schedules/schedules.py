@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from search.config.sweep import SweepConfig
-from search.schedules.events import Kind
 from search.schedules.identity import Fingerprints
+from search.schedules.notify import Kind
 from search.schedules.schedule import Schedule
 from search.schedules.scheduler import Scheduler, Seams
 from search.schedules.sight import Due

@@ -13,6 +13,7 @@ from search.check import Check
 from search.schedules import checks
 from search.schedules.checks import ScheduleNeeds, examine_schedule
 from search.schedules.notify import ReceiverSettings
+from search.store.objects import ObjectStorage
 from tests.mlflow_server import MlflowServer
 from tests.search.schedules.receiver import receiving
 
@@ -67,7 +68,7 @@ def test_a_store_that_ignores_conditions_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert checks.check_conditions(f"file://{tmp_path}/a").ok is True
-    monkeypatch.setattr(checks.ObjectStorage, "create", lambda *_: True)
+    monkeypatch.setattr(ObjectStorage, "create", lambda *_: True)
     check = checks.check_conditions(f"file://{tmp_path}/a")
     assert check.ok is False
     assert "again" in check.detail

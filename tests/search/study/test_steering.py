@@ -80,7 +80,8 @@ def said_to(study: optuna.Study, request: Request) -> str | None:
 def test_a_sweep_of_which_nobody_asks_anything_goes_as_one_that_does_not_listen(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
     without = run_all(searcher_over(toy_study(tmp_path / "one"), trials=6))
     heard = run_all(steered(toy_study(tmp_path / "two"), tmp_path, trials=6))
     assert heard == without
@@ -89,7 +90,8 @@ def test_a_sweep_of_which_nobody_asks_anything_goes_as_one_that_does_not_listen(
 def test_what_is_enqueued_is_trained_next_and_displaces_no_trial_of_the_sweep(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
     without = run_all(searcher_over(toy_study(tmp_path / "one"), trials=6, sampler="random"))
     study, more = toy_study(tmp_path / "two"), []
     searcher = steered(study, tmp_path, trials=6, sampler="random", more=lambda: more.append(1))
@@ -263,11 +265,11 @@ def test_two_drivers_of_a_shared_study_take_a_request_once(tmp_path: Path) -> No
     assert [each["choice"]["learning_rate"] == 2e-3 for each in given] == [True, False]
     # At the very same time: the lower number keeps its trial.
     first = drivers[0].proposals.standing.requested[request.id]
-    proposal = replace(
-        drivers[1].proposals.propose(drivers[1].proposals.standing, False),
-        asked=drivers[0].open_trial("t0").asked,
-    )
-    assert drivers[1].proposals.ledger.begin(proposal) is None
+    proposal = drivers[1].proposals.propose(drivers[1].proposals.standing, False)
+    begun = drivers[0].open_trial("t0")
+    assert proposal is not None
+    assert begun is not None
+    assert drivers[1].proposals.ledger.begin(replace(proposal, asked=begun.asked)) is None
     assert drivers[1].proposals.standing.requested[request.id].number == first.number
     for part in (of_one, of_two):
         part.close()
