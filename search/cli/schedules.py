@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from search.cli.app import EXIT_FAILED, JsonOption, StoreOption, app
-from search.cli.output import Result, add_row, prints_result
+from search.cli.output import ByWidth, Result, add_row, prints_result
 from search.cli.schedule_emit import add_emit
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ schedule_app = typer.Typer(
 )
 app.add_typer(schedule_app, name="schedule")
 
+WIDE_STATUS = 130
+"""From so many columns on `status` has all columns; else who holds a claim is in --json."""
 ScheduleFile = Annotated[Path, typer.Argument(metavar="SCHEDULE.yaml", help="The schedule.")]
 _STYLES = {"done": "green", "failed": "red", "running": "cyan", "claimed": "cyan"}
 
@@ -165,8 +167,8 @@ def _drawn_check(checked: Checked) -> list[Any]:
     return [*drawn, *(f"could not be looked at: {each}" for each in checked.errors)]
 
 
-def _claims_table(rows: Sequence[ClaimRow]) -> Table:
-    table = Table(
+def _claims_table(rows: Sequence[ClaimRow]) -> ByWidth:
+    wide = Table(
         "schedule",
         "sweep",
         Column("model", overflow="fold"),
@@ -176,20 +178,13 @@ def _claims_table(rows: Sequence[ClaimRow]) -> Table:
         Column("tries left", justify="right"),
         "best",
     )
+    narrow = Table(Column("sweep, and its model", overflow="fold"), "state", "best")
     for row in rows:
+        state, best = _state(row.state), _best(row.best)
         tries = None if row.state == "done" else row.tries_left
-        add_row(
-            table,
-            row.schedule,
-            row.sweep,
-            row.model,
-            _state(row.state),
-            row.by,
-            row.since,
-            tries,
-            _best(row.best),
-        )
-    return table
+        add_row(wide, row.schedule, row.sweep, row.model, state, row.by, row.since, tries, best)
+        add_row(narrow, f"{row.sweep}\n{row.model}", state, best)
+    return ByWidth(wide, narrow, WIDE_STATUS)
 
 
 def _errors_of(rows: Sequence[ClaimRow]) -> list[str]:

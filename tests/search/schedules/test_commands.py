@@ -156,9 +156,15 @@ def test_check_tells_who_has_claimed_what(world: World, tmp_path: Path) -> None:
     assert seen.error == "out of memory"
 
 
+@pytest.mark.parametrize("columns", ["80", "160"])
 def test_status_lists_the_claims_of_all_schedules_or_of_one(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     store = f"file://{tmp_path / 'store'}"
     settle(world.scheduler(write_schedule(tmp_path)))
     (record,) = records(tmp_path)
