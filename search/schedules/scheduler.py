@@ -260,7 +260,7 @@ class Scheduler:
             tell=self._tell,
             say=self._say,
             promoted=lambda: promotion_of(
-                self.seams.promote, schedule.config.tracking.uri, due.sweep
+                self.seams.promote, schedule.config.tracking.uri, due.sweep, due.sighting.base
             ),
             on_end=self.wake,
             now=self.seams.now,
