@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -212,7 +213,10 @@ class SweepRun:
 
         It ends by itself, interrupted. Not waited for where the claim is lost, or in a hurry.
         """
-        return wait_for_the_one_before(self.due.sweep, lambda: self._holds_on(self._hurry.wait))
+        go_on = partial(self._holds_on, self._hurry.wait)
+        has_ended = wait_for_the_one_before(self.due.sweep, go_on)
+        self._count()
+        return has_ended
 
     def _holds_on(self, wait: Callable[[float], object]) -> bool:
         """Wait a moment with the claim kept alive; whether to wait on."""

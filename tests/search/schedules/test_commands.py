@@ -182,7 +182,12 @@ def test_whoever_takes_over_from_one_that_was_killed_while_it_promoted_promotes_
     assert second.runs == []  # the first keeps it alive
 
     run._claim.beat = lambda: True  # type: ignore[method-assign]  # as one that is paused
-    wait_until(lambda: (second.start(), bool(second.runs))[1])
+
+    def is_taken_over() -> bool:
+        second.start()
+        return bool(second.runs)
+
+    wait_until(is_taken_over)
     assert second.join(30.0)
     assert [each.state for each in second.outcomes] == ["done"]
     go_on.set()
@@ -192,6 +197,26 @@ def test_whoever_takes_over_from_one_that_was_killed_while_it_promoted_promotes_
     assert "by the second" in world.told[1][1]
     (record,) = records(tmp_path)
     assert record.state == "done"
+
+
+def test_a_promotion_is_left_in_a_hurry_to_whoever_takes_over(world: World, tmp_path: Path) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def promote(_uri: str, sweep: str, *, base_uri: str) -> Promotion:
+        began.set()
+        go_on.wait(30)
+        return Promotion(True, "late", "films-base", 1, sweep, "accuracy", 0.8)
+
+    scheduler = world.scheduler(write_schedule(tmp_path, promote=True), promote=promote)
+    scheduler.tick()
+    assert began.wait(30)
+    scheduler.stop()
+    assert not scheduler.join(0.5)  # one Ctrl-C waits for it
+    scheduler.stop(hurry=True)
+    assert scheduler.join(30.0)
+    go_on.set()
+    assert [each.state for each in records(tmp_path)] == ["interrupted"]
+    assert world.kinds() == ["seen"]
 
 
 def test_a_sweep_that_is_done_stays_so_where_its_claim_cannot_be_let_go(
@@ -249,6 +274,24 @@ def test_the_claim_of_a_launch_whose_guard_is_killed_is_kept_until_it_has_wound_
     other = world.scheduler(path)
     settle(other)  # which finds the claim free
     assert [each.state for each in other.outcomes] == ["done"]
+
+
+def test_a_claim_is_not_let_go_while_the_launch_of_one_before_winds_down(
+    world: World, tmp_path: Path
+) -> None:
+    scheduler = world.scheduler(write_schedule(tmp_path))
+    assert scheduler.look()
+    (due,) = scheduler.due
+    paths = SweepPaths(name=due.sweep)
+    paths.make_sweep()
+    with lock_of(paths):
+        scheduler.start()
+        scheduler.stop()
+        assert scheduler.join(30.0)
+    assert [each.state for each in records(tmp_path)] == ["interrupted"]
+    claims = Claims(ObjectStorage(f"file://{tmp_path / 'store'}"), 300.0)
+    assert claims.holder(due.key) is not None
+    assert begun(tmp_path) == []
 
 
 def test_a_claim_is_not_let_go_in_a_hurry_while_its_launch_winds_down(
