@@ -89,15 +89,16 @@ class Fingerprints:
         """
         settings = config.task.model_dump(mode="json")
         key = (base, json.dumps(settings, sort_keys=True), tuple(_named_files(settings)))
-        if key not in self._tasks or _is_from_hub(settings):
+        if key not in self._tasks or is_from_hub(settings):
             self._tasks[key] = self._of_task(config, base_uri)
         return self._tasks[key]
 
 
-def _is_from_hub(settings: Any) -> bool:
+def is_from_hub(settings: Any) -> bool:
+    """Whether a task's settings name a data set of the hub, wherever it stands in them."""
     if isinstance(settings, Mapping):
-        return settings.get("hub") is not None or any(map(_is_from_hub, settings.values()))
-    return isinstance(settings, list) and any(map(_is_from_hub, settings))
+        return settings.get("hub") is not None or any(map(is_from_hub, settings.values()))
+    return isinstance(settings, list) and any(map(is_from_hub, settings))
 
 
 def _named_files(settings: Any) -> Iterator[tuple[str, int, int]]:

@@ -17,10 +17,12 @@ from search.interrupts import EXIT_INTERRUPTED
 from search.paths import SweepPaths, private_files
 from search.redaction import redacted_text
 from search.schedules import guard
+from search.schedules.identity import is_from_hub
 from search.schedules.schedule import Schedule
 from search.schedules.sight import Due
 from search.tracking.liveness import running
 from spaces.errors import shown
+from trainables.bases.location import is_of_hub
 
 INTERRUPT_AT, KILL_AT = 0.5, 0.8
 """Shares of a claim's lease time after which a sweep whose claim is not renewed is interrupted, and
@@ -62,18 +64,37 @@ def was_begun(sweep: str) -> bool:
     return SweepPaths(name=sweep).sweep_file.is_file()
 
 
+def rests_on_others(schedule: Schedule, due: Due) -> bool:
+    """Whether a launch needs what may be away: the hub, a cluster, a shared study's database.
+
+    Then one that is refused before it has begun may be taken the next time.
+    """
+    config = schedule.config
+    return (
+        schedule.settings.submit is not None
+        or config.cluster.address != "local"
+        or config.search.study is not None
+        or is_of_hub(due.sighting.base)
+        or is_from_hub(config.task.model_dump(mode="json"))
+    )
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a sweep's process has ended.
 
-    A `refused` one has not begun: what is wrong with it is so at every try. `result` is what the
-    launch has printed.
+    A `refused` one has not begun, and has changed nothing. `result` is what the launch has printed.
     """
 
     how: How
     code: int
     error: str | None = None
     result: Mapping[str, Any] | None = None
+
+    @property
+    def leaves_a_launch(self) -> bool:
+        """Whether the launch may run for moments yet: its guard was killed, and not by it."""
+        return self.code < 0
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -156,7 +177,8 @@ class SweepProcess:
 def wait_for_the_one_before(sweep: str, go_on: Callable[[], bool]) -> bool:
     """Wait until no launch of that name runs in this folder; `go_on` is asked meanwhile.
 
-    One is left for moments where its scheduler was killed. False where `go_on` said to leave.
+    One is left for moments where its scheduler or its guard was killed. False where `go_on` said to
+    leave.
     """
     paths = SweepPaths(name=sweep)
     while running(paths) is not None:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from search.redaction import redacted_text
 from search.schedules.events import Tell
@@ -17,6 +18,7 @@ from search.schedules.process import (
     Command,
     Ended,
     SweepProcess,
+    rests_on_others,
     wait_for_the_one_before,
     was_begun,
 )
@@ -24,12 +26,19 @@ from search.schedules.schedule import Schedule
 from search.schedules.sight import Due
 from search.schedules.usage import Meter
 from search.store.claims import Claim, ClaimRecord, State
-from spaces.errors import RanksweepError, StoreError, one_line
+from spaces.errors import StoreError, one_line
 
 BEATS_PER_LEASE = 10
 SLICE_S = 0.25
-Promote = Callable[[str, str], Any]
-"""Takes the tracking URI and the name of a sweep; gives a `Promotion`."""
+T = TypeVar("T")
+
+
+class Promote(Protocol):
+    """Has the best of a sweep promoted, as `promote_best_of` does."""
+
+    def __call__(self, tracking_uri: str, sweep: str, /, *, base_uri: str) -> Any:
+        """Takes the tracking URI, the name of a sweep and where its base is now; gives a
+        `Promotion`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ class Outcome:
 class SweepRun:
     """Runs one claimed sweep in a thread of its own; `outcome` is there when it has ended.
 
-    `promoted` is asked once the sweep is done, `say` hears lines for the scheduler's own log.
+    `promoted` is asked once the sweep is done and before its claim says so; whoever takes over asks
+    it again. `say` hears lines for the scheduler's own log.
     """
 
     def __init__(
@@ -64,7 +74,7 @@ class SweepRun:
         meter: Meter,
         tell: Tell,
         say: Callable[[str], object],
-        promoted: Callable[[], dict[str, Any] | None],
+        promoted: Callable[[], dict[str, Any]],
         on_end: Callable[[], object],
         now: Callable[[], datetime] = wall_clock,
     ) -> None:
@@ -129,13 +139,17 @@ class SweepRun:
             self._run()
         except StoreError as error:
             self._say(f"{self.due.sweep}: {error}; whoever can reach the store goes on with it")
-            self._end("lost", str(error))
+            self._give_up(error)
         except Exception as error:  # the scheduler goes on with its other sweeps
             self._say(f"{self.due.sweep}: {one_line(error)}")
             self._interrupt()
-            self._end("lost", one_line(error))
+            self._give_up(error)
         finally:
             self._on_end()
+
+    def _give_up(self, error: Exception) -> None:
+        if self.outcome is None:  # what the claim says stays so
+            self._end("lost", one_line(error))
 
     def _run(self) -> None:
         if not self._note("claimed"):
@@ -146,9 +160,14 @@ class SweepRun:
             self._failed(self.due.unfit, for_good=not self.due.may_pass)
             return
         if not wait_for_the_one_before(self.due.sweep, self._goes_on):
-            self._note_end("interrupted")
+            self._note_end("interrupted", let_go=False)
             return
-        began = self._ran_before or was_begun(self.due.sweep)
+        may_pass = (
+            self._ran_before
+            or self._record.failures > 0
+            or was_begun(self.due.sweep)
+            or rests_on_others(self.schedule, self.due)
+        )
         try:
             command = self._command(self.schedule, self.due)
             self._process = SweepProcess(command, self._log, self._lease_seconds)
@@ -161,14 +180,15 @@ class SweepRun:
         except StoreError as error:  # it is away: the beats tell whether that lasts
             self._say(f"{self.due.sweep}: {error}")
         ended = self._waited(self._process)
+        has_ended = not ended.leaves_a_launch or self._has_wound_down()
         if self._claim.is_lost:
             self._lost()
         elif ended.how == "done":
             self._done(ended)
         elif ended.how == "interrupted":
-            self._interrupted(ended)
+            self._interrupted(ended, has_ended)
         else:
-            self._failed(ended.error or "", for_good=ended.how == "refused" and not began)
+            self._failed(ended.error or "", for_good=ended.how == "refused" and not may_pass)
 
     # While it runs -----------------------------------------------------------------------------
 
@@ -186,8 +206,22 @@ class SweepRun:
 
     def _goes_on(self) -> bool:
         """Wait a moment for what keeps the sweep from being begun; whether to wait on."""
+        return self._holds_on(self._stop.wait)
+
+    def _has_wound_down(self) -> bool:
+        """Keep the claim until the launch that a killed guard has left has ended; whether it has.
+
+        It ends by itself, interrupted. Not waited for where the claim is lost, or in a hurry.
+        """
+        go_on = partial(self._holds_on, self._hurry.wait)
+        has_ended = wait_for_the_one_before(self.due.sweep, go_on)
+        self._count()
+        return has_ended
+
+    def _holds_on(self, wait: Callable[[float], object]) -> bool:
+        """Wait a moment with the claim kept alive; whether to wait on."""
         self._beat(None)
-        return not (self._stop.wait(SLICE_S) or self._claim.is_lost)
+        return not (wait(SLICE_S) or self._claim.is_lost)
 
     def _beat(self, process: SweepProcess | None) -> None:
         now = time.monotonic()
@@ -222,9 +256,17 @@ class SweepRun:
         best = ended.best
         if best is not None:
             best = {**best, "metric": self.schedule.config.search.metric}
+        promoted: dict[str, Any] | None = None
+        if self.schedule.settings.promote:
+            promoted = self._promotion()
+            if self._claim.is_lost:
+                self._lost()
+                return
+            if promoted is None:
+                self._note_end("interrupted", let_go=False)
+                return
         if not self._note_end("done", best=best, error=None, not_before=None):
             return
-        promoted = self._promoted() if self.schedule.settings.promote else None
         told = "" if best is None else f", best {best['metric']} {best['value']:.4g}"
         why = "" if promoted is None else f"; {promoted['reason']}"
         text = f"{self.due.sighting.subject} is swept{told}{why}"
@@ -233,11 +275,30 @@ class SweepRun:
         if promoted is not None and promoted.get("promoted"):
             self._tell("promoted", promoted["reason"], {**self._facts, "promotion": promoted})
 
-    def _interrupted(self, ended: Ended) -> None:
+    def _promotion(self) -> dict[str, Any] | None:
+        """What came of the promotion, with the claim kept alive meanwhile.
+
+        None where it is not waited for: the claim is lost, or somebody is in a hurry.
+        """
+        found: list[dict[str, Any]] = []
+        over = threading.Event()
+
+        def promote() -> None:
+            found.append(self._promoted())
+            over.set()
+
+        threading.Thread(target=promote, name=f"promotion {self.due.sweep}", daemon=True).start()
+        while not over.wait(SLICE_S):
+            self._beat(None)
+            if self._claim.is_lost or self._hurry.is_set():
+                return None
+        return found[0]
+
+    def _interrupted(self, ended: Ended, has_ended: bool) -> None:
         asked = self._stop.is_set()
         # One that was stopped from elsewhere does not start again the next moment.
         pause = None if asked else self._in(self.schedule.settings.backoff)
-        if self._note_end("interrupted", not_before=pause):
+        if self._note_end("interrupted", let_go=has_ended, not_before=pause):
             self._say(f"{self.due.sweep}: interrupted (exit code {ended.code}); it can go on")
 
     def _failed(self, error: str, *, for_good: bool = False) -> None:
@@ -291,19 +352,30 @@ class SweepRun:
         self._record = record
         return True
 
-    def _note_end(self, state: State, **said: Any) -> bool:
+    def _note_end(self, state: State, *, let_go: bool = True, **said: Any) -> bool:
         """Record how it has ended and let the claim go; whether it was still its own.
 
-        What was done must not be lost to a store that is away for a moment.
+        One that is not let go, as something may still be at work, is free after its lease.
         """
+        held = self._insist(lambda: self._note(state, **said))
+        if held:
+            self._end(state, self._record.error)
+            if let_go:
+                self._let_go()
+        return held
+
+    def _let_go(self) -> None:
+        try:
+            self._insist(self._claim.release)
+        except StoreError as error:
+            self._say(f"{self.due.sweep}: {error}; its claim is free after its lease")
+
+    def _insist(self, work: Callable[[], T]) -> T:
+        """What was done must not be lost to a store that is away for a moment."""
         give_up = time.monotonic() + self._lease_seconds / 2
         while True:
             try:
-                held = self._note(state, **said)
-                if held:
-                    self._end(state, self._record.error)
-                    self._claim.release()
-                return held
+                return work()
             except StoreError as error:
                 if self._hurry.is_set() or time.monotonic() > give_up:
                     raise
@@ -340,10 +412,9 @@ def is_before(record: ClaimRecord, now: datetime) -> bool:
         return False
 
 
-def promotion_of(promote: Promote, tracking_uri: str, sweep: str) -> dict[str, Any]:
+def promotion_of(promote: Promote, tracking_uri: str, sweep: str, base_uri: str) -> dict[str, Any]:
     """What came of asking whether a sweep's best is to be the champion; an error is a reason."""
     try:
-        found = promote(tracking_uri, sweep)
-    except RanksweepError as error:
+        return dict(vars(promote(tracking_uri, sweep, base_uri=base_uri)))
+    except Exception as error:  # of MLflow, torch or the disk: the sweep is done all the same
         return {"promoted": False, "reason": f"not promoted: {one_line(error)}"}
-    return dict(vars(found))

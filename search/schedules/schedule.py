@@ -115,7 +115,8 @@ def _digest(*files: Path) -> str:
 class Followed:
     """A schedule whose file may be edited while it runs.
 
-    A broken edit, or one that cannot be followed, keeps what was so before, and is said once.
+    A broken edit, or one that cannot be followed or set up, keeps what was so before, and is said
+    once.
     """
 
     def __init__(self, path: Path, say: Callable[[str], object]) -> None:
@@ -130,14 +131,18 @@ class Followed:
         except OSError:
             return False
 
-    def read_again(self) -> bool:
-        """Read the files again where they have changed; whether the schedule is another now."""
+    def read_again(self, adopt: Callable[[Schedule], object]) -> bool:
+        """Read the files again where they have changed; whether the schedule is another now.
+
+        `adopt` makes ready what the new one needs, or raises RanksweepError and changes nothing.
+        """
         if not self.is_changed():
             return False
         self._seen = _digest(self.schedule.path, self.schedule.sweep_file)
         try:
             now = read_schedule(self.schedule.path)
             self._refuse_what_needs_a_start(now)
+            adopt(now)
         except RanksweepError as error:
             self._say(f"{error}; the schedule goes on as it was before the edit")
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from search.schedules.bounds import held_up
 from search.schedules.events import Nobody, Teller
 from search.schedules.identity import Fingerprints
 from search.schedules.looks import Looks, wall_clock
-from search.schedules.memory import Memory, Swept
+from search.schedules.memory import Memory
 from search.schedules.notify import Kind
 from search.schedules.process import Command, launch_command
 from search.schedules.run import (
@@ -31,7 +32,7 @@ from search.schedules.sight import Due, Eyes, Sight
 from search.schedules.trigger import Trigger
 from search.schedules.usage import Meter, gpus_of
 from search.schedules.wiring import build, teller_of
-from search.store.claims import ClaimRecord, Claims
+from search.store.claims import Claim, ClaimRecord, Claims
 from search.store.keys import schedule_prefix
 from search.store.objects import ObjectStorage
 from search.trained.promotion import promote_best_of
@@ -99,10 +100,11 @@ class Scheduler:
         self._memory = Memory(store.under(schedule_prefix(self.schedule.name)))
         self._eyes = Eyes(self._memory, self._claims, self.seams.fingerprints())
         self._looks = self._looks_from(
-            self._memory.last_look() if self.schedule.settings.missed == "catch_up" else None
+            self.schedule,
+            self._memory.last_look() if self.schedule.settings.missed == "catch_up" else None,
         )
         self._teller: Teller = Nobody()
-        self._set_up()
+        self._set_up(self.schedule)
         self._due: list[Due] = []
         self._awaited: set[str] = set()
         self._failed_since: dict[tuple[str, int], float] = {}
@@ -145,9 +147,7 @@ class Scheduler:
     def look(self) -> bool:
         """Look now; False where the store is away, and then a look is due again soon."""
         try:
-            if self._followed.read_again():
-                self._set_up()
-                self._looks = self._looks_from(None)
+            self._followed.read_again(self._adopt)
             sight = self._eyes.look(self.schedule, self._triggers, again=self.again)
             self._memory.note_look(self.seams.now())
         except StoreError as error:
@@ -206,13 +206,20 @@ class Scheduler:
 
     # Inside ------------------------------------------------------------------------------------
 
-    def _set_up(self) -> None:
-        self._triggers = self.seams.build(self.schedule)
-        before, self._teller = self._teller, self.seams.teller_of(self.schedule)
+    def _set_up(self, schedule: Schedule) -> None:
+        """Raises RanksweepError where it cannot be, and then all is as before."""
+        triggers, teller = self.seams.build(schedule), self.seams.teller_of(schedule)
+        self._triggers = triggers
+        before, self._teller = self._teller, teller
         before.close()
 
-    def _looks_from(self, last: datetime | None) -> Looks:
-        when = self.schedule.settings.when
+    def _adopt(self, edited: Schedule) -> None:
+        looks = self._looks_from(edited, None)
+        self._set_up(edited)
+        self._looks = looks
+
+    def _looks_from(self, schedule: Schedule, last: datetime | None) -> Looks:
+        when = schedule.settings.when
         return Looks(when, last, now=self.seams.now, monotonic=self.seams.monotonic)
 
     def _hear(self, sight: Sight) -> None:
@@ -236,15 +243,25 @@ class Scheduler:
             self._awaited.add(due.key)
             return
         self._awaited.discard(due.key)
-        if claim.record is not None and (
-            self._is_settled(claim.record) or not self._is_time(due, claim.record)
-        ):
-            claim.release()
-            return
-        self._memory.claims(due.model, Swept(due.key, due.sweep), due.sighting.subject)
+        try:
+            if claim.record is not None and (
+                self._is_settled(claim.record) or not self._is_time(due, claim.record)
+            ):
+                claim.release()
+                return
+            self._eyes.remember(due)
+            run = self._run_of(due, claim)
+        except Exception:
+            with suppress(StoreError):
+                claim.release()
+            raise
         self._due.remove(due)
+        self.runs.append(run)
+        run.start()
+
+    def _run_of(self, due: Due, claim: Claim) -> SweepRun:
         schedule = self.schedule
-        run = SweepRun(
+        return SweepRun(
             schedule,
             due,
             claim,
@@ -260,13 +277,11 @@ class Scheduler:
             tell=self._tell,
             say=self._say,
             promoted=lambda: promotion_of(
-                self.seams.promote, schedule.config.tracking.uri, due.sweep
+                self.seams.promote, schedule.config.tracking.uri, due.sweep, due.sighting.base
             ),
             on_end=self.wake,
             now=self.seams.now,
         )
-        self.runs.append(run)
-        run.start()
 
     def _is_settled(self, record: ClaimRecord) -> bool:
         return record.is_settled and not (self.again and record.has_failed_for_good)

@@ -81,13 +81,18 @@ class Service:
 
     def _loop(self, interrupts: Interrupts, tick: Callable[[], bool], seconds: float) -> None:
         with interrupts.deferred(), interrupts.followed_by(self._stop):
-            while not interrupts.heard and tick():
-                self._sleep(interrupts, seconds)
-            if interrupts.heard:
-                self._stop()  # again, for what has just been started
-            while not all(each.join(SLICE_S) for each in self.schedulers):
-                if interrupts.hurried:
-                    self._stop(hurry=True)
+            try:
+                while not interrupts.heard and tick():
+                    self._sleep(interrupts, seconds)
+            finally:
+                self._end(interrupts)
+
+    def _end(self, interrupts: Interrupts) -> None:
+        """Interrupt what still runs, wait for it, and for what is to be told of it."""
+        self._stop()
+        while not all(each.join(SLICE_S) for each in self.schedulers):
+            if interrupts.hurried:
+                self._stop(hurry=True)
         for each in self.schedulers:
             each.close()
 

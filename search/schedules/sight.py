@@ -21,14 +21,14 @@ OWN_BASE = "sweep"
 class Due:
     """A model to be swept.
 
-    `model` names what the schedule remembers of it. `unfit` says why it cannot be swept at all;
+    `names` are those that the schedule remembers it by. `unfit` says why it cannot be swept at all;
     `may_pass` whether that may change by itself, as where the hub is away.
     """
 
     sighting: Sighting
     key: str
     sweep: str
-    model: str
+    names: tuple[str, ...]
     unfit: str | None = None
     may_pass: bool = False
 
@@ -99,6 +99,14 @@ class Eyes:
             errors += failed
         return Sight(tuple(seen), tuple(waiting), tuple(errors))
 
+    def remember(self, due: Due) -> None:
+        """Note the claim on a model, for the looks after an edit of the sweep or its data.
+
+        Raises StoreError.
+        """
+        for name in due.names:
+            self._memory.claims(name, Swept(due.key, due.sweep), due.sighting.subject)
+
     def _of_a_trigger(
         self, schedule: Schedule, look: Look
     ) -> tuple[tuple[Seen, ...], tuple[str, ...]]:
@@ -135,11 +143,9 @@ class Eyes:
         except BaseModelError as error:
             return self._judge_unfit(schedule, sighting, sighting.base, error)
         before = None if by_data else self._memory.swept(base)
-        if before is not None:
-            record = self._claims.record(before.key)
-            if record is not None and record.state == "done":
-                self._memory.note_over(sighting, before)
-                return Seen(sighting, "has been swept", None, before.sweep, record)
+        if before is not None and (seen := self._done_before(sighting, before)):
+            self._memory.note_over(sighting, before)
+            return seen
         config = schedule.config.model_copy(update={"base": sighting.base})
         try:
             task = self._fingerprints.task(config, sighting.base, base)
@@ -148,18 +154,35 @@ class Eyes:
         except DataError as error:
             raise DataError(f"{schedule.sweep_file}: {error}") from error
         key = claim_key(base, task, config)
-        due = Due(sighting, key, sweep_name(key, config), f"{base}-{task}" if by_data else base)
+        # By both, for the newest model of a place is not the newest for ever.
+        names = (base, f"{base}-{task}")
+        due = Due(sighting, key, sweep_name(key, config), names)
+        if by_data:
+            before = self._memory.swept(names[1])
+            if before is not None and (seen := self._done_before(sighting, before)):
+                return seen
         if before is not None and before.key != key and self._runs(before):
             # The sweep or its data was edited meanwhile: what runs is run to its end.
-            return self._seen(replace(due, key=before.key, sweep=before.sweep))
-        return self._seen(due)
+            known = names if by_data else names[:1]
+            return self._seen(replace(due, key=before.key, sweep=before.sweep, names=known))
+        now = self._seen(due)
+        if now.record is not None and now.record.state == "done":
+            self.remember(due)  # which another schedule has swept
+        return now
+
+    def _done_before(self, sighting: Sighting, swept: Swept) -> Seen | None:
+        """What is seen of a model whose sweep is done; None where it is not."""
+        record = self._claims.record(swept.key)
+        if record is None or record.state != "done":
+            return None
+        return Seen(sighting, "has been swept", None, swept.sweep, record)
 
     def _judge_unfit(
         self, schedule: Schedule, sighting: Sighting, base: str, error: BaseModelError
     ) -> Seen:
         """A model that is none is claimed too, so that its failure is told by one, and once."""
         key = key_of_unfit(base, schedule.config)
-        due = Due(sighting, key, sweep_name(key, schedule.config), key, one_line(error))
+        due = Due(sighting, key, sweep_name(key, schedule.config), (key,), one_line(error))
         return self._seen(replace(due, may_pass=is_of_hub(sighting.base)))
 
     def _runs(self, swept: Swept) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -10,25 +13,32 @@ import pytest
 
 from search.cli.main import main
 from search.interrupts import Interrupts
+from search.paths import SweepPaths
 from search.schedules.check import check
 from search.schedules.identity import Fingerprints
 from search.schedules.looks import wall_clock
 from search.schedules.process import launch_command
 from search.schedules.schedule import read_schedule
+from search.schedules.scheduler import Scheduler
 from search.schedules.service import Service
-from search.store.claims import Claims
+from search.store.claims import Claim, Claims
 from search.store.objects import ObjectStorage
+from search.tracking.liveness import lock_of
 from search.trained.promotion import Promotion
-from spaces.errors import ConfigError
+from spaces.errors import ConfigError, StoreError, TrackingError
 from tests.search.schedules.schedules import (
+    SWEEP,
     Place,
     World,
+    begun,
     done,
     end_as,
     records,
     settle,
+    wait_until,
     write_schedule,
 )
+from tests.search.schedules.whole_models import model_files, write
 
 
 @pytest.fixture
@@ -73,7 +83,8 @@ def test_what_has_failed_for_good_is_tried_again_where_that_is_asked_for(
     world: World, tmp_path: Path
 ) -> None:
     end_as(tmp_path, 2, "no driver is installed")
-    path = write_schedule(tmp_path)
+    base = write(tmp_path / "base", model_files())
+    path = write_schedule(tmp_path, {**SWEEP, "base": f"path:{base}"})
     assert [each.state for each in once(world, path).outcomes] == ["failed"]
     assert [each.state for each in once(world, path, again=True).outcomes] == ["failed"]
     end_as(tmp_path)
@@ -116,13 +127,191 @@ def test_once_leaves_to_a_living_scheduler_what_it_runs(world: World, tmp_path: 
 
 
 def test_what_is_promoted_is_told_with_the_reason(world: World, tmp_path: Path) -> None:
-    def promote(_uri: str, sweep: str) -> Promotion:
+    where: list[str] = []
+
+    def promote(_uri: str, sweep: str, *, base_uri: str) -> Promotion:
+        where.append(base_uri)
         return Promotion(True, "it beats version 2", "films-base", 3, sweep, "accuracy", 0.8)
 
     path = write_schedule(tmp_path, promote=True)
     settle(world.scheduler(path, promote=promote))
     assert world.kinds() == ["seen", "done", "promoted"]
     assert "it beats version 2" in world.told[1][1]
+    assert where == ["hub:house/base"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), MemoryError(), TrackingError("tracking: away")],
+)
+def test_whatever_fails_in_a_promotion_the_sweep_is_done_and_it_is_told(
+    world: World, tmp_path: Path, error: Exception
+) -> None:
+    def promote(_uri: str, _sweep: str, *, base_uri: str) -> Promotion:
+        raise error
+
+    scheduler = world.scheduler(write_schedule(tmp_path, promote=True), promote=promote)
+    settle(scheduler)
+    assert [each.state for each in scheduler.outcomes] == ["done"]
+    assert world.kinds() == ["seen", "done"]
+    assert "not promoted: " in world.told[1][1]
+
+
+def test_whoever_takes_over_from_one_that_was_killed_while_it_promoted_promotes_again(
+    world: World, tmp_path: Path
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def lasting(_uri: str, sweep: str, *, base_uri: str) -> Promotion:
+        began.set()
+        go_on.wait(30)
+        return Promotion(True, "by the first", "films-base", 1, sweep, "accuracy", 0.8)
+
+    def at_once(_uri: str, sweep: str, *, base_uri: str) -> Promotion:
+        return Promotion(True, "by the second", "films-base", 1, sweep, "accuracy", 0.8)
+
+    path = write_schedule(tmp_path, promote=True, lease_seconds=2)
+    first = world.scheduler(path, promote=lasting, monotonic=time.monotonic)
+    first.tick()
+    assert began.wait(30)
+    (record,) = records(tmp_path)
+    assert record.state == "running"
+    (run,) = first.runs
+    second = world.scheduler(path, promote=at_once, monotonic=time.monotonic)
+    second.tick()
+    assert second.runs == []  # the first keeps it alive
+
+    run._claim.beat = lambda: True  # type: ignore[method-assign]  # as one that is paused
+
+    def is_taken_over() -> bool:
+        second.start()
+        return bool(second.runs)
+
+    wait_until(is_taken_over)
+    assert second.join(30.0)
+    assert [each.state for each in second.outcomes] == ["done"]
+    go_on.set()
+    assert first.join(30.0)
+    assert [each.state for each in first.outcomes] == ["lost"]
+    assert world.kinds() == ["seen", "done", "promoted"]
+    assert "by the second" in world.told[1][1]
+    (record,) = records(tmp_path)
+    assert record.state == "done"
+
+
+def test_a_promotion_is_left_in_a_hurry_to_whoever_takes_over(world: World, tmp_path: Path) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def promote(_uri: str, sweep: str, *, base_uri: str) -> Promotion:
+        began.set()
+        go_on.wait(30)
+        return Promotion(True, "late", "films-base", 1, sweep, "accuracy", 0.8)
+
+    scheduler = world.scheduler(write_schedule(tmp_path, promote=True), promote=promote)
+    scheduler.tick()
+    assert began.wait(30)
+    scheduler.stop()
+    assert not scheduler.join(0.5)  # one Ctrl-C waits for it
+    scheduler.stop(hurry=True)
+    assert scheduler.join(30.0)
+    go_on.set()
+    assert [each.state for each in records(tmp_path)] == ["interrupted"]
+    assert world.kinds() == ["seen"]
+
+
+def test_a_sweep_that_is_done_stays_so_where_its_claim_cannot_be_let_go(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_self: Claim) -> None:
+        raise StoreError("store: cannot write it: no answer in time; check the network")
+
+    monkeypatch.setattr(Claim, "release", away)
+    scheduler = world.scheduler(write_schedule(tmp_path, lease_seconds=2))
+    settle(scheduler)
+    assert [each.state for each in scheduler.outcomes] == ["done"]
+    assert world.kinds() == ["seen", "done"]
+
+
+def test_once_interrupts_and_waits_for_what_runs_where_it_fails(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wait").touch()
+    path = write_schedule(tmp_path)
+    start = Scheduler.start
+
+    def failing(self: Scheduler) -> None:
+        start(self)
+        wait_until(lambda: bool(begun(tmp_path)))
+        raise ConfigError("it cannot be set up")
+
+    monkeypatch.setattr(Scheduler, "start", failing)
+    with pytest.raises(ConfigError):
+        once(world, path)
+    assert [each.state for each in records(tmp_path)] == ["interrupted"]
+    assert world.closed
+
+
+def test_the_claim_of_a_launch_whose_guard_is_killed_is_kept_until_it_has_wound_down(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "wait").touch()
+    path = write_schedule(tmp_path)
+    scheduler = world.scheduler(path)
+    scheduler.tick()
+    wait_until(lambda: bool(begun(tmp_path)))
+    (run,) = scheduler.runs
+    paths = SweepPaths(name=run.due.sweep)
+    paths.make_sweep()
+    with lock_of(paths):  # as the launch that winds down
+        assert run._process is not None
+        os.kill(run._process.pid, signal.SIGKILL)
+        scheduler.stop()
+        assert not scheduler.join(1.5)
+        assert [each.state for each in records(tmp_path)] == ["running"]
+    assert scheduler.join(30.0)
+    assert [each.state for each in records(tmp_path)] == ["interrupted"]
+    (tmp_path / "wait").unlink()
+    other = world.scheduler(path)
+    settle(other)  # which finds the claim free
+    assert [each.state for each in other.outcomes] == ["done"]
+
+
+def test_a_claim_is_not_let_go_while_the_launch_of_one_before_winds_down(
+    world: World, tmp_path: Path
+) -> None:
+    scheduler = world.scheduler(write_schedule(tmp_path))
+    assert scheduler.look()
+    (due,) = scheduler.due
+    paths = SweepPaths(name=due.sweep)
+    paths.make_sweep()
+    with lock_of(paths):
+        scheduler.start()
+        scheduler.stop()
+        assert scheduler.join(30.0)
+    assert [each.state for each in records(tmp_path)] == ["interrupted"]
+    claims = Claims(ObjectStorage(f"file://{tmp_path / 'store'}"), 300.0)
+    assert claims.holder(due.key) is not None
+    assert begun(tmp_path) == []
+
+
+def test_a_claim_is_not_let_go_in_a_hurry_while_its_launch_winds_down(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "wait").touch()
+    scheduler = world.scheduler(write_schedule(tmp_path))
+    scheduler.tick()
+    wait_until(lambda: bool(begun(tmp_path)))
+    (run,) = scheduler.runs
+    paths = SweepPaths(name=run.due.sweep)
+    paths.make_sweep()
+    with lock_of(paths):
+        assert run._process is not None
+        os.kill(run._process.pid, signal.SIGKILL)
+        scheduler.stop(hurry=True)
+        assert scheduler.join(30.0)
+    assert [each.state for each in records(tmp_path)] == ["interrupted"]
+    claims = Claims(ObjectStorage(f"file://{tmp_path / 'store'}"), 300.0)
+    assert claims.holder(run.due.key) is not None
 
 
 def test_check_says_what_would_run_and_writes_nothing(world: World, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import yaml
 
 from search.config.sweep import SweepConfig
 from search.schedules.identity import Fingerprints
+from search.schedules.memory import Memory
+from search.schedules.schedule import Schedule
+from search.schedules.trigger import Sighting
 from search.schedules.usage import hours_used
 from search.store.objects import ObjectStorage
-from spaces.errors import DataError, StoreError, TrackingError
+from spaces.errors import ConfigError, DataError, StoreError, TrackingError
 from tests.search.schedules.schedules import (
     SWEEP,
     Place,
@@ -24,6 +27,7 @@ from tests.search.schedules.schedules import (
     wait_until,
     write_schedule,
 )
+from tests.search.schedules.whole_models import model_files, write
 
 
 @pytest.fixture
@@ -76,6 +80,58 @@ def test_changed_data_is_worth_a_sweep_of_the_newest_model_where_the_schedule_sa
     world.pass_time(301)
     settle(scheduler)
     assert sorted(each.model for each in records(tmp_path)) == ["a", "b", "b"]
+
+
+def test_a_model_that_is_the_newest_no_more_is_not_swept_again_for_changed_data(
+    world: World, tmp_path: Path
+) -> None:
+    world.places = [Place()]
+    world.places[0].put("a", at="a")
+    scheduler = world.scheduler(write_schedule(tmp_path, on={"data": True}))
+    settle(scheduler)
+    world.places[0].put("b", at="b")
+    world.pass_time(301)
+    settle(scheduler)
+    (tmp_path / "train.csv").write_text("other rows")
+    world.pass_time(301)
+    settle(scheduler)
+    assert sorted(each.model for each in records(tmp_path)) == ["a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    "places", [[], [Place(found=[Sighting("place", "a", "hub:house/a", "1")])]]
+)
+def test_edited_settings_start_no_sweep_where_changed_data_does(
+    world: World, tmp_path: Path, places: list[Place]
+) -> None:
+    world.places = places
+    scheduler = world.scheduler(write_schedule(tmp_path, on={"data": True}))
+    settle(scheduler)
+    write_schedule(tmp_path, on={"data": True}, set={"search.trials": 7})
+    world.pass_time(301)
+    settle(scheduler)
+    assert len(done(tmp_path)) == 1
+    (tmp_path / "train.csv").write_text("other rows")
+    world.pass_time(301)
+    settle(scheduler)
+    assert len(done(tmp_path)) == 2
+
+
+def test_a_model_that_another_schedule_has_swept_is_not_swept_for_changed_data(
+    world: World, tmp_path: Path
+) -> None:
+    world.places = [Place()]
+    world.places[0].put("a", "1")
+    path = write_schedule(tmp_path)
+    settle(world.scheduler(path))
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "name": "another"}))
+    second = world.scheduler(other)
+    settle(second)
+    (tmp_path / "train.csv").write_text("other rows")
+    world.pass_time(301)
+    settle(second)
+    assert len(done(tmp_path)) == 1
 
 
 def test_the_same_model_under_two_names_is_one_sweep(world: World, tmp_path: Path) -> None:
@@ -138,9 +194,14 @@ def test_a_model_that_cannot_be_loaded_fails_once_and_is_told_once(
     assert begun(tmp_path) == []
 
 
+def here(folder: Path) -> dict[str, object]:
+    """A sweep that needs nothing that may be away."""
+    return {**SWEEP, "base": f"path:{write(folder / 'base', model_files())}"}
+
+
 def test_a_launch_that_is_refused_is_not_tried_again(world: World, tmp_path: Path) -> None:
     end_as(tmp_path, 2, "base: hub:house/base cannot be loaded (no tensor); use another")
-    scheduler = world.scheduler(write_schedule(tmp_path))
+    scheduler = world.scheduler(write_schedule(tmp_path, here(tmp_path)))
     settle(scheduler)
     world.pass_time(100_000)
     settle(scheduler)
@@ -149,6 +210,45 @@ def test_a_launch_that_is_refused_is_not_tried_again(world: World, tmp_path: Pat
     assert record.error == "base: hub:house/base cannot be loaded (no tensor); use another"
     assert len(begun(tmp_path)) == 1
     assert world.kinds() == ["seen", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "keys"),
+    [
+        ({"base": "hub:house/base"}, {}),
+        ({}, {"submit": "http://cluster:8265"}),
+        ({"cluster": {"address": "cluster:6379"}}, {}),
+        ({"search": {"study": "sqlite:///shared.db"}}, {}),
+        ({"task": {"name": "films", "data": {"hub": "glue", "name": "sst2"}, "text": ["x"]}}, {}),
+    ],
+)
+def test_a_refused_launch_that_needs_what_may_be_away_is_tried_again(
+    world: World, tmp_path: Path, sweep: dict[str, object], keys: dict[str, object]
+) -> None:
+    end_as(tmp_path, 2, "it does not answer; check that it runs")
+    path = write_schedule(tmp_path, {**here(tmp_path), **sweep}, tries=3, **keys)
+    seams = {"fingerprints": lambda: Fingerprints(world.base, lambda *_: "rows")}
+    scheduler = world.scheduler(path, **seams)
+    settle(scheduler)
+    (record,) = records(tmp_path)
+    assert (record.state, record.tries_left) == ("failed", 2)
+    end_as(tmp_path)
+    world.pass_time(601)
+    settle(scheduler)
+    assert [each.state for each in records(tmp_path)] == ["done"]
+
+
+def test_a_launch_that_has_failed_before_is_not_refused_for_good(
+    world: World, tmp_path: Path
+) -> None:
+    end_as(tmp_path, 1, "tracking: http://mlflow is away; check the server")
+    scheduler = world.scheduler(write_schedule(tmp_path, here(tmp_path), tries=4))
+    settle(scheduler)
+    end_as(tmp_path, 2, "base: cannot be read; check the disk")
+    world.pass_time(601)
+    settle(scheduler)
+    (record,) = records(tmp_path)
+    assert (record.state, record.tries_left, record.failures) == ("failed", 2, 2)
 
 
 def test_a_failure_is_tried_again_after_pauses_that_double(world: World, tmp_path: Path) -> None:
@@ -349,6 +449,49 @@ def test_an_edited_schedule_is_read_again_and_a_broken_edit_is_said_once(
     world.pass_time(301)
     settle(scheduler)
     assert any("was edited (quiet)" in each for each in world.said)
+    assert len(done(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("seam", ["build", "teller_of"])
+def test_an_edit_that_cannot_be_set_up_changes_nothing_and_is_said_once(
+    world: World, tmp_path: Path, seam: str
+) -> None:
+    sound = getattr(world.seams(), seam)
+
+    def set_up(schedule: Schedule) -> object:
+        if schedule.settings.tries == 7:
+            raise ConfigError("notify[0].url: the environment has no HOOK; set it")
+        return sound(schedule)
+
+    path = write_schedule(tmp_path)
+    scheduler = world.scheduler(path, **{seam: set_up})
+    settle(scheduler)
+    write_schedule(tmp_path, tries=7)
+    (tmp_path / "train.csv").write_text("other rows")
+    for _ in range(2):
+        world.pass_time(301)
+        settle(scheduler)
+    (said,) = [each for each in world.said if "HOOK" in each]
+    assert "goes on as it was" in said
+    assert scheduler.schedule.settings.tries == 3
+    assert not world.closed
+    assert len(done(tmp_path)) == 2
+
+
+def test_a_claim_is_let_go_where_the_store_fails_before_its_sweep_is_begun(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = world.scheduler(write_schedule(tmp_path))
+    with monkeypatch.context() as patch:
+
+        def away(*_: object) -> None:
+            raise StoreError("store: cannot write it: no answer in time; check the network")
+
+        patch.setattr(Memory, "claims", away)
+        settle(scheduler)
+    assert any("could not claim" in each for each in world.said)
+    assert done(tmp_path) == []
+    settle(scheduler)
     assert len(done(tmp_path)) == 1
 
 
