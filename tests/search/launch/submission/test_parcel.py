@@ -161,12 +161,17 @@ def test_what_ray_does_not_take_is_refused_with_what_to_do(
     sent = prepared(tmp_path, tiny_sweep)
     monkeypatch.setattr(packing, "MOST_BYTES", 20_000)
     with (
-        pytest.raises(ConfigError, match=r"^base: .*--shared, or take it from the hub"),
+        pytest.raises(ConfigError, match=r"^base: .*--shared \(.*\), or take it from the hub"),
         packed(sent, "~/there"),
     ):
         pass
     monkeypatch.setattr(packing, "MOST_BYTES", 2_000)
-    with pytest.raises(ConfigError, match=r"^task\.data: .*--shared$"), packed(sent, "~/there"):
+    with (
+        pytest.raises(
+            ConfigError, match=r"^task\.data: .*--shared \(`shared: true` in a schedule\)$"
+        ),
+        packed(sent, "~/there"),
+    ):
         pass
 
 
