@@ -17,6 +17,9 @@ STORE_SCHEMES = ("file", "s3", "gs", "az")
 LONGEST_NAME = 100
 """Characters of a sweep's name."""
 
+BASE_PACKAGE = "ranksweep_base"
+"""The package that a base which travels with a submitted sweep is found in."""
+
 _SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -164,7 +164,7 @@ def history_tables(steps: Sequence[Step]) -> list[RenderableType]:
     """A table for each base."""
     of_base: dict[str, list[Step]] = {}
     for step in steps:
-        of_base.setdefault(step.base, []).append(step)
+        of_base.setdefault(step.group, []).append(step)
     return [
         ByWidth(_wide_history_table(each), _narrow_history_table(each), at=WIDE_HISTORY)
         for each in of_base.values()
@@ -178,7 +178,7 @@ def _narrow_history_table(steps: Sequence[Step]) -> Table:
         Column("on dev", justify="right", no_wrap=True),
         Column("on test", justify="right", no_wrap=True),
         Column("sweep", overflow="fold"),
-        title=f"{steps[0].base_uri}, {_metric_of(steps)}",
+        title=f"{steps[0].base_name or steps[0].base_uri}, {_metric_of(steps)}",
         title_justify="left",
     )
     for step in steps:
@@ -198,7 +198,7 @@ def _wide_history_table(steps: Sequence[Step]) -> Table:
         Column("seeds", justify="right", no_wrap=True),
         Column("", overflow="fold"),
         Column("run", no_wrap=True),
-        title=f"{steps[0].base_uri}, {_metric_of(steps)}",
+        title=f"{steps[0].base_name or steps[0].base_uri}, {_metric_of(steps)}",
         title_justify="left",
     )
     for step in steps:
@@ -227,6 +227,7 @@ def _marks(step: Step, steps: Sequence[Step]) -> list[str]:
     """What sets a sweep apart from the others of its base."""
     crown = "champion" if step.reigns else "was champion"
     return [
+        *([f"on {step.base_uri.rpartition('/')[2]}"] if step.base_name else []),
         *(["best so far"] if step.is_best else []),
         *([] if step.champion is None else [f"{crown}, version {step.champion}"]),
         *([] if step.data == steps[-1].data else ["other data"]),

@@ -34,7 +34,12 @@ def run_job(
             f"note: {', '.join(lacking)} was set where the sweep was submitted and is not here; "
             "credentials must come from elsewhere, such as a role of this machine"
         )
-    result = run_launch(config, resume=job["resume"], scheduled_by=job["scheduled_by"])
+    result = run_launch(
+        config,
+        resume=job["resume"],
+        scheduled_by=job["scheduled_by"],
+        base_name=job["base_name"],
+    )
     error = result.error if isinstance(result.error, str) else ""
     print(result_line(json_document(result.document), plain_text(result.drawn), error), flush=True)
     if isinstance(result.error, BaseException):

@@ -52,6 +52,10 @@ def launch(
         str | None,
         typer.Option("--scheduled-by", hidden=True, help="The schedule that launches the sweep."),
     ] = None,
+    base_name: Annotated[
+        str | None,
+        typer.Option("--base-name", hidden=True, help="What the base is a version of."),
+    ] = None,
     store: StoreOption = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
@@ -71,6 +75,7 @@ def launch(
             tracking=tracking,
             resume=resume,
             scheduled_by=scheduled_by,
+            base_name=base_name,
             remote_folder=remote_folder,
             shared=shared,
         )
@@ -81,7 +86,7 @@ def launch(
     config = load_sweep(sweep, overrides, store=store, tracking=tracking)
     if dry_run:
         return _dry_run(config, resume)
-    return run_launch(config, resume=resume, scheduled_by=scheduled_by)
+    return run_launch(config, resume=resume, scheduled_by=scheduled_by, base_name=base_name)
 
 
 @app.command()
@@ -157,6 +162,7 @@ def run_launch(
     resume: bool = False,
     profile_only: bool = False,
     scheduled_by: str | None = None,
+    base_name: str | None = None,
 ) -> Result:
     """Run a sweep in this process, shown as it goes; what it came to."""
     from search.cli.launch_view import drawn_launch, drawn_profile
@@ -176,6 +182,7 @@ def run_launch(
                 resume=resume,
                 profile_only=profile_only,
                 scheduled_by=scheduled_by,
+                base_name=base_name,
                 view=view,
                 on_result=note,
             )

@@ -56,7 +56,7 @@ def watch(
     reader = SweepReader(RecordedRuns(tracking_of_sweep(sweep, tracking), PATIENCE_S), sweep)
     state = reader.look()
     if once or json_output:
-        return Result(state, drawn_state(state), exit_code=_exit_code(state, gone_only=True))
+        return Result(state, drawn_state(state), exit_code=_exit_code(state))
     if state.launch not in ("ended", "gone"):
         with View(state.name, metric=state.metric) as view:
             state = followed(reader, state, view)
@@ -288,9 +288,8 @@ def running_table(trials: Sequence[TrialState], metric: str) -> Table:
     return table
 
 
-def _exit_code(state: SweepState, *, gone_only: bool) -> int:
-    is_lost = state.launch == "gone" or (not gone_only and state.status != "complete")
-    return EXIT_FAILED if is_lost else 0
+def _exit_code(state: SweepState) -> int:
+    return EXIT_FAILED if state.launch == "gone" else 0
 
 
 def _how_it_ended(state: SweepState) -> str:

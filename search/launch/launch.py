@@ -53,12 +53,14 @@ def launch(
     resume: bool = False,
     profile_only: bool = False,
     scheduled_by: str | None = None,
+    base_name: str | None = None,
     on_result: Callable[[LaunchResult], object] = lambda _result: None,
 ) -> LaunchResult:
     """Run a sweep to its end; with `profile_only` compute its profile and stop there.
 
     `scheduled_by` names the schedule that launches it, for its run in MLflow: then it goes on with
-    what is there of the sweep, and begins it where there is nothing. `on_result` hears what was
+    what is there of the sweep, and begins it where there is nothing. `base_name` is what its base
+    is a version of: those of one name compete for one champion. `on_result` hears what was
     done once there are trials, however the launch ends, while its log is still kept.
     Raises a UsageError before anything is started where the sweep cannot be run as written, and
     KeyboardInterrupt on Ctrl-C, with what is done kept for `resume`.
@@ -106,7 +108,7 @@ def launch(
                 tracker.log(
                     result.sweep_run_id,
                     metrics=at_step(result.constant_metrics, 0),
-                    tags={} if scheduled_by is None else {"scheduled_by": scheduled_by},
+                    tags={"scheduled_by": scheduled_by, "base_name": base_name},
                 )
             result.seconds["prepare"] = time.monotonic() - started
             with (

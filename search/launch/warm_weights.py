@@ -16,7 +16,7 @@ from search.study.requests import Request
 from search.study.warm_clone import Source, WarmWeights
 from search.tracking.weights import WeightFiles
 from search.tuning.trial import job_name
-from spaces.errors import JobError, RanksweepError, UsageError, one_line
+from spaces.errors import JobError, UsageError, one_line
 from spaces.plan import Plan
 from spaces.planner import Planner
 from trainables.trained.warm import Agreement, agreement, warm_weights
@@ -84,7 +84,7 @@ class WarmFiles(WarmWeights):
             future.set_result(file)
         except UsageError as error:
             future.set_exception(error)
-        except (RanksweepError, OSError, ray.exceptions.RayError) as error:
+        except Exception as error:  # whatever it is: the search waits for this to end
             future.set_exception(
                 UsageError(
                     f"--warm: the weights of trial {source.number} cannot be had "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.objective import Mode
+from search.paths import BASE_PACKAGE
 from search.tracking.registry import Registered, Registry, Version
 from spaces.errors import nearest
 from trainables.bases.naming import scheme_and_place
@@ -25,7 +26,7 @@ class Champion:
     `difference`, with its 95 % interval from `low` to `high`, is how much better it is than version
     `before`, which was champion until then; None where there was none, or it was promoted without
     a comparison. `because` is why it was promoted, in one line. `since_ms` is when, in milliseconds
-    of Unix time.
+    of Unix time. `base_name` is what its base is called in the model's name.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Champion:
     task: str
     base: str
     base_uri: str
+    base_name: str
     run_id: str
     trial_run: str
     sweep: str
@@ -54,9 +56,13 @@ class Champion:
     because: str
 
 
-def base_name(uri: str) -> str:
-    """What a base is called in the name of a model: `org-name` of the hub, a package's name and the
-    folder in it, the last folder of a path; the revision of a base of the hub is no part of it."""
+def base_name(uri: str, family: str | None = None) -> str:
+    """What a base is called in the name of a model: `family`, where it is known what it is a
+    version of. Else `org-name` of the hub, a package's name and the folder in it, the last folder
+    of a path; the revision of a base of the hub is no part of it, nor that it has travelled to a
+    cluster."""
+    if family:
+        return cleaned(family)
     try:
         scheme, place = scheme_and_place(uri)
     except ValueError:
@@ -65,12 +71,14 @@ def base_name(uri: str) -> str:
         place = place.partition("@")[0]
     elif scheme == "path":
         place = place.rstrip("/").rpartition("/")[2]
+    else:
+        place = place.removeprefix(f"{BASE_PACKAGE}/")
     return cleaned(place)
 
 
-def model_name(task: str, base_uri: str) -> str:
-    """The registered model of a task on a base, `<task>-<base name>`."""
-    return cleaned(f"{task}-{base_name(base_uri)}")[:_LONGEST_NAME]
+def model_name(task: str, name: str) -> str:
+    """The registered model of a task on a base of this `base_name`, `<task>-<base name>`."""
+    return cleaned(f"{task}-{name}")[:_LONGEST_NAME]
 
 
 def cleaned(name: str) -> str:
@@ -81,8 +89,8 @@ def cleaned(name: str) -> str:
 def champions(tracking_uri: str, task: str, base: str | None = None) -> list[Champion]:
     """The champion of a task on each base that has one, by the model's name.
 
-    `base` is the start of a base's fingerprint or a part of its URI. Raises TrackingError where
-    MLflow cannot be read.
+    `base` is the start of a base's fingerprint, or a part of its URI or of its name. Raises
+    TrackingError where MLflow cannot be read.
     """
     registry = Registry(tracking_uri)
     found = []
@@ -124,11 +132,14 @@ def why_none(tracking_uri: str, task: str, base: str | None = None) -> str:
 
 
 def _base_of(model: Registered) -> str:
-    return model.tags.get("base_uri", model.name)
+    name, uri = model.tags.get("base_name"), model.tags.get("base_uri")
+    # of several bases of one name the model has only the first one's address
+    return name if name and uri and name != base_name(uri) else uri or model.name
 
 
 def _is_on(champion: Champion, base: str) -> bool:
-    return champion.base.startswith(base) or base in champion.base_uri
+    named = champion.base_uri, champion.base_name
+    return champion.base.startswith(base) or any(base in each for each in named)
 
 
 def champion_of(version: Version, *, is_champion: bool) -> Champion:
@@ -156,7 +167,8 @@ def champion_of(version: Version, *, is_champion: bool) -> Champion:
 
 
 _TEXTS = (
-    "task", "base", "base_uri", "trial_run", "sweep", "sweep_run", "method", "metric", "because",
+    "task", "base", "base_uri", "base_name", "trial_run", "sweep", "sweep_run", "method", "metric",
+    "because",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from search.objective import Mode
 from search.queries.best import BestRow, recorded
-from search.queries.champions import Champion, promoted
+from search.queries.champions import Champion, base_name, promoted
 from search.tracking.facts import RunFacts
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, nearest
@@ -22,11 +22,13 @@ class Step:
     are none. `is_best` says that no earlier sweep on the same base and data was better; `data`
     names the data, and values over others cannot be compared. `champion` is the version of the
     registered model that a choice of the sweep became, None where none did; `reigns` says that it
-    is champion now. `started_ms` is in milliseconds of Unix time.
+    is champion now. `started_ms` is in milliseconds of Unix time. `base_name` is what the base is
+    a version of, where its sweep says so: then all of that name are taken for one base.
     """
 
     base: str
     base_uri: str
+    base_name: str | None
     sweep: str
     sweep_run: str
     started_ms: int | None
@@ -43,15 +45,20 @@ class Step:
     reigns: bool
     scheduled_by: str | None
 
+    @property
+    def group(self) -> str:
+        """What is the same of the steps that are told together, as of one base."""
+        return self.base_name or self.base
+
 
 def history(
     tracking_uri: str, task: str, *, base: str | None = None, top: int | None = None
 ) -> list[Step]:
     """The best of each sweep of a task, base by base, the oldest first.
 
-    `base` is the start of a base's fingerprint or a part of its URI; of each base the `top` newest
-    sweeps are given. Raises ConfigError where `top` is below 1, TrackingError where MLflow cannot
-    be read.
+    `base` is the start of a base's fingerprint, or a part of its URI or of its name; of each base
+    the `top` newest sweeps are given. Raises ConfigError where `top` is below 1, TrackingError
+    where MLflow cannot be read.
     """
     if top is not None and top < 1:
         raise ConfigError(f"--top: {top} is not a number of sweeps; use 1 or more")
@@ -62,12 +69,12 @@ def history(
     crowned = promoted(tracking_uri, task)
     found: dict[tuple[str, str], list[BestRow]] = {}
     for sweep_run, row in recorded(tracking_uri, {"task": task}):
-        if sweep_run in sweeps and (base is None or _is_on(row, base)):
+        if sweep_run in sweeps and (base is None or _is_on(row, sweeps[sweep_run], base)):
             found.setdefault((row.base, str(sweep_run)), []).append(row)
     steps = [
         _step(rows, sweeps[sweep_run], confirmed, crowned) for (_, sweep_run), rows in found.items()
     ]
-    steps.sort(key=lambda step: (step.base_uri, step.base, step.started_ms or 0))
+    steps.sort(key=lambda step: (step.base_name or step.base_uri, step.group, step.started_ms or 0))
     return _newest_of_each(_with_bests(steps), top)
 
 
@@ -84,8 +91,9 @@ def why_none(tracking_uri: str, task: str, base: str | None = None) -> str:
     return f"TASK: no complete trial of task {task!r} is recorded; {hint}"
 
 
-def _is_on(row: BestRow, base: str) -> bool:
-    return row.base.startswith(base) or base in row.base_uri
+def _is_on(row: BestRow, sweep: RunFacts, base: str) -> bool:
+    named = row.base_uri, base_name(row.base_uri, sweep.base_name)
+    return row.base.startswith(base) or any(base in each for each in named)
 
 
 def _step(
@@ -105,6 +113,7 @@ def _step(
     return Step(
         base=best.base,
         base_uri=best.base_uri,
+        base_name=base_name(best.base_uri, sweep.base_name) if sweep.base_name else None,
         sweep=sweep.sweep,
         sweep_run=sweep.run_id,
         started_ms=sweep.started_ms,
@@ -128,7 +137,7 @@ def _with_bests(steps: Sequence[Step]) -> list[Step]:
     best: dict[tuple[str, str | None, str], float] = {}
     marked = []
     for step in steps:
-        key = step.base, step.data, step.metric
+        key = step.group, step.data, step.metric
         gain = step.value if step.mode == "max" else -step.value
         is_best = gain > best.get(key, float("-inf"))
         best[key] = max(gain, best.get(key, float("-inf")))
@@ -141,5 +150,5 @@ def _newest_of_each(steps: Sequence[Step], top: int | None) -> list[Step]:
         return list(steps)
     of_base: dict[str, list[Step]] = {}
     for step in steps:
-        of_base.setdefault(step.base, []).append(step)
+        of_base.setdefault(step.group, []).append(step)
     return [step for each in of_base.values() for step in each[-top:]]

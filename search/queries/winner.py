@@ -16,7 +16,8 @@ def winner(recorded: RecordedRuns, sweep: str) -> str:
     run id.
 
     Of its confirmed choices it is the best on dev over the seeds, for test is there to judge it;
-    where none was confirmed, the best of all trials. Raises RanksweepError where there is no such
+    where none was confirmed, the best of all trials. One that started from the weights of another
+    never counts: its value is of both trainings. Raises RanksweepError where there is no such
     sweep or no trial of it is complete.
     """
     newest = newest_sweep(recorded, sweep)
@@ -26,6 +27,7 @@ def winner(recorded: RecordedRuns, sweep: str) -> str:
         run.number: run
         for run in runs
         if run.kind == "trial" and run.number is not None and run.repeat is None
+        if run.warm_from is None
         if math.isfinite(run.metrics.get(objective.metric, math.nan))
     }
     if not trials:

@@ -6,16 +6,17 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import requests
 
 from search.check import Check
+from search.launch.ray_environment import set_ray_environment
+from search.launch.submission.address import dashboard_url
 from search.redaction import redacted
 from search.schedules.notify import (
     DeliveryError,
@@ -34,6 +35,8 @@ from spaces.errors import RanksweepError
 MOST_APART_S = 60.0
 """Seconds that this machine's clock may differ from a server's."""
 _TIMEOUT_S = 10.0
+_SUBMIT = "submit"
+"""The key that an address of a cluster is refused under."""
 
 
 @dataclass(frozen=True)
@@ -102,25 +105,19 @@ def check_conditions(uri: str) -> Check:
 
 
 def check_submit(address: str) -> Check:
-    """Whether Ray's dashboard answers where sweeps are sent to, and is of this Ray."""
+    """Whether a cluster takes jobs where sweeps are sent to: asked as `launch --submit` does."""
+    set_ray_environment("auto")
+    # Not at the top: Ray reads at import what was set above.
+    from search.launch.submission.job_server import JobServer
+
     name = f"submit {redacted(address)}"
-    if urlsplit(address).scheme not in ("http", "https"):
-        return Check(name, None, "is no http address; the sweep's cluster is looked at for it")
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    remedy = "check the address of the cluster's dashboard (port 8265), and that it runs"
     try:
-        answer = requests.get(
-            f"{address.rstrip('/')}/api/version", headers=headers, timeout=_TIMEOUT_S
-        )
-        answer.raise_for_status()
-        theirs = str(answer.json()["ray_version"])
-    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-        return Check(name, False, _said(error), remedy)
-    ours = version("ray")
-    return Check.tried(
-        name, theirs == ours, f"answers, Ray {theirs}", f"have it run Ray {ours}, as here"
-    )
+        server = JobServer(address, _SUBMIT)
+    except RanksweepError as error:
+        check = Check.failed(name, error)
+        return replace(check, detail=check.detail.removeprefix(f"{_SUBMIT}: "))
+    theirs = server.ray_version
+    return Check(name, True, "takes jobs" if theirs is None else f"takes jobs, Ray {theirs}")
 
 
 def check_webhook(number: int, receiver: ReceiverSettings, told_of: str | None = None) -> Check:
@@ -172,7 +169,7 @@ def check_clock(
     asked: dict[str, Callable[[], datetime | None]] = {}
     if urlsplit(store).scheme not in ("", "file"):
         asked["the store"] = lambda: ObjectStorage(store).clock()
-    for what, uri in (("MLflow", tracking), ("the cluster", submit or "")):
+    for what, uri in (("MLflow", tracking), ("the cluster", _dashboard(submit))):
         if urlsplit(uri).scheme in ("http", "https"):
             asked[what] = lambda uri=uri: _date(_head(uri))  # type: ignore[misc]
     checks = []
@@ -201,6 +198,15 @@ def check_clock(
     return checks or [Check("clock", None, "no server to compare it with")]
 
 
+def _dashboard(submit: str | None) -> str:
+    """The dashboard of the cluster that sweeps are sent to; empty where there is none to be asked,
+    which is a finding of its own."""
+    try:
+        return "" if submit is None else dashboard_url(submit, _SUBMIT)
+    except RanksweepError:
+        return ""
+
+
 def _head(url: str) -> Mapping[str, str]:
     with requests.head(url, timeout=_TIMEOUT_S, allow_redirects=False) as answer:
         return answer.headers
@@ -224,4 +230,4 @@ def _said(error: Exception) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"it answers {error.response.status_code}"
     found = next((said for kind, said in reasons if isinstance(error, kind)), "")
-    return found or "what answers is no dashboard of Ray"
+    return found or "it cannot be asked"

@@ -49,12 +49,16 @@ def launch_command(schedule: Schedule, due: Due) -> list[str]:
         command += ["--set", override]
     command += ["--scheduled-by", schedule.name, "--json"]
     for option, value in (
+        ("--base-name", due.sighting.family or None),
         ("--store", settings.store),
         ("--tracking", settings.tracking),
         ("--submit", settings.submit),
+        ("--remote-folder", settings.remote_folder),
     ):
         if value is not None:
             command += [option, value]
+    if settings.shared:
+        command.append("--shared")
     begun = settings.submit is not None or was_begun(due.sweep)
     return [*command, "--resume"] if begun else command
 

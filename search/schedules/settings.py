@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,6 +25,8 @@ from search.store.keys import USAGE
 from spaces.errors import ConfigError
 from trainables.settings import Names, Settings
 
+OF_A_SUBMISSION = ("submit", "shared", "remote_folder")
+"""Keys that say how sweeps are sent to a cluster."""
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 
 
@@ -48,6 +50,18 @@ def _without_password(uri: str) -> str:
             "give it by the environment (RANKSWEEP_STORE, MLFLOW_TRACKING_URI)"
         )
     return uri
+
+
+def _texts(key: str, value: object) -> Iterator[tuple[str, str]]:
+    """Every text in a value, however deep, with the key that it stands under."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(f"{key}.{name}" if key else str(name), inner)
+    elif isinstance(value, Sequence):
+        for index, inner in enumerate(value):
+            yield from _texts(f"{key}[{index}]", inner)
 
 
 def _a_zone(name: str) -> str:
@@ -124,6 +138,12 @@ class ScheduleSettings(Settings):
     submit: Annotated[str, Field(min_length=1)] | None = None
     """Address of a Ray cluster that the sweeps are sent to as jobs (`launch --submit`); `null` runs
     them on the machine of the scheduler."""
+    shared: bool = False
+    """With `submit`: the sweep's files and the models that are found are at the same paths on every
+    node of the cluster and stay there (`launch --shared`); else they travel, a base of up to 100
+    MiB."""
+    remote_folder: Annotated[str, Field(min_length=1)] | None = None
+    """With `submit`: the head node's folder for what a launch keeps; `null` is `~/ranksweep`."""
     promote: bool = False
     """Whether the best of a sweep becomes the champion of its task where it beats the present one
     beyond the noise (`ranksweep champion`)."""
@@ -144,6 +164,13 @@ class ScheduleSettings(Settings):
             return raw
         return {k: v for k, v in raw.items() if v is not None or k not in cls.model_fields}
 
+    @model_validator(mode="after")
+    def _submits(self) -> ScheduleSettings:
+        for key in OF_A_SUBMISSION:
+            if self.submit is None and getattr(self, key):
+                raise ValueError(f"{key}: goes with `submit`; name a cluster there, or remove it")
+        return self
+
     @field_validator("quiet")
     @classmethod
     def _leaves_time(cls, spans: tuple[str, ...]) -> tuple[str, ...]:
@@ -158,8 +185,8 @@ class ScheduleSettings(Settings):
     def _leaves_the_name(cls, overrides: dict[str, Any]) -> dict[str, Any]:
         if "name" in overrides:
             raise ValueError("names the sweep, but each claim makes its own name; remove it")
-        for key, value in overrides.items():
-            if isinstance(value, str) and redacted(value) != value:
+        for key, text in _texts("", overrides):
+            if redacted(text) != text:
                 raise ValueError(
                     f"{key} holds credentials, which would stand in every list of processes; "
                     "write it in the sweep's file"

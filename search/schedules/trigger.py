@@ -22,6 +22,9 @@ class Sighting:
     """What people call it, such as `encoder version 3` or `step-2000`."""
     base: str
     at: str
+    family: str = ""
+    """What the models of its place are versions of, for the champion that they compete for: such as
+    the name of a registered model. Empty where the base's own name says so."""
 
 
 @dataclass(frozen=True)

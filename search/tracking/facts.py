@@ -148,6 +148,9 @@ class RunFacts:
     """Of a sweep: what a paper prints for it, its section `published` as JSON."""
     scheduled_by: str | None = None
     """Of a sweep: the schedule that has launched it last."""
+    base_name: str | None = None
+    """Of a sweep: what its base is a version of, such as a registered model; None where only its
+    URI says."""
     lm_eval_digest: str | None = None
     """Of what lm-eval was asked for: a run's scores are of that, and a sweep's last launch asked
     for it."""

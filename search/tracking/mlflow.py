@@ -249,6 +249,21 @@ def every_page(
             return
 
 
+def where_there(uri: str, look: Callable[[], Result]) -> Result | None:
+    """What a look finds; None where MLflow has nothing of that name."""
+    from mlflow.exceptions import MlflowException
+
+    def found() -> Result | None:
+        try:
+            return look()
+        except MlflowException as error:
+            if is_refused(error):
+                return None
+            raise
+
+    return call(uri, found)
+
+
 @contextmanager
 def _brief_requests() -> Iterator[None]:
     """While open, MLflow's client gives up on a silent server within seconds."""

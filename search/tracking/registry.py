@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search.tracking.facts import PREFIX, tag_texts, without_prefix
-from search.tracking.mlflow import Result, absolute_uri, call, connect, is_refused
+from search.tracking.mlflow import Result, absolute_uri, call, connect, every_page, where_there
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -54,24 +54,27 @@ class Registry:
         """Those that ranksweep has registered, by name."""
         found = (
             _registered(each)
-            for each in self._pages(partial(self._client.search_registered_models, None, _PAGE))
+            for each in every_page(
+                self.uri, partial(self._client.search_registered_models, None, _PAGE)
+            )
         )
         return sorted((each for each in found if "task" in each.tags), key=lambda each: each.name)
 
     def model(self, name: str) -> Registered | None:
         """The registered model of this name, of whomever; None where there is none."""
-        found = self._where_there(partial(self._client.get_registered_model, name))
+        found = where_there(self.uri, partial(self._client.get_registered_model, name))
         return None if found is None else _registered(found)
 
     def champion(self, name: str) -> Version | None:
         """The version that is champion; None where there is none."""
-        found = self._where_there(partial(self._client.get_model_version_by_alias, name, CHAMPION))
+        look = partial(self._client.get_model_version_by_alias, name, CHAMPION)
+        found = where_there(self.uri, look)
         return None if found is None else _version(found)
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model whose name has no quote, newest first."""
         query = partial(self._client.search_model_versions, f"name='{name}'", _PAGE)
-        found = [_version(each) for each in self._pages(query)]
+        found = [_version(each) for each in every_page(self.uri, query)]
         return sorted(found, key=lambda each: -each.number)
 
     def register(self, name: str, tags: Mapping[str, str]) -> Registered:
@@ -131,28 +134,6 @@ class Registry:
     @staticmethod
     def _texts(tags: Mapping[str, Any]) -> dict[str, str]:
         return {PREFIX + key: value for key, value in tag_texts(tags).items()}
-
-    def _where_there(self, look: Callable[[], Result]) -> Result | None:
-        from mlflow.exceptions import MlflowException
-
-        def found() -> Result | None:
-            try:
-                return look()
-            except MlflowException as error:
-                if is_refused(error):  # no such model, or no such alias
-                    return None
-                raise
-
-        return self._call(found)
-
-    def _pages(self, search: Callable[..., Any]) -> Iterator[Any]:
-        token: str | None = None
-        while True:
-            page = self._call(partial(search, page_token=token))
-            yield from page
-            token = page.token
-            if not token:
-                return
 
     def _call(self, work: Callable[[], Result]) -> Result:
         return call(self.uri, work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.tracking.facts import PREFIX
-from search.tracking.mlflow import PAGE, call, connect, every_page, is_refused
+from search.tracking.mlflow import PAGE, call, connect, every_page, where_there
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -109,23 +109,14 @@ class RegisteredModels:
         return [each for each in every_page(self.uri, query) if fnmatchcase(each.name, pattern)]
 
     def _model(self, name: str) -> list[Any]:
-        return self._if_there(lambda: self._client.get_registered_model(name))
+        return self._if_there(partial(self._client.get_registered_model, name))
 
     def _one(self, name: str, version: str) -> list[Any]:
-        return self._if_there(lambda: self._client.get_model_version(name, version))
+        return self._if_there(partial(self._client.get_model_version, name, version))
 
-    def _if_there(self, look: Any) -> list[Any]:
-        from mlflow.exceptions import MlflowException
-
-        def found() -> list[Any]:
-            try:
-                return [look()]
-            except MlflowException as error:
-                if is_refused(error):
-                    return []
-                raise
-
-        return call(self.uri, found)
+    def _if_there(self, look: Callable[[], Any]) -> list[Any]:
+        found = where_there(self.uri, look)
+        return [] if found is None else [found]
 
     def _repository(self, version: ModelVersion) -> ArtifactRepository:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

@@ -96,16 +96,18 @@ def promote(
     asked = find_trial(tracking_uri, run_id)
     run = asked.confirmed_best()
     _check(run)
-    name = model_name(asked.facts.task, asked.facts.base_uri)
+    base = _base_name(asked)
+    name = model_name(asked.facts.task, base)
     registry = Registry(tracking_uri)
-    _check_name(registry, name, asked)
+    _check_name(registry, name, asked.facts.task, base)
     verdict = _judged(registry, name, asked, even_if_not_better)
     if verdict.present is not None and _is_of(verdict.present, asked):
         return _told(verdict, name, asked, promoted=False)
     if not verdict.wins:
         return _told(verdict, name, asked, promoted=False)
     run.trained(own_code=own_code)  # raises where no weights are kept, before anything is written
-    version = _registered(registry, name, run, asked, base_uri, own_code)
+    about = {"task": asked.facts.task, "base_name": base, "base_uri": asked.facts.base_uri}
+    version = _registered(registry, name, about, run, asked, base_uri, own_code)
     for _ in range(_LOOKS):
         now = registry.champion(name)
         if _number(now) == _number(verdict.present):
@@ -159,13 +161,20 @@ def _check(run: TrialRun) -> None:
         )
 
 
-def _check_name(registry: Registry, name: str, asked: TrialRun) -> None:
+def _base_name(asked: TrialRun) -> str:
+    """What its base is called: as the run of its sweep says, else by its URI."""
+    parent = asked.facts.parent
+    sweep = None if parent is None else asked.recorded.find(parent)
+    return base_name(asked.facts.base_uri, None if sweep is None else sweep.base_name)
+
+
+def _check_name(registry: Registry, name: str, task: str, base: str) -> None:
     """Raise ConfigError where the model of this name is another task's or not of ranksweep."""
     found = registry.model(name)
     if found is None:
         return
     theirs = found.tags.get("task"), found.tags.get("base_name")
-    if theirs == (asked.facts.task, base_name(asked.facts.base_uri)):
+    if theirs == (task, base):
         return
     whose = "not registered by ranksweep" if theirs[0] is None else f"of the task {theirs[0]!r}"
     raise ConfigError(
@@ -230,12 +239,14 @@ def _number(version: Version | None) -> int | None:
 def _registered(
     registry: Registry,
     name: str,
+    about: dict[str, str],
     run: TrialRun,
     asked: TrialRun,
     base_uri: str | None,
     own_code: bool,
 ) -> Version:
-    """The version that is the run's model, whole, and champion of nothing yet."""
+    """The version that is the run's model, whole, and champion of nothing yet. `about` says of
+    which task and base it is."""
     experiment = run.recorded.experiments().get(run.facts.experiment_id)
     if experiment is None:
         raise UsageError(
@@ -250,11 +261,6 @@ def _registered(
         source = tracker.log_folder(run.run_id, folder, MODEL)
     log_data(tracker, run.run_id, asked.facts.task, _origins(run, own_code))
     facts = asked.facts
-    about = {
-        "task": facts.task,
-        "base_name": base_name(facts.base_uri),
-        "base_uri": facts.base_uri,
-    }
     registry.register(name, about)
     title = f"{facts.task} by {run.method}, of sweep {facts.sweep}"
     return registry.add_version(name, source, run.run_id, {**about, **_about(asked)}, title)

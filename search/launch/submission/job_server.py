@@ -84,8 +84,13 @@ class JobServer:
             self._client = JobSubmissionClient(self.address)
         self._check_version(option)
 
+    @property
+    def ray_version(self) -> str | None:
+        """The version of its Ray, where it says that."""
+        return version_of_server(self._client)
+
     def _check_version(self, option: str) -> None:
-        there = version_of_server(self._client)
+        there = self.ray_version
         (wanted,) = (
             each for each in map(Requirement, this_distribution().requires) if each.name == "ray"
         )

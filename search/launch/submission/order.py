@@ -16,6 +16,8 @@ class Order:
     tracking: str | None = None
     resume: bool = False
     scheduled_by: str | None = None
+    base_name: str | None = None
+    """What the base is a version of, where a schedule says so."""
     remote_folder: str | None = None
     """None takes that of the sweep's last job, else `~/ranksweep`."""
     shared: bool = False

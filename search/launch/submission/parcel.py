@@ -18,6 +18,7 @@ from typing import Any
 
 from search.config.sweep import SweepConfig
 from search.launch.submission.arrival import OWN_CODE
+from search.paths import BASE_PACKAGE
 from spaces.errors import ConfigError, DataError
 from trainables.bases.location import (
     GENERATION_CONFIG,
@@ -35,9 +36,10 @@ from trainables.training.lm_eval_settings import is_file
 
 MOST_BYTES = 100 * 2**20
 """What Ray's job server takes at once."""
-BASE_PACKAGE = "ranksweep_base"
-"""The package that a base which travels is found in."""
-ON_A_SHARED_FOLDER = "put it on a folder that every node has at the same path and give --shared"
+ON_A_SHARED_FOLDER = (
+    "put it on a folder that every node has at the same path and give --shared (`shared: true` in "
+    "a schedule)"
+)
 Key = tuple[str | int, ...]
 
 

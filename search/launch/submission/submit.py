@@ -29,7 +29,6 @@ from search.launch.submission.job_server import (
 )
 from search.launch.submission.order import Order
 from search.launch.submission.parcel import (
-    BASE_PACKAGE,
     MOST_BYTES,
     Parcel,
     check_size,
@@ -39,6 +38,7 @@ from search.launch.submission.parcel import (
 from search.launch.submission.places import Places, places_of
 from search.launch.submission.unpacked import SWEEP_FILE
 from search.launch.submission.wheel import this_distribution, write_wheel
+from search.paths import BASE_PACKAGE
 from spaces.errors import ConfigError, JobError
 
 REMOTE_FOLDER = "~/ranksweep"
@@ -185,6 +185,7 @@ def _texts(prepared: Prepared, folder: str) -> dict[str, str]:
         "folder": folder,
         "resume": order.resume,
         "scheduled_by": order.scheduled_by,
+        "base_name": order.base_name,
     }
     sweep = {key: value for key, value in parcel.sweep.items() if key != "store"}
     if isinstance(sweep.get("tracking"), Mapping):

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from search.schedules.emitted.to_emit import Pod, ToEmit, cron_lines
+from search.schedules.settings import OF_A_SUBMISSION
 from spaces.errors import UsageError
 
 FILES_AT = "/etc/ranksweep"
@@ -263,7 +264,7 @@ def _refuse_webhooks(raw: Mapping[str, Any], file: Path) -> None:
 
 def _on_its_cluster(raw: Mapping[str, Any]) -> str:
     """The schedule, its sweeps run on the Ray cluster that it is started on."""
-    kept = {key: value for key, value in raw.items() if key != "submit"}
+    kept = {key: value for key, value in raw.items() if key not in OF_A_SUBMISSION}
     overrides = kept.get("set")
     given = overrides if isinstance(overrides, Mapping) else {}
     kept["set"] = {**given, "cluster.address": "auto"}

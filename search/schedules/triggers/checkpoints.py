@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from search.schedules.triggers.whole_model import (
 )
 from search.store.foreign_files import ForeignFile, ForeignFiles, is_gone
 from search.store.objects import ObjectStorage
-from spaces.errors import RanksweepError, StoreError
+from spaces.errors import RanksweepError, StoreError, one_line
 
 APART_S = 2.0
 """Seconds between two looks that count as two: of two schedulers that look at once neither sees
@@ -93,8 +94,9 @@ class Checkpoints:
     def look(self, memory: ObjectStorage) -> Look:
         """The checkpoints that are whole, and what the others wait for.
 
-        Raises RanksweepError where the place cannot be read, or a checkpoint cannot be brought
-        here; StoreError where the schedule's own store is away.
+        A checkpoint that cannot be read or brought here keeps none of the others from being seen.
+        Raises RanksweepError where the place cannot be read; StoreError where the schedule's own
+        store is away.
         """
         before = recalled(memory)
         try:
@@ -124,10 +126,8 @@ class Checkpoints:
                 reason = self._lacking(each, known)
                 if reason is None:
                     found.append(self._sighting(each))
-            except StoreError as error:
-                if not isinstance(error, _ChangedError) and not is_gone(error):
-                    raise
-                reason = "has changed while it was looked at"
+            except (RanksweepError, OSError) as error:
+                reason = _why_not(error)
             if reason is not None:
                 waiting.append(f"{each.name or self._place_name}: {reason}")
         if not candidates:
@@ -172,7 +172,8 @@ class Checkpoints:
         else:
             model = self._brought(candidate)
         subject = candidate.name or self._place_name
-        return Sighting(self.name, subject, f"path:{model}", candidate.at)
+        family = self._place_name
+        return Sighting(self.name, subject, f"path:{model}", candidate.at, family=family)
 
     def _brought(self, candidate: _Candidate) -> Path:
         place = f"{self._files.name}/{candidate.name} {candidate.signature}"
@@ -204,7 +205,9 @@ class Checkpoints:
 
     @property
     def _place_name(self) -> str:
-        """What the place itself is called, where it is a checkpoint."""
+        """What the place itself is called: its last folder."""
+        if self._files.folder is not None:
+            return Path(os.path.normpath(self._files.folder)).name or self._files.name
         return self._files.name.rstrip("/").rpartition("/")[2] or self._files.name
 
 
@@ -215,6 +218,13 @@ def _place(under: str, folder: Path) -> str:
         return under.rstrip("/")
     path = Path(unquote(rest) if separator else under).expanduser()
     return str((folder / path).absolute())
+
+
+def _why_not(error: Exception) -> str:
+    """Why a checkpoint is not to be had now, by what one look at it came to."""
+    if isinstance(error, _ChangedError) or (isinstance(error, StoreError) and is_gone(error)):
+        return "has changed while it was looked at"
+    return one_line(error).removeprefix("store: ")
 
 
 def _passed(existing: Existing, candidates: Sequence[_Candidate]) -> dict[str, str]:

@@ -50,7 +50,8 @@ class Hub:
             return Look(waiting=(f"{short}: {reason}",))
         changed = info.last_modified.isoformat() if info.last_modified is not None else ""
         base = f"hub:{self._repo}@{info.sha}"
-        return Look((Sighting(self.name, short, base, f"{changed} {info.sha}"),))
+        at = f"{changed} {info.sha}"
+        return Look((Sighting(self.name, short, base, at, family=self._repo),))
 
     def _info(self) -> huggingface_hub.ModelInfo:
         api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)

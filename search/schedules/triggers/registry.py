@@ -27,7 +27,7 @@ from search.schedules.triggers.whole_model import (
 from search.store.objects import ObjectStorage
 from search.tracking.mlflow import absolute_uri, sqlite_file
 from search.tracking.registry_models import READY, ModelVersion, RegisteredModels
-from spaces.errors import RanksweepError
+from spaces.errors import RanksweepError, one_line
 
 
 class _NotWholeError(RanksweepError):
@@ -59,8 +59,9 @@ class Registry:
     def look(self, memory: ObjectStorage) -> Look:
         """The versions that are whole, and what the others wait for.
 
-        Raises TrackingError where the registry cannot be reached, and RanksweepError where a
-        version cannot be brought here.
+        A version that cannot be brought here, as without the right to read it or the room for it,
+        keeps none of the others from being seen. Raises TrackingError where the registry cannot be
+        reached.
         """
         database = sqlite_file(absolute_uri(self._uri))
         if database is not None and not os.path.exists(database):  # of os.path: it never raises
@@ -87,7 +88,12 @@ class Registry:
                 waiting.append(f"{label}: {error}")
                 broken_now[key] = {"signature": error.signature, "reason": str(error)}
                 continue
-            found.append(Sighting(self.name, label, base, _at(each)))
+            except (RanksweepError, OSError) as error:
+                waiting.append(f"{label}: {one_line(error)}")
+                if key in broken:
+                    broken_now[key] = broken[key]
+                continue
+            found.append(Sighting(self.name, label, base, _at(each), family=each.name))
         if not versions:
             self._hint.give(_absence(self._settings, bool(every)))
         note(memory, before, {"passed": passed, "broken": broken_now})

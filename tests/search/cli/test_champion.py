@@ -111,6 +111,28 @@ def test_the_history_of_a_task_marks_its_champions(launches: Launches, command: 
     assert "did you mean 'tiny-bert'" in command("champion", "tiny-ber")[2]
 
 
+def test_what_came_to_one_place_is_told_as_one_base(
+    launches: Launches, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient(tracking_uri=launches.uri)
+    for step, values in (("step-1", BAD), ("step-2", GOOD)):
+        choice = launches.choice(values, name=step)
+        client.set_tag(choice.sweep, "ranksweep.base_name", "runs")
+        for run in (choice.trial, *choice.confirmations):
+            client.set_tag(run, "ranksweep.base_uri", f"path:/runs/{step}")
+            client.set_tag(run, "ranksweep.base", step.ljust(64, "0"))
+        assert command("promote", "--sweep", step)[0] == 0
+    _, (who,), _ = command("champion", "tiny-bert", "--base", "runs")
+    assert (who["model"], who["version"], who["before"]) == ("tiny-bert-runs", 2, 1)
+    _, steps, _ = command("history", "tiny-bert", "--base", "runs")
+    assert [(step["base_name"], step["champion"]) for step in steps] == [("runs", 1), ("runs", 2)]
+    with pytest.raises(SystemExit):
+        main(["history", "tiny-bert"])
+    shown = capsys.readouterr().out
+    assert shown.count("runs, accuracy") == 1
+    assert "on step-1" in shown
+
+
 def test_sweeps_are_listed_from_mlflow_and_from_the_folders(
     launches: Launches, command: Command
 ) -> None:

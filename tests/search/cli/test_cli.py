@@ -263,7 +263,8 @@ def launched(best, **rest):
     return LaunchResult(best=[BestChoice(**each) for each in best], **rest)
 
 def launch(
-    config, *, view, resume=False, profile_only=False, scheduled_by=None, on_result=None
+    config, *, view, resume=False, profile_only=False, scheduled_by=None, base_name=None,
+    on_result=None
 ):
     print("noise from a library")
     os.system("echo noise from a child")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from search.launch import warm_weights as warm
 from search.launch.warm_weights import WarmFiles
 from search.paths import SweepPaths
 from search.study.requests import Request
@@ -93,3 +94,19 @@ def test_weights_that_nobody_has_kept_are_said_to_be_gone(tmp_path: Path, databa
     again = WarmFiles(SweepPaths(tmp_path, "toy"), PLANNER, None, database)
     with pytest.raises(UsageError, match="--warm: the weights of trial 3 cannot be had"):
         fetched(again, source(run_id="0" * 32), plan)
+
+
+def test_whatever_goes_wrong_is_told_and_not_waited_for(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is no safetensors, say, or a library raises what nobody has thought of."""
+
+    def read(*_: Any, **__: Any) -> Trained:
+        raise KeyError("of a library")
+
+    monkeypatch.setattr(warm, "read_trained", read)
+    paths = SweepPaths(tmp_path, "toy")
+    WeightFiles(paths.weights, "trial").keep(3, weights().to_bytes())
+    files = WarmFiles(paths, PLANNER, None, database)
+    with pytest.raises(UsageError, match=r"the weights of trial 3 cannot be had .*of a library"):
+        fetched(files, source(), PLANNER.plan(LORA))

@@ -41,7 +41,8 @@ def test_everything_is_tried_and_named(database: str, tmp_path: Path) -> None:
         "time zone": True,
         "clock of the cluster": True,
     }
-    assert heard == [("GET", "/api/version"), ("HEAD", "/"), ("HEAD", "/")], "nothing is posted"
+    assert {each for each in heard if each[0] != "HEAD"} == {("GET", "/api/version")}, "no post"
+    assert heard.count(("HEAD", "/")) == 2
     assert [each for each in other.heard if each[0] == "POST"] == [
         (
             "POST",
@@ -77,17 +78,33 @@ def test_a_store_that_ignores_conditions_is_told(
 
 
 def test_an_address_that_is_no_dashboard_of_this_ray_is_told() -> None:
-    with receiving(lambda *_: (200, b'{"ray_version": "1.0.0"}')) as old:
+    with receiving(lambda *_: (200, b'{"ray_version": "2.1.0"}')) as old:
         check = checks.check_submit(old.url)
-    assert (check.ok, check.detail) == (False, "answers, Ray 1.0.0")
-    with receiving(lambda *_: (401, b"")) as closed:
-        assert "it answers 401" in checks.check_submit(closed.url).detail
+    assert check.ok is False
+    assert "runs Ray 2.1.0, and ranksweep needs ray" in check.detail
+    assert check.remedy.startswith("start the cluster with that")
+    with receiving(lambda *_: (401, b"Unauthorized: Missing authentication token")) as closed:
+        check = checks.check_submit(closed.url)
+    assert check.ok is False
+    assert "RAY_AUTH_TOKEN" in check.remedy
     with receiving(lambda *_: (200, b"<html>")) as other:
         assert "no dashboard of Ray" in checks.check_submit(other.url).detail
-    gone = checks.check_submit("http://me:hunter2@127.0.0.1:9")
-    assert gone.ok is False
-    assert "hunter2" not in str(gone)
-    assert checks.check_submit("10.0.0.1:6379").ok is None
+    for address in ("http://me:hunter2@127.0.0.1:9", "http://127.0.0.1:9", "127.0.0.1:9", "ray://"):
+        gone = checks.check_submit(address)
+        assert gone.ok is False, address
+        assert gone.remedy, address
+        assert "hunter2" not in str(gone)
+        assert not gone.detail.startswith("submit: ")
+
+
+def test_an_address_is_taken_in_every_form_that_a_submission_takes() -> None:
+    answer = json.dumps({"ray_version": version("ray")}).encode()
+    with receiving(lambda *_: (200, answer)) as cluster:
+        for address in (cluster.url, f"{cluster.url}/", f"127.0.0.1:{cluster.port}"):
+            check = checks.check_submit(address)
+            assert (check.ok, check.detail) == (True, f"takes jobs, Ray {version('ray')}")
+        (clock,) = checks.check_clock("file:///x", "sqlite:///x.db", f"127.0.0.1:{cluster.port}")
+    assert (clock.name, clock.ok) == ("clock of the cluster", True)
 
 
 @pytest.mark.parametrize("told_of", [None, "nightly"])

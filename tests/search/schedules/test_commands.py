@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -402,6 +403,13 @@ def test_a_launch_is_given_what_the_schedule_says_and_no_more(world: World, tmp_
     write_schedule(tmp_path, submit="http://head:8265")
     command = launch_command(read_schedule(path), due)
     assert command[-3:] == ["--submit", "http://head:8265", "--resume"]
+    assert "--base-name" not in command
+    # What lies on a folder of all nodes stays there, and what its place is called goes along.
+    write_schedule(tmp_path, submit="http://head:8265", shared=True, remote_folder="/data/sweeps")
+    due = replace(due, sighting=replace(due.sighting, family="encoder"))
+    command = launch_command(read_schedule(path), due)
+    assert command[command.index("--base-name") + 1] == "encoder"
+    assert command[-4:] == ["--remote-folder", "/data/sweeps", "--shared", "--resume"]
 
 
 def test_two_schedules_of_one_name_are_refused(world: World, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from search.cli.schedule_emit import add_emit
 from search.schedules.emit import FORMS, Form, as_text, emitted
 from search.schedules.emitted.systemd import calendar_events
 from search.schedules.emitted.to_emit import Host, Pod, ToEmit, cron_lines
+from search.schedules.settings import ScheduleSettings
 from spaces.errors import ConfigError, UsageError
 
 SCHEMAS = json.loads((Path(__file__).parent / "kubernetes_schemas.json").read_text())
@@ -44,6 +45,8 @@ def schedule(tmp_path: Path) -> ToEmit:
         "sweep": "sweeps/tiny.yaml",
         "on": {"checkpoints": [{"under": "s3://bucket/runs"}]},
         "submit": "http://head:8265",
+        "shared": True,
+        "remote_folder": "/mnt/sweeps",
         "set": {"search.trials": 6},
         "notify": [{"url": "env:SLACK"}],
     }
@@ -112,7 +115,8 @@ def test_a_ray_job_runs_the_sweeps_on_its_own_cluster(schedule: ToEmit, pod: Pod
     config, job = documents(schedule, "rayjob", pod)
     assert "ranksweep schedule once /etc/ranksweep/schedule.yaml" in job["spec"]["entrypoint"]
     copy = yaml.safe_load(config["data"]["schedule.yaml"])
-    assert "submit" not in copy
+    assert {"submit", "shared", "remote_folder"}.isdisjoint(copy)
+    ScheduleSettings.model_validate(copy)
     assert copy["on"] == schedule.raw["on"]
     assert copy["set"] == {"search.trials": 6, "cluster.address": "auto"}
     groups = job["spec"]["rayClusterSpec"].get("workerGroupSpecs", [])

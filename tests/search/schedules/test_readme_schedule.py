@@ -71,7 +71,8 @@ def test_a_reader_gets_from_nothing_to_a_champion(
     assert told.returncode == 0, told.stderr
     (holder,) = json.loads(told.stdout)
     assert holder["sweep"] == claim["sweep"]
-    assert holder["seeds"] == 3
+    assert holder["model"] == "movie-sentiment-checkpoints", "what comes there later competes"
+    assert len(holder["values"]) == 3
 
 
 def command(line: str) -> list[str]:

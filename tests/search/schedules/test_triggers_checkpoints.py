@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from search.schedules.trigger import Look
 from search.schedules.triggers.checkpoints import APART_S, Checkpoints
 from search.schedules.triggers.settings import CheckpointsSettings, Existing
+from search.store.foreign_files import ForeignFiles
 from search.store.objects import ObjectStorage
 from spaces.errors import RanksweepError, StoreError
 from tests.search.schedules.whole_models import files_of, model_files, put, weights, write
@@ -58,7 +59,7 @@ def test_a_whole_checkpoint_counts_at_the_second_look(runs: Path, tmp_path: Path
     (found,) = looker.look().found
     assert found.subject == "a/step-1000"
     assert found.base == f"path:{runs}/a/step-1000"
-    assert found.trigger == "checkpoints runs"
+    assert (found.trigger, found.family) == ("checkpoints runs", "runs")
     assert looker.look().found == (found,), "it is seen at every look"
 
 
@@ -148,6 +149,28 @@ def test_a_place_that_is_itself_a_checkpoint_and_one_that_is_not_there(
 
     assert Looker("gone", tmp_path).look() == Look()
     assert caplog.messages == [f"checkpoints gone: {tmp_path}/gone is not there yet"]
+
+
+def test_a_checkpoint_that_cannot_be_read_keeps_no_other_from_being_seen(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        write(runs / f"step-{number}", model_files(number))
+    read = ForeignFiles.part
+
+    def part(files: ForeignFiles, name: str, *rest: int) -> bytes:
+        if name.startswith("step-1/"):
+            raise StoreError("store: cannot read it (Permission denied); check its permissions")
+        return read(files, name, *rest)
+
+    monkeypatch.setattr(ForeignFiles, "part", part)
+    looker = Looker("runs", tmp_path, "all")
+    looker.look()
+    look = looker.look()
+    assert subjects(look) == ["step-2"]
+    assert look.waiting == ("step-1: cannot read it (Permission denied); check its permissions",)
+    monkeypatch.undo()
+    assert sorted(subjects(looker.look())) == ["step-1", "step-2"]
 
 
 def test_a_memory_that_cannot_be_read_costs_one_look(runs: Path, tmp_path: Path) -> None:

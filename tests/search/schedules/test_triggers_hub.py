@@ -64,7 +64,7 @@ def test_each_new_commit_is_a_base(
     )
     assert before.waiting == ()
     assert (after.base, after.subject) == (f"hub:org/encoder@{'b' * 40}", "org/encoder@bbbbbbbb")
-    assert after.trigger == "hub org/encoder@main"
+    assert (after.trigger, after.family) == ("hub org/encoder@main", "org/encoder")
 
 
 def test_a_commit_without_all_of_its_weights_is_waited_for(

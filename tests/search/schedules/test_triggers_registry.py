@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from search.schedules.triggers.registered_layout import hub_reference, laid_out
 from search.schedules.triggers.registry import Registry
 from search.schedules.triggers.settings import Existing, RegistrySettings
 from search.store.objects import ObjectStorage
+from search.tracking.registry_models import RegisteredModels
+from spaces.errors import TrackingError
 from tests.mlflow_server import MlflowServer
 from tests.search.schedules.whole_models import files_of, model_files, weights, write
 
@@ -84,6 +87,7 @@ def test_each_version_is_brought_as_a_folder_of_its_own(
     assert brought(look) == [model_files(1), model_files(2)]
     assert [Path(each.base).name for each in look.found] == ["encoder-v1", "encoder-v2"]
     assert look.found[0].at < look.found[1].at
+    assert {each.family for each in look.found} == {"encoder"}
     assert looker.look() == look
 
 
@@ -169,6 +173,39 @@ def test_a_version_that_is_not_whole_is_waited_for(
         (Path(folder) / left).unlink()
     write(Path(folder), model_files(7) | {"more": b""})
     assert brought(looker.look()) == [model_files(7)], "its files are others now"
+
+
+def test_a_version_that_cannot_be_brought_keeps_no_other_from_being_seen(
+    database: str, register: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"MLmodel": b"flavors: {sklearn: {}}"}
+    for files in (model_files(1), broken, model_files(3)):
+        register("encoder", files)
+    fetch, files_there = RegisteredModels.fetch, RegisteredModels.files
+
+    def no_room(models: RegisteredModels, version: Any, *rest: Any) -> Path:
+        if version.version == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return fetch(models, version, *rest)
+
+    def no_rights(models: RegisteredModels, version: Any) -> dict[str, int]:
+        if version.version == 1:
+            raise TrackingError("tracking: error code 403; set MLFLOW_TRACKING_TOKEN")
+        return files_there(models, version)
+
+    looker = Looker(database, tmp_path, model="encoder")
+    for name, put, said in (("fetch", no_room, "No space left"), ("files", no_rights, "code 403")):
+        with monkeypatch.context() as patch:
+            patch.setattr(RegisteredModels, name, put)
+            look = looker.look()
+        assert subjects(look) == ["encoder version 3"]
+        assert [each.partition(": ")[0] for each in look.waiting] == [
+            "encoder version 1",
+            "encoder version 2",
+        ]
+        assert said in look.waiting[0]
+    register("encoder", model_files(4))
+    assert subjects(looker.look()) == [f"encoder version {number}" for number in (1, 3, 4)]
 
 
 def test_a_model_of_the_transformers_flavour_is_one_folder() -> None:

