@@ -117,8 +117,8 @@ def _nested(
 
 
 def _section_of(field: Mapping[str, Any], known: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The section that a key holds, also one that may be null."""
-    for each in (field, *field.get("anyOf", ())):
+    """The section that a key holds, also one that may be null, or several of."""
+    for each in (field, *field.get("anyOf", ()), field.get("items", {})):
         if "$ref" in each:
             found: Mapping[str, Any] = known[each["$ref"].rpartition("/")[2]]
             return found
