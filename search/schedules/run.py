@@ -81,7 +81,7 @@ class SweepRun:
         self._thread = threading.Thread(target=self._go, name=f"sweep {due.sweep}", daemon=True)
         self.schedule, self.due = schedule, due
         self.outcome: Outcome | None = None
-        self._claim, self._lease_seconds = claim, lease_seconds
+        self.claim, self._lease_seconds = claim, lease_seconds
         self._log = folder / schedule.name / f"{due.sweep}.log"
         self._command, self._meter = command, meter
         self._tell, self._say, self._promoted, self._on_end = tell, say, promoted, on_end
@@ -103,6 +103,11 @@ class SweepRun:
         self._beaten_at = -float("inf")
         self._counted_at = time.monotonic()
         self._process: SweepProcess | None = None
+
+    @property
+    def guard(self) -> int | None:
+        """Process id of the guard between this scheduler and the sweep, once it runs."""
+        return None if self._process is None else self._process.pid
 
     def start(self) -> None:
         """Begin."""
@@ -181,7 +186,7 @@ class SweepRun:
             self._say(f"{self.due.sweep}: {error}")
         ended = self._waited(self._process)
         has_ended = not ended.leaves_a_launch or self._has_wound_down()
-        if self._claim.is_lost:
+        if self.claim.is_lost:
             self._lost()
         elif ended.how == "done":
             self._done(ended)
@@ -198,7 +203,7 @@ class SweepRun:
             process.interrupt()
         while (ended := process.wait(SLICE_S)) is None:
             self._beat(process)
-            if self._claim.is_lost and not told:
+            if self.claim.is_lost and not told:
                 told = True
                 process.interrupt()
         self._count()
@@ -221,14 +226,14 @@ class SweepRun:
     def _holds_on(self, wait: Callable[[float], object]) -> bool:
         """Wait a moment with the claim kept alive; whether to wait on."""
         self._beat(None)
-        return not (wait(SLICE_S) or self._claim.is_lost)
+        return not (wait(SLICE_S) or self.claim.is_lost)
 
     def _beat(self, process: SweepProcess | None) -> None:
         now = time.monotonic()
         if now - self._beaten_at < self._lease_seconds / BEATS_PER_LEASE:
             return
         try:
-            held = self._claim.beat()
+            held = self.claim.beat()
         except StoreError as error:
             # Said by the guard too, once it stops the sweep; a short absence does no harm.
             self._say(f"{self.due.sweep}: its claim could not be renewed: {error}")
@@ -259,7 +264,7 @@ class SweepRun:
         promoted: dict[str, Any] | None = None
         if self.schedule.settings.promote:
             promoted = self._promotion()
-            if self._claim.is_lost:
+            if self.claim.is_lost:
                 self._lost()
                 return
             if promoted is None:
@@ -290,7 +295,7 @@ class SweepRun:
         threading.Thread(target=promote, name=f"promotion {self.due.sweep}", daemon=True).start()
         while not over.wait(SLICE_S):
             self._beat(None)
-            if self._claim.is_lost or self._hurry.is_set():
+            if self.claim.is_lost or self._hurry.is_set():
                 return None
         return found[0]
 
@@ -346,7 +351,7 @@ class SweepRun:
 
     def _note(self, state: State, **said: Any) -> bool:
         record = replace(self._record, state=state, schedule=self.schedule.name, **said)
-        if not self._claim.say(record):
+        if not self.claim.say(record):
             self._lost()
             return False
         self._record = record
@@ -366,7 +371,7 @@ class SweepRun:
 
     def _let_go(self) -> None:
         try:
-            self._insist(self._claim.release)
+            self._insist(self.claim.release)
         except StoreError as error:
             self._say(f"{self.due.sweep}: {error}; its claim is free after its lease")
 

@@ -182,7 +182,7 @@ def test_whoever_takes_over_from_one_that_was_killed_while_it_promoted_promotes_
     second.tick()
     assert second.runs == []  # the first keeps it alive
 
-    run._claim.beat = lambda: True  # type: ignore[method-assign]  # as one that is paused
+    run.claim.beat = lambda: True  # type: ignore[method-assign]  # as one that is paused
 
     def is_taken_over() -> bool:
         second.start()
@@ -264,8 +264,8 @@ def test_the_claim_of_a_launch_whose_guard_is_killed_is_kept_until_it_has_wound_
     paths = SweepPaths(name=run.due.sweep)
     paths.make_sweep()
     with lock_of(paths):  # as the launch that winds down
-        assert run._process is not None
-        os.kill(run._process.pid, signal.SIGKILL)
+        assert run.guard is not None
+        os.kill(run.guard, signal.SIGKILL)
         scheduler.stop()
         assert not scheduler.join(1.5)
         assert [each.state for each in records(tmp_path)] == ["running"]
@@ -306,8 +306,8 @@ def test_a_claim_is_not_let_go_in_a_hurry_while_its_launch_winds_down(
     paths = SweepPaths(name=run.due.sweep)
     paths.make_sweep()
     with lock_of(paths):
-        assert run._process is not None
-        os.kill(run._process.pid, signal.SIGKILL)
+        assert run.guard is not None
+        os.kill(run.guard, signal.SIGKILL)
         scheduler.stop(hurry=True)
         assert scheduler.join(30.0)
     assert [each.state for each in records(tmp_path)] == ["interrupted"]
