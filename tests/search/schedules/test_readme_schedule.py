@@ -38,6 +38,8 @@ def test_a_reader_gets_from_nothing_to_a_champion(
 ) -> None:
     """With a tiny model and few rows in place of those that the set-up fetches."""
     shutil.copytree(EXAMPLES, tmp_path / "examples" / "schedules")
+    sweep = tmp_path / "examples" / "schedules" / "movie.yaml"
+    sweep.write_text(sweep.read_text().replace("max_length: 64", "max_length: 16"))
     (tmp_path / "data" / "movie").mkdir(parents=True)
     for split, file in tiny_sweep["task"]["data"].items():
         shutil.copy(file, tmp_path / "data" / "movie" / f"{split}.parquet")
@@ -91,7 +93,7 @@ def done(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
 def wait_until_done(
     folder: Path, status: str, service: subprocess.Popen[str]
 ) -> list[dict[str, Any]]:
-    give_up = time.monotonic() + 700
+    give_up = time.monotonic() + 500
     while time.monotonic() < give_up:
         assert service.poll() is None, service.communicate()[1]
         found = done(folder, f"{status} --json")
