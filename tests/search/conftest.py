@@ -59,3 +59,12 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def tracked_to() -> Iterator[Callable[[str], None]]:
+    """Has MLflow's own functions go to a URI; what that leaves in the environment is taken away."""
+    import mlflow
+
+    yield mlflow.set_tracking_uri
+    mlflow.set_tracking_uri(None)

@@ -248,24 +248,23 @@ def test_a_registry_that_is_not_there_yet_is_not_made(
 
 @pytest.mark.server
 def test_what_mlflow_writes_for_transformers_comes_from_its_server(
-    server: MlflowServer, tiny_sweep: dict[str, Any], tmp_path: Path
+    server: MlflowServer,
+    tiny_sweep: dict[str, Any],
+    tmp_path: Path,
+    tracked_to: Callable[[str], None],
 ) -> None:
     import mlflow
     from transformers import AutoModel, AutoTokenizer
 
     base = Path(tiny_sweep["base"].removeprefix("path:"))
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(server.uri)
-    try:
-        with mlflow.start_run():
-            mlflow.transformers.log_model(
-                {"model": AutoModel.from_pretrained(base),
-                 "tokenizer": AutoTokenizer.from_pretrained(base)},
-                name="model", task="feature-extraction", pip_requirements=["torch"],
-                registered_model_name="encoder",
-            )  # fmt: skip
-    finally:
-        mlflow.set_tracking_uri(before)
+    tracked_to(server.uri)
+    with mlflow.start_run():
+        mlflow.transformers.log_model(
+            {"model": AutoModel.from_pretrained(base),
+             "tokenizer": AutoTokenizer.from_pretrained(base)},
+            name="model", task="feature-extraction", pip_requirements=["torch"],
+            registered_model_name="encoder",
+        )  # fmt: skip
     looker = Looker(server.uri, tmp_path, model="encoder")
     look = looker.look()
     (files,) = brought(look)

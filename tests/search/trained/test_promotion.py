@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def client(launches: Launches) -> MlflowClient:
 
 
 def test_the_first_is_champion_and_predicts_as_the_trial_did(
-    served: Launches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: Launches,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tracked_to: Callable[[str], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(os.listdir())
@@ -81,7 +85,7 @@ def test_the_first_is_champion_and_predicts_as_the_trial_did(
     assert who.profile_key == "k" * 64
     assert set(os.listdir()) - before <= {"mlartifacts", "mlflow.db.lock"}
 
-    mlflow.set_tracking_uri(served.uri)
+    tracked_to(served.uri)
     rows = load_rows(served.made.settings)["dev"].inputs
     texts = [str(row[0]) for row in rows]
     labels = served.made.task.labels
@@ -331,11 +335,13 @@ def test_what_started_from_other_weights_is_never_the_best_of_a_sweep(launches: 
     assert winner(RecordedRuns(launches.uri), "mine") == choice.trial
 
 
-def test_pictures_are_classified_as_the_trial_did(tmp_path: Path, database: str) -> None:
+def test_pictures_are_classified_as_the_trial_did(
+    tmp_path: Path, database: str, tracked_to: Callable[[str], None]
+) -> None:
     made = make("vit", tmp_path / "vit")
     launches = Launches(database, made, example_of(made, CHOICES["pilora"]))
     told = promote(database, launches.choice(GOOD).trial)
-    mlflow.set_tracking_uri(database)
+    tracked_to(database)
     pipeline = mlflow.transformers.load_model(f"models:/{told.model}@champion")
     rows = load_rows(made.settings)["dev"].inputs
     pictures = [Image.open(io.BytesIO(row[0].encoded)) for row in rows]  # type: ignore[union-attr]
@@ -354,7 +360,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", SECTIONS)
 def test_what_no_pipeline_answers_is_answered_as_it_was_measured(
-    kind: str, tmp_path: Path, database: str
+    kind: str, tmp_path: Path, database: str, tracked_to: Callable[[str], None]
 ) -> None:
     uri = trained_writers.write_base("llama", tmp_path / "base")
     suffixes = trained_writers.WRITERS["llama"].suffixes
@@ -367,7 +373,7 @@ def test_what_no_pipeline_answers_is_answered_as_it_was_measured(
         _, measured = evaluate_rows(base.model, adaptation, made.task, "test", alone)
         with torch.no_grad():
             readings = made.task.its_kind.readings(base.model, made.task, "test", alone)
-    mlflow.set_tracking_uri(database)
+    tracked_to(database)
     function = mlflow.pyfunc.load_model(f"models:/{told.model}@champion")
     rows = load_rows(made.settings)["test"]
     frame = function.predict(pd.DataFrame({"q": [row[0] for row in rows.inputs]}))
@@ -381,14 +387,18 @@ def test_what_no_pipeline_answers_is_answered_as_it_was_measured(
 
 @pytest.mark.server
 def test_a_server_registers_and_serves_a_champion(
-    bert: Launches, server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bert: Launches,
+    server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tracked_to: Callable[[str], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     launches = replace(bert, uri=server.uri)
     promote(launches.uri, launches.choice(BAD).trial)
     told = promote(launches.uri, launches.choice(GOOD).trial)
     assert told.version == 2
-    mlflow.set_tracking_uri(server.uri)
+    tracked_to(server.uri)
     pipeline = mlflow.transformers.load_model("models:/tiny-bert-base@champion")
     texts = [str(row[0]) for row in load_rows(bert.made.settings)["dev"].inputs]
     wanted = [bert.made.task.labels[i] for i in bert.example.logits.argmax(-1)]
