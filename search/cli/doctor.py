@@ -26,7 +26,7 @@ def doctor(
     schedule: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[SCHEDULE.yaml]", help="Try what this schedule needs, in its own places."
+            metavar="SCHEDULE.yaml", help="Try what this schedule needs, in its own places."
         ),
     ] = None,
     address: Annotated[

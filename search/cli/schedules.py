@@ -38,7 +38,7 @@ _STYLES = {"done": "green", "failed": "red", "running": "cyan", "claimed": "cyan
 @prints_result
 def schedule_run(
     schedules: Annotated[
-        list[Path], typer.Argument(metavar="SCHEDULE.yaml...", help="One or several schedules.")
+        list[Path], typer.Argument(metavar="SCHEDULE.yaml", help="One or several schedules.")
     ],
     json_output: JsonOption = False,
 ) -> Result:
@@ -83,9 +83,10 @@ def schedule_check(schedule: ScheduleFile, json_output: JsonOption = False) -> R
     """Say what would run, when and why; nothing is started and nothing is written."""
     from search.schedules.check import check
     from search.schedules.schedule import read_schedule
-    from search.schedules.wiring import build
+    from search.schedules.wiring import build, check_receivers
 
     read = read_schedule(schedule)
+    check_receivers(read)
     checked = check(read, build(read))
     return Result(checked, _drawn_check(checked), exit_code=EXIT_FAILED if checked.errors else 0)
 
@@ -94,7 +95,7 @@ def schedule_check(schedule: ScheduleFile, json_output: JsonOption = False) -> R
 @prints_result
 def schedule_status(
     name: Annotated[
-        str | None, typer.Argument(metavar="[SCHEDULE]", help="A schedule's name; else all.")
+        str | None, typer.Argument(metavar="SCHEDULE", help="A schedule's name; else all.")
     ] = None,
     store: StoreOption = None,
     json_output: JsonOption = False,

@@ -274,6 +274,8 @@ class SweepRun:
             return
         told = "" if best is None else f", best {best['metric']} {best['value']:.4g}"
         why = "" if promoted is None else f"; {promoted['reason']}"
+        if promoted is not None and promoted.get("promoted"):
+            why = f"; it is the champion now: {promoted['reason']}"
         text = f"{self.due.sighting.subject} is swept{told}{why}"
         self._say(f"{self.due.sweep}: {text}")
         self._tell("done", text, {**self._facts, "best": best, "promotion": promoted})

@@ -9,7 +9,7 @@ from search.config.yaml_file import read_mapping
 from search.schedules.checks import ScheduleNeeds
 from search.schedules.emitted.to_emit import ToEmit
 from search.schedules.events import Nobody, Teller
-from search.schedules.notify import Event, Kind, Notifier
+from search.schedules.notify import Event, Kind, Notifier, address_of
 from search.schedules.schedule import Schedule
 from search.schedules.trigger import Trigger
 from search.schedules.triggers.places import triggers_of
@@ -36,6 +36,12 @@ def teller_of(schedule: Schedule) -> Teller:
     """What tells the webhooks of a schedule. Raises ConfigError where one's variable is not set."""
     receivers = schedule.settings.notify
     return _Webhooks(schedule.name, Notifier(receivers)) if receivers else Nobody()
+
+
+def check_receivers(schedule: Schedule) -> None:
+    """Raise ConfigError where the variable of a webhook is not set, or holds none."""
+    for receiver in schedule.settings.notify:
+        address_of(receiver)
 
 
 class _Webhooks:

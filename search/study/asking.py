@@ -153,6 +153,11 @@ def _url_of_folder(paths: SweepPaths) -> str:
             f"--study: the study of {paths.name!r} is shared, in {named}; give its URL with the "
             "credentials, --study URL"
         )
+    if paths.sweep_file.is_file():
+        raise ConfigError(
+            f"SWEEP: the search of {paths.name!r} has not begun yet; ask once its profile is there "
+            f"(`ranksweep watch {paths.name}` shows how far it is)"
+        )
     raise ConfigError(
         f"SWEEP: there is no study of a sweep {paths.name!r} in {paths.root}; run this where it "
         "was launched, or name its search.study with --study URL"

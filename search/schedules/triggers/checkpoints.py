@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,6 +33,7 @@ from spaces.errors import RanksweepError, StoreError, one_line
 APART_S = 2.0
 """Seconds between two looks that count as two: of two schedulers that look at once neither sees
 whether a file still grows."""
+_AGAIN = "is looked at again, to see whether it still changes"
 
 _STILL_WRITTEN = ("tmp-", ".tmp", "tmp_")
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -73,7 +74,8 @@ class Checkpoints:
     there and as long as their headers say, a tokenizer lies beside them, and no name, size or tag
     has changed between two looks. What is remote is brought to this machine; what is in a directory
     stays there. `existing` says which of those that have all their files at the first look count.
-    `now` is this machine's clock, in seconds of Unix time.
+    `now` is this machine's clock, in seconds of Unix time. With `wait` what is new is listed again
+    so many seconds later, within the same look.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class Checkpoints:
         cache: Path,
         existing: Existing = "newest",
         now: Callable[[], float] = time.time,
+        wait: Callable[[float], object] | None = None,
     ) -> None:
+        self._wait = wait
         self._files = ForeignFiles(_place(settings.under, folder))
         self._existing: Existing = existing
         self._cache, self._now = BroughtModels(cache), now
@@ -101,6 +105,9 @@ class Checkpoints:
         before = recalled(memory)
         try:
             look, now = self._seen(before)
+            if self._wait is not None and any(each.endswith(_AGAIN) for each in look.waiting):
+                self._wait(APART_S)
+                look, now = self._seen(now)
         except StoreError as error:
             # Not of the schedule's own store, without which nothing goes on.
             raise RanksweepError(str(error).removeprefix("store: ")) from error
@@ -153,7 +160,7 @@ class Checkpoints:
         if reason := lacking_in_names(candidate.names):
             return reason
         if self._now() - known["at"] < APART_S:
-            return "is looked at again, to see whether it still changes"
+            return _AGAIN
         if reason := lacking(self._model(candidate)):
             return reason
         known["whole"] = True
@@ -246,7 +253,7 @@ def _candidates(files: Mapping[str, ForeignFile]) -> list[_Candidate]:
             folder, _, inner = folder.rpartition("/")
             name = f"{inner}/{name}"
         folders.setdefault(folder, {})[name] = file
-    return [
+    found = [
         _Candidate(
             folder,
             tuple(sorted(inside)),
@@ -255,3 +262,11 @@ def _candidates(files: Mapping[str, ForeignFile]) -> list[_Candidate]:
         for folder, inside in sorted(folders.items())
         if looks_like_a_model(inside)
     ]
+    whole = {each.name for each in found if lacking_in_names(each.names) is None}
+    return [each for each in found if each.name in whole or not _is_within(each.name, whole)]
+
+
+def _is_within(name: str, models: Collection[str]) -> bool:
+    """Whether a folder is a part of one of these, as the modules of sentence-transformers are."""
+    above = (str(each) for each in PurePosixPath(name).parents) if name else ()
+    return any(("" if each == "." else each) in models for each in above)

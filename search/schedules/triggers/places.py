@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from search.schedules.trigger import Trigger
@@ -34,7 +35,7 @@ def triggers_of(
             for each in settings.registry
         ),
         *(
-            Checkpoints(each, folder=folder, cache=cache, existing=existing)
+            Checkpoints(each, folder=folder, cache=cache, existing=existing, wait=time.sleep)
             for each in settings.checkpoints
         ),
         *(Hub(each, existing=existing) for each in settings.hub),

@@ -26,7 +26,7 @@ class Looker:
         self._settings = CheckpointsSettings(under=under)
         self._folder, self._existing = folder, existing
 
-    def look(self, after: float = APART_S) -> Look:
+    def look(self, after: float = APART_S, *, waits: bool = False) -> Look:
         """What one look sees that a process of its own takes so many seconds after the last one."""
         self.time += after
         trigger = Checkpoints(
@@ -35,8 +35,12 @@ class Looker:
             cache=self._folder / "cache",
             existing=self._existing,
             now=lambda: self.time,
+            wait=self._wait if waits else None,
         )
         return trigger.look(self.memory)
+
+    def _wait(self, seconds: float) -> None:
+        self.time += seconds
 
 
 def subjects(look: Look) -> list[str]:
@@ -61,6 +65,19 @@ def test_a_whole_checkpoint_counts_at_the_second_look(runs: Path, tmp_path: Path
     assert found.base == f"path:{runs}/a/step-1000"
     assert (found.trigger, found.family) == ("checkpoints runs", "runs")
     assert looker.look().found == (found,), "it is seen at every look"
+
+
+def test_a_look_that_may_wait_is_enough(runs: Path, tmp_path: Path) -> None:
+    write(runs / "step-1", model_files())
+    assert subjects(Looker("runs", tmp_path).look(waits=True)) == ["step-1"]
+
+
+def test_a_module_of_a_model_is_no_model_that_is_waited_for(runs: Path, tmp_path: Path) -> None:
+    """As sentence-transformers saves its models: their poolings have a config of their own."""
+    write(runs / "step-1", model_files())
+    write(runs / "step-1" / "1_Pooling", {"config.json": b"{}"})
+    look = Looker("runs", tmp_path).look(waits=True)
+    assert (subjects(look), look.waiting) == (["step-1"], ())
 
 
 def test_two_looks_at_once_are_one(runs: Path, tmp_path: Path) -> None:
