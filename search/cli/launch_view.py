@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from search.config.sweep import SweepConfig
     from search.launch.result import LaunchResult
-    from search.study.ranking import BestChoice
+    from search.queries.best_choice import BestChoice
 
 
 def drawn_profile(config: SweepConfig, result: LaunchResult) -> Iterator[RenderableType]:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from search.config.sweep import SweepConfig
     from search.launch.result import LaunchResult
     from search.queries.sweep_state import SweepReader, SweepState, TrialState
-    from search.study.ranking import BestChoice
 
 LOOK_S = 2.0
 """How often MLflow is asked; of a sweep that takes long to read, as long as ten looks take."""
@@ -198,7 +197,7 @@ def drawn_state(state: SweepState) -> Iterator[RenderableType]:
         yield running_table([*state.running, *state.confirming], state.metric)
     if state.best:
         title = f"best of each method on dev ({state.metric})"
-        yield results_table(_best_choices(state), state.metric, title)
+        yield results_table(state.best, state.metric, title)
     yield from _warm_lines(state)
 
 
@@ -219,7 +218,7 @@ def drawn_end(reader: SweepReader, state: SweepState) -> Iterator[RenderableType
         tracking_uri=redacted(reader.uri),
         sweep_run_id=state.run_id,
         states=state.states,
-        best=_best_choices(state),
+        best=state.best,
         seconds=state.seconds,
     )
     _add_confirmation(result, reader)
@@ -246,12 +245,6 @@ def _config(reader: SweepReader) -> SweepConfig | None:
         return parse_sweep(reader.config)
     except RanksweepError:  # of another version, or an address that is told without its password
         return None
-
-
-def _best_choices(state: SweepState) -> list[BestChoice]:
-    from search.study.ranking import BestChoice
-
-    return [BestChoice(**vars(each)) for each in state.best]
 
 
 def _warm_lines(state: SweepState) -> Iterator[str]:

@@ -19,7 +19,7 @@ from spaces.errors import JobError
 from spaces.plan import Plan
 
 if TYPE_CHECKING:
-    from search.study.ranking import BestChoice
+    from search.queries.best_choice import BestChoice
     from search.tuning.searcher import StudySearcher
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from search.queries.best_choice import BestChoice
 from search.queries.comparison import Confirmation
-from search.study.ranking import BestChoice, WarmTrial
+from search.study.ranking import WarmTrial
 from trainables.tasks.constant_answer import ConstantAnswer
 from trainables.tasks.task import Task
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from search.config.yaml_file import parse_yaml
 from search.objective import Objective
+from search.queries.best_choice import BestChoice
 from search.queries.trial_run import SWEEP
 from search.tracking.facts import RunFacts, choice_tag
 from search.tracking.liveness import Fate, fate, told
@@ -43,21 +44,6 @@ class TrialState:
 
 
 @dataclass(frozen=True)
-class ArmBest:
-    """The best choice of an arm; `values` are those of its seeds, `value` their mean."""
-
-    method: str
-    arm: str
-    value: float
-    values: list[float]
-    seeds: int
-    trainable_params: int
-    number: int
-    run_id: str
-    choice: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class SweepState:
     """A sweep at one moment.
 
@@ -81,7 +67,7 @@ class SweepState:
     ended: list[TrialState]
     confirming: list[TrialState]
     confirmed: list[TrialState]
-    best: list[ArmBest]
+    best: list[BestChoice]
     profile_key: str | None
     seconds: dict[str, float]
 
@@ -189,7 +175,7 @@ class SweepReader:
         )
 
 
-def best_of_arms(trials: Iterable[RunFacts], objective: Objective) -> list[ArmBest]:
+def best_of_arms(trials: Iterable[RunFacts], objective: Objective) -> list[BestChoice]:
     """The best choice of each arm, best first: a choice has the mean over its seeds.
 
     A trial that started from the weights of another is ranked with none.
@@ -203,15 +189,15 @@ def best_of_arms(trials: Iterable[RunFacts], objective: Objective) -> list[ArmBe
         (_arm_best(arm, runs, objective.metric) for (arm, _), runs in groups.items()),
         key=lambda row: (-objective.gain(row.value), row.trainable_params, row.number),
     )
-    best: dict[str, ArmBest] = {}
+    best: dict[str, BestChoice] = {}
     for row in found:
         best.setdefault(row.arm, row)
     return list(best.values())
 
 
-def _arm_best(arm: str, runs: Sequence[RunFacts], metric: str) -> ArmBest:
+def _arm_best(arm: str, runs: Sequence[RunFacts], metric: str) -> BestChoice:
     first, values = runs[0], [run.metrics[metric] for run in runs]
-    return ArmBest(
+    return BestChoice(
         method=first.method,
         arm=arm,
         value=fmean(values),

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.objective import Objective
+from search.queries.best_choice import BestChoice
 from search.study.standing import Standing, ended_before
 from search.study.study import (
     ARM,
@@ -52,25 +52,6 @@ class Measured:
     def params(self) -> int:
         """Trainable parameters."""
         return int(self.first.user_attrs[TRAINABLE_PARAMS])
-
-
-@dataclass(frozen=True)
-class BestChoice:
-    """A method's or an arm's best choice.
-
-    `value` is the mean over `seeds` trials of the choice, `values` are theirs. A choice that was
-    answered from another arm's trial has the number and the run of that trial.
-    """
-
-    method: str
-    arm: str
-    value: float
-    values: list[float]
-    seeds: int
-    trainable_params: int
-    number: int
-    run_id: str | None
-    choice: dict[str, Any]
 
 
 def measured(trials: Iterable[FrozenTrial], objective: Objective) -> list[Measured]:

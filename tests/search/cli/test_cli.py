@@ -257,7 +257,7 @@ import os, sys
 import search.launch.launch
 from search.cli.main import main
 from search.launch.result import LaunchResult
-from search.study.ranking import BestChoice
+from search.queries.best_choice import BestChoice
 
 def launched(best, **rest):
     return LaunchResult(best=[BestChoice(**each) for each in best], **rest)

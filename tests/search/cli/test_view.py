@@ -13,7 +13,7 @@ from rich.console import Console
 
 from search.cli.launch_view import results_table
 from search.cli.view import LINE_SECONDS, View
-from search.study.ranking import BestChoice
+from search.queries.best_choice import BestChoice
 from search.wording import duration, figure, knobs
 
 
