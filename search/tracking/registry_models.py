@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +82,8 @@ class RegisteredModels:
         repository = self._repository(version)
         found: dict[str, int] = {}
         folders = [""]
-        for listed in range(_MOST_FOLDERS):
-            if listed == len(folders):
-                break
-            path = folders[listed] or None
-            for file in call(self.uri, partial(repository.list_artifacts, path)):
+        for path in islice(folders, _MOST_FOLDERS):  # which grows by what it leads to
+            for file in call(self.uri, partial(repository.list_artifacts, path or None)):
                 if file.is_dir:
                     folders.append(file.path)
                 else:

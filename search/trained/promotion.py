@@ -101,8 +101,6 @@ def promote(
     registry = Registry(tracking_uri)
     _check_name(registry, name, asked.facts.task, base)
     verdict = _judged(registry, name, asked, even_if_not_better)
-    if verdict.present is not None and _is_of(verdict.present, asked):
-        return _told(verdict, name, asked, promoted=False)
     if not verdict.wins:
         return _told(verdict, name, asked, promoted=False)
     run.trained(own_code=own_code)  # raises where no weights are kept, before anything is written
@@ -113,7 +111,7 @@ def promote(
         if _number(now) == _number(verdict.present):
             return _crowned(registry, version, verdict, name, asked)
         verdict = _judged(registry, name, asked, even_if_not_better)
-        if not verdict.wins or (verdict.present and _is_of(verdict.present, asked)):
+        if not verdict.wins:
             return _told(verdict, name, asked, promoted=False)
     raise RanksweepError(
         f"{run_id}: the champion of {name} has changed {_LOOKS} times in the meantime; try again"
