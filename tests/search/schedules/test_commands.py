@@ -42,12 +42,6 @@ from tests.search.schedules.schedules import (
 from tests.search.schedules.whole_models import model_files, write
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.chdir(tmp_path)
-    return World()
-
-
 def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main(arguments)

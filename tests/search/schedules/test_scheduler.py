@@ -30,12 +30,6 @@ from tests.search.schedules.schedules import (
 from tests.search.schedules.whole_models import model_files, write
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.chdir(tmp_path)
-    return World()
-
-
 def test_without_places_the_sweeps_own_base_is_swept_once_for_each_state_of_its_data(
     world: World, tmp_path: Path
 ) -> None:
