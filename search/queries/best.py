@@ -229,9 +229,17 @@ def recorded(
 
     Errors and the rest as in `best`.
     """
+    found = _complete_trials(tracking_uri, tags, experiment, say_what_is_gone=True)
+    return rows_of(found, metric, mode)
+
+
+def rows_of(
+    every: Sequence[tuple[str, RunFacts]], metric: str | None = None, mode: Mode | None = None
+) -> list[tuple[str | None, BestRow]]:
+    """Complete trials, with the names of their experiments and newest first, as `recorded` has
+    them: a choice that was repeated with other seeds is one row."""
     repeated: dict[tuple[str | None, str], list[BestRow]] = {}
     firsts: list[tuple[str | None, BestRow]] = []
-    every = _complete_trials(tracking_uri, tags, experiment, say_what_is_gone=True)
     found = [(name, run) for name, run in every if run.warm_from is None]
     if warm := len(every) - len(found):
         logger.warning(

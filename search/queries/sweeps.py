@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import yaml
 
 from search.paths import SweepPaths, check_sweep_name
-from search.queries.best import BestRow, recorded
+from search.queries.best import BestRow, rows_of
 from search.tracking.facts import RunFacts
 from search.tracking.liveness import fate, running
 from search.tracking.runs import RecordedRuns
@@ -94,12 +94,13 @@ def sweep_called(tracking_uri: str | None, root: Path, name: str) -> Sweep:
 def _recorded(tracking_uri: str, root: Path) -> list[Sweep]:
     every = RecordedRuns(tracking_uri)
     experiments = every.experiments()
+    trials = every.search({"kind": "trial"}, experiments)
     runs: dict[str | None, list[RunFacts]] = {}
-    for kind in ("trial", "confirm"):
-        for run in every.search({"kind": kind}, experiments):
-            runs.setdefault(run.parent, []).append(run)
+    for run in (*trials, *every.search({"kind": "confirm"}, experiments)):
+        runs.setdefault(run.parent, []).append(run)
+    complete = [(experiments[run.experiment_id], run) for run in trials if run.status == "complete"]
     ranked: dict[str | None, list[BestRow]] = {}
-    for sweep_run, row in recorded(tracking_uri, {}):
+    for sweep_run, row in rows_of(complete):
         ranked.setdefault(sweep_run, []).append(row)
     seen: set[str] = set()
     found = []
