@@ -94,6 +94,24 @@ class RepeatSettings(Settings):
     """With how many other seeds each, from `train.seed` + 1000 on."""
 
 
+class FidelitySettings(Settings):
+    """Cheap looks: trials begin on a share of the training rows, and the better ones go on."""
+
+    rows: tuple[Annotated[FiniteFloat, Field(gt=0.0, le=1.0)], ...] = (0.1, 0.3, 1.0)
+    """Shares of the training rows, rising and ending in 1. A trial is trained anew at each, and
+    the scheduler stops those that fall behind in between."""
+
+
+class StopWhenSettings(Settings):
+    """When more trials are not worth their cost."""
+
+    improvement_below: Annotated[FiniteFloat, Field(gt=0.0)] = 0.2
+    """Ends the search once the next `trials` trials are expected to improve on the best by less
+    than this, in standard deviations of the noise between seeds."""
+    trials: PositiveInt = 10
+    """Of how many trials more the improvement is expected."""
+
+
 class SearchSettings(Settings):
     """How the space is searched. A sweep fills in metric, mode, objectives and scheduler."""
 
@@ -121,12 +139,19 @@ class SearchSettings(Settings):
     """Keys whose every value gets trials and a confirmation of its own, as if it were a method: for
     ablations, such as `[partition.rule]`. Their values are lists, in `space.methods` or in a
     default space."""
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """How Optuna proposes a choice; `grid` tries every combination of the values that the space
-    lists, so that each arm gets the same learning rates."""
+    sampler: Literal["tpe", "plan", "random", "grid"] = "tpe"
+    """How a choice is proposed: `plan` by a model of what plans are worth, which all methods of
+    blocks share; `tpe` and `random` are Optuna's; `grid` tries every combination of the values that
+    the space lists, so that each arm gets the same learning rates."""
     scheduler: SchedulerSettings = SchedulerSettings()
     """Early stopping; its name alone will do; default: `{name: asha}`, or `{name: none}` with two
     objectives."""
+    fidelity: FidelitySettings | None = None
+    """`{rows: [0.1, 0.3, 1.0]}` begins trials on a tenth of the training rows, and the better ones
+    go on with more; `null` trains each on all."""
+    stop_when: StopWhenSettings | None = None
+    """`{improvement_below: 0.2, trials: 10}` ends the search before `trials` are out, when little
+    more is to be expected; `null` hands out them all."""
     warm_start: bool = True
     """Whether a LoRA as large as the largest of the papers' defaults and each method's default are
     tried first, and after them the best choices that the tracking server has of the same task or

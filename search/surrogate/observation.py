@@ -1,0 +1,39 @@
+"""What a search knows of a trial: the features of its plan, and what it was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One value that a choice was found to have.
+
+    `features` are those of spaces/features.py; `value` is in the metric's own units; `rows` is the
+    share of the training rows that it was trained on.
+    """
+
+    features: Mapping[str, float]
+    method: str
+    value: float
+    rows: float = 1.0
+    params: int = 0
+    """Trainable parameters."""
+    repeat_of: str = ""
+    """What trials of one training with other seeds have in common."""
+
+
+@dataclass(frozen=True)
+class RelatedSweep:
+    """The complete trials of an earlier sweep that may tell something of this one.
+
+    `relation` is how it is akin: the same task on the same base, the same task on another base, or
+    another task on the same base. `maximized` says which values of its metric are better.
+    """
+
+    run_id: str
+    relation: Literal["same", "task", "base"]
+    maximized: bool
+    observations: tuple[Observation, ...]

@@ -1,0 +1,69 @@
+"""What can be said of a plan without naming its method, as numbers a model can learn from."""
+
+from __future__ import annotations
+
+from math import log2, log10, sqrt
+
+import numpy as np
+
+from spaces.plan import Block, Plan
+from spaces.profile import Profile
+
+FEATURES = (
+    "log10_params",
+    "log10_learning_rate",
+    "log10_first_update",
+    "log2_mean_rank",
+    "rank_spread",
+    "dominant_rows",
+    "columns_read",
+    "log2_stages",
+)
+"""Their names, in the order in which a model takes them."""
+
+
+def plan_features(
+    plan: Plan, learning_rate: float, profile: Profile | None = None
+) -> dict[str, float]:
+    """Name -> value of every feature that the plan has; a tuner in place of blocks has two.
+
+    `log10_first_update` is the expected Frobenius norm of what Adam's first step adds to the
+    weights: it moves every entry of B by the learning rate, and A ~ U(-1/sqrt(in), 1/sqrt(in)) has
+    the variance 1/(3 in), so that its square is the sum over blocks of (learning_rate * lr_scale *
+    scale)^2 * rows * cols * rank / (3 in). A module's rank is that of its largest block, its
+    dominant rows are those that this block writes to, and `rank_spread` is the standard deviation
+    over modules of log2 rank.
+    """
+    found = {
+        "log10_params": log10(max(1, plan.trainable_params)),
+        "log10_learning_rate": log10(learning_rate),
+    }
+    if plan.tuner is not None:
+        return found
+    ranks, dominant, read, square = [], [], [], 0.0
+    for target in plan.targets:
+        out_features, in_features = target.shape
+        blocks = [block for stage in plan.stages for block in stage.get(target.name, ())]
+        if not blocks:
+            continue
+        square += sum(_first_square(block, in_features) for block in blocks)
+        largest = max(blocks, key=lambda block: block.rank)
+        ranks.append(largest.rank)
+        dominant.append(largest.rows.shape[0] / out_features)
+        read.append(max(block.cols.shape[0] for block in blocks) / in_features)
+    if not ranks:
+        return found
+    return {
+        **found,
+        "log10_first_update": log10(learning_rate * sqrt(square)),
+        "log2_mean_rank": log2(float(np.mean(ranks))),
+        "rank_spread": float(np.std(np.log2(ranks))),
+        "dominant_rows": float(np.mean(dominant)),
+        "columns_read": float(np.mean(read)),
+        "log2_stages": log2(len(plan.stages)),
+    }
+
+
+def _first_square(block: Block, in_features: int) -> float:
+    moved = block.lr_scale * block.scale
+    return moved**2 * block.rows.shape[0] * block.cols.shape[0] * block.rank / (3 * in_features)
