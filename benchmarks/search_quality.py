@@ -1,10 +1,13 @@
-"""How good the choices are that a search finds: some ways of searching a recorded surface.
+"""How good the choices are that a search finds: some ways of searching recorded surfaces.
 
 Some hundred real trials (see record_surface.py) and a regression over them stand in for training:
-any choice of the space is answered at once, with the noise that seeds make. The searches are real:
-`search.tuning.searcher.StudySearcher` over Optuna, one trial after another, without Ray.
+any choice of the space is answered at once, with the noise that seeds make. Three regressions are
+there, for what stands in must not be what searches: a Gaussian process and a random forest over the
+methods' own keys, and the nearest recorded trials. The searches are real:
+`search.tuning.searcher.StudySearcher`, one trial after another, without Ray.
 
     python benchmarks/search_quality.py
+    python benchmarks/search_quality.py --surfaces digits --stand-ins forest --ways TPE plan
     python benchmarks/search_quality.py --check
 
 `--check` compares the area under a Pareto front with Monte Carlo, and does nothing else.
@@ -17,16 +20,18 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from record_surface import Record, read_surface
+from record_surface import SHARES, Record, read_surface
 from results import Run
 
 if TYPE_CHECKING:
+    from search.surrogate.observation import RelatedSweep
     from spaces.choice import Choice
     from spaces.domain import Domain
     from spaces.planner import Planner
@@ -35,36 +40,43 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-SURFACE, OTHER = "digits", "parity"
 METRIC = "accuracy"
-CHANCE = 0.1  # accuracy of the reference point: to guess one of ten digits
-JUDGED_AFTER = (25, 50, 100)
+WORST = {"digits": 0.1, "parity": 0.5, "movie": 0.5, "tweets": 0.5, "choices": 0.5}
+"""Accuracy of the reference point: about that of who always guesses the largest class."""
+HISTORY = {"digits": "parity", "parity": "digits", "movie": "tweets", "tweets": "movie"}
+"""Surface -> the one of another task on its base that is known before."""
+STAND_INS = ("forest", "nearest", "gp")
+JUDGED_AFTER = (5, 10, 15, 20, 30, 50, 100)
 FOLDS = 5
 DRAWN = 500  # choices of each method that are looked through for the best there is
+NEIGHBOURS = 4
 
 
 @dataclass(frozen=True)
 class Way:
     """A way of searching: Optuna by itself with its own sampler, or as `ranksweep launch` does."""
 
-    optuna_s_own: Literal["RandomSampler", "TPESampler"] | None = None
-    allocation: Literal["equal", "free"] = "equal"
-    warm_start: bool = False
+    optuna_s_own: Literal["RandomSampler", "TPESampler", "GPSampler"] | None = None
+    sampler: str = "tpe"
+    allocation: str = "equal"
+    history: bool = False
+    looks: bool = False
+    trials: int = 100
 
 
 WAYS = {
     "random": Way("RandomSampler"),
     "TPE": Way("TPESampler"),
-    "default": Way(),
-    "default, warm start": Way(warm_start=True),
-    "allocation: free": Way(allocation="free"),
+    "GP of Optuna": Way("GPSampler", trials=50),
+    "tpe": Way(),
+    "plan": Way(sampler="plan", trials=50),
+    "plan, free": Way(sampler="plan", allocation="free", trials=50),
+    "plan, history": Way(sampler="plan", history=True, trials=20),
+    "plan, history, free": Way(sampler="plan", allocation="free", history=True, trials=20),
+    "plan, looks": Way(sampler="plan", looks=True, trials=60),
 }
-COMPARED = (
-    ("default", "random"),
-    ("default", "TPE"),
-    ("default, warm start", "default"),
-    ("allocation: free", "default"),
-)
+GOALS = (("plan", 15, "TPE", 100), ("plan, history", 5, "TPE", 50))
+"""A way after so many trials, to be at least as good as another after so many."""
 OBJECTIVES = {"front": (METRIC, "trainable_params"), "best": (METRIC,)}
 
 
@@ -96,26 +108,33 @@ class Surface:
         """The exact count of a choice's trainable parameters."""
         return self.planner.params(choice)
 
-    def truth(self, choice: Choice, params: int) -> float:
+    def truth(self, choice: Choice, params: int, rows: float = 1.0) -> float:
         """The metric that a choice has on average over seeds, by the regression."""
-        row = features(self.space, choice, params)
-        return float(np.clip(self.model.predict([row])[0], 0.0, 1.0))
+        row = features(self.space, choice, params, rows)
+        return float(np.clip(self.model.predict(np.array([row]))[0], 0.0, 1.0))
 
 
-def features(space: SearchSpace, choice: Choice, params: int) -> list[float]:
-    """A choice as numbers: log10 parameters, learning rate, the methods, every method's own keys.
+def features(space: SearchSpace, choice: Choice, params: int, rows: float = 1.0) -> list[float]:
+    """A choice as numbers: log10 parameters, learning rate and alpha / rank, the methods, every
+    method's own keys, and the share of the training rows.
 
     A key of another method, or one that the choice does not read, is in the middle.
     """
     at, rate = space.params_of(choice), choice.learning_rate
-    row = [math.log10(params), *_place(space.domains[choice.method]["learning_rate"], rate)]
+    row = [math.log10(params), math.log10(rate), math.log10(scale_of(choice)), math.log10(rows)]
     row += [float(choice.method == method) for method in space.methods]
     for method, domains in space.domains.items():
         for key, domain in domains.items():
-            if key == "learning_rate":
+            if key in ("learning_rate", "alpha_over_rank"):
                 continue  # one for all, put in front
             row += _place(domain, at.get(f"{method}.{key}"))
     return row
+
+
+def scale_of(choice: Choice) -> float:
+    """alpha over the rank that the choice itself names."""
+    values = choice.as_dict()
+    return float(values["alpha"] / (values.get("rank") or values["mean_rank"]))
 
 
 def _place(domain: Domain, value: Any) -> list[float]:
@@ -137,8 +156,33 @@ def _place(domain: Domain, value: Any) -> list[float]:
     return [0.5 if value is None else ordered.index(value) / (len(ordered) - 1)]
 
 
-def regression(columns: int) -> Any:
-    """A Gaussian process with a length of its own for every column, and noise."""
+class Nearest:
+    """The mean of the nearest recorded trials, weighed by their distance, learning rate, scale,
+    parameters and share of the rows counting double."""
+
+    def fit(self, X: Floats, y: Floats) -> Nearest:
+        """Keep the trials."""
+        self._spread = X.std(axis=0) + 1e-9
+        self._spread[:4] /= 2
+        self._X, self._y = X / self._spread, y
+        return self
+
+    def predict(self, X: Floats) -> Floats:
+        """The value at each row."""
+        squares = ((X[:, None] / self._spread - self._X[None]) ** 2).sum(axis=2)
+        nearest = np.argsort(squares, axis=1)[:, :NEIGHBOURS]
+        weights = 1 / (np.take_along_axis(squares, nearest, axis=1) + 0.1)
+        return np.asarray((weights * self._y[nearest]).sum(axis=1) / weights.sum(axis=1))
+
+
+def regression(stand_in: str, columns: int) -> Any:
+    """What stands in for training, not fitted yet."""
+    if stand_in == "nearest":
+        return Nearest()
+    if stand_in == "forest":
+        from sklearn.ensemble import RandomForestRegressor
+
+        return RandomForestRegressor(100, min_samples_leaf=2, max_features=0.5, random_state=0)
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
@@ -147,27 +191,43 @@ def regression(columns: int) -> Any:
     return GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
 
 
-def fit(task: str) -> Surface:
+@cache
+def fit(task: str, stand_in: str) -> Surface:
     """The surface of a recording: one regression over all trials, the repeats among them."""
-    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.base import clone
+    from sklearn.model_selection import GroupKFold
 
-    from spaces.methods.registry import parse_choice
+    from spaces.methods.registry import from_record
+
+    space, records, profile = of_recording(task)
+    X = np.array(
+        [features(space, from_record(r.choice), r.trainable_params, r.rows) for r in records]
+    )
+    y = np.array([record.value for record in records])
+    full = np.array([record.rows == 1.0 for record in records])
+    same = [str(record.choice) for record in records]
+    guessed = np.zeros_like(y)
+    for train, test in GroupKFold(FOLDS).split(X, y, same):
+        model = regression(stand_in, X.shape[1])
+        model = model if stand_in == "nearest" else clone(model)
+        guessed[test] = model.fit(X[train], y[train]).predict(X[test])
+    noise = noise_of([record for record in records if record.rows == 1.0])
+    spread = float(y[full].var())
+    return Surface(
+        space, profile, regression(stand_in, X.shape[1]).fit(X, y), noise,
+        explained=1 - float(np.mean((y - guessed)[full] ** 2)) / spread,
+        ceiling=1 - noise**2 / spread,
+    )  # fmt: skip
+
+
+@cache
+def of_recording(task: str) -> tuple[SearchSpace, list[Record], Profile]:
+    """(space, trials, profile) of a recording; the space has alpha as the recording had it."""
     from spaces.search_space import SearchSpace
 
     recorded, records, profile = read_surface(task)
     space = SearchSpace.parse(recorded["space"])
-    space = space.fitted(profile.targets, profile.top_percent_grid)
-    X = np.array([features(space, parse_choice(r.choice), r.trainable_params) for r in records])
-    y = np.array([record.value for record in records])
-    model = regression(X.shape[1])
-    same = [str(record.choice) for record in records]
-    guessed = cross_val_predict(model, X, y, groups=same, cv=GroupKFold(FOLDS))
-    noise = noise_of(records)
-    return Surface(
-        space, profile, model.fit(X, y), noise,
-        explained=1 - float(np.mean((y - guessed) ** 2) / y.var()),
-        ceiling=1 - noise**2 / float(y.var()),
-    )  # fmt: skip
+    return space.fitted(profile.targets, profile.top_percent_grid), records, profile
 
 
 def noise_of(records: Sequence[Record]) -> float:
@@ -185,43 +245,62 @@ def noise_of(records: Sequence[Record]) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """The trials of one search in order: what was seen, what is true, and log10 parameters."""
+    """The trials of one search in order: what was seen, what is true, log10 parameters, and what
+    had been spent by their end, in trials on all rows. Trials that ended at a look are left out."""
 
     seen: Floats
     true: Floats
     log_params: Floats
+    spent: Floats
+
+    def after(self, trials: float) -> Found:
+        """What had been found for the cost of so many trials."""
+        some = self.spent <= trials + 1e-9
+        return Found(self.seen[some], self.true[some], self.log_params[some], self.spent[some])
 
 
-def search(
-    surface: Surface, way: Way, objectives: Sequence[str], *, seed: int, trials: int,
-    first: Sequence[Choice], warm: Sequence[Choice],
-) -> Found:  # fmt: skip
-    """Search the surface in one way."""
-    noise = np.random.default_rng([seed, 1]).normal(0.0, surface.noise, trials)
-    rows: list[tuple[float, float, float]] = []
+class Trainer:
+    """Answers choices at once, and keeps what it answered."""
 
-    def train(choice: Choice) -> tuple[float, int]:
-        params = surface.params(choice)
-        true = surface.truth(choice, params)
-        seen = float(np.clip(true + noise[len(rows)], 0.0, 1.0))
-        rows.append((seen, true, math.log10(params)))
+    def __init__(self, surface: Surface, seed: int) -> None:
+        self._surface, self._noise = surface, np.random.default_rng([seed, 1])
+        self._spent, self._rows = 0.0, list[tuple[float, float, float, float]]()
+
+    def look(self, choice: Choice, rows: float) -> tuple[float, int]:
+        """What a trial on a share of the rows says, and its parameters."""
+        params = self._surface.params(choice)
+        true = self._surface.truth(choice, params, rows)
+        seen = float(np.clip(true + self._noise.normal(0.0, self._surface.noise), 0.0, 1.0))
+        self._spent += rows
+        if rows == 1.0:
+            self._rows.append((seen, true, math.log10(params), self._spent))
         return seen, params
 
+    @property
+    def spent(self) -> float:
+        """The cost so far, in trials on all rows."""
+        return self._spent
+
+    @property
+    def found(self) -> Found:
+        """All trials on all rows."""
+        return Found(*np.array(self._rows).reshape(-1, 4).T)
+
+
+def search(task: str, stand_in: str, name: str, kind: str, seed: int, trials: int) -> Found:
+    """Search the surface of a task in one way."""
+    surface, way, objectives = fit(task, stand_in), WAYS[name], OBJECTIVES[kind]
+    trials, trainer = min(trials, way.trials), Trainer(surface, seed)
     if way.optuna_s_own is not None:
-        _search_by_itself(surface.space, way.optuna_s_own, objectives, seed, trials, train)
+        _search_by_itself(surface.space, way.optuna_s_own, objectives, seed, trials, trainer)
     else:
-        enqueued = [*first, *(warm if way.warm_start else ())]
-        _search_as_launched(surface, way, objectives, seed, trials, enqueued, train)
-    seen, true, log_params = np.array(rows).T
-    return Found(seen, true, log_params)
-
-
-Train = Callable[["Choice"], tuple[float, int]]
+        _search_as_launched(task, surface, way, objectives, seed, trials, trainer)
+    return trainer.found
 
 
 def _search_by_itself(
     space: SearchSpace, sampler: str, objectives: Sequence[str], seed: int, trials: int,
-    train: Train,
+    trainer: Trainer,
 ) -> None:  # fmt: skip
     """Optuna as it comes: it chooses the method too, and nothing is enqueued."""
     import optuna
@@ -234,41 +313,57 @@ def _search_by_itself(
     )
     for _ in range(trials):
         trial = study.ask()
-        study.tell(trial, train(space.suggest(trial))[: len(objectives)])
+        study.tell(trial, trainer.look(space.suggest(trial), 1.0)[: len(objectives)])
 
 
 def _search_as_launched(
-    surface: Surface, way: Way, objectives: Sequence[str], seed: int, trials: int,
-    enqueued: Sequence[Choice], train: Train,
+    task: str, surface: Surface, way: Way, objectives: Sequence[str], seed: int, trials: int,
+    trainer: Trainer,
 ) -> None:  # fmt: skip
     """The searcher, sampler and first choices of `ranksweep launch`."""
     import optuna
 
-    from search.config.sweep import SearchSettings
+    from search.config.sweep import FidelitySettings, SearchSettings
     from search.study.proposals import Proposals
     from search.study.study import directions, make_sampler
+    from search.tuning.rungs import Contender, Rungs
     from search.tuning.searcher import StudySearcher
     from spaces.methods.registry import parse_choice
     from trainables.training.settings import TrainSettings
 
     study = optuna.create_study(
-        directions=directions(objectives, "max"), sampler=make_sampler("tpe", seed)
+        directions=directions(objectives, "max"), sampler=make_sampler(way.sampler, seed)
     )
     settings = SearchSettings(
-        metric=METRIC, objectives=objectives, trials=trials, allocation=way.allocation
-    )
+        metric=METRIC, objectives=objectives, trials=5 * trials if way.looks else trials,
+        allocation=way.allocation, sampler=way.sampler, seed=seed,
+        fidelity=FidelitySettings(rows=(*SHARES, 1.0)) if way.looks else None,
+    )  # fmt: skip
     searcher = StudySearcher(
         Proposals(
             study, surface.space, surface.planner, settings, TrainSettings(epochs=1),
-            enqueue=enqueued,
+            enqueue=first_of(surface), history=history_of(task) if way.history else (),
         )
     )  # fmt: skip
-    for number in range(trials):
-        suggested = searcher.suggest(str(number))
+    rungs = Rungs(settings.objective, 3.0, pareto=len(objectives) > 1)
+    for number in range(settings.trials):
+        if trainer.spent >= trials:
+            return
+        suggested = searcher.suggest(name := str(number))
         if not isinstance(suggested, dict):
             raise SystemExit(f"the search ended after {number} trials: {searcher.shortfall}")
-        seen, _ = train(parse_choice(suggested["choice"]))
-        searcher.on_trial_complete(str(number), {"epoch": 1, METRIC: seen})
+        choice = parse_choice(suggested["choice"])
+        who = Contender(choice.method, surface.params(choice), 1, 1)
+        for share in SHARES if way.looks else ():
+            seen, _ = trainer.look(choice, share)
+            searcher.on_trial_result(name, {"look": share, "epoch": 0, METRIC: seen})
+            rungs.note(who, name, share, seen)
+            if not rungs.goes_on(who, name, share):
+                searcher.on_trial_complete(name)
+                break
+        else:
+            seen, _ = trainer.look(choice, 1.0)
+            searcher.on_trial_complete(name, {"epoch": 1, METRIC: seen})
 
 
 def first_of(surface: Surface) -> list[Choice]:
@@ -278,17 +373,24 @@ def first_of(surface: Surface) -> list[Choice]:
     return first_choices(surface.space, surface.planner)
 
 
-def warm_start(space: SearchSpace, task: str) -> list[Choice]:
-    """What a launch takes over from another task on its base: the best choice of each method."""
-    from search.study.warm_start import moved_into
-    from spaces.methods.registry import parse_choice
+@cache
+def history_of(task: str) -> tuple[RelatedSweep, ...]:
+    """The recorded trials of the other task on the same base, as an earlier sweep."""
+    from search.surrogate.observation import Observation, RelatedSweep
+    from spaces.features import plan_features
+    from spaces.methods.registry import from_record
+    from spaces.planner import Planner
 
-    _, records, _ = read_surface(task)
-    best = {
-        method: max((r for r in records if r.method == method), key=lambda record: record.value)
-        for method in space.methods
-    }
-    return [moved_into(space, parse_choice(record.choice)) for record in best.values()]
+    _, records, profile = of_recording(HISTORY[task])
+    planner = Planner(profile.targets, profile)
+    known = []
+    for record in (record for record in records if record.rows == 1.0):
+        choice = from_record(record.choice)
+        found = plan_features(planner.plan(choice), choice.learning_rate, profile)
+        known.append(
+            Observation(found, choice.method, record.value, params=record.trainable_params)
+        )
+    return (RelatedSweep(HISTORY[task], "base", True, tuple(known)),)
 
 
 # Judging -----------------------------------------------------------------------------------------
@@ -311,16 +413,15 @@ def on_front(accuracy: Floats, log_params: Floats) -> NDArray[np.bool_]:
     return mask
 
 
-def area_found(found: Found, trials: int, reference: tuple[float, float]) -> float:
-    """The area of the front that a user is shown after some trials, by its true accuracies."""
-    seen, true, log_params = (a[:trials] for a in (found.seen, found.true, found.log_params))
-    shown = on_front(seen, log_params)
-    return area(true[shown], log_params[shown], reference)
+def area_found(found: Found, reference: tuple[float, float]) -> float:
+    """The area of the front that a user is shown, by its true accuracies."""
+    shown = on_front(found.seen, found.log_params)
+    return area(found.true[shown], found.log_params[shown], reference)
 
 
-def regret(found: Found, trials: int, best: float) -> float:
+def regret(found: Found, best: float) -> float:
     """How much better the best choice there is would be than the one that was seen as best."""
-    return best - float(found.true[int(np.argmax(found.seen[:trials]))])
+    return best - float(found.true[int(np.argmax(found.seen))])
 
 
 def mean_and_half(values: Floats) -> tuple[float, float]:
@@ -372,30 +473,41 @@ def drawn(surface: Surface, count: int) -> tuple[Floats, Floats]:
 
 # All of it ----------------------------------------------------------------------------------------
 
+Figures = dict[tuple[str, int], Floats]
+"""(way, after so many trials) -> a figure a seed, in percent."""
+
 
 def measure(
-    surface: Surface, seeds: int, trials: int, report: Callable[[str], None]
-) -> dict[tuple[str, str], list[Found]]:
-    """(way, kind of objectives) -> what each seed found."""
-    first, warm = first_of(surface), warm_start(surface.space, OTHER)
-    found: dict[tuple[str, str], list[Found]] = {}
-    for kind, objectives in OBJECTIVES.items():
-        for name, way in WAYS.items():
-            started = time.perf_counter()
-            found[name, kind] = [
-                search(
-                    surface, way, objectives, seed=seed, trials=trials, first=first, warm=warm
-                )
-                for seed in range(seeds)
-            ]  # fmt: skip
-            report(f"{kind}, {name}: {seeds} searches, {time.perf_counter() - started:.0f} s")
+    task: str, stand_in: str, kind: str, ways: Sequence[str], seeds: int, trials: int, jobs: int
+) -> dict[str, list[Found]]:
+    """Way -> what each seed found; ways that need a history are left out where there is none."""
+    from joblib import Parallel, delayed
+
+    ways = [name for name in ways if not WAYS[name].history or task in HISTORY]
+    found: dict[str, list[Found]] = {}
+    for name in ways:
+        started = time.perf_counter()
+        found[name] = Parallel(jobs)(
+            delayed(_quietly)(task, stand_in, name, kind, seed, trials) for seed in range(seeds)
+        )
+        took = time.perf_counter() - started
+        line = f"{task}, {stand_in}, {kind}, {name}: {seeds} searches, {took:.0f} s"
+        print(line, file=sys.stderr, flush=True)
     return found
 
 
+def _quietly(task: str, stand_in: str, name: str, kind: str, seed: int, trials: int) -> Found:
+    import optuna
+
+    warnings.simplefilter("ignore")  # Optuna's about experimental options, the regression's fit
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return search(task, stand_in, name, kind, seed, trials)
+
+
 def judged(
-    surface: Surface, found: dict[tuple[str, str], list[Found]], trials: int, largest: float
-) -> dict[tuple[str, str, int], Floats]:
-    """(way, kind, after so many trials) -> a figure a seed, in percent.
+    task: str, surface: Surface, found: Mapping[str, Sequence[Found]], kind: str, trials: int
+) -> Figures:
+    """The figures of a kind of objectives.
 
     For "front" the share of the area under the best front that any search, or many random choices,
     have found; for "best" the regret in points of accuracy.
@@ -404,31 +516,32 @@ def judged(
     everything = [run for runs in found.values() for run in runs]
     true = np.concatenate([true, *(run.true for run in everything)])
     log_params = np.concatenate([log_params, *(run.log_params for run in everything)])
-    reference = (CHANCE, largest)
+    reference = (WORST[task], float(log_params.max()))
     whole, best = area(true, log_params, reference), float(true.max())
-    figures = {}
-    for (name, kind), runs in found.items():
-        for after in (n for n in JUDGED_AFTER if n <= trials):
-            figures[name, kind, after] = 100 * np.array(
-                [
-                    area_found(run, after, reference) / whole
-                    if kind == "front"
-                    else regret(run, after, best)
-                    for run in runs
-                ]
-            )
-    return figures
+    return {
+        (name, after): 100 * np.array(
+            [
+                area_found(run.after(after), reference) / whole
+                if kind == "front"
+                else regret(run.after(after), best)
+                for run in runs
+            ]
+        )
+        for name, runs in found.items()
+        for after in JUDGED_AFTER
+        if after <= min(trials, WAYS[name].trials)
+        if all(len(run.after(after).seen) for run in runs)
+    }  # fmt: skip
 
 
-def show(figures: dict[tuple[str, str, int], Floats], kind: str, after: Sequence[int]) -> None:
-    """Print a table: mean and 95 % interval of each way; then how the ways of ours compare."""
+def show(figures: Figures) -> None:
+    """Print a table: mean and 95 % interval of each way."""
+    after = sorted({n for _, n in figures})
     print(f"| way | {' | '.join(f'{n} trials' for n in after)} |")
     print(f"|---|{'---|' * len(after)}")
-    for name in WAYS:
-        print(f"| {name} | {' | '.join(_shown(figures[name, kind, n]) for n in after)} |")
-    for name, other in COMPARED:
-        gains = ", ".join(_gain(figures, name, other, kind, n) for n in after)
-        print(f"{name} against {other}: {gains}")
+    for name in dict.fromkeys(name for name, _ in figures):
+        each = [_shown(figures[name, n]) if (name, n) in figures else "-" for n in after]
+        print(f"| {name} | {' | '.join(each)} |")
 
 
 def _shown(values: Floats, sign: str = "") -> str:
@@ -436,42 +549,49 @@ def _shown(values: Floats, sign: str = "") -> str:
     return f"{mean:{sign}.1f} ± {half:.1f}"
 
 
-def _gain(
-    figures: dict[tuple[str, str, int], Floats], name: str, other: str, kind: str, after: int
-) -> str:
-    """How much better one way is than another, seed by seed; more is better for either kind."""
-    sign = 1 if kind == "front" else -1
-    gains = sign * (figures[name, kind, after] - figures[other, kind, after])
-    mean, half = mean_and_half(gains)
-    word = "no difference" if abs(mean) <= half else "better" if mean > 0 else "worse"
-    return f"after {after} {word} ({_shown(gains, '+')})"
+def goals(figures: Figures, kind: str) -> list[str]:
+    """How each goal is met, seed by seed; more is better for a front, less for a regret."""
+    sign, lines = 1 if kind == "front" else -1, []
+    for name, after, other, later in GOALS:
+        if (name, after) not in figures or (other, later) not in figures:
+            continue
+        mean, half = mean_and_half(sign * (figures[name, after] - figures[other, later]))
+        word = "met" if mean >= 0 else "within the noise" if mean + half >= 0 else "MISSED"
+        lines.append(
+            f"{name} after {after} against {other} after {later}: {mean:+.1f} ± {half:.1f}, {word}"
+        )
+    return lines
 
 
-def record(run: Run, figures: dict[tuple[str, str, int], Floats], kind: str, what: str) -> None:
-    """Record the row of a kind of objectives."""
-    after = sorted({n for _, k, n in figures if k == kind})
-    each = "; ".join(
-        f"{name} {', '.join(_shown(figures[name, kind, n]) for n in after)}" for name in WAYS
+def record(run: Run, figures: Figures, what: str, result: str) -> None:
+    """Record the row of a surface, a stand-in and a kind of objectives."""
+    by_way: dict[str, dict[int, Floats]] = {}
+    for (name, after), values in figures.items():
+        by_way.setdefault(name, {})[after] = values
+    text = "; ".join(
+        f"{name} {', '.join(f'{n}: {_shown(values)}' for n, values in found.items())}"
+        for name, found in by_way.items()
     )
-    gains = "; ".join(
-        f"{name} against {other} {', '.join(_gain(figures, name, other, kind, n) for n in after)}"
-        for name, other in COMPARED[:-1]
-    )
-    found = {
+    numbers = {
         name: {
-            str(n): dict(zip(("mean", "half"), mean_and_half(figures[name, kind, n]), strict=True))
-            for n in after
+            str(n): dict(zip(("mean", "half"), mean_and_half(values), strict=True))
+            for n, values in found.items()
         }
-        for name in WAYS
+        for name, found in by_way.items()
     }
-    run.record(what, found, each, gains)
+    run.record(what, numbers, text, result)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Search, then print the tables and record the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--surfaces", nargs="+", choices=WORST, default=list(WORST), metavar="TASK")
+    parser.add_argument("--stand-ins", nargs="+", choices=STAND_INS, default=["forest", "nearest"])
+    parser.add_argument("--kinds", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     parser.add_argument("--seeds", type=int, default=20, help="searches a way (%(default)s)")
     parser.add_argument("--trials", type=int, default=100, help="of a search (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="searches at once (%(default)s)")
     parser.add_argument("--check", action="store_true", help="check the area, and nothing else")
     options = parser.parse_args(arguments)
     if options.check:
@@ -479,31 +599,31 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if options.seeds < 2 or options.trials < JUDGED_AFTER[0]:
         parser.error(f"--seeds must be at least 2, --trials at least {JUDGED_AFTER[0]}")
-    import optuna
-
-    warnings.simplefilter("ignore")  # Optuna's about experimental options, the regression's fit
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore")
     run = Run.begin()
-    surface = fit(SURFACE)
-    _, records, _ = read_surface(SURFACE)
     print(run)
-    print(f"{SURFACE}: {len(records)} trials of {sum(r.seconds for r in records) / 60:.0f} minutes "
-          f"in all; noise {100 * surface.noise:.1f} points; cross-validated R^2 "
-          f"{surface.explained:.2f} of {surface.ceiling:.2f} that the noise leaves")  # fmt: skip
-    found = measure(
-        surface, options.seeds, options.trials,
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    largest = math.log10(max(record.trainable_params for record in records))
-    figures = judged(surface, found, options.trials, largest)
-    after = [n for n in JUDGED_AFTER if n <= options.trials]
-    print(f"\nfront of {METRIC} and parameters: % of the best area known, {options.seeds} seeds")
-    show(figures, "front", after)
-    print(f"\nbest choice by {METRIC} alone: points below the best known, {options.seeds} seeds")
-    show(figures, "best", after)
-    what = f"{options.seeds} searches of recorded trials, after {', '.join(map(str, after))}"
-    record(run, figures, "front", f"{what}: % of the best front's area")
-    record(run, figures, "best", f"{what}: accuracy points missed")
+    for task in options.surfaces:
+        _, records, _ = read_surface(task)
+        for stand_in in options.stand_ins:
+            surface = fit(task, stand_in)
+            print(
+                f"\n{task}, {stand_in}: {len(records)} trials of "
+                f"{sum(r.seconds for r in records) / 60:.0f} minutes in all; noise "
+                f"{100 * surface.noise:.1f} points; cross-validated R^2 {surface.explained:.2f} of "
+                f"{surface.ceiling:.2f} that the noise leaves"
+            )
+            for kind in options.kinds:
+                found = measure(
+                    task, stand_in, kind, options.ways, options.seeds, options.trials, options.jobs
+                )
+                figures = judged(task, surface, found, kind, options.trials)
+                said = "% of the best area known" if kind == "front" else "points missed"
+                what = f"{options.seeds} searches of {task} ({stand_in}), {kind}: {said}"
+                print(f"\n{what}")
+                show(figures)
+                met = "; ".join(goals(figures, kind))
+                print(met)
+                record(run, figures, what, met)
 
 
 if __name__ == "__main__":
