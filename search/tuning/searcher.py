@@ -9,15 +9,22 @@ decided in search/study/proposals.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from search.study.curves import curve_of, looks_of
 from search.study.proposals import Proposals
+from search.study.study import REPEAT, WARM_FROM, choice_of
 from search.study.trial import EndedTrial, EndState, OpenTrial
+from search.tuning.asha import PastTrial
+from search.tuning.rungs import Contender
 from spaces.choice import Choice
+from spaces.errors import RanksweepError
+from spaces.plan import Plan
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -147,15 +154,30 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """The trials of this run that have ended, by number."""
         return tuple(sorted(self._ended.values(), key=lambda trial: trial.number))
 
-    def stages(self, trial_id: str) -> int:
-        """How many stages the plan of an open trial has; 1 for a trial that is not open."""
+    def contender(self, trial_id: str) -> Contender | None:
+        """What a comparison with others needs to know of an open trial."""
         found = self._open.get(trial_id)
-        return max(1, len(found.plan.stages)) if found else 1
+        return None if found is None else self._contender(found.choice, found.plan)
 
-    def length(self, trial_id: str) -> int:
-        """How many times `train.epochs` an open trial has; 1 for a trial that is not open."""
-        found = self._open.get(trial_id)
-        return found.plan.length if found else 1
+    def past_trials(self) -> Iterator[PastTrial]:
+        """The trials of the study that have run to an end, or to where they were stopped."""
+        proposals = self.proposals
+        for trial in proposals.standing.trials:
+            is_over = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            if not is_over or trial.user_attrs.keys() & {REPEAT, WARM_FROM}:
+                continue
+            choice = choice_of(trial)
+            try:
+                contender = self._contender(choice, proposals.planner.plan(choice))
+            except RanksweepError:  # of an earlier version: its plan cannot be made any more
+                continue
+            yield PastTrial(
+                f"of the study: {trial.number}",
+                contender,
+                curve_of(trial, proposals.search.metric),
+                looks_of(trial),
+                trial.state == TrialState.PRUNED,
+            )
 
     def id_of(self, number: int | None) -> str | None:
         """Tune's id of the open trial with this number; None where none is open."""
@@ -172,6 +194,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         ended = found.ended(state, reason)
         self._end(trial_id, ended)
         return ended
+
+    def _contender(self, choice: Choice, plan: Plan) -> Contender:
+        stages = max(1, len(plan.stages))
+        return Contender(self.arm_of(choice), plan.trainable_params, stages, plan.length)
 
     def _end(self, trial_id: str, ended: EndedTrial | None = None) -> None:
         self._ended[trial_id] = self.proposals.ledger.end(self._open.pop(trial_id), ended)

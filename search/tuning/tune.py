@@ -27,8 +27,9 @@ from ray.tune.schedulers import TrialScheduler
 
 from search.interrupts import Interrupts
 from search.study.trial import EndedTrial, EndState
-from search.tuning.asha import StagedAsha
+from search.tuning.asha import EpochAsha
 from search.tuning.driver import DriverCallback, Observer
+from search.tuning.rungs import Rungs
 from search.tuning.searcher import StudySearcher
 from search.tuning.trial import TrialContext, job_name, run_trial
 from spaces.errors import ConfigError, JobError
@@ -172,14 +173,18 @@ def _make_scheduler(
         raise ConfigError(
             f"search.scheduler.name: {name!r} is not a scheduler; use 'asha' or 'none'"
         )
-    return StagedAsha(
-        stages=searcher.stages,
-        length=searcher.length,
+    search, factor = searcher.proposals.search, float(settings.get("reduction_factor", 3))
+    rungs = Rungs(search.objective, factor, pareto=len(search.objectives) > 1)
+    asha = EpochAsha(
+        search.metric,
+        rungs,
+        searcher.contender,
         epochs=searcher.proposals.train.epochs,
         grace_epochs=int(settings.get("grace_epochs", 1)),
-        reduction_factor=float(settings.get("reduction_factor", 3)),
-        objective=searcher.proposals.search.objective,
+        reduction_factor=factor,
     )
+    asha.add_past(searcher.past_trials())
+    return asha
 
 
 def light_resources() -> tune.PlacementGroupFactory:
