@@ -141,6 +141,7 @@ class SearchStage:
                     observer=recorder,
                     should_stop=workers.lost,
                     keep_weights=config.tracking.keep_weights != "none",
+                    rows_seed=config.task.rows.seed,
                     interrupts=self.interrupts,
                 )
                 self._say_how_it_ended(outcome, searcher)

@@ -1,4 +1,4 @@
-"""What a trial of a study was measured to be on its way: after each epoch, after each cheap look."""
+"""What a trial of a study was measured to be on its way: after each epoch and each cheap look."""
 
 from __future__ import annotations
 

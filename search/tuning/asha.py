@@ -150,3 +150,22 @@ class EpochAsha(ArmAsha):
         """The first epoch after which a trial can be compared."""
         stages = who.stages if who.length == 1 else 1
         return (stages - 1) * self._epochs // stages + 1
+
+
+class RowsAsha(ArmAsha):
+    """Rungs at the shares of the training rows that cheap looks train on.
+
+    After each look a trial is compared with those of its arm that were trained on the same share;
+    within a look, and once it trains on all rows, it is not stopped. A plan of stages has trained
+    them all by the end of a look.
+    """
+
+    def _level(self, who: Contender, result: Mapping[str, Any]) -> float | None:
+        share = result.get("look")
+        return None if share is None else float(share)
+
+    def _goes_on(self, who: Contender, trial: str, level: float) -> bool:
+        return self._rungs.goes_on(who, trial, level)
+
+    def _levels(self, past: PastTrial) -> Iterable[tuple[float, float]]:
+        return past.looks.items()

@@ -1,4 +1,4 @@
-"""Rungs of successive halving: which trials of an arm go on from a level of training to the next."""
+"""Rungs of successive halving: which trials of an arm go on from one level to the next."""
 
 from __future__ import annotations
 

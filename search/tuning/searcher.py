@@ -22,6 +22,7 @@ from search.study.study import REPEAT, WARM_FROM, choice_of
 from search.study.trial import EndedTrial, EndState, OpenTrial
 from search.tuning.asha import PastTrial
 from search.tuning.rungs import Contender
+from search.tuning.trial import job_name
 from spaces.choice import Choice
 from spaces.errors import RanksweepError
 from spaces.plan import Plan
@@ -34,7 +35,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     not stop it, and `on_trial_complete` when it ends. A suggestion is ``{"choice": dict, "number":
     n, "seed": s, "repeat": k}`` with Optuna's number of the trial, the seed to train with, and 0 or
     which repetition of the choice it is; and ``"warm"``, the file of weights to start from, for a
-    trial that does.
+    trial that does. With cheap looks ``"rows"`` has the shares of the training rows, of a trial
+    that is neither.
 
     Args:
         proposals: who hands out the trials of the study.
@@ -44,6 +46,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def __init__(self, proposals: Proposals, waits: Callable[[], bool] = lambda: True) -> None:
         super().__init__(metric=proposals.search.metric, mode=proposals.search.mode)
         self.proposals, self._waits = proposals, waits
+        fidelity = proposals.search.fidelity
+        self._shares = (1.0,) if fidelity is None else fidelity.rows
         self._open: dict[str, OpenTrial] = {}
         self._ended: dict[str, EndedTrial] = {}
         #: Text of the error of a failed Tune trial; Tune itself does not hand it to a searcher.
@@ -66,6 +70,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             "seed": begun.seed,
             "repeat": begun.repeat,
             **({} if warm is None else {"warm": str(warm)}),
+            **({"rows": [*self._shares]} if self._looks_at(begun) else {}),
         }
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -136,6 +141,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """
         self.proposals.ledger.set_run_id(number, run_id)
 
+    def job_names(self, number: int) -> list[str]:
+        """The jobs that a trial may come to have: one for each share of the rows."""
+        return [job_name(number, rows=share) for share in self._shares]
+
     @property
     def open_ids(self) -> tuple[str, ...]:
         """Tune's ids of the trials that have not ended."""
@@ -194,6 +203,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         ended = found.ended(state, reason)
         self._end(trial_id, ended)
         return ended
+
+    def _looks_at(self, begun: OpenTrial) -> bool:
+        """Whether a trial is looked at on its way; one that no other is compared with is not."""
+        is_alone = begun.repeat or (begun.asked is not None and begun.asked.warm is not None)
+        return len(self._shares) > 1 and not is_alone
 
     def _contender(self, choice: Choice, plan: Plan) -> Contender:
         stages = max(1, len(plan.stages))
