@@ -41,8 +41,12 @@ class Progress(Protocol):
         total: int,
         learning_rate: float | None = None,
         seed: int | None = None,
+        rows: float = 1.0,
     ) -> None:
-        """A running trial has done so many of its steps."""
+        """A running trial has done so many of its steps, those on a share `rows` of the rows."""
+
+    def trial_look(self, number: int, share: float, value: float | None) -> None:
+        """A trial has this dev value after training on a share of the rows."""
 
     def trial_epoch(self, number: int, epoch: int, epochs: int, value: float | None) -> None:
         """A trial has finished `epoch` of its `epochs` with this dev value."""

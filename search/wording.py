@@ -34,6 +34,11 @@ def figure(value: Any) -> str:
     return f"{float(value):.4g}"
 
 
+def percent(share: float) -> str:
+    """A share as a person writes it: 10%."""
+    return f"{100 * share:.4g}%"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person writes them: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 9.95:

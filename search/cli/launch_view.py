@@ -52,8 +52,7 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
         for each in result.warm
     )
     yield from _beside_constant_answers(result)
-    if result.unranked:
-        yield f"no trial ran to its end: {', '.join(result.unranked)}"
+    yield from (f"no trial of {arm} ran to its end ({why})" for arm, why in result.unranked.items())
     if result.confirmation:
         yield confirmation_table(result.confirmation)
         if (of_each := suite_table(result.confirmation, config.published)) is not None:

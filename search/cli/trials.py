@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from search.cli.app import JsonOption, app
 from search.cli.output import ByWidth, Result, add_row, prints_result
-from search.wording import figure, knobs
+from search.wording import figure, knobs, percent
 from spaces.errors import UsageError
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _wide_table(rows: Sequence[TrialRow]) -> Table:
             row.number,
             row.arm,
             row.state,
-            row.epochs,
+            _how_far(row),
             figure(row.value),
             f"{row.trainable_params:,}",
             figure(row.choice.get("learning_rate")),
@@ -190,6 +190,12 @@ def _wide_table(rows: Sequence[TrialRow]) -> Table:
             row.asked,
         )
     return table
+
+
+def _how_far(row: TrialRow) -> str:
+    """Its epochs on all rows; before those, the largest share of the rows that it was tried on."""
+    only_looks = row.looks and not row.epochs
+    return f"look {percent(max(row.looks))}" if only_looks else str(row.epochs)
 
 
 def _narrow_table(rows: Sequence[TrialRow]) -> Table:
@@ -204,6 +210,7 @@ def _narrow_table(rows: Sequence[TrialRow]) -> Table:
             f"{row.arm}, {row.trainable_params:,} parameters, origin: {row.asked}",
             f"learning_rate={figure(row.choice.get('learning_rate'))} {knobs(row.choice)}",
         ]
-        add_row(table, row.number, row.state, row.epochs, figure(row.value), "\n".join(told))
+        how_far, value = _how_far(row), figure(row.value)
+        add_row(table, row.number, row.state, how_far, value, "\n".join(told))
         table.add_section()
     return table

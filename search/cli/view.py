@@ -18,7 +18,7 @@ from rich.text import Text
 
 from search.cli.pace import Standing, Steps, trials_left_seconds
 from search.progress import Progress
-from search.wording import duration, figure
+from search.wording import duration, figure, percent
 
 LINE_SECONDS = 60.0
 """Where there is no terminal, how far a stage is stands on one line in so many seconds."""
@@ -41,6 +41,9 @@ class _Running:
     value: float | None = None
     steps: Steps = field(default_factory=Steps)
     learning_rate: float | None = None
+    rows: float = 1.0
+    looks: float = 0.0
+    """The largest share of the rows that it was measured after."""
 
 
 class View(Progress, AbstractContextManager["View"]):
@@ -140,11 +143,14 @@ class View(Progress, AbstractContextManager["View"]):
         total: int,
         learning_rate: float | None = None,
         seed: int | None = None,
+        rows: float = 1.0,
     ) -> None:
         with self._lock:
             running = self._running.get((number, seed))
             if running is None:
                 return
+            if rows != running.rows:  # trained anew
+                running.rows, running.steps = rows, Steps()
             running.steps.tell(self._clock(), done, total)
             running.learning_rate = learning_rate
             self._refresh()
@@ -160,6 +166,14 @@ class View(Progress, AbstractContextManager["View"]):
                 f"trial {number}: epoch {epoch} of {epochs}, {self._metric} {figure(value)}",
                 keep=False,
             )
+
+    def trial_look(self, number: int, share: float, value: float | None) -> None:
+        with self._lock:
+            running = self._running.get((number, None))
+            if running is not None:
+                running.looks = share
+            what = f"{self._metric} {figure(value)}"
+            self._say(f"trial {number}: look at {percent(share)} of the rows, {what}", keep=False)
 
     def trial_finished(
         self, number: int, state: str, value: float | None = None, seed: int | None = None
@@ -329,7 +343,7 @@ class View(Progress, AbstractContextManager["View"]):
             "seed": "" if trial[1] is None else str(trial[1]),
             "method": each.method,
             "params": "" if each.params is None else f"{each.params:,}",
-            "epoch": f"{each.epoch}/{each.epochs}" if each.epochs else "",
+            "epoch": _epoch_in_words(each),
             "step": f"{each.steps.done}/{each.steps.total}" if each.steps.total else "",
             "lr": "" if each.learning_rate is None else figure(each.learning_rate),
             "elapsed": duration(now - each.started),
@@ -362,6 +376,13 @@ class View(Progress, AbstractContextManager["View"]):
 
 def _named(number: int, seed: int | None) -> str:
     return f"trial {number}" if seed is None else f"trial {number}, seed {seed}"
+
+
+def _epoch_in_words(each: _Running) -> str:
+    if each.epochs:
+        return f"{each.epoch}/{each.epochs}"
+    share = each.rows if each.rows < 1 else each.looks
+    return f"looks {percent(share)}" if share else ""
 
 
 def _bar(label: str, done: int, total: int) -> Table:

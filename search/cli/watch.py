@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from search.cli.app import EXIT_FAILED, JsonOption, TrackingOption, app
 from search.cli.jobs import AddressOption, follow_job
 from search.cli.output import Result, add_row, prints_result
-from search.wording import duration, figure
+from search.wording import duration, figure, percent
 from spaces.errors import RanksweepError, TrackingError, UsageError
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Feed:
         self._stage = ""
         self._trials = 0
         self._running: dict[tuple[int, int | None], int] = {}
+        self._looks: dict[int, float] = {}
         self._over: set[tuple[int, int | None]] = set()
         self._best: tuple[int, float] | None = None
 
@@ -169,6 +170,10 @@ class Feed:
 
     def _tell_epoch(self, trial: TrialState) -> None:
         key = trial.number, trial.seed
+        for share, value in trial.looks.items():
+            if share > self._looks.get(trial.number, 0.0):
+                self._looks[trial.number] = share
+                self._view.trial_look(trial.number, share, value)
         if trial.seed is None and trial.epoch > self._running[key]:
             self._running[key] = trial.epoch
             self._view.trial_epoch(trial.number, trial.epoch, trial.epochs, trial.value)
@@ -274,11 +279,17 @@ def running_table(trials: Sequence[TrialState], metric: str) -> Table:
             *([each.seed] if seeds else []),
             each.arm,
             None if each.trainable_params is None else f"{each.trainable_params:,}",
-            f"{each.epoch}/{each.epochs}" if each.epochs else each.epoch,
+            _how_far(each),
             duration(max(0.0, time.time() - each.started_ms / 1000)),
             figure(each.value),
         )
     return table
+
+
+def _how_far(trial: TrialState) -> str:
+    if trial.looks and not trial.epoch:
+        return f"looks {percent(max(trial.looks))}"
+    return f"{trial.epoch}/{trial.epochs}" if trial.epochs else str(trial.epoch)
 
 
 def _exit_code(state: SweepState) -> int:

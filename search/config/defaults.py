@@ -102,7 +102,8 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
         given.setdefault("objectives", (metric,))
         if (mode := mode_of(metric)) is not None:
             given.setdefault("mode", mode)
-    if isinstance(objectives, list | tuple) and len(objectives) > 1:
+    has_front = isinstance(objectives, list | tuple) and len(objectives) > 1
+    if has_front and given.get("fidelity") is None:
         given.setdefault("scheduler", {"name": "none"})
     return given
 

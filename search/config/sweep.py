@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -77,10 +78,12 @@ class SchedulerSettings(Settings):
     """How Ray Tune stops trials that fall behind."""
 
     name: Literal["asha", "none"] = "asha"
-    """`asha` stops the worse trials at rungs of epochs; `none` trains every trial to its end. A
-    plan of several stages is not stopped before its last stage."""
+    """`asha` stops at rungs of epochs, or of rows with `search.fidelity`, the trials that are worse
+    than others of their own method or arm, whose best always goes on; `none` trains every trial to
+    its end. A plan of several stages is not stopped before its last stage."""
     grace_epochs: PositiveInt = 1
-    """Epochs of the first rung: no trial is stopped before. At most `train.epochs`."""
+    """Epochs of the first rung: no trial is stopped before. At most `train.epochs`; does not go
+    with `search.fidelity`."""
     reduction_factor: Annotated[FiniteFloat, Field(gt=1.0)] = 3
     """One trial of so many goes on past a rung."""
 
@@ -98,8 +101,19 @@ class FidelitySettings(Settings):
     """Cheap looks: trials begin on a share of the training rows, and the better ones go on."""
 
     rows: tuple[Annotated[FiniteFloat, Field(gt=0.0, le=1.0)], ...] = (0.1, 0.3, 1.0)
-    """Shares of the training rows, rising and ending in 1. A trial is trained anew at each, and
-    the scheduler stops those that fall behind in between."""
+    """Shares of the training rows, two or more, rising and ending in 1. A trial is trained anew at
+    each, and the scheduler stops those that fall behind in between. Each has at least one batch and
+    a row of every class."""
+
+    @field_validator("rows")
+    @classmethod
+    def _rising(cls, rows: tuple[float, ...]) -> tuple[float, ...]:
+        if len(rows) < 2 or rows[-1] != 1.0 or any(a >= b for a, b in pairwise(rows)):
+            raise ValueError(
+                f"{[*rows]} are no two or more shares that rise and end in 1; write such as "
+                "[0.1, 0.3, 1.0], or fidelity: null to train each trial on all rows"
+            )
+        return rows
 
 
 class StopWhenSettings(Settings):
@@ -145,10 +159,11 @@ class SearchSettings(Settings):
     the space lists, so that each arm gets the same learning rates."""
     scheduler: SchedulerSettings = SchedulerSettings()
     """Early stopping; its name alone will do; default: `{name: asha}`, or `{name: none}` with two
-    objectives."""
+    objectives and no `fidelity`."""
     fidelity: FidelitySettings | None = None
     """`{rows: [0.1, 0.3, 1.0]}` begins trials on a tenth of the training rows, and the better ones
-    go on with more; `null` trains each on all."""
+    of each method or arm go on with more; only those on all rows are ranked. `null` trains each on
+    all."""
     stop_when: StopWhenSettings | None = None
     """`{improvement_below: 0.2, trials: 10}` ends the search before `trials` are out, when little
     more is to be expected; `null` hands out them all."""
@@ -317,7 +332,7 @@ class SweepConfig(Settings):
         _check_mode(self.search.metric, self.search.mode)
         _check_objectives(self.search)
         _check_repeats(self.search)
-        _check_scheduler(self.search.scheduler, self.train.epochs)
+        _check_scheduler(self.search, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
         return self
 
@@ -385,8 +400,20 @@ def _check_repeats(search: SearchSettings) -> None:
         )
 
 
-def _check_scheduler(scheduler: SchedulerSettings, epochs: int) -> None:
-    if scheduler.name == "asha" and scheduler.grace_epochs > epochs:
+def _check_scheduler(search: SearchSettings, epochs: int) -> None:
+    scheduler = search.scheduler
+    if search.fidelity is not None:
+        if scheduler.name == "none":
+            raise ConfigError(
+                "search.scheduler: none lets every trial train to its end, and search.fidelity "
+                "would only train it more than once; leave scheduler out, or fidelity"
+            )
+        if scheduler.grace_epochs != 1:
+            raise ConfigError(
+                "search.scheduler.grace_epochs: is of rungs over epochs, and with search.fidelity "
+                "they are over rows; leave it out"
+            )
+    elif scheduler.name == "asha" and scheduler.grace_epochs > epochs:
         raise ConfigError(
             f"search.scheduler.grace_epochs: {scheduler.grace_epochs} is more than the {epochs} "
             "epochs of a trial (train.epochs); lower it or use name: none"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import mul
 from statistics import median
 from typing import Any
 
@@ -277,9 +278,10 @@ def work_of_training(split: Split, batch_size: int, on_cpu: bool) -> Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of every stage and of one trial, each with the range that it will be in.
+    """Seconds of every stage and of one trial on all rows, each with the range that it will be in.
 
-    `about` lets every trial train to its end, `low` has those stopped early that may be.
+    `about` lets every trial train to its end, `low` has those stopped early that may be. With cheap
+    looks `about` has so many go on as the scheduler lets, `high` all of them.
     """
 
     about: dict[str, float]
@@ -294,8 +296,11 @@ def estimated(
     profile: Mapping[str, Any],
     confirm: Mapping[str, Any] | None,
     times: float = 1.0,
+    arms: int = 1,
 ) -> Estimate:
     """What a sweep takes; a trial has on average `times` the epochs of `train`.
+
+    The best of each of the `arms` goes on at every rung.
 
     The task is as its kind expects it to go through the base (`Kind.expected`).
     """
@@ -305,10 +310,18 @@ def estimated(
     dev = sum((each.splits["dev"].measuring_work(on_cpu) for each in task.measured), Work())
     workers = config.cluster.workers_per_group
 
-    def trial_with(share: float) -> float:
-        """Of a trial that writes `share` of what it may."""
-        epoch = training + cost.evaluation(dev, share)
+    def trial_with(share: float, rows: float = 1.0) -> float:
+        """Of a trial that trains on a share of the rows, and writes `share` of what it may."""
+        epoch = rows * training + cost.evaluation(dev, share)
         return times * config.train.epochs * epoch / workers
+
+    def with_looks(share: float, going_on: Sequence[float]) -> float:
+        """What a trial of the search takes on the mean, in trials on all rows."""
+        fidelity, repeats = config.search.fidelity, config.search.repeats
+        shares = (1.0,) if fidelity is None else fidelity.rows
+        looked_at: float = sum(map(mul, going_on, (trial_with(share, rows) for rows in shares)))
+        repeated = 0 if repeats is None else repeats.top * repeats.seeds / config.search.trials
+        return repeated + (1 - repeated) * looked_at / trial_with(share)
 
     profiled = 0.0 if profile["cached"] else _profile_seconds(config, task, cost, profile)
     rounds = math.ceil(config.search.trials / config.cluster.groups)
@@ -329,17 +342,29 @@ def estimated(
         found["total"] = sum(found[name] for name in ("start", "profile", "search", "confirm"))
         return {name: round(value, 1) for name, value in found.items()}
 
+    half, low = (1 + dev.share) / 2, dev.share
+    least, about, most = _going_on(config, 0), _going_on(config, arms), _going_on(config, math.inf)
+    early = _least_share(config)
     return Estimate(
-        about=seconds(1.0, START_SECONDS, trial_with((1 + dev.share) / 2)),
-        low=seconds(LOW, START_SECONDS / 2, trial_with(dev.share), _least_share(config)),
-        high=seconds(HIGH * cost.busy, START_SECONDS * 2, trial_with(1.0)),
+        about=seconds(1.0, START_SECONDS, trial_with(half), with_looks(half, about)),
+        low=seconds(LOW, START_SECONDS / 2, trial_with(low), early * with_looks(low, least)),
+        high=seconds(HIGH * cost.busy, START_SECONDS * 2, trial_with(1.0), with_looks(1.0, most)),
     )
+
+
+def _going_on(config: SweepConfig, at_least: float) -> list[float]:
+    """The share of the trials that comes to each share of the rows: one in so many goes on, but so
+    many at least."""
+    search = config.search
+    shares = 1 if search.fidelity is None else len(search.fidelity.rows)
+    kept = (1 / search.scheduler.reduction_factor**look for look in range(shares))
+    return [min(1.0, max(share, at_least / search.trials)) for share in kept]
 
 
 def _least_share(config: SweepConfig) -> float:
     """The share of all epochs that is trained where as many trials as can be are stopped early."""
     scheduler = config.search.scheduler
-    if scheduler.name != "asha":
+    if scheduler.name != "asha" or config.search.fidelity is not None:
         return 1.0
     stopped = 1 - 1 / scheduler.reduction_factor
     return 1 - stopped * (1 - scheduler.grace_epochs / config.train.epochs)

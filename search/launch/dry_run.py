@@ -18,6 +18,7 @@ from search.paths import SweepPaths
 from search.redaction import redacted
 from search.tracking.artifacts import check_experiment
 from search.tracking.liveness import running
+from search.wording import percent
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_linear_layers
@@ -44,7 +45,8 @@ class MethodCount:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What `launch` would do with a sweep. `seconds` are estimates where no trial is stopped early;
+    """What `launch` would do with a sweep. `seconds` are estimates where no trial is stopped early,
+    but after a cheap look;
     `seconds_low` and `seconds_high` are the range in which they will be.
 
     `base` has uri, fingerprint and params; `task` what `task_summary` tells of it;
@@ -103,7 +105,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     cost = Cost.measured(config, linear, {target.name for target in targets}, task.head)
     times = fmean(each.length for each in methods)
     expected = task.expected(inputs.base_uri)
-    estimate = estimated(config, expected, cost, profile, confirm, times)
+    estimate = estimated(config, expected, cost, profile, confirm, times, len(methods))
     return DryRun(
         config=config.resolved(),
         base={
@@ -192,7 +194,14 @@ def _notes(
     if config.search.study is not None:
         study = redacted(config.search.study)
         notes.append(f"the trials are shared with other launches of the sweep through {study}")
-    if config.search.scheduler.name != "none":
+    if config.search.fidelity is not None:
+        *looks, _ = config.search.fidelity.rows
+        notes.append(
+            f"each trial is first tried on {' and '.join(map(percent, looks))} of the rows; about: "
+            f"one in {config.search.scheduler.reduction_factor:g} goes on each time, and the best "
+            "of each method or arm; at most: all go on"
+        )
+    elif config.search.scheduler.name != "none":
         notes.append("about: where no trial is stopped early; at least: where all that may be are")
     if config.cluster.resources_per_worker.get("GPU", 0) > 0 and cost.device == "cpu":
         notes.append("the workers ask for a GPU, which this machine has not: they will be faster")

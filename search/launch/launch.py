@@ -361,5 +361,5 @@ def _show_steps(view: Progress, job_id: str, steps: Steps) -> None:
 
     trial = trial_of_job(job_id)
     if trial is not None:
-        number, seed = trial
-        view.trial_steps(number, steps.done, steps.total, steps.learning_rate, seed)
+        rate, seed = steps.learning_rate, trial.seed
+        view.trial_steps(trial.number, steps.done, steps.total, rate, seed, trial.rows)

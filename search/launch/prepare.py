@@ -23,6 +23,7 @@ from trainables.bases.limits import check_weights
 from trainables.bases.location import fingerprint, pin
 from trainables.bases.structure import meta_base
 from trainables.profiling.settings import ProfileSettings
+from trainables.tasks.row_share import check_shares
 from trainables.tasks.task import Task, build_task
 
 
@@ -89,6 +90,9 @@ def prepare(config: SweepConfig) -> SweepInputs:
             "confirm: the task has no test split to measure on; give task.data.test or set "
             "confirm: null"
         )
+    fidelity = config.search.fidelity
+    if fidelity is not None:
+        check_shares(task, fidelity.rows, config.train.batch_size, "search.fidelity.rows")
     base_uri = pin(config.base)
     patterns = config.profile.target_modules
     base = meta_base(base_uri, task.head, task.outputs, patterns)

@@ -10,7 +10,7 @@ from search.config.sweep import SweepConfig
 from search.objective import Objective
 from search.progress import Progress
 from search.study.trial import EndState
-from search.tracking.facts import now_ms, plan_counts
+from search.tracking.facts import look_metrics, now_ms, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
 from search.tracking.weights import KeptWeights
@@ -78,6 +78,13 @@ class Recorder:
                 "MLflow has been away for so long that of trials in between only the newest epoch "
                 "is kept for it; the study holds them all"
             )
+
+    def trial_look(self, number: int, share: float, metrics: Mapping[str, Any]) -> None:
+        value = float(metrics[self._config.search.metric])
+        self.trial_began(number, now_ms())  # where nobody has said when
+        self._view.trial_look(number, share, value)
+        body = {"metrics": look_metrics({share: value})}
+        self._relay.append(partial(self._relay.journal.look, number, body, now_ms()))
 
     def trial_ended(
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None

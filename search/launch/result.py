@@ -31,8 +31,8 @@ class LaunchResult:
     other, fewest parameters first."""
     warm: list[WarmTrial] = field(default_factory=list)
     """Trials that a user had started from the weights of others, which are ranked with none."""
-    unranked: list[str] = field(default_factory=list)
-    """Methods and arms of which no trial ran to its end."""
+    unranked: dict[str, str] = field(default_factory=dict)
+    """Methods and arms of which no trial ran to its end, and why."""
     constant_answers: Mapping[str, ConstantAnswer] = field(default_factory=dict)
     """What a model that has learned nothing would be measured to be, on dev and on test."""
     nothing_learned: str | None = None

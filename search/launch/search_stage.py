@@ -45,6 +45,7 @@ from search.study.study import (
     run_ids,
     states_of,
 )
+from search.study.unranked import unranked_arms
 from search.study.warm_start import Earlier, announcement, earlier_choices, remember_earlier
 from search.tracking.journal import Journal
 from search.tracking.relay import Relay
@@ -140,6 +141,7 @@ class SearchStage:
                     observer=recorder,
                     should_stop=workers.lost,
                     keep_weights=config.tracking.keep_weights != "none",
+                    rows_seed=config.task.rows.seed,
                     interrupts=self.interrupts,
                 )
                 self._say_how_it_ended(outcome, searcher)
@@ -282,7 +284,8 @@ class SearchStage:
             self._take_stock()
             ranked = {row.arm for row in self.result.best}
             arms = self.inputs.space.arms(config.search.arms)
-            self.result.unranked = [arm.name for arm in arms if arm.name not in ranked]
+            names = [arm.name for arm in arms]
+            self.result.unranked = unranked_arms(self.study, names, ranked)
             for rows in (self.result.best, self.result.front):
                 rows[:] = [replace(row, run_id=runs.get(row.number)) for row in rows]
 

@@ -12,7 +12,7 @@ from search.config.yaml_file import parse_yaml
 from search.objective import Objective
 from search.queries.best_choice import BestChoice
 from search.queries.trial_run import SWEEP
-from search.tracking.facts import RunFacts, choice_tag
+from search.tracking.facts import RunFacts, choice_tag, looks_in
 from search.tracking.liveness import Fate, fate, told
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, RanksweepError
@@ -26,7 +26,8 @@ class TrialState:
     """A trial, or a confirmation of one with its `seed`, as far as it is.
 
     `epoch` of `epochs` are done, `value` is its newest on dev; `asked_by` says how a user asked for
-    it, and `warm_from` whose weights it started from.
+    it, and `warm_from` whose weights it started from. `looks` has its values after training on
+    shares of the rows.
     """
 
     number: int
@@ -41,6 +42,7 @@ class TrialState:
     asked_by: str | None
     warm_from: int | None
     error: str | None
+    looks: dict[float, float]
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class SweepReader:
             asked_by=run.asked_by,
             warm_from=run.warm_from,
             error=run.error,
+            looks=looks_in(run.metrics),
         )
 
 

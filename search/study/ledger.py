@@ -8,7 +8,8 @@ state       meaning
 COMPLETE    trained for all its epochs, with finite values: those of its last epoch
             or answered from such a trial, whose number the attribute
             ``ranksweep_duplicate_of`` holds: another choice, but the same training
-PRUNED      stopped early by the scheduler; its curve is kept
+PRUNED      stopped early by the scheduler; its curve is kept, and what it was after each
+            look at a share of the training rows (``looks``)
 FAIL        failed, or ended at a NaN or an infinity, or was cut off by the user or the
             time budget (attribute ``ranksweep_interrupted``), or ended by the user for good
             (``ranksweep_stopped``); attribute ``reason`` says why.
@@ -41,6 +42,7 @@ from search.study.study import (
     CURVE,
     DUPLICATE_OF,
     INTERRUPTED,
+    LOOKS,
     METHOD,
     PLAN_DIGEST,
     REASON,
@@ -59,6 +61,7 @@ from search.study.study import (
     over_the_same_space,
 )
 from search.study.trial import Asked, EndedTrial, OpenTrial, Proposal
+from search.wording import percent
 from trainables.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -123,7 +126,16 @@ class Ledger:
         return bool(self._open)
 
     def record(self, found: OpenTrial, result: Mapping[str, Any]) -> None:
-        """Keep an epoch's values; Optuna takes them as intermediate values of one objective."""
+        """Keep an epoch's values; Optuna takes them as intermediate values of one objective.
+
+        What a trial is after training on a share of the rows is none of these.
+        """
+        if "look" in result:
+            found.looks[float(result["look"])] = float(result[self._search.metric])
+            looks = {str(share): value for share, value in found.looks.items()}
+            with contextlib.suppress(UpdateFinishedTrialError):
+                found.trial.set_user_attr(LOOKS, looks)
+            return
         epoch = int(result.get("epoch", 0))
         if epoch < 1 or epoch in found.curve:
             return
@@ -230,6 +242,9 @@ class Ledger:
         """What the epochs of a trial that is over make of it."""
         epochs = self._train.epochs * found.plan.length
         objectives = self._search.objectives
+        if not found.curve and found.looks:
+            share = percent(max(found.looks))
+            return found.ended("pruned", f"stopped after a look at {share} of the rows")
         if not found.curve:
             return found.ended("failed", "stopped before its first epoch ended")
         last = max(found.curve)

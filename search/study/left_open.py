@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from search.study.curves import looks_of
 from search.study.study import (
     ARM,
     ASKED_BY,
@@ -30,7 +31,7 @@ from search.study.study import (
     WARM_START_FROM,
     ended_as,
 )
-from search.tracking.facts import now_ms, plan_counts
+from search.tracking.facts import look_metrics, now_ms, plan_counts
 from search.tracking.journal import Journal, end_of_trial
 from spaces.errors import RanksweepError
 from spaces.plan import Plan
@@ -86,6 +87,8 @@ def write_from_study(
     keys = (ARM, PLAN_DIGEST, SEED, REPEAT, WARM_START_FROM, ASKED_BY, CLONE_OF, WARM_FROM)
     tags = {key: trial.user_attrs[key] for key in keys if key in trial.user_attrs}
     journal.start(number, start_body(trial, tags, plan_of), _ms(trial.datetime_start))
+    if looks := looks_of(trial):
+        journal.look(number, {"metrics": look_metrics(looks)}, ended)
     for epoch, values in sorted(_curve(trial, objective).items()):
         journal.epoch(number, epoch, {"metrics": values}, ended)
     state = ended_as(trial) or "interrupted"

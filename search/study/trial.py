@@ -73,7 +73,8 @@ class EndedTrial:
 
 @dataclass
 class OpenTrial:
-    """A trial that Tune holds; `curve` maps an epoch (from 1) to what it reported.
+    """A trial that Tune holds; `curve` maps an epoch (from 1) to what it reported, `looks` a share
+    of the training rows to the metric after training on it first.
 
     `repeat` is 0, or which repetition of its choice it is.
     """
@@ -85,6 +86,7 @@ class OpenTrial:
     repeat: int
     asked: Asked | None = None
     curve: dict[int, dict[str, float]] = field(default_factory=dict)
+    looks: dict[float, float] = field(default_factory=dict)
 
     @property
     def number(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from search.study.curves import looks_of
 from search.study.requests import answers_of, requests_of
 from search.study.study import (
     ARM,
@@ -34,7 +35,8 @@ from search.study.study import (
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial of the study. `epochs` are those that it has done, `value` is its newest.
+    """A trial of the study. `epochs` are those that it has done, `value` is its newest; `looks` are
+    its values after training on shares of the rows.
 
     `asked` says where it comes from: the sweep, an earlier one, or a user.
     """
@@ -49,6 +51,7 @@ class TrialRow:
     reason: str | None
     run_id: str | None
     choice: dict[str, Any]
+    looks: dict[float, float]
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def _row(trial: FrozenTrial) -> TrialRow:
         attributes.get(REASON),
         attributes.get(RUN_ID),
         choice_of(trial).as_dict(),
+        looks_of(trial),
     )
 
 

@@ -73,6 +73,7 @@ _TAG_CHARACTERS = 8000
 _KEY_CHARACTERS = 250
 ENTITIES_PER_BATCH = 100
 METRICS_PER_BATCH = 900  # of 1000 entities, 100 of them params or tags
+_LOOK = "look_"
 NOT_IN_A_KEY = re.compile(r"[^\w\-. :/]")
 
 
@@ -240,6 +241,17 @@ def plan_counts(plan: Plan) -> dict[str, float]:
         "trainable_params": float(plan.trainable_params),
         "peak_trainable_params": float(plan.peak_trainable_params),
     }
+
+
+def look_metrics(looks: Mapping[float, float]) -> dict[str, float]:
+    """The metrics of cheap looks, share of the training rows -> value: `look_0.1` and so on."""
+    return {f"{_LOOK}{share}": value for share, value in looks.items()}
+
+
+def looks_in(metrics: Mapping[str, float]) -> dict[float, float]:
+    """The cheap looks among a run's metrics, share of the training rows -> value, rising."""
+    looks = {k.removeprefix(_LOOK): v for k, v in metrics.items() if k.startswith(_LOOK)}
+    return dict(sorted((float(share), value) for share, value in looks.items()))
 
 
 def now_ms() -> int:

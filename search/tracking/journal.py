@@ -23,7 +23,7 @@ from search.paths import private_files
 from search.redaction import redacted_text
 from spaces.errors import RanksweepError
 
-Kind = Literal["start", "epoch", "end"]
+Kind = Literal["start", "look", "epoch", "end"]
 
 #: Records that may wait, some 60 MB, and that are kept once they are told; beyond it a trial keeps
 #: the newest of its epochs only.
@@ -118,9 +118,10 @@ class JournalRun:
 class Journal:
     """What befell a sweep's trials, what of it MLflow has not been told, and the ids of their runs.
 
-    A trial has one ``start``, any number of ``epoch`` and one ``end``; what comes twice is taken
-    once. So has a confirmation, under the number that `new_confirmation` gives it, and each try at
-    it a number of its own. One thread may append at a time, while another is the relay.
+    A trial has one ``start``, any number of ``look`` and ``epoch`` and one ``end``; what comes
+    twice is taken once. So has a confirmation, under the number that `new_confirmation` gives it,
+    and each try at it a number of its own. One thread may append at a time, while another is the
+    relay.
 
     Raises:
         JournalError: the file cannot be read or written, as on a full disk.
@@ -198,6 +199,16 @@ class Journal:
             if new:
                 _append(database, number, "epoch", {**body, "epoch": epoch}, at_ms)
         self._appended += new - dropped
+
+    def look(self, number: int, body: Mapping[str, Any], at_ms: int) -> None:
+        """Append what a trial is after training on a share of the rows."""
+        with self.driver as database:
+            is_open = database.execute(
+                "SELECT 1 FROM runs WHERE number = ? AND ended = 0", (number,)
+            ).fetchone()
+            if is_open:
+                _append(database, number, "look", body, at_ms)
+        self._appended += is_open is not None
 
     def end(
         self,

@@ -17,7 +17,7 @@ from search.interrupts import Interrupts
 from search.study.steering import BY_USER
 from search.study.trial import EndedTrial, EndState
 from search.tuning.searcher import StudySearcher
-from search.tuning.trial import job_name, one_line
+from search.tuning.trial import one_line, trial_of_job
 from spaces.choice import Choice
 from spaces.plan import Plan
 
@@ -39,6 +39,9 @@ class Observer(Protocol):
 
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         """The trial has ended an epoch (from 1)."""
+
+    def trial_look(self, number: int, share: float, metrics: Mapping[str, Any]) -> None:
+        """The trial was measured after training on a share of the rows."""
 
     def trial_ended(
         self, number: int, state: EndState, metrics: Mapping[str, Any], error: str | None
@@ -73,7 +76,7 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._metrics: dict[str, dict[str, Any]] = {}
         self._cancels: list[Any] = []
         self._begun: Any = None
-        self._waiting: dict[str, int] = {}
+        self._waiting: set[int] = set()
         self._next_look = 0.0
         self._interrupts = interrupts
         self.stop_reason: str | None = None
@@ -90,7 +93,7 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         self._started.add(trial.trial_id)
         found = self._searcher.open_trial(trial.trial_id)
         if found is not None:
-            self._waiting[job_name(found.number)] = found.number
+            self._waiting.add(found.number)
             self._tell("trial_started", found.number, found.choice, found.plan)
 
     def on_trial_result(
@@ -101,11 +104,14 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Tell the observer of an epoch."""
+        """Tell the observer of an epoch, or of a look."""
         if self._searcher.open_trial(trial.trial_id) is None:
             return  # it was cut off and has not heard of it yet
         self._has_begun(trial.config["number"])
         metrics = {k: v for k, v in result.items() if k not in _TUNE_KEYS}
+        if "look" in result:
+            self._tell("trial_look", trial.config["number"], float(result["look"]), metrics)
+            return
         self._metrics[trial.trial_id] = metrics
         self._tell("trial_epoch", trial.config["number"], int(result["epoch"]), metrics)
 
@@ -212,7 +218,7 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
     def _has_begun(self, number: int) -> None:
         """Before anything else is told of a trial: when its job was taken, if it was."""
         for _ in range(2):  # what was asked before may be older than the job
-            if job_name(number) in self._waiting:
+            if number in self._waiting:
                 self._begun = self._begun or self._queue.begun.remote()
                 self._hear_who_began(1.0)
 
@@ -225,9 +231,10 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
         except ray.exceptions.RayError:  # whoever waits for a job says so
             return
         for job_id, at in begun.items():
-            number = self._waiting.pop(job_id, None)
-            if number is not None:
-                self._tell("trial_began", number, int(at * 1000))
+            job = trial_of_job(job_id)  # of several the first
+            if job is not None and job.seed is None and job.number in self._waiting:
+                self._waiting.discard(job.number)
+                self._tell("trial_began", job.number, int(at * 1000))
 
     def _meet(self, trials: list[Trial]) -> None:
         # Tune appends to its list, and a step must not cost more for the trials that are over.
@@ -236,13 +243,14 @@ class DriverCallback(tune.Callback, tune.Stopper):  # type: ignore[misc]
     def _tell_end(self, trial_id: str, ended: EndedTrial) -> None:
         metrics = self._metrics.pop(trial_id, {})
         self._has_begun(ended.number)
-        self._waiting.pop(job_name(ended.number), None)
+        self._waiting.discard(ended.number)
         if trial_id in self._started:  # Tune may come to the end of one that was cut off
             self._started.discard(trial_id)
             self._tell("trial_ended", ended.number, ended.state, metrics, ended.reason)
 
     def _cancel(self, number: int) -> None:
-        self._cancels.append(self._queue.cancel.remote(job_name(number)))
+        names = self._searcher.job_names(number)
+        self._cancels += [self._queue.cancel.remote(name) for name in names]
 
     def _tell(self, what: str, *arguments: Any) -> None:
         if self._observer is None:

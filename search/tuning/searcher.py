@@ -9,15 +9,23 @@ decided in search/study/proposals.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from search.study.curves import curve_of, looks_of
 from search.study.proposals import Proposals
+from search.study.study import REPEAT, WARM_FROM, choice_of
 from search.study.trial import EndedTrial, EndState, OpenTrial
+from search.tuning.asha import PastTrial
+from search.tuning.rungs import Contender
+from search.tuning.trial import job_name
 from spaces.choice import Choice
+from spaces.errors import RanksweepError
+from spaces.plan import Plan
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -27,7 +35,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     not stop it, and `on_trial_complete` when it ends. A suggestion is ``{"choice": dict, "number":
     n, "seed": s, "repeat": k}`` with Optuna's number of the trial, the seed to train with, and 0 or
     which repetition of the choice it is; and ``"warm"``, the file of weights to start from, for a
-    trial that does.
+    trial that does. With cheap looks ``"rows"`` has the shares of the training rows, of a trial
+    that is neither.
 
     Args:
         proposals: who hands out the trials of the study.
@@ -37,6 +46,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def __init__(self, proposals: Proposals, waits: Callable[[], bool] = lambda: True) -> None:
         super().__init__(metric=proposals.search.metric, mode=proposals.search.mode)
         self.proposals, self._waits = proposals, waits
+        fidelity = proposals.search.fidelity
+        self._shares = (1.0,) if fidelity is None else fidelity.rows
         self._open: dict[str, OpenTrial] = {}
         self._ended: dict[str, EndedTrial] = {}
         #: Text of the error of a failed Tune trial; Tune itself does not hand it to a searcher.
@@ -59,6 +70,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             "seed": begun.seed,
             "repeat": begun.repeat,
             **({} if warm is None else {"warm": str(warm)}),
+            **({"rows": [*self._shares]} if self._looks_at(begun) else {}),
         }
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -129,6 +141,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """
         self.proposals.ledger.set_run_id(number, run_id)
 
+    def job_names(self, number: int) -> list[str]:
+        """The jobs that a trial may come to have: one for each share of the rows."""
+        return [job_name(number, rows=share) for share in self._shares]
+
     @property
     def open_ids(self) -> tuple[str, ...]:
         """Tune's ids of the trials that have not ended."""
@@ -147,15 +163,30 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """The trials of this run that have ended, by number."""
         return tuple(sorted(self._ended.values(), key=lambda trial: trial.number))
 
-    def stages(self, trial_id: str) -> int:
-        """How many stages the plan of an open trial has; 1 for a trial that is not open."""
+    def contender(self, trial_id: str) -> Contender | None:
+        """What a comparison with others needs to know of an open trial."""
         found = self._open.get(trial_id)
-        return max(1, len(found.plan.stages)) if found else 1
+        return None if found is None else self._contender(found.choice, found.plan)
 
-    def length(self, trial_id: str) -> int:
-        """How many times `train.epochs` an open trial has; 1 for a trial that is not open."""
-        found = self._open.get(trial_id)
-        return found.plan.length if found else 1
+    def past_trials(self) -> Iterator[PastTrial]:
+        """The trials of the study that have run to an end, or to where they were stopped."""
+        proposals = self.proposals
+        for trial in proposals.standing.trials:
+            is_over = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            if not is_over or trial.user_attrs.keys() & {REPEAT, WARM_FROM}:
+                continue
+            choice = choice_of(trial)
+            try:
+                contender = self._contender(choice, proposals.planner.plan(choice))
+            except RanksweepError:  # of an earlier version: its plan cannot be made any more
+                continue
+            yield PastTrial(
+                f"of the study: {trial.number}",
+                contender,
+                curve_of(trial, proposals.search.metric),
+                looks_of(trial),
+                trial.state == TrialState.PRUNED,
+            )
 
     def id_of(self, number: int | None) -> str | None:
         """Tune's id of the open trial with this number; None where none is open."""
@@ -172,6 +203,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         ended = found.ended(state, reason)
         self._end(trial_id, ended)
         return ended
+
+    def _looks_at(self, begun: OpenTrial) -> bool:
+        """Whether a trial is looked at on its way; one that no other is compared with is not."""
+        is_alone = begun.repeat or (begun.asked is not None and begun.asked.warm is not None)
+        return len(self._shares) > 1 and not is_alone
+
+    def _contender(self, choice: Choice, plan: Plan) -> Contender:
+        stages = max(1, len(plan.stages))
+        return Contender(self.arm_of(choice), plan.trainable_params, stages, plan.length)
 
     def _end(self, trial_id: str, ended: EndedTrial | None = None) -> None:
         self._ended[trial_id] = self.proposals.ledger.end(self._open.pop(trial_id), ended)

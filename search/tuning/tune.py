@@ -27,8 +27,9 @@ from ray.tune.schedulers import TrialScheduler
 
 from search.interrupts import Interrupts
 from search.study.trial import EndedTrial, EndState
-from search.tuning.asha import StagedAsha
+from search.tuning.asha import ArmAsha, EpochAsha, RowsAsha
 from search.tuning.driver import DriverCallback, Observer
+from search.tuning.rungs import Rungs
 from search.tuning.searcher import StudySearcher
 from search.tuning.trial import TrialContext, job_name, run_trial
 from spaces.errors import ConfigError, JobError
@@ -79,6 +80,7 @@ def tune_search(
     should_stop: Callable[[], str | None] = lambda: None,
     reuse_actors: bool = True,
     keep_weights: bool = False,
+    rows_seed: int = 0,
     interrupts: Interrupts | None = None,
 ) -> TuneOutcome:
     """Run trials until the searcher has no more or the time budget is spent.
@@ -95,6 +97,7 @@ def tune_search(
             gone for good. Trials that still run then are cancelled.
         reuse_actors: let one process serve trial after trial.
         keep_weights: let each finished job leave its weights with the queue.
+        rows_seed: chooses the rows that cheap looks train on.
         interrupts: who hears Ctrl-C during the launch; without it Ctrl-C is Python's own.
 
     Whatever ends the search, no trial of the study is left running and no job of a trial that has
@@ -114,6 +117,7 @@ def tune_search(
         searcher.metric,
         planner.size,
         keep_weights,
+        rows_seed,
     )
     function = tune.with_parameters(run_trial, queue=queue, context=context)
     tuner = tune.Tuner(
@@ -172,14 +176,22 @@ def _make_scheduler(
         raise ConfigError(
             f"search.scheduler.name: {name!r} is not a scheduler; use 'asha' or 'none'"
         )
-    return StagedAsha(
-        stages=searcher.stages,
-        length=searcher.length,
-        epochs=searcher.proposals.train.epochs,
-        grace_epochs=int(settings.get("grace_epochs", 1)),
-        reduction_factor=float(settings.get("reduction_factor", 3)),
-        objective=searcher.proposals.search.objective,
-    )
+    search, factor = searcher.proposals.search, float(settings.get("reduction_factor", 3))
+    rungs = Rungs(search.objective, factor, pareto=len(search.objectives) > 1)
+    asha: ArmAsha
+    if search.fidelity is not None:
+        asha = RowsAsha(search.metric, rungs, searcher.contender)
+    else:
+        asha = EpochAsha(
+            search.metric,
+            rungs,
+            searcher.contender,
+            epochs=searcher.proposals.train.epochs,
+            grace_epochs=int(settings.get("grace_epochs", 1)),
+            reduction_factor=factor,
+        )
+    asha.add_past(searcher.past_trials())
+    return asha
 
 
 def light_resources() -> tune.PlacementGroupFactory:

@@ -73,7 +73,8 @@ class TrialJob(Job[TrialResult]):
 
     With `keep_weights` the queue is left the trial's weights, as a file's bytes; then `lm_eval`
     measures what was trained. `warm` is such a file, of which the job starts where it names what
-    the plan trains.
+    the plan trains. It trains on the share `rows` of the training rows, chosen by `rows_seed`
+    (trainables/tasks/row_share.py).
     """
 
     kind: ClassVar[str] = "trial"
@@ -90,6 +91,8 @@ class TrialJob(Job[TrialResult]):
     keep_weights: bool = False
     lm_eval: LmEvalTasks | None = None
     warm: bytes | None = None
+    rows: float = 1.0
+    rows_seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
@@ -49,6 +49,7 @@ from trainables.resident.jobs import (
     TrialResult,
 )
 from trainables.resident.queue import BEAT_S, POLL_S, STEPS_S
+from trainables.tasks.row_share import on_share
 from trainables.tasks.task import Task
 from trainables.trained.weights import Trained, TrainedFacts, read_trained
 from trainables.training.evaluate import OwnMetricError, evaluate_rows
@@ -69,6 +70,14 @@ class Resident:
     task: Task
     workers: Workers
     deepspeed: Mapping[str, Any]
+    _shares: dict[tuple[float, int], Task] = field(default_factory=dict)
+
+    def task_of(self, job: TrialJob) -> Task:
+        """The task with the training rows of a job, which are chosen once for each share."""
+        key = job.rows, job.rows_seed
+        if key not in self._shares:
+            self._shares[key] = on_share(self.task, *key)
+        return self._shares[key]
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -257,7 +266,7 @@ def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
 
         observer = _TrialObserver(channel, so_far)
         metrics = finetune(
-            base.model, adaptation, resident.task, job.train,
+            base.model, adaptation, resident.task_of(job), job.train,
             learning_rate=job.learning_rate, seed=job.seed, workers=resident.workers,
             deepspeed=resident.deepspeed, evaluate_every_epoch=job.split == "dev",
             observer=observer,

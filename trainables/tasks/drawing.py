@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,3 +85,21 @@ def _of_each_class(of_row: Ints, shares: Ints, generator: np.random.Generator) -
         for rows, share in zip(of_class, shares, strict=True)
     ]
     return sorted(np.concatenate(drawn).tolist())
+
+
+def nested_order(groups: NDArray[Any], seed: int) -> Ints:
+    """All rows, int64 [n], in such an order that each beginning of it is a fair draw.
+
+    Of each of the `groups` [n] it has its share, and at least one row from so many rows on as there
+    are groups.
+    """
+    names, of_row = np.unique(groups, return_inverse=True)
+    shuffled = np.random.default_rng(seed).permutation(len(of_row))
+    of_class = np.argsort(of_row[shuffled], kind="stable")
+    counts = np.bincount(of_row, minlength=len(names))
+    turn = np.arange(len(of_row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # Row k of a class of m stands at (k + 1/2) / m of the way, so classes take turns (Webster).
+    place = (turn + 0.5) / np.repeat(counts, counts)
+    place[turn == 0] = -1.0
+    order: Ints = shuffled[of_class[np.argsort(place, kind="stable")]].astype(np.int64)
+    return order

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +21,10 @@ from ray.util import placement_group_table
 
 from search.interrupts import Interrupts
 from search.study.standing import interrupted
-from search.tuning.asha import StagedAsha
 from search.tuning.searcher import StudySearcher
 from search.tuning.tune import TuneOutcome, tune_search
 from spaces.errors import ConfigError
 from tests.search.toy_search import (
-    ACCURACY,
     PaperGroup,
     handed_out,
     searcher_over,
@@ -349,98 +346,6 @@ def test_a_trial_of_full_stages_is_trained_and_reported_to_its_own_end(
     assert curves == [[1, 2, 3], [1, 2, 3, 4, 5, 6]]
     # On paper an epoch adds a tenth.
     assert [trial.value for trial in study.trials] == pytest.approx([0.8, 1.1])
-
-
-class _Asha(StagedAsha):
-    """A scheduler over stages that a test names, and the trials it has been given."""
-
-    def __init__(self, stages: dict[str, int], full: bool = False, **settings: Any) -> None:
-        super().__init__(
-            stages=lambda trial_id: stages.get(trial_id, 1),
-            length=lambda trial_id: stages.get(trial_id, 1) if full else 1,
-            objective=ACCURACY,
-            **settings,
-        )
-
-    def given(self, trial_id: str, accuracy: float, epochs: int, repeat: int = 0) -> list[str]:
-        """Its decisions on a trial that has one value at all epochs, up to the first STOP."""
-        trial = SimpleNamespace(trial_id=trial_id, config={"repeat": repeat})
-        self.on_trial_add(None, trial)
-        decisions: list[str] = []
-        for epoch in range(1, epochs + 1):
-            row = {"epoch": epoch, "accuracy": accuracy}
-            decisions.append(self.on_trial_result(None, trial, row))
-            if decisions[-1] == "STOP":
-                break
-        return decisions
-
-
-@pytest.mark.parametrize("stages", [2, 4, 8])
-@pytest.mark.parametrize("epochs", [2, 3, 5, 8, 9])
-@pytest.mark.parametrize("steps_per_epoch", [1, 7])
-def test_a_plan_of_stages_is_not_stopped_before_its_last(
-    stages: int, epochs: int, steps_per_epoch: int
-) -> None:
-    asha = _Asha({"staged": stages}, epochs=epochs, grace_epochs=1, reduction_factor=2)
-    for number in range(3):
-        asha.given(f"good{number}", 0.9, epochs)
-    decisions = asha.given("staged", 0.1, epochs)
-    steps = epochs * steps_per_epoch
-    last_stage_starts = (stages - 1) * steps // stages
-    allowed = [e for e in range(1, epochs) if e * steps_per_epoch > last_stage_starts]
-    # In exact numbers: at epoch e the last stage has trained where e S > (S - 1) E.
-    exact = [e for e in range(1, epochs) if e * stages > (stages - 1) * epochs]
-    assert set(exact) <= set(allowed)
-    if exact:
-        assert decisions == ["CONTINUE"] * (exact[0] - 1) + ["STOP"]
-    else:
-        assert decisions == ["CONTINUE"] * epochs
-
-
-@pytest.mark.parametrize("stages", [2, 8])
-def test_full_stages_are_compared_by_the_epochs_of_their_last(stages: int) -> None:
-    # Rungs are at epochs 1, 2 and 4.
-    asha = _Asha(
-        {"bad": stages, "good": stages}, True, epochs=4, grace_epochs=1, reduction_factor=2
-    )
-    for number in range(3):
-        asha.given(f"other{number}", 0.5, 4)
-    before = 4 * (stages - 1)
-    assert asha.given("bad", 0.1, before + 4) == ["CONTINUE"] * before + ["STOP"]
-    assert asha.given("good", 0.9, before + 4) == ["CONTINUE"] * (before + 4)
-    # It has been taken into the rungs of its last stage: the upper half of them begins above 0.4.
-    assert asha.given("later", 0.4, 4) == ["STOP"]
-
-
-def test_a_held_back_plan_does_not_raise_the_bar_of_an_earlier_rung() -> None:
-    # Rungs are at epochs 1, 2 and 4; the second of two stages trains from epoch 5 on.
-    asha = _Asha({"staged": 2}, epochs=8, grace_epochs=1, reduction_factor=2)
-    asha.given("first", 0.5, 8)
-    assert asha.given("staged", 0.9, 8) == ["CONTINUE"] * 8
-    # With the staged plan's 0.9 in a rung its middle would be 0.7.
-    assert asha.given("second", 0.5, 8) == ["CONTINUE"] * 8
-    assert asha.given("third", 0.4, 8) == ["STOP"]
-
-
-def test_a_repetition_is_never_stopped_and_raises_no_bar() -> None:
-    asha = _Asha({}, epochs=4, grace_epochs=1, reduction_factor=2)
-    asha.given("first", 0.5, 4)
-    assert asha.given("lucky", 0.9, 4, repeat=1) == ["CONTINUE"] * 4
-    assert asha.given("unlucky", 0.1, 4, repeat=2) == ["CONTINUE"] * 4
-    # With the lucky repetition's 0.9 in the first rung its middle would be 0.7.
-    assert asha.given("second", 0.5, 4) == ["CONTINUE"] * 4
-
-
-def test_a_trial_at_its_last_epoch_is_never_stopped() -> None:
-    asha = _Asha({}, epochs=4, grace_epochs=4, reduction_factor=2)
-    asha.given("good", 0.9, 4)
-    assert asha.given("bad", 0.1, 4) == ["CONTINUE"] * 4
-
-
-def test_a_grace_longer_than_the_trial_stops_nothing() -> None:
-    asha = _Asha({}, epochs=2, grace_epochs=9, reduction_factor=3)
-    asha.given("good", 0.9, 2)
-    assert asha.given("bad", 0.1, 2) == ["CONTINUE"] * 2
 
 
 def test_an_unknown_scheduler_is_refused_before_anything_starts(tmp_path: Path) -> None:
