@@ -20,11 +20,12 @@ import optuna
 from search.queries.best import BestRow, recorded
 from search.study.study import choice_text
 from search.tracking.facts import flattened
+from spaces.alpha import ALPHA_OVER_RANK
 from spaces.choice import Choice
-from spaces.domain import closest
+from spaces.domain import Fixed, closest, holds
 from spaces.errors import ChoiceError, RanksweepError
 from spaces.methods.registry import from_record
-from spaces.search_space import SearchSpace
+from spaces.search_space import SearchSpace, flat_values
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,10 @@ def _has_its_alpha(space: SearchSpace, row: BestRow) -> bool:
     """Whether the space can scale an update as a row's trial did."""
     if "alpha" not in row.choice:
         return True
-    moved = space.default_choice(row.method, {"alpha": row.choice["alpha"]})
-    return bool(moved.as_dict().get("alpha") == row.choice["alpha"])
+    values, domains = flat_values(from_record(row.choice)), space.domains[row.method]
+    key = ALPHA_OVER_RANK if ALPHA_OVER_RANK in domains else "alpha"
+    default = Fixed(flat_values(space.default_choice(row.method))["alpha"])
+    return holds(domains.get(key, default), values[key])
 
 
 def remember_earlier(study: optuna.Study, find: Callable[[], list[Earlier]]) -> list[Earlier]:
