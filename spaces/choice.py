@@ -54,6 +54,8 @@ class Choice(ChoiceSection):
 
     RECORDED_WITHOUT: ClassVar[Mapping[str, Any]] = {}
     """Keys that the records of older versions lack -> the value that they had in effect."""
+    RANK_OF_ALPHA: ClassVar[str] = "rank"
+    """The key of the rank that `alpha` is divided by, where the choice has an alpha."""
 
     method: str
     """The method, one of spaces.methods.METHODS."""

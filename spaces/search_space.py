@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from spaces.alpha import ALPHA_OVER_RANK, FIELD, over_rank, with_alpha
 from spaces.choice import Choice, choice_error, section_of, validated
 from spaces.domain import (
     Domain,
@@ -31,11 +32,13 @@ from spaces.domain import (
     suggest,
 )
 from spaces.errors import ChoiceError, ConfigError, nearest
+from spaces.learning_rates import HIGH, LOW, range_of_first_updates
 from spaces.methods.registry import METHODS, Method, method_named
 from spaces.refusals import unknown_key
 from spaces.target import TargetModule
 
-DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": 5e-5, "high": 2e-3, "log": True}
+DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": LOW, "high": HIGH, "log": True}
+"""Of LoRA's default choice; other methods of blocks have that of the same first updates."""
 
 LARGEST_GRID = 10_000
 """Choices that a grid may have."""
@@ -71,13 +74,16 @@ class SearchSpace:
     choice would not read: the threshold of the rule `all`, the signal of a `uniform` allocation.
     Values that contradict each other are reconciled in the choice that comes out:
     `supplementary_rank` is at most `rank`, `min_rank` no more than the allocation leaves,
-    `initial_rank` at least `rank`.
+    `initial_rank` at least `rank`. The key `alpha_over_rank` stands for alpha, and a method has one
+    of the two.
     """
 
     methods: tuple[str, ...]
     domains: Mapping[str, Mapping[str, Domain]]
     written: frozenset[tuple[str, str]] = frozenset()
     """The (method, key) pairs that the user wrote, which are never narrowed in silence."""
+    rates_follow: frozenset[str] = frozenset()
+    """The methods whose learning rates nobody wrote: they are those of first updates of a size."""
 
     @classmethod
     def parse(cls, section: Mapping[str, Any] | None) -> SearchSpace:
@@ -85,9 +91,11 @@ class SearchSpace:
 
         `methods` is a list of names or a mapping, by default of all that are no baselines. A method
         takes its default space; what the mapping says of a key stands in place of that key's
-        default, and nothing else changes. The section's `learning_rate` is that of every method
-        whose default space has none of its own. `lora` is always added. Raises
-        ConfigError or ChoiceError with the key under `space`.
+        default, and nothing else changes, but that `alpha` stands in place of `alpha_over_rank`
+        too. The section's `learning_rate` is that of every method whose default space has none of
+        its own; where none is written, each method of blocks has the range that gives its default
+        choice first updates as large as those of LoRA's. `lora` is always added. Raises ConfigError
+        or ChoiceError with the key under `space`.
         """
         section = {} if section is None else section
         if not isinstance(section, Mapping):
@@ -96,6 +104,7 @@ class SearchSpace:
             if key not in _SECTION_KEYS:
                 raise ConfigError(f"space.{key}: {unknown_key(str(key), _SECTION_KEYS)}")
         learning_rate = section.get("learning_rate")
+        follows = learning_rate is None
         if learning_rate is None:
             learning_rate = DEFAULT_LEARNING_RATE
         shared = _parse_keys(METHODS[_ALWAYS_SEARCHED], {"learning_rate": learning_rate}, "space")
@@ -106,10 +115,18 @@ class SearchSpace:
             method = METHODS[name]
             own = _parse_keys(method, keys, where)
             merged = {**shared, **_parse_keys(method, method.default_space, where), **own}
+            if "alpha" in own:
+                _refuse_both(own, where)
+                merged.pop(ALPHA_OVER_RANK, None)
             domains[name] = {key: merged[key] for key in _fields_of(method) if key in merged}
             written.update((name, key) for key in own)
             _refuse_contradiction(method, domains[name], where)
-        return cls(tuple(domains), domains, frozenset(written))
+        following = frozenset(
+            name
+            for name in domains
+            if follows and not METHODS[name].baseline and (name, "learning_rate") not in written
+        )
+        return cls(tuple(domains), domains, frozenset(written), following)._with_learning_rates()
 
     def suggest(self, trial: Suggests) -> Choice:
         """The choice that a trial stands for."""
@@ -149,7 +166,8 @@ class SearchSpace:
         return tuple(arms.values())
 
     def grid(self, keys: Sequence[str] = ()) -> tuple[Choice, ...]:
-        """Every choice of the space, those of one arm of `arms(keys)` in turn with the others'.
+        """Every choice of the space as a grid, those of one arm of `arms(keys)` in turn with the
+        others'.
 
         Raises ChoiceError where a domain is a range without steps, or there are more than
         `LARGEST_GRID` choices.
@@ -165,9 +183,25 @@ class SearchSpace:
         turns = zip_longest(*of_arms.values())
         return tuple(choice for turn in turns for choice in turn if choice is not None)
 
+    def as_grid(self) -> SearchSpace:
+        """The space without the default range of `alpha_over_rank`, whose values have no end.
+
+        A method has its default alpha then, unless one of the two keys is written.
+        """
+        domains = {
+            name: {
+                key: domain
+                for key, domain in domains.items()
+                if key != ALPHA_OVER_RANK or (name, key) in self.written
+            }
+            for name, domains in self.domains.items()
+        }
+        return replace(self, domains=domains)
+
     def _every_choice(self) -> Iterator[Choice]:
-        for name, domains in self.domains.items():
-            for values in self._combinations(name, list(domains), {}):
+        space = self.as_grid()
+        for name, domains in space.domains.items():
+            for values in space._combinations(name, list(domains), {}):
                 yield _choice(METHODS[name], values)
 
     def _combinations(
@@ -196,7 +230,7 @@ class SearchSpace:
 
     def arm_of(self, choice: Choice, keys: Sequence[str]) -> str:
         """The name of the arm of `arms(keys)` that a choice belongs to."""
-        values = dict(_flattened(METHODS[choice.method], choice.as_dict(), "choice"))
+        values = flat_values(choice)
         divided = self._divided(self._known(choice.method), keys)
         return self._arm(choice.method, {key: values[key] for key in divided}).name
 
@@ -213,12 +247,14 @@ class SearchSpace:
     def default_choice(self, method: str, fixed: Mapping[str, Value] | None = None) -> Choice:
         """The paper's default, each key moved to the nearest value that the space holds.
 
-        `fixed` gives some keys (flat) another value. The learning rate is the geometric middle of
-        its domain. Raises ChoiceError where the space lacks the method.
+        `fixed` gives some keys (flat) another value; alpha / rank stays as it is with another rank
+        alone. The learning rate is the geometric middle of its domain. Raises ChoiceError where the
+        space lacks the method.
         """
         found = METHODS[self._known(method)]
-        defaults = dict(_flattened(found, found.choice_class(method=method).as_dict(), "choice"))
-        defaults |= fixed or {}
+        defaults = flat_values(found.choice_class(method=method)) | dict(fixed or {})
+        if fixed and "alpha" in fixed and ALPHA_OVER_RANK not in fixed:
+            defaults[ALPHA_OVER_RANK] = over_rank(found.choice_class, defaults)
         values: dict[str, Value] = {}
         for key, domain in self.domains[method].items():
             if key not in found.unread_keys(values):
@@ -227,17 +263,19 @@ class SearchSpace:
                 )
         return _choice(found, values)
 
-    def keeping(self, values: Mapping[str, Mapping[str, Value]]) -> SearchSpace:
-        """The space with method -> flat key -> value of keys that stay as they are said here."""
-        domains = {
-            name: {
-                key: Fixed(values[name][key]) if key in values.get(name, {}) else domains[key]
-                for key in _fields_of(METHODS[name])
-                if key in domains or key in values.get(name, {})
-            }
-            for name, domains in self.domains.items()
-        }
-        return replace(self, domains=domains)
+    def keeping(self, kept: Mapping[str, Mapping[str, Domain]]) -> SearchSpace:
+        """The space with method -> flat key -> domain of keys that stay as they are said here.
+
+        Where alpha is said, it stands in place of `alpha_over_rank`.
+        """
+        domains = {}
+        for name, own in self.domains.items():
+            merged = {**own, **kept.get(name, {})}
+            if "alpha" in kept.get(name, {}):
+                merged.pop(ALPHA_OVER_RANK, None)
+            domains[name] = {key: merged[key] for key in _fields_of(METHODS[name]) if key in merged}
+        said = {name for name, own in kept.items() if "learning_rate" in own}
+        return replace(self, domains=domains, rates_follow=self.rates_follow - said)
 
     def mean_length(self, arm: Arm) -> float:
         """How many times the epochs of a trial the choices of an arm take, on average over all."""
@@ -250,7 +288,7 @@ class SearchSpace:
         Raises ChoiceError naming the key whose value the space does not hold.
         """
         method = METHODS[self._known(choice.method)]
-        values = dict(_flattened(method, choice.as_dict(), "choice"))
+        values = flat_values(choice)
         params: dict[str, Value] = {"method": choice.method}
         for key, domain in self.domains[choice.method].items():
             if key in method.unread_keys(values):
@@ -277,12 +315,13 @@ class SearchSpace:
             )
         per_rank = sum(sum(target.shape) for target in targets)
         rank = min(ranks, key=lambda candidate: abs(candidate * per_rank - params))
-        return self.default_choice(_ALWAYS_SEARCHED).model_copy(update={"rank": rank})
+        return self.default_choice(_ALWAYS_SEARCHED, {"rank": rank})
 
     def fitted(
         self, targets: Sequence[TargetModule], top_percent_grid: Sequence[float] | None = None
     ) -> SearchSpace:
-        """The space without default values that these matrices or a profile's grid cannot take.
+        """The space without default values that these matrices or a profile's grid cannot take, and
+        with the learning rates that go with the values that are left.
 
         Raises ChoiceError naming the key where the user wrote such a value.
         """
@@ -293,7 +332,16 @@ class SearchSpace:
             }
             for name, domains in self.domains.items()
         }
-        return replace(self, domains=fitted)
+        return replace(self, domains=fitted)._with_learning_rates()
+
+    def _with_learning_rates(self) -> SearchSpace:
+        """The space with the learning rates that nobody wrote as the other keys make them."""
+        rates = {
+            name: {"learning_rate": range_of_first_updates(self.default_choice(name))}
+            for name in self.rates_follow
+        }
+        domains = {name: {**own, **rates.get(name, {})} for name, own in self.domains.items()}
+        return replace(self, domains=domains)
 
     def _fitted_domain(
         self,
@@ -338,6 +386,14 @@ class SearchSpace:
                 f"method: {method!r} is not in the space; {nearest(method, self.methods)}"
             )
         return method
+
+
+def flat_values(choice: Choice) -> dict[str, Value]:
+    """Flat key -> value of a choice, `alpha_over_rank` beside alpha where it has one."""
+    values = dict(_flattened(METHODS[choice.method], choice.as_dict(), "choice"))
+    if "alpha" in values:
+        values[ALPHA_OVER_RANK] = over_rank(type(choice), values)
+    return values
 
 
 class _Arms(Evenly):
@@ -411,6 +467,8 @@ def _fields_of(method: Method) -> dict[str, FieldInfo]:
             fields.update({f"{key}.{inner}": own for inner, own in section.model_fields.items()})
         elif key != "method":
             fields[key] = field
+        if key == "alpha":
+            fields[ALPHA_OVER_RANK] = FIELD
     return fields
 
 
@@ -430,13 +488,22 @@ def _flattened(method: Method, values: Mapping[str, Any], where: str) -> Iterato
 def _choice(method: Method, values: Mapping[str, Value]) -> Choice:
     """The choice with these flat values, reconciled with each other, and defaults for the rest."""
     nested: dict[str, Any] = {"method": method.name}
-    for key, value in method.reconciled(values).items():
+    for key, value in with_alpha(method.choice_class, method.reconciled(values)).items():
         outer, _, inner = key.rpartition(".")
         if outer:
             nested.setdefault(outer, {})[inner] = value
         else:
             nested[inner] = value
     return validated(method.choice_class, nested)
+
+
+def _refuse_both(own: Mapping[str, Domain], where: str) -> None:
+    """Raise ChoiceError where both keys are written that say how updates are scaled."""
+    if ALPHA_OVER_RANK in own:
+        raise ChoiceError(
+            f"{where}.{ALPHA_OVER_RANK}: stands for alpha, which is written too; leave one of the "
+            "two out"
+        )
 
 
 def _refuse_contradiction(method: Method, domains: Mapping[str, Domain], where: str) -> None:
@@ -483,7 +550,11 @@ def _value_behind(method: Method, key: str, domain: Domain, values: Mapping[str,
     for candidate in () if isinstance(domain, Range) and not domain.whole else listed(domain):
         if method.reconciled({**values, key: candidate})[key] == values[key]:
             return candidate
-    raise ChoiceError(
-        f"{method.name}.{key}: {values[key]!r} is not in the space; widen "
-        f"space.methods.{method.name}.{key}"
-    )
+    what = f"{method.name}.{key}: {values[key]!r} is not in the space"
+    if key == ALPHA_OVER_RANK:
+        rank = method.choice_class.RANK_OF_ALPHA
+        what = (
+            f"{method.name}.alpha: {values['alpha']:g} is {values[key]:g} times {rank} "
+            f"{values[rank]}, and {key} {values[key]:g} is not in the space"
+        )
+    raise ChoiceError(f"{what}; widen space.methods.{method.name}.{key}")

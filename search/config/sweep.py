@@ -293,8 +293,9 @@ class SweepConfig(Settings):
 
     @cached_property
     def search_space(self) -> SearchSpace:
-        """`space`, parsed."""
-        return SearchSpace.parse(self.space)
+        """`space`, parsed; as a grid where one is walked."""
+        space = SearchSpace.parse(self.space)
+        return space.as_grid() if self.search.sampler == "grid" else space
 
     @property
     def objective(self) -> Objective:

@@ -16,6 +16,7 @@ from search.config.database import study_url
 from search.config.reading import apply_overrides
 from search.config.yaml_file import parse_yaml
 from search.paths import SweepPaths
+from search.study.as_begun import space_as_begun
 from search.study.requested_trials import params_held
 from search.study.requests import (
     Answer,
@@ -88,7 +89,7 @@ def enqueue_choice(study: optuna.Study, paths: SweepPaths, written: object) -> R
     be told here.
     """
     choice = parse_choice(written)
-    _refuse_outside(choice, paths)
+    _refuse_outside(choice, study, paths)
     return ask(study, "enqueue", choice=choice.as_dict())
 
 
@@ -119,7 +120,7 @@ def clone_trial(
             f"--warm: trial {number} is {state}, and its weights are gone; clone one that trains "
             "or is complete, or clone it without --warm"
         )
-    _refuse_outside(choice, paths)
+    _refuse_outside(choice, study, paths)
     return ask(study, "clone", number=number, choice=choice.as_dict(), warm=warm)
 
 
@@ -184,7 +185,7 @@ def _sqlite_file(url: str) -> Path | None:
     return Path(parsed.database)
 
 
-def _refuse_outside(choice: Choice, paths: SweepPaths) -> None:
+def _refuse_outside(choice: Choice, study: optuna.Study, paths: SweepPaths) -> None:
     """Raise where the space that the sweep's file writes does not hold a choice.
 
     The driver asks the same of the space as it fits the base; of a sweep of another folder it alone
@@ -192,7 +193,10 @@ def _refuse_outside(choice: Choice, paths: SweepPaths) -> None:
     """
     if not paths.sweep_file.is_file():
         return
-    params_held(SearchSpace.parse(_section(paths, "space") or None), choice)
+    space = SearchSpace.parse(_section(paths, "space") or None)
+    if _search_of(paths).get("sampler") == "grid":
+        space = space.as_grid()
+    params_held(space_as_begun(space, study)[0], choice)
 
 
 def _trial(study: optuna.Study, number: int, what: str) -> FrozenTrial:

@@ -14,14 +14,17 @@ from spaces.errors import UsageError
 from spaces.planner import Planner
 from spaces.search_space import SearchSpace
 
+_WITHOUT_A_SAY = (".learning_rate", ".alpha", ".alpha_over_rank")
+"""How the parameters end that no plan's size depends on."""
+
 
 def smallest_plan(
     start: Point, kept: Mapping[str, Any], space: SearchSpace, planner: Planner
 ) -> tuple[dict[str, Any], float]:
     """The smallest plan near `start`, by coordinate descent over the ends of its ranges.
 
-    Parameters in `kept` stay as they are there. Returns the point, its learning rate left to the
-    sampler, and its trainable parameters.
+    Parameters in `kept` stay as they are there. Returns the point, its learning rate and alpha left
+    to the sampler, and its trainable parameters.
     """
 
     def params_at(point: dict[str, Any]) -> float:
@@ -35,7 +38,7 @@ def smallest_plan(
     for _ in range(2):
         before = count
         for name, distribution in start.distributions.items():
-            if name in kept or name.endswith("learning_rate"):
+            if name in kept or name.endswith(_WITHOUT_A_SAY):
                 continue
             for value in _ends(distribution):
                 tried = params_at({**best, name: value})
@@ -43,7 +46,7 @@ def smallest_plan(
                     best[name], count = value, tried
         if count == before:
             break
-    fixed = {name: value for name, value in best.items() if not name.endswith("learning_rate")}
+    fixed = {name: value for name, value in best.items() if not name.endswith(_WITHOUT_A_SAY)}
     return {**fixed, **kept}, count
 
 

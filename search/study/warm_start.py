@@ -20,10 +20,11 @@ import optuna
 from search.queries.best import BestRow, recorded
 from search.study.study import choice_text
 from search.tracking.facts import flattened
+from spaces.alpha import ALPHA_OVER_RANK, over_rank
 from spaces.choice import Choice
-from spaces.domain import closest
+from spaces.domain import closest, holds
 from spaces.errors import ChoiceError, RanksweepError
-from spaces.methods.registry import from_record
+from spaces.methods.registry import METHODS, from_record
 from spaces.search_space import SearchSpace
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,10 @@ def _has_its_alpha(space: SearchSpace, row: BestRow) -> bool:
     """Whether the space can scale an update as a row's trial did."""
     if "alpha" not in row.choice:
         return True
+    domains = space.domains[row.method]
+    if ALPHA_OVER_RANK in domains:
+        ratio = over_rank(METHODS[row.method].choice_class, row.choice)
+        return holds(domains[ALPHA_OVER_RANK], ratio)
     moved = space.default_choice(row.method, {"alpha": row.choice["alpha"]})
     return bool(moved.as_dict().get("alpha") == row.choice["alpha"])
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Factor, OptionalRank, Percent, PositiveShare
 from spaces.errors import ProfileError
 from spaces.methods import sensitivity
@@ -41,6 +42,7 @@ DEFAULT_SPACE: dict[str, Any] = {
     "partition": {"rule": ["hits", "cumulative", "all"], "threshold": {"low": 0.3, "high": 0.9}},
     "retention": {"low": 0.1, "high": 1.0},
     "top_percent": [1, 2, 5, 10],
+    "alpha_over_rank": LIKE_LORA,
 }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, Positive, Rank
 from spaces.plan import Block, Plan, all_indices
 from spaces.profile import Profile
 from spaces.target import TargetModule, refuse_rank_above_limit
 
-DEFAULT_SPACE: dict[str, Any] = {"rank": [1, 2, 4, 8, 16, 32]}
+DEFAULT_SPACE: dict[str, Any] = {"rank": [1, 2, 4, 8, 16, 32], "alpha_over_rank": LIKE_LORA}
 
 
 class LoraChoice(Choice):

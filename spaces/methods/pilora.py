@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, ChoiceSection, OptionalRank, Positive, Rank, Share
 from spaces.errors import ProfileError
 from spaces.methods.ranking import drawn, largest, rounded_share, shortest_prefix
@@ -24,6 +25,7 @@ DEFAULT_SPACE: dict[str, Any] = {
     "rank": [4, 8, 16],
     "supplementary_rank": [0, 1, 2, 4],
     "partition": {"rule": ["hits", "cumulative"], "threshold": {"low": 0.3, "high": 0.9}},
+    "alpha_over_rank": LIKE_LORA,
 }
 
 

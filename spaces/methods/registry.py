@@ -118,7 +118,7 @@ _METHODS = (
         sensitivity.reconciled,
         sensitivity.largest_values,
     ),
-    Method(two_factors.RsloraChoice, two_factors.DEFAULT_SPACE, two_factors.tuner),
+    Method(two_factors.RsloraChoice, two_factors.SCALED_SPACE, two_factors.tuner),
     Method(dora.DoraChoice, dora.DEFAULT_SPACE, dora.tuner),
     Method(two_factors.PissaChoice, two_factors.DEFAULT_SPACE, two_factors.tuner),
     Method(
@@ -141,7 +141,7 @@ _METHODS = (
         lora_dash.tuner,
         largest_values=largest_of_each("rank", "directions"),
     ),
-    Method(two_factors.DyloraChoice, two_factors.DEFAULT_SPACE, two_factors.tuner),
+    Method(two_factors.DyloraChoice, two_factors.SCALED_SPACE, two_factors.tuner),
     Method(sora.SoraChoice, sora.DEFAULT_SPACE, sora.tuner),
 )
 

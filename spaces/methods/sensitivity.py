@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, OptionalRank, Positive, Rank, Share
 from spaces.errors import ChoiceError, ProfileError
 from spaces.methods.lora import whole_block
@@ -23,6 +24,7 @@ DEFAULT_SPACE: dict[str, Any] = {
     "signal": ["combined", "global", "local"],
     "top_fraction": [0.33, 0.5],
     "energy": [0.8, 0.85, 0.9],
+    "alpha_over_rank": LIKE_LORA,
 }
 
 _SLACK = 1e-9
@@ -35,6 +37,7 @@ class RankBudget(Choice):
     """How a method shares a budget of ranks out among modules."""
 
     RECORDED_WITHOUT: ClassVar[Mapping[str, Any]] = {"budget": "ranks"}
+    RANK_OF_ALPHA: ClassVar[str] = "mean_rank"
 
     mean_rank: Rank = 4
     """The budget: what a LoRA of this rank has, by `budget`."""

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from spaces.choice import Choice
+from spaces.domain import Fixed, Range
 from spaces.errors import ChoiceError, ConfigError, UsageError
 from spaces.methods.registry import METHODS, count_range, make_plan, parse_choice
 from spaces.search_space import SearchSpace
@@ -207,17 +208,23 @@ def test_what_another_key_leaves_without_effect_is_not_asked() -> None:
             assert ("max_lr_scale" in names) == (values["retention"] < 1)
         asked |= names
         assert make_plan(choice, FRESH, profile).trainable_params > 0
-        assert of.params_of(choice) == params
+        assert of.suggest(optuna.trial.FixedTrial(of.params_of(choice))) == choice
+        assert of.params_of(choice).keys() == params.keys()
     assert {"supplementary_scale", "max_lr_scale", "budget"} <= asked
 
 
 def test_keys_that_are_kept_stay_as_they_are_said_and_nothing_else_changes() -> None:
     of = space("methods: {taso: {retention: [0.1, 0.2]}, pilora: {}}")
-    kept = of.keeping({"taso": {"alpha": 1.0, "max_lr_scale": 1e6}})
+    rates = Range(1e-4, 2e-4)
+    kept = of.keeping(
+        {"taso": {"alpha": Fixed(1.0), "max_lr_scale": Fixed(1e6), "learning_rate": rates}}
+    )
     for choice, params in drawn(kept, 40):
         if choice.method == "taso":
             assert (choice.as_dict()["alpha"], choice.as_dict()["max_lr_scale"]) == (1, 1e6)
-        assert kept.params_of(choice) == params
+            assert 1e-4 <= choice.learning_rate <= 2e-4
+            assert kept.params_of(choice) == params
+    assert kept.fitted(FRESH, GRID).domains["taso"]["learning_rate"] == rates
     assert kept.domains["pilora"] == of.domains["pilora"]
     assert of.keeping({}) == of
 
@@ -274,7 +281,6 @@ def test_default_choice_moves_to_the_nearest_value(text: str, rank: int) -> None
         ("{low: 1.0e-4, high: 4.0e-4}", 2e-4),
         ("[1.0e-4, 3.0e-4, 1.0e-2]", 3e-4),
         ("3.0e-4", 3e-4),
-        ("null", sqrt(5e-5 * 2e-3)),
     ],
 )
 def test_default_learning_rate_is_the_geometric_middle(text: str, middle: float) -> None:
@@ -532,7 +538,8 @@ def test_a_grid_has_every_choice_that_can_be_suggested_and_each_once() -> None:
     )
     grid = of.grid()
     assert len(set(grid)) == len(grid)
-    assert set(grid) == {choice for choice, _ in drawn(of, 1500)}
+    assert set(grid) == {choice for choice, _ in drawn(of.as_grid(), 1500)}
+    assert {choice.as_dict()["alpha"] for choice in grid} == {16.0}
 
 
 def test_the_arms_of_a_grid_take_turns_and_try_the_same_learning_rates() -> None:

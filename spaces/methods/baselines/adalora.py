@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, Count, NonNegative, Positive, Rank, Share
 from spaces.methods.lora import lora_params
 from spaces.plan import Tuner
 from spaces.target import BaseSize, TargetModule
 
-DEFAULT_SPACE: dict[str, Any] = {"rank": [2, 4, 8, 16], "initial_rank": [6, 12, 24]}
+DEFAULT_SPACE: dict[str, Any] = {
+    "rank": [2, 4, 8, 16],
+    "initial_rank": [6, 12, 24],
+    "alpha_over_rank": LIKE_LORA,
+}
 
 _BOUNDED_BY_EACH_OTHER = ("rank", "initial_rank", "initial_share", "final_share")
 _SLACK = 1e-9
@@ -20,6 +25,8 @@ _SLACK = 1e-9
 
 class AdaloraChoice(Choice):
     """What AdaLoRA lets you choose."""
+
+    RANK_OF_ALPHA: ClassVar[str] = "initial_rank"
 
     method: Literal["adalora"] = "adalora"
     rank: Rank = 8

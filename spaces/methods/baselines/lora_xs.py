@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, Positive, Rank
 from spaces.plan import Tuner
 from spaces.target import BaseSize, TargetModule, refuse_rank_above_limit
@@ -12,6 +13,7 @@ from spaces.target import BaseSize, TargetModule, refuse_rank_above_limit
 DEFAULT_SPACE: dict[str, Any] = {
     "rank": [4, 8, 16, 32],
     "learning_rate": {"low": 5e-4, "high": 2e-2, "log": True},
+    "alpha_over_rank": LIKE_LORA,
 }
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, Positive, Rank
 from spaces.methods.lora import lora_params
 from spaces.plan import Tuner
 from spaces.target import BaseSize, TargetModule
 
 DEFAULT_SPACE: dict[str, Any] = {"rank": [2, 4, 8, 16]}
+SCALED_SPACE: dict[str, Any] = {**DEFAULT_SPACE, "alpha_over_rank": LIKE_LORA}
+"""That of the variants that scale their updates."""
 
 
 class RsloraChoice(Choice):

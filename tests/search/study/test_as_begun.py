@@ -12,18 +12,22 @@ import yaml
 from optuna.trial import TrialState
 
 from search.config.sweep import SearchSettings
+from search.paths import SweepPaths
 from search.study.as_begun import space_as_begun
+from search.study.asking import enqueue_choice
 from search.study.proposals import Proposals
 from search.study.standing import interrupted
 from search.study.study import choice_of, choice_text, is_older, open_study
 from search.study.trial import OpenTrial
+from spaces.domain import Fixed, Options, Range
+from spaces.errors import UsageError
 from spaces.methods.registry import completed, from_record, parse_choice
 from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.search_space import SearchSpace
 from tests.recorded.folder import STATE, unpack
 from tests.search.study.test_searcher import asked, finish
-from tests.search.toy_search import searcher_over, toy_space, toy_study
+from tests.search.toy_search import TARGETS, searcher_over, toy_space, toy_study
 from trainables.training.settings import TrainSettings
 
 
@@ -97,10 +101,13 @@ def test_what_a_dead_driver_has_left_is_trained_again_as_it_was(tmp_path: Path) 
 def test_what_a_recorded_sweep_keeps_is_said(folder: Path) -> None:
     space, lines = space_as_begun(space_of(folder, "cut"), recorded_study(folder, "cut"))
     taso = next(line for line in lines if line.startswith("taso:"))
-    assert "alpha 1" in taso
-    assert "16" in taso
-    assert not any(line.startswith(("lora:", "pilora:", "sensitivity:")) for line in lines)
+    assert "goes on with alpha 1, max_lr_scale 1e+06, which" in taso
+    assert taso.endswith("new sweep: alpha_over_rank 2 to 64, max_lr_scale 4)")
+    for method in ("lora", "pilora", "sensitivity"):
+        line = next(line for line in lines if line.startswith(f"{method}:"))
+        assert "goes on with alpha 16, which this sweep was begun with" in line
     assert space.default_choice("taso").as_dict()["alpha"] == 1
+    assert "alpha_over_rank" not in space.domains["taso"]
     assert space_of(folder, "cut").default_choice("taso").as_dict()["alpha"] == 16
 
 
@@ -112,6 +119,58 @@ def test_a_sweep_of_this_version_keeps_nothing_and_says_nothing(tmp_path: Path) 
         finish(searcher, f"t{number}")
     assert not is_older(toy_study(tmp_path))
     assert space_as_begun(space, study) == (space, ())
+
+
+OLDER = {
+    "alpha": Fixed(16.0),
+    "learning_rate": Range(5e-5, 2e-3, log=True),
+    "retention": Range(0.02, 0.1, log=True),
+    "top_percent": Options((5.0, 10.0)),
+}
+"""What an older version had in place of today's defaults."""
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> tuple[optuna.Study, SearchSpace]:
+    """A study of TASO alone whose trials were drawn from other domains, and today's space."""
+    today = SearchSpace.parse({"methods": ["taso"]}).fitted(TARGETS, (5.0, 10.0))
+    study = toy_study(tmp_path_factory.mktemp("older"))
+    searcher = searcher_over(study, today.keeping({"taso": OLDER, "lora": {}}), trials=6)
+    for number in range(6):
+        asked(searcher, f"t{number}")
+        finish(searcher, f"t{number}")
+    return study, today
+
+
+def test_domains_that_nobody_wrote_stay_those_that_trials_were_drawn_from(
+    older: tuple[optuna.Study, SearchSpace],
+) -> None:
+    study, today = older
+    space, (line,) = space_as_begun(today, study)
+    kept = {**OLDER, "rounds": Options((1, 2, 4))}
+    assert space.domains["taso"] == kept
+    assert space.domains["lora"] == today.domains["lora"]
+    assert space.fitted(TARGETS, (5.0, 10.0)).domains["taso"] == kept  # nor by the base
+    assert "learning_rate 5e-05 to 0.002" in line
+    # What is written since is as it is written.
+    rate = {"learning_rate": {"low": 4e-5, "high": 3e-3, "log": True}}
+    written = SearchSpace.parse({**rate, "methods": {"taso": {"retention": 0.3}}})
+    changed, _ = space_as_begun(written.fitted(TARGETS, (5.0, 10.0)), study)
+    assert changed.domains["taso"]["learning_rate"] == Range(4e-5, 3e-3, log=True)
+
+
+def test_what_is_asked_of_an_older_sweep_is_judged_by_its_own_space(
+    older: tuple[optuna.Study, SearchSpace], tmp_path: Path
+) -> None:
+    study, today = older
+    paths = SweepPaths(tmp_path / "elsewhere", "toy")
+    paths.make_sweep()
+    paths.sweep_file.write_text("space: {methods: [taso]}\n")
+    choice = {"method": "taso", "retention": 0.05, "rounds": 2, "learning_rate": 6e-5}
+    enqueue_choice(study, paths, choice)
+    with pytest.raises(UsageError, match=r"taso.alpha: 32.0 is not in the space"):
+        enqueue_choice(study, paths, {**choice, "alpha": 32.0})
+    assert today.params_of(parse_choice({**choice, "alpha": 32.0}))["taso.alpha_over_rank"] == 32
 
 
 def test_ranks_that_were_reconciled_are_no_changed_default(tmp_path: Path) -> None:

@@ -547,9 +547,9 @@ def test_a_space_of_few_choices_is_trained_whole_and_then_the_search_ends_and_sa
         {
             "learning_rate": rates,
             "methods": {
-                "lora": {"rank": [2, 4]},
+                "lora": {"rank": [2, 4], "alpha_over_rank": 2},
                 "pilora": {"rank": [2, 4], "partition": {"rule": ["all", "hits"], "threshold": 0.5},
-                           "supplementary_rank": 0},
+                           "supplementary_rank": 0, "alpha_over_rank": 2},
             },
         }
     )  # fmt: skip

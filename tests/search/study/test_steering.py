@@ -121,7 +121,15 @@ def test_what_is_enqueued_is_trained_next_and_displaces_no_trial_of_the_sweep(
     [
         ({**LORA, "rank": 3}, "lora.rank: 3 is not in the space, and a sweep keeps its space"),
         ({**LORA, "learning_rate": 1.0}, "lora.learning_rate: 1.0 is not in the space"),
-        ({**LORA, "alpha": 32.0}, "lora.alpha: 32.0 is not in the space of the sweep"),
+        (
+            {**LORA, "alpha": 128.0},
+            "lora.alpha: 128 is 32 times rank 4, and alpha_over_rank 32 is not in the space, and a "
+            "sweep keeps its space",
+        ),
+        (
+            {"method": "taso", "rank": 2, "alpha": 32.0, "learning_rate": 2e-3},
+            "taso.rank: 2 is not in the space of the sweep",
+        ),
         ({**LORA, "rank": 8}, "1280 parameters, search.max_params is 700"),
         ({"method": "joint"}, "method: 'joint' is not in the space"),
     ],
