@@ -98,7 +98,7 @@ def _wide() -> dict[str, Any]:
 def _of_one_alpha() -> dict[str, Any]:
     alphas = {"taso": 1.0}
     methods = {name: {**keys, "alpha": alphas.get(name, 16.0)} for name, keys in _SEARCHED.items()}
-    methods["taso"]["max_lr_scale"] = 1e9
+    methods["taso"]["max_lr_scale"] = 1e6
     return {"learning_rate": {"low": 5e-4, "high": 1e-2, "log": True}, "methods": methods}
 
 

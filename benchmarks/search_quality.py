@@ -487,7 +487,7 @@ def measure(
     found: dict[str, list[Found]] = {}
     for name in ways:
         started = time.perf_counter()
-        found[name] = Parallel(jobs)(
+        found[name] = Parallel(jobs, backend="multiprocessing")(
             delayed(_quietly)(task, stand_in, name, kind, seed, trials) for seed in range(seeds)
         )
         took = time.perf_counter() - started

@@ -6,8 +6,8 @@ with a small Llama to answer it.
     python benchmarks/surface_tasks.py
 
 data/tweet-classes has the tweets of data/tweets, negative, neutral or positive by their mean
-rating. data/choices-of-reviews has the reviews of data/movie, each with one good and one bad word to
-end it with. Its base, data/choices-of-reviews/llama-self-trained, has read reviews and tweets of the
+rating. data/choices-of-reviews has the reviews of data/movie, each with a good and a bad word to
+end it with. Its base, llama-self-trained in the same folder, has read reviews and tweets of the
 training splits as a language model for some minutes, the tweets with such a word at their end; it
 has seen no rating of a review.
 """
