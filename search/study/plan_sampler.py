@@ -42,7 +42,11 @@ SAMPLES = 32
 STEPS = 24
 """Of the trials so far, how many may make the front in some sample."""
 LEADERS = 8
-"""Choices that others are drawn near to."""
+"""Choices that have been trained and that candidates are drawn near to, in the first step."""
+CLIMBS = 3
+"""Steps in which candidates are drawn, after the first one near the best candidates so far."""
+STARTS = 4
+"""How many of these."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +94,27 @@ class PlanSampler:
             return []
         known = self._known(standing)
         ended = [each for each in known if not each.runs]
-        near = self._leaders(model, [each for each in ended if each.arm in arms], LEADERS)
+        near: Sequence[Candidate] = self._leaders(
+            model, [each for each in ended if each.arm in arms], LEADERS
+        )
         turn = len(standing.all_trials)
-        pool = self._pool.candidates(turn, [each.params for each in near], arms)
-        candidates = [each for each in pool if self._search.takes(each.trainable_params)]
-        if not candidates:
-            return []
         steps = self._leaders(model, ended, STEPS) + [each for each in known if each.runs]
-        gain = self._expected_gain(model, steps, candidates, turn)
-        best = np.argsort(-gain, kind="stable")[:count]
+        candidates = self._pool.even(turn, arms)
+        gains = np.zeros(0)
+        for climb in range(CLIMBS):
+            candidates += self._pool.near(turn, climb, [each.params for each in near], arms)
+            candidates = self._takeable(candidates)
+            if not candidates:
+                return []
+            gains = self._expected_gain(model, steps, candidates, turn)
+            best = np.argsort(-gains, kind="stable")[:count]
+            near = [candidates[index] for index in best[:STARTS]]
         return [dict(candidates[index].params) for index in best]
+
+    def _takeable(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those within `max_params`, each once."""
+        each_once = {tuple(each.params.items()): each for each in candidates}
+        return [each for each in each_once.values() if self._search.takes(each.trainable_params)]
 
     def _expected_gain(
         self,
