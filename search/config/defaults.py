@@ -104,6 +104,8 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
             given.setdefault("mode", mode)
     if isinstance(objectives, list | tuple) and len(objectives) > 1:
         given.setdefault("scheduler", {"name": "none"})
+    if given.get("sampler") == "plan":
+        given.setdefault("allocation", "free")
     return given
 
 

@@ -84,6 +84,11 @@ class PlanSampler:
         self._read: dict[int, tuple[Observation, ...]] = {}
         self._fitted: tuple[tuple[int, ...], PlanModel] | None = None
 
+    @property
+    def has_history(self) -> bool:
+        """Whether it knows something before the first trial."""
+        return bool(self._history)
+
     def ranked(self, standing: Standing, arms: Sequence[str], count: int) -> list[dict[str, Any]]:
         """The parameters of the best candidates of some arms, the best first.
 
