@@ -18,8 +18,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config.sweep import SearchSettings
+from search.study.curves import curve_of, looks_of
 from search.study.standing import Standing
-from search.study.study import ARM, CURVE, STOPPED, TRAINING, WARM_FROM, choice_of
+from search.study.study import ARM, STOPPED, TRAINING, WARM_FROM, choice_of
 from search.surrogate.acquisition import expected_area_improvement, expected_improvement
 from search.surrogate.candidates import Candidate, Pool
 from search.surrogate.model import PlanModel, fit_model
@@ -209,17 +210,18 @@ class PlanSampler:
             )
 
     def _values(self, trial: FrozenTrial) -> Iterator[tuple[float, float]]:
-        """(share of the training, value) of an ended trial; of one that failed the value is NaN."""
+        """(share of the training, value) of an ended trial; of one that failed the value is NaN.
+
+        Half of the epochs is as good as half of the rows.
+        """
+        yield from looks_of(trial).items()
         if trial.state == TrialState.COMPLETE:
             yield 1.0, float(trial.values[0])
         elif trial.state == TrialState.FAIL:
             yield 1.0, math.nan
-        else:
-            curve = trial.user_attrs.get(CURVE, {})
-            values = {int(epoch): each.get(self._search.metric) for epoch, each in curve.items()}
-            values = values or dict(trial.intermediate_values)
-            if values and (value := values[max(values)]) is not None:
-                yield min(1.0, max(values) / self._epochs), float(value)
+        elif curve := curve_of(trial, self._search.metric):
+            epochs = self._epochs * choice_of(trial).length
+            yield min(1.0, max(curve) / epochs), float(curve[max(curve)])
 
     def _known(self, standing: Standing) -> list[_Known]:
         """The choices that have a value or will have one, each once."""
