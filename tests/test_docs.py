@@ -25,9 +25,11 @@ from search.config.reading import apply_overrides, parse_sweep
 from search.config.sweep import (
     ClusterSettings,
     ConfirmSettings,
+    FidelitySettings,
     RepeatSettings,
     SchedulerSettings,
     SearchSettings,
+    StopWhenSettings,
     SweepConfig,
     TrackingSettings,
 )
@@ -65,6 +67,8 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "profile": ProfileSettings,
     "search": SearchSettings,
     "search.scheduler": SchedulerSettings,
+    "search.fidelity": FidelitySettings,
+    "search.stop_when": StopWhenSettings,
     "search.repeats": RepeatSettings,
     "train": TrainSettings,
     "cluster": ClusterSettings,

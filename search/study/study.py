@@ -30,6 +30,8 @@ METHOD = "method"
 ARM = "arm"
 TRAINABLE_PARAMS = "trainable_params"
 PLAN_DIGEST = "plan_digest"
+STAGES = "stages"
+"""How many stages its plan has."""
 TRAINING = "training"
 """Plan digest and learning rate: trials of one sweep that agree in it, and in the seed, are the
 same training, whatever their choices are called."""

@@ -131,6 +131,8 @@ class EpochAsha(ArmAsha):
         self._epochs, self._rung_epochs = epochs, {epoch for epoch in at if epoch < epochs}
 
     def _level(self, who: Contender, result: Mapping[str, Any]) -> float | None:
+        if math.isnan(result[self._compared_by]):
+            return None  # the next epoch may have a number
         epoch = int(result["epoch"]) - (who.length - 1) * self._epochs
         return epoch if self._first_epoch(who) <= epoch < self._epochs else None
 
@@ -142,7 +144,7 @@ class EpochAsha(ArmAsha):
 
     def _levels(self, past: PastTrial) -> Iterable[tuple[float, float]]:
         for epoch, value in sorted(past.curve.items()):
-            level = self._level(past.contender, {"epoch": epoch})
+            level = self._level(past.contender, {"epoch": epoch, self._compared_by: value})
             if level is not None:
                 yield level, value
 

@@ -18,14 +18,12 @@ from ray.tune.search import Searcher
 
 from search.study.curves import curve_of, looks_of
 from search.study.proposals import Proposals
-from search.study.study import REPEAT, WARM_FROM, choice_of
+from search.study.study import ARM, REPEAT, STAGES, TRAINABLE_PARAMS, WARM_FROM, choice_of
 from search.study.trial import EndedTrial, EndState, OpenTrial
 from search.tuning.asha import PastTrial
 from search.tuning.rungs import Contender
 from search.tuning.trial import job_name
 from spaces.choice import Choice
-from spaces.errors import RanksweepError
-from spaces.plan import Plan
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
@@ -166,23 +164,31 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def contender(self, trial_id: str) -> Contender | None:
         """What a comparison with others needs to know of an open trial."""
         found = self._open.get(trial_id)
-        return None if found is None else self._contender(found.choice, found.plan)
+        if found is None:
+            return None
+        plan = found.plan
+        stages = max(1, len(plan.stages))
+        return Contender(self.arm_of(found.choice), plan.trainable_params, stages, plan.length)
 
     def past_trials(self) -> Iterator[PastTrial]:
-        """The trials of the study that have run to an end, or to where they were stopped."""
+        """The trials of the study that have run to an end, or to where they were stopped.
+
+        Those of an older ranksweep, which has not written down their stages, are left out.
+        """
         proposals = self.proposals
         for trial in proposals.standing.trials:
             is_over = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            if not is_over or trial.user_attrs.keys() & {REPEAT, WARM_FROM}:
-                continue
-            choice = choice_of(trial)
-            try:
-                contender = self._contender(choice, proposals.planner.plan(choice))
-            except RanksweepError:  # of an earlier version: its plan cannot be made any more
+            attributes = trial.user_attrs
+            if not is_over or attributes.keys() & {REPEAT, WARM_FROM} or STAGES not in attributes:
                 continue
             yield PastTrial(
                 f"of the study: {trial.number}",
-                contender,
+                Contender(
+                    attributes[ARM],
+                    attributes[TRAINABLE_PARAMS],
+                    max(1, attributes[STAGES]),
+                    choice_of(trial).length,
+                ),
                 curve_of(trial, proposals.search.metric),
                 looks_of(trial),
                 trial.state == TrialState.PRUNED,
@@ -208,10 +214,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Whether a trial is looked at on its way; one that no other is compared with is not."""
         is_alone = begun.repeat or (begun.asked is not None and begun.asked.warm is not None)
         return len(self._shares) > 1 and not is_alone
-
-    def _contender(self, choice: Choice, plan: Plan) -> Contender:
-        stages = max(1, len(plan.stages))
-        return Contender(self.arm_of(choice), plan.trainable_params, stages, plan.length)
 
     def _end(self, trial_id: str, ended: EndedTrial | None = None) -> None:
         self._ended[trial_id] = self.proposals.ledger.end(self._open.pop(trial_id), ended)

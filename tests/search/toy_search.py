@@ -20,6 +20,7 @@ from search.study.proposals import Proposals
 from search.study.standing import is_handed_out
 from search.study.study import open_study
 from search.tuning.searcher import StudySearcher
+from search.tuning.trial import trial_of_job
 from spaces.plan import Plan
 from spaces.planner import Planner
 from spaces.profile import ModuleProfile, Profile
@@ -132,7 +133,7 @@ class PaperGroup:
     `script` maps an Optuna number to what happens to its trial: ``good``, ``bad`` (far behind, and
     slower from its second epoch on), ``nan`` (ends at NaN), ``dip`` (NaN at its first epoch only),
     ``inf``, ``fail`` (after its first epoch), ``die`` (the worker dies once, after its first
-    epoch), ``slow`` (a minute an epoch).
+    epoch), ``slow`` (a minute an epoch), ``tiring`` (no better than its share of the rows).
     """
 
     def __init__(self, script: dict[int, str], pace: float = 0.02) -> None:
@@ -156,12 +157,14 @@ class PaperGroup:
                     ray.get(queue.register.remote(0, GroupFacts("paper")))
 
     def _train(self, queue: Any, job_id: str, job: TrialJob) -> None:
-        fate = self._script.get(int(job_id.rsplit("-", 1)[1]), "good")
+        trial = trial_of_job(job_id)
+        assert trial is not None
+        fate = self._script.get(trial.number, "good")
         ray.get(queue.report.remote(job_id, Started()))
         metrics: dict[str, float] = {}
         epochs = job.train.epochs * Plan.from_bytes(job.plan).length
         for epoch in range(1, epochs + 1):
-            if not self._wait(queue, job_id, self._seconds(fate, epoch)):
+            if not self._wait(queue, job_id, self._seconds(fate, epoch, job)):
                 return self._stopped(queue, job_id, epoch - 1)
             metrics = {
                 "accuracy": self._accuracy(fate, epoch, job),
@@ -181,11 +184,11 @@ class PaperGroup:
         ray.get(queue.report.remote(job_id, Done(result)))
         return self._log.append((job_id, epochs, "done"))
 
-    def _seconds(self, fate: str, epoch: int) -> float:
+    def _seconds(self, fate: str, epoch: int, job: TrialJob) -> float:
         if fate == "slow":
             return 60.0
-        # A trial to be stopped gives the driver time to do so on a busy machine.
-        return 3.0 if fate == "bad" and epoch > 1 else self._pace
+        # A trial to be stopped gives the driver time to do so on a busy machine; not in a look.
+        return 3.0 if fate == "bad" and epoch > 1 and job.rows == 1.0 else self._pace
 
     def _wait(self, queue: Any, job_id: str, seconds: float) -> bool:
         """One epoch of work; False where the job is to stop, asked at every step as workers do."""
@@ -205,6 +208,8 @@ class PaperGroup:
             return float("nan")
         if fate == "inf":
             return float("inf")
+        if fate == "tiring":
+            return job.rows
         if fate == "bad":
             return 0.1 + 0.001 * epoch
         return 0.5 + 0.1 * epoch

@@ -145,6 +145,30 @@ def test_two_objectives_stop_no_trial_unless_a_scheduler_is_named() -> None:
     assert named.search.scheduler.name == "asha"
 
 
+def test_cheap_looks_are_decided_by_a_scheduler_with_two_objectives_too() -> None:
+    search = {"objectives": ["accuracy", "trainable_params"], "fidelity": {}}
+    config = parse_sweep(raw(search=search))
+    assert config.search.scheduler.name == "asha"
+    assert config.search.fidelity is not None
+    assert config.search.fidelity.rows == (0.1, 0.3, 1.0)
+    assert parse_sweep(config.resolved()).resolved() == config.resolved()
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"fidelity": {"rows": [0.3, 0.1, 1.0]}}, r"search\.fidelity\.rows: .* rise and end in 1"),
+        ({"fidelity": {"rows": [0.1, 0.3]}}, r"search\.fidelity\.rows: .* rise and end in 1"),
+        ({"fidelity": {"rows": [1.0]}}, r"search\.fidelity\.rows: .* two or more"),
+        ({"fidelity": {}, "scheduler": "none"}, r"search\.scheduler: none lets every trial"),
+        ({"fidelity": {}, "scheduler": {"grace_epochs": 2}}, r"search\.scheduler\.grace_epochs: "),
+    ],
+)
+def test_cheap_looks_that_nothing_decides_on_are_refused(search: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_sweep(raw(search=search))
+
+
 def test_a_null_scheduler_stops_no_trial() -> None:
     assert parse_sweep(raw(search={"scheduler": None})).search.scheduler.name == "none"
 

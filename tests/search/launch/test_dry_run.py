@@ -206,6 +206,27 @@ def test_the_range_holds_trials_that_are_stopped_early_and_a_machine_that_is_bus
         assert low[0][stage] < about[0][stage] < high[0][stage] <= high[1][stage]
 
 
+def test_looks_are_counted_at_what_they_train_and_measure(folder: Path, known_cost: None) -> None:
+    plain = dry_run(sweep(search={"trials": 18, "scheduler": "none"}))
+    looks = dry_run(sweep(search={"trials": 18, "fidelity": {"rows": [0.4, 0.6, 1.0]}}))
+    # Of 50 rows so many train; each look measures all 20 rows of dev.
+    train, dev = BESIDE_THE_LAYERS * 50 * 1e-3, BESIDE_A_FORWARD * 20 * 4e-4
+    shares = [(rows * train + dev) / (train + dev) for rows in (0.4, 0.6, 1.0)]
+    # A third goes on each time, and of two methods the best of each.
+    expected = sum(kept * share for kept, share in zip((1, 1 / 3, 1 / 9), shares, strict=True))
+    assert looks.seconds["search"] == pytest.approx(plain.seconds["search"] * expected, rel=0.01)
+    low = looks.seconds_low["search"] / plain.seconds_low["search"]
+    high = looks.seconds_high["search"] / plain.seconds_high["search"]
+    assert (low, high) == pytest.approx((expected, sum(shares)), rel=0.02)
+    for stage in ("profile", "trial", "confirm"):
+        assert looks.seconds[stage] == plain.seconds[stage]
+    assert any("first tried on 40% and 60% of the rows" in note for note in looks.notes)
+    with pytest.raises(
+        ConfigError, match=r"search\.fidelity\.rows: 0\.1 of 50 rows is 5, less than"
+    ):
+        dry_run(sweep(search={"fidelity": {}}))
+
+
 def test_what_other_processes_take_of_the_machine_is_not_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

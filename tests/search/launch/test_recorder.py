@@ -10,9 +10,11 @@ from unittest.mock import MagicMock
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 
 from search.study.left_open import end_what_was_left_open
 from search.study.study import INTERRUPTED
+from search.tracking.facts import looks_in
 from search.tracking.journal import Journal, JournalError
 from search.tracking.tracker import Tracker
 from tests.mlflow_server import MlflowServer
@@ -94,6 +96,24 @@ def test_a_launch_that_ends_while_mlflow_is_away_says_what_is_left(
     assert Watched(tmp_path, tracker, sweep).close() == 0
     told = held(server.uri, tracker, sweep, tmp_path)
     assert told == expected_of(database, tmp_path, range(2))
+
+
+def test_looks_are_metrics_of_their_own(database: str, tmp_path: Path) -> None:
+    tracker = Tracker(database, "movie")
+    watched = Watched(tmp_path, tracker, tracker.start_sweep("sweep", {}, TAGS))
+    for number, state in ((0, "pruned"), (1, "complete")):
+        choice = choice_of(number)
+        watched.recorder.trial_started(number, choice, plan_of(choice.as_dict()))
+        watched.recorder.trial_look(number, 0.1, {"accuracy": 0.75})
+        if state == "complete":
+            watched.recorder.trial_epoch(number, 1, {"accuracy": 0.5, "epoch": 1})
+        watched.recorder.trial_ended(number, state, {}, None)  # type: ignore[arg-type]
+    assert watched.close() == 0
+    client = MlflowClient(database)
+    logged = [client.get_run(watched.silent.run_ids[number]).data.metrics for number in (0, 1)]
+    assert [each["look_0.1"] for each in logged] == [0.75, 0.75]
+    assert [each.get("accuracy") for each in logged] == [None, 0.5]
+    assert [looks_in(each) for each in logged] == [{0.1: 0.75}, {0.1: 0.75}]
 
 
 def test_what_a_full_disk_does_not_take_is_appended_once_it_does(

@@ -351,7 +351,9 @@ def test_a_trial_of_full_stages_is_complete_after_the_epochs_of_all_of_them(
     space = toy_space("taso", taso={"stage_steps": "full", "rounds": 1})
     searcher = searcher_over(toy_study(tmp_path), space, enqueue=[parse_choice(full)])
     assert asked(searcher, "t0")["choice"]["stage_steps"] == "full"
-    assert (searcher.stages("t0"), searcher.length("t0")) == (2, 2)
+    contender = searcher.contender("t0")
+    assert contender is not None
+    assert (contender.arm, contender.stages, contender.length) == ("taso", 2, 2)
     for epoch in range(1, epochs + 1):
         searcher.on_trial_result("t0", row(epoch, 0.1 * epoch))
     searcher.on_trial_complete("t0", row(epochs, 0.1 * epochs))

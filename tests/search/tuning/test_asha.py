@@ -171,7 +171,8 @@ def test_a_trial_that_fails_sets_no_bar() -> None:
     race.fail("fails")
     assert race.enter("ends at no number", [0.9, 0.9, 0.9, float("nan")]) == [GO] * 4
     assert race.enter("next", 0.5) == [GO] * 4
-    assert race.enter("nan", [float("nan")] * 4) == [STOP]
+    assert race.enter("no number at first", [float("nan"), 0.5, 0.5, 0.5]) == [GO] * 4
+    assert race.enter("nor better then", [float("nan"), 0.4, 0.4, 0.4]) == [GO, STOP]
 
 
 def test_with_two_objectives_the_front_goes_on() -> None:
