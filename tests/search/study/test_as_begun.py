@@ -102,7 +102,7 @@ def test_what_a_recorded_sweep_keeps_is_said(folder: Path) -> None:
     space, lines = space_as_begun(space_of(folder, "cut"), recorded_study(folder, "cut"))
     taso = next(line for line in lines if line.startswith("taso:"))
     assert "goes on with alpha 1, max_lr_scale 1e+06, which" in taso
-    assert taso.endswith("new sweep: alpha_over_rank 2 to 64, max_lr_scale 4)")
+    assert taso.endswith("new sweep: alpha_over_rank 1 to 64, max_lr_scale 4)")
     for method in ("lora", "pilora", "sensitivity"):
         line = next(line for line in lines if line.startswith(f"{method}:"))
         assert "goes on with alpha 16, which this sweep was begun with" in line
