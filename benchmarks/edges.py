@@ -118,7 +118,11 @@ def of_plans(choices: Sequence[Choice], profile: Profile) -> Floats:
 
 
 def of_keys(choices: Sequence[Choice], space: SearchSpace) -> Floats:
-    """The keys of choices of one method [n, keys], logarithms where the space has them."""
+    """The keys of choices of one method [n, keys], logarithms where the space has them.
+
+    The learning rate comes times alpha / rank, as an update grows with both: where trials were
+    recorded at one alpha alone, as TASO's of digits at 1, nothing else tells of another.
+    """
     from spaces.search_space import flat_values
 
     domains = space.domains[choices[0].method]
@@ -128,6 +132,7 @@ def of_keys(choices: Sequence[Choice], space: SearchSpace) -> Floats:
     for each in choices:
         values = flat_values(each)
         row = [_on_scale(domains[key], values[key]) for key in names]
+        row[names.index("learning_rate")] += math.log2(values["alpha_over_rank"])
         for key in words:
             row += [float(values[key] == option) for option in _options(domains[key])]
         rows.append(row)
