@@ -5,7 +5,8 @@ of plans, one for all methods, and a random forest over a method's own keys. Eac
 drawn evenly from the method's default space. Along every key whose values have an order the space
 is cut into ten parts (a list into its values), and of each part the best tenth of the predictions
 is averaged: the best that can be had there. A key is at an edge where the first or the last part is
-better than every part inside by more than half of the noise, the standard deviation between seeds.
+better than every part inside by more than half of the noise, the standard deviation between seeds;
+an end that no choice can be beyond, as one round or a retention of 1, is none.
 
     python benchmarks/edges.py digits parity movie tweets
 """
@@ -60,14 +61,18 @@ class Along:
     key: str
     middles: list[float]
     best: Floats
+    open_ends: tuple[bool, bool]
+    """Whether a choice may have a value below the first part, and above the last one."""
     real: list[float]
     """The key's values in the best tenth of the recorded trials of the method."""
 
     def beyond(self, noise: float) -> float:
-        """How much better an edge is than every part inside, in units of the noise."""
-        if len(self.best) < 3:
-            return -math.inf
-        return float((max(self.best[0], self.best[-1]) - self.best[1:-1].max()) / noise)
+        """How much better an edge is than every other part, in units of the noise."""
+        below, above = self.open_ends
+        return max(
+            float(self.best[0] - self.best[1:].max()) / noise if below else -math.inf,
+            float(self.best[-1] - self.best[:-1].max()) / noise if above else -math.inf,
+        )
 
 
 def read(task: str, folder: Path) -> Surface:
@@ -113,7 +118,11 @@ def of_plans(choices: Sequence[Choice], profile: Profile) -> Floats:
 
 
 def of_keys(choices: Sequence[Choice], space: SearchSpace) -> Floats:
-    """The keys of choices of one method [n, keys], logarithms where the space has them."""
+    """The keys of choices of one method [n, keys], logarithms where the space has them.
+
+    The learning rate comes times alpha / rank, as an update grows with both: where trials were
+    recorded at one alpha alone, as TASO's of digits at 1, nothing else tells of another.
+    """
     from spaces.search_space import flat_values
 
     domains = space.domains[choices[0].method]
@@ -123,6 +132,7 @@ def of_keys(choices: Sequence[Choice], space: SearchSpace) -> Floats:
     for each in choices:
         values = flat_values(each)
         row = [_on_scale(domains[key], values[key]) for key in names]
+        row[names.index("learning_rate")] += math.log2(values["alpha_over_rank"])
         for key in words:
             row += [float(values[key] == option) for option in _options(domains[key])]
         rows.append(row)
@@ -219,10 +229,37 @@ def along_keys(
         found.append(
             Along(
                 key, [float(2**c if log else c) for c in centres], np.array(best),
+                _open_ends(method, key, domain, surface.profile),
                 [values[key] for _, values in own[: max(3, len(own) // 10)]],
             )
         )  # fmt: skip
     return found
+
+
+def _open_ends(method: str, key: str, domain: Domain, profile: Profile) -> tuple[bool, bool]:
+    """Whether a choice may have a value below a domain, and above it."""
+    from spaces.domain import ends
+    from spaces.errors import ChoiceError
+    from spaces.methods.registry import parse_choice
+
+    if key == "top_percent":  # the profile's are all that there are
+        low, high = min(profile.top_percent_grid), max(profile.top_percent_grid)
+        return low < ends(domain)[0], ends(domain)[1] < high
+
+    def may_be(value: float) -> bool:
+        outer, _, inner = key.rpartition(".")
+        written = {outer: {inner: value}} if outer else {inner: value}
+        try:
+            parse_choice({"method": method, **written})
+        except ChoiceError:
+            return False
+        return True
+
+    low, high = ends(domain)
+    if key == "alpha_over_rank":
+        return True, True
+    step = 1 if isinstance(low, int) else 1e-3 * low
+    return may_be(low - step), may_be(high + step)
 
 
 def _best_tenth(values: Floats) -> float:

@@ -20,6 +20,7 @@ import typer
 from search.cli.main import app
 from search.config.sweep import SweepConfig
 from search.schedules.settings import ScheduleSettings
+from spaces.alpha import KeysOfASpace, over_rank
 from spaces.choice import Choice
 from spaces.methods.registry import METHODS
 
@@ -43,8 +44,10 @@ environment. What belongs together is explained in [The sweep file](../sweep.md)
 CHOICES = """# Keys of the methods
 
 What a choice may say beside its `method`, and, in the last column, what a sweep searches where it
-says nothing else; a key with "-" keeps its default there. What the methods do is in
-[The methods](../methods.md).
+says nothing else; a key with "-" keeps its default there. `alpha_over_rank` is for a space alone,
+in place of `alpha`; learning rates are searched [by the size of the first
+update](../sweep.md#learning-rates-and-alpha) where the last column has none. What the methods do is
+in [The methods](../methods.md).
 """
 SCHEDULES = """# Keys of the schedule file
 
@@ -204,6 +207,11 @@ def _choices() -> Iterator[str]:
 
 def _choice_rows(choice: type[Choice], space: Mapping[str, Any]) -> list[tuple[str, ...]]:
     schema = choice.model_json_schema()
+    fields = dict(_flat_fields(schema, schema.get("$defs", {})))
+    if "alpha" in fields:
+        (key,) = KeysOfASpace.model_fields
+        field = KeysOfASpace.model_json_schema()["properties"][key]
+        fields[key] = {**field, "default": over_rank(choice, {})}
     return [
         (
             _code(key),
@@ -212,7 +220,7 @@ def _choice_rows(choice: type[Choice], space: Mapping[str, Any]) -> list[tuple[s
             _meaning(field, {}),
             _code(_yaml(space[key])) if key in space else "-",
         )
-        for key, field in _flat_fields(schema, schema.get("$defs", {}))
+        for key, field in fields.items()
     ]
 
 

@@ -20,13 +20,15 @@ _DIGITS_OF_ALPHA, _DIGITS_OF_RATIO = 12, 15
 the alpha that it was made of comes back."""
 
 
-class _KeysOfASpace(ChoiceSection):
+class KeysOfASpace(ChoiceSection):
+    """What a space may say of a method that has an alpha, and a choice may not."""
+
     alpha_over_rank: Positive = 2.0
-    """alpha / the method's rank, in place of alpha: how strongly an update is scaled, whatever its
-    rank. A key of the space alone: a choice has the alpha that comes of it."""
+    """alpha / the rank that it is divided by, in place of alpha: how strongly an update is scaled,
+    whatever its rank. A key of a space alone: a choice has the alpha that comes of it."""
 
 
-FIELD: FieldInfo = _KeysOfASpace.model_fields[ALPHA_OVER_RANK]
+FIELD: FieldInfo = KeysOfASpace.model_fields[ALPHA_OVER_RANK]
 """What may be written for the key, and what it means."""
 
 

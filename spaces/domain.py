@@ -156,11 +156,15 @@ def holds(domain: Domain, value: Value) -> bool:
 
 def middle(domain: Domain) -> Value:
     """The value nearest to the geometric mean of the ends of a domain of positive numbers."""
-    if isinstance(domain, Range):
-        low, high = domain.low, domain.high
-    else:
-        low, high = min(listed(domain)), max(listed(domain))
+    low, high = ends(domain)
     return closest(domain, exp((ln(low) + ln(high)) / 2))
+
+
+def ends(domain: Domain) -> tuple[Value, Value]:
+    """The least and the greatest value of a domain of numbers."""
+    if isinstance(domain, Range):
+        return domain.low, domain.high
+    return min(listed(domain)), max(listed(domain))
 
 
 def listed(domain: Domain) -> tuple[Value, ...]:

@@ -1,13 +1,16 @@
-"""Ranges of learning rates at which the first updates of all methods are of the same sizes.
+"""Ranges of learning rates within which the first updates of every method, on every base, are of
+the same sizes.
 
-A range for one method says little for another: TASO scales its updates by 16 where LoRA scales
-them by 2. What the ranges have in common is the size of what a first step adds to the weights,
-`log10_first_update` of `spaces.features`.
+One range for all says little: TASO scales its updates by 16 where LoRA scales them by 2, and the
+best rates of LoRA fall with the size of the base. What good rates have in common is the size of
+what a first step adds to the weights, `log10_first_update` of `spaces.features`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from math import sqrt
 
 import numpy as np
 
@@ -16,43 +19,47 @@ from spaces.domain import Range
 from spaces.errors import ChoiceError
 from spaces.features import plan_features
 from spaces.methods.lora import LoraChoice
-from spaces.methods.registry import make_plan
+from spaces.methods.registry import METHODS, make_plan
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
 
-LOW, HIGH = 5e-5, 1e-2
-"""The ends of the range of LoRA's default choice, rank 8 and alpha 16."""
+SMALLEST, LARGEST = 0.03, 5.0
+"""The sizes of first updates that are searched: the Frobenius norm over all target modules."""
 
+_ROWS = 20_736
+"""Rows of all target modules together where they are not known: those of MiniLM, of 22 million
+parameters."""
 _SIZE = 4096
 _DIGITS = 3
 """Significant digits of an end, so that every machine has the same."""
 
 
-def range_of_first_updates(choice: Choice) -> Range:
-    """The learning rates that give a choice of a method of blocks first updates as large as LoRA's
-    default choice has between `LOW` and `HIGH`.
+def range_of_first_updates(choice: Choice, targets: Sequence[TargetModule] = ()) -> Range:
+    """The learning rates that give a choice first updates between `SMALLEST` and `LARGEST`.
 
-    A first update grows in proportion to the learning rate. It is that of one square matrix of
-    which half of the rows are dominant, as much of a core lies in rows as in columns, and no module
-    is more sensitive than another: so the range depends on the choice alone, and not on the base or
-    a profile, which not every driver of a sweep has when it reads the space. A choice without a
-    block, or of a rank that such a matrix cannot take, has LoRA's range.
+    A first update grows in proportion to the learning rate and to the root of the rows of all
+    `targets`. What the choice makes of it is that of one square matrix of which half of the rows
+    are dominant and a core lies in rows as in columns, and where no module is more sensitive than
+    another: so the range is the same before there is a profile. A baseline, a choice without a
+    block, and one of a rank that such a matrix cannot take have the range of LoRA's default.
     """
-    own, of_lora = _first_update(choice), _first_update(LoraChoice())
-    factor = 1.0 if own is None or of_lora is None else of_lora / own
-    return Range(_rounded(LOW * factor), _rounded(HIGH * factor), log=True)
+    of_lora = _first_update(LoraChoice())
+    own = of_lora if METHODS[choice.method].baseline else _first_update(choice) or of_lora
+    assert own is not None
+    size = own * sqrt(sum(target.shape[0] for target in targets) or _ROWS)
+    return Range(_rounded(SMALLEST / size), _rounded(LARGEST / size), log=True)
 
 
 @cache
 def _first_update(choice: Choice) -> float | None:
-    """The size of the first update at a learning rate of 1; None where there is none."""
+    """The size of the first update of one row at a learning rate of 1; None where there is none."""
     profile = _stand_in(float(getattr(choice, "top_percent", 5.0)))
     try:
         plan = make_plan(choice, profile.targets, profile)
     except ChoiceError:
         return None
     size = plan_features(plan, 1.0).get("log10_first_update")
-    return None if size is None else 10.0**size
+    return None if size is None else float(10.0**size) / sqrt(_SIZE)
 
 
 @cache

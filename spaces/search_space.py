@@ -32,17 +32,16 @@ from spaces.domain import (
     suggest,
 )
 from spaces.errors import ChoiceError, ConfigError, nearest
-from spaces.learning_rates import HIGH, LOW, range_of_first_updates
+from spaces.learning_rates import range_of_first_updates
 from spaces.methods.registry import METHODS, Method, method_named
 from spaces.refusals import unknown_key
 from spaces.target import TargetModule
 
-DEFAULT_LEARNING_RATE: Mapping[str, Any] = {"low": LOW, "high": HIGH, "log": True}
-"""Of LoRA's default choice; other methods of blocks have that of the same first updates."""
-
 LARGEST_GRID = 10_000
 """Choices that a grid may have."""
 
+_UNWRITTEN = Range(1e-6, 1.0, log=True)
+"""Stands for learning rates that nobody wrote until they are made."""
 _SECTION_KEYS = ("learning_rate", "methods")
 _ALWAYS_SEARCHED = "lora"
 _DRAWS = 200
@@ -93,9 +92,9 @@ class SearchSpace:
         takes its default space; what the mapping says of a key stands in place of that key's
         default, and nothing else changes, but that `alpha` stands in place of `alpha_over_rank`
         too. The section's `learning_rate` is that of every method whose default space has none of
-        its own; where none is written, each method of blocks has the range that gives its default
-        choice first updates as large as those of LoRA's. `lora` is always added. Raises ConfigError
-        or ChoiceError with the key under `space`.
+        its own; where none is written, each has the range that gives its default choice first
+        updates between two sizes, on a base that is not known yet: `fitted` has that of the base's.
+        `lora` is always added. Raises ConfigError or ChoiceError with the key under `space`.
         """
         section = {} if section is None else section
         if not isinstance(section, Mapping):
@@ -104,10 +103,11 @@ class SearchSpace:
             if key not in _SECTION_KEYS:
                 raise ConfigError(f"space.{key}: {unknown_key(str(key), _SECTION_KEYS)}")
         learning_rate = section.get("learning_rate")
-        follows = learning_rate is None
-        if learning_rate is None:
-            learning_rate = DEFAULT_LEARNING_RATE
-        shared = _parse_keys(METHODS[_ALWAYS_SEARCHED], {"learning_rate": learning_rate}, "space")
+        shared: dict[str, Domain] = {"learning_rate": _UNWRITTEN}
+        if learning_rate is not None:
+            shared = _parse_keys(
+                METHODS[_ALWAYS_SEARCHED], {"learning_rate": learning_rate}, "space"
+            )
         domains: dict[str, Mapping[str, Domain]] = {}
         written: set[tuple[str, str]] = set()
         for name, keys in _written_methods(section.get("methods")).items():
@@ -121,12 +121,10 @@ class SearchSpace:
             domains[name] = {key: merged[key] for key in _fields_of(method) if key in merged}
             written.update((name, key) for key in own)
             _refuse_contradiction(method, domains[name], where)
-        following = frozenset(
-            name
-            for name in domains
-            if follows and not METHODS[name].baseline and (name, "learning_rate") not in written
+        follow = frozenset(
+            name for name, own in domains.items() if own["learning_rate"] is _UNWRITTEN
         )
-        return cls(tuple(domains), domains, frozenset(written), following)._with_learning_rates()
+        return cls(tuple(domains), domains, frozenset(written), follow)._with_learning_rates(())
 
     def suggest(self, trial: Suggests) -> Choice:
         """The choice that a trial stands for."""
@@ -332,12 +330,12 @@ class SearchSpace:
             }
             for name, domains in self.domains.items()
         }
-        return replace(self, domains=fitted)._with_learning_rates()
+        return replace(self, domains=fitted)._with_learning_rates(targets)
 
-    def _with_learning_rates(self) -> SearchSpace:
+    def _with_learning_rates(self, targets: Sequence[TargetModule]) -> SearchSpace:
         """The space with the learning rates that nobody wrote as the other keys make them."""
         rates = {
-            name: {"learning_rate": range_of_first_updates(self.default_choice(name))}
+            name: {"learning_rate": range_of_first_updates(self.default_choice(name), targets)}
             for name in self.rates_follow
         }
         domains = {name: {**own, **rates.get(name, {})} for name, own in self.domains.items()}

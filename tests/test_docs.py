@@ -35,8 +35,12 @@ from search.config.sweep import (
 )
 from search.config.yaml_file import parse_yaml
 from search.schedules.settings import ScheduleSettings
+from spaces.alpha import over_rank
+from spaces.domain import Range
+from spaces.learning_rates import LARGEST, SMALLEST
 from spaces.methods.registry import METHODS, parse_choice
-from spaces.search_space import DEFAULT_LEARNING_RATE
+from spaces.search_space import SearchSpace
+from spaces.target import TargetModule
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.language.extraction import ExtractSettings
 from trainables.tasks.language.generation_settings import GenerationSettings
@@ -79,7 +83,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
 }
 OWN = [name for name, method in METHODS.items() if not method.baseline]
 BASELINES = [name for name, method in METHODS.items() if method.baseline]
-SPACE = {"learning_rate": DEFAULT_LEARNING_RATE, "methods": OWN}
+SPACE_KEYS = ["learning_rate", "methods"]
 OF_EVERY_CHOICE = {"method", "seed", "learning_rate"}
 
 
@@ -220,13 +224,32 @@ def test_a_default_that_depends_on_others_is_told_as_one(section: str, key: str)
 
 def test_the_page_of_the_sweep_gives_the_space_that_is_searched_by_default() -> None:
     documented = table("docs/sweep.md", "<!-- keys: space -->")
-    assert list(documented) == list(SPACE)
-    assert value_of(documented["learning_rate"][0]) == SPACE["learning_rate"]
+    assert list(documented) == SPACE_KEYS
+    sizes = re.search(r"between ([0-9.]+) and\s+([0-9.]+)", text_of("docs/sweep.md"))
+    assert sizes is not None
+    assert [float(each) for each in sizes.groups()] == [SMALLEST, LARGEST]
+
+
+def test_the_page_of_the_sweep_gives_the_learning_rates_of_a_base() -> None:
+    """MiniLM's, with the target modules of the examples."""
+    shapes = 6 * [(384, 384)] * 4 + 6 * [(1536, 384), (384, 1536)]
+    targets = [TargetModule(str(number), shape) for number, shape in enumerate(shapes)]
+    space = SearchSpace.parse({}).fitted(targets)
+    rows = table("docs/sweep.md", "<!-- keys: learning rates -->")
+    found = {
+        method: {"low": domain.low, "high": domain.high, "log": domain.log}
+        for method in space.methods
+        if isinstance(domain := space.domains[method]["learning_rate"], Range)
+    }
+    assert {method: value_of(cells[0]) for method, cells in rows.items()} == found
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_reference_lists_the_keys_of_a_method_with_its_defaults(method: str) -> None:
-    fields = flat_fields(METHODS[method].choice_class)
+    choice_class = METHODS[method].choice_class
+    fields = flat_fields(choice_class)
+    if "alpha" in fields:
+        fields["alpha_over_rank"] = pytest.approx(over_rank(choice_class, {}), rel=1e-5)
     rows = table(CHOICES, f"## {method}")
     documented = {key: value_of(default) for key, (_, default, *_) in rows.items()}
     shared = OF_EVERY_CHOICE - METHODS[method].default_space.keys()

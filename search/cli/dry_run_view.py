@@ -105,6 +105,8 @@ def drawn_dry_run(result: DryRun) -> Group:
 
     counts = Table("method", "params", "% of the base", Column("default choice", overflow="fold"))
     for each in result.methods:
+        least, greatest = each.learning_rates
+        rates = f" ({figure(least)} to {figure(greatest)})" if least < greatest else ""
         low, high = (
             f"{100 * count / result.base['params']:.3f}" for count in each.trainable_params
         )
@@ -112,7 +114,7 @@ def drawn_dry_run(result: DryRun) -> Group:
             each.method,
             count_range_text(*each.trainable_params),
             low if each.exact else f"{low} to {high}",
-            f"learning_rate={figure(each.choice['learning_rate'])} {knobs(each.choice)}",
+            f"learning_rate={figure(each.choice['learning_rate'])}{rates} {knobs(each.choice)}",
         )
     times = Table(
         "stage", *(Column(name, justify="right") for name in ("at least", "about", "at most"))

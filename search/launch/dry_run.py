@@ -19,6 +19,7 @@ from search.redaction import redacted
 from search.tracking.artifacts import check_experiment
 from search.tracking.liveness import running
 from search.wording import percent
+from spaces.domain import ends
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_linear_layers
@@ -32,6 +33,7 @@ BUSY = 1.2
 class MethodCount:
     """Trainable parameters of a method's default choice: [least, most], equal where `exact`.
 
+    `learning_rates` are the least and the greatest that are searched.
     `length` says how many times `train.epochs` its trials have on average: more than 1 where each
     stage trains them all.
     """
@@ -41,6 +43,7 @@ class MethodCount:
     trainable_params: tuple[int, int]
     exact: bool
     length: float
+    learning_rates: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ def _method_count(arm: Arm, inputs: SweepInputs, profile: Profile | None) -> Met
     choice = inputs.space.default_choice(arm.method, arm.values)
     span = inputs.planner(profile).params_range(choice)
     exact, length = span[0] == span[1], inputs.space.mean_length(arm)
-    return MethodCount(arm.name, choice.as_dict(), span, exact, length)
+    rates = ends(inputs.space.domains[arm.method]["learning_rate"])
+    return MethodCount(arm.name, choice.as_dict(), span, exact, length, rates)
 
 
 def _confirm(config: SweepConfig, task: Task, methods: int) -> dict[str, Any] | None:

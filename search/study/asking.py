@@ -34,6 +34,7 @@ from search.study.study import (
 )
 from search.tracking.liveness import running
 from spaces.choice import Choice
+from spaces.domain import Fixed
 from spaces.errors import ConfigError, UsageError
 from spaces.methods.registry import parse_choice
 from spaces.search_space import SearchSpace
@@ -196,7 +197,10 @@ def _refuse_outside(choice: Choice, study: optuna.Study, paths: SweepPaths) -> N
     space = SearchSpace.parse(_section(paths, "space") or None)
     if _search_of(paths).get("sampler") == "grid":
         space = space.as_grid()
-    params_held(space_as_begun(space, study)[0], choice)
+    space, _ = space_as_begun(space, study)
+    if choice.method in space.rates_follow:  # those of the base, which is not looked at here
+        space = space.keeping({choice.method: {"learning_rate": Fixed(choice.learning_rate)}})
+    params_held(space, choice)
 
 
 def _trial(study: optuna.Study, number: int, what: str) -> FrozenTrial:

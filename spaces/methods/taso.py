@@ -23,7 +23,7 @@ DEFAULT_SPACE: dict[str, Any] = {
     "retention": {"low": 0.02, "high": 0.4, "log": True},
     "top_percent": [1, 2, 5, 10],
     "rounds": [1, 2, 4],
-    "alpha_over_rank": {"low": 2.0, "high": 64.0, "log": True},
+    "alpha_over_rank": {"low": 1.0, "high": 64.0, "log": True},
 }
 
 

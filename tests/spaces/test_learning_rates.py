@@ -10,7 +10,7 @@ import yaml
 
 from spaces.domain import Range
 from spaces.features import plan_features
-from spaces.learning_rates import HIGH, LOW, range_of_first_updates
+from spaces.learning_rates import LARGEST, SMALLEST, range_of_first_updates
 from spaces.methods.registry import METHODS, make_plan, parse_choice
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
@@ -59,42 +59,64 @@ def rates(of: SearchSpace, name: str) -> Range:
         ({"method": "joint", "retention": 1.0, "partition": {"rule": "all"}}, 4**2 * 4),
     ],
 )
-def test_a_range_is_as_far_from_loras_as_the_formula_of_first_updates_says(
+def test_a_range_holds_the_first_updates_that_the_formula_says(
     choice: dict[str, Any], square: float
 ) -> None:
-    found = range_of_first_updates(parse_choice(choice))
-    factor = sqrt(2**2 * 8 / square)
-    assert found.low == pytest.approx(LOW * factor, rel=6e-3)
-    assert found.high == pytest.approx(HIGH * factor, rel=6e-3)
+    found = range_of_first_updates(parse_choice(choice), LLAMA)
+    at_rate_one = sqrt(square * sum(target.shape[0] for target in LLAMA) / 3)
+    assert found.low * at_rate_one == pytest.approx(SMALLEST, rel=6e-3)
+    assert found.high * at_rate_one == pytest.approx(LARGEST, rel=6e-3)
 
 
 @pytest.mark.parametrize("name", OF_BLOCKS)
-def test_first_updates_of_a_methods_default_are_loras_on_a_base_of_other_shapes(name: str) -> None:
+def test_first_updates_of_a_methods_plan_are_of_these_sizes(name: str) -> None:
     """Within what a profile makes of shares of rows and columns that the range takes as halves."""
     of, profile = SearchSpace.parse(None).fitted(LLAMA, GRID), drawn_profile(LLAMA)
-    sizes = []
-    for each in ("lora", name):
-        plan = make_plan(of.default_choice(each), LLAMA, profile)
-        low = plan_features(plan, rates(of, each).low, profile)
-        sizes.append(10 ** low["log10_first_update"])
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.3)
+    plan = make_plan(of.default_choice(name), LLAMA, profile)
+    for rate, size in ((rates(of, name).low, SMALLEST), (rates(of, name).high, LARGEST)):
+        found = plan_features(plan, rate, profile)["log10_first_update"]
+        assert 10**found == pytest.approx(size, rel=0.3)
 
 
-def test_a_base_or_a_profile_that_is_not_there_yet_changes_no_range() -> None:
+def test_the_larger_a_base_is_the_lower_are_its_rates_whatever_else_is_known() -> None:
     parsed = SearchSpace.parse(None)
-    assert parsed.fitted((), GRID).domains == parsed.fitted(LLAMA, GRID).domains
+    assert parsed.fitted((), GRID) == parsed.fitted(())
+    assert parsed.fitted(LLAMA, GRID).domains == parsed.fitted(LLAMA, GRID).fitted(LLAMA).domains
     for name in OF_BLOCKS:
-        assert rates(parsed, name) == rates(parsed.fitted(LLAMA), name)
+        once, four_times = rates(parsed.fitted(LLAMA), name), rates(parsed.fitted(LLAMA * 4), name)
+        assert four_times.low == pytest.approx(once.low / 2, rel=1e-2)
+        assert four_times.high == pytest.approx(once.high / 2, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "rows", "printed"),
+    # Rows of the target modules of a layer, and the rates at which the papers train rank 8 (or
+    # 32) with alpha 2 * rank: RoBERTa-base in PiLoRA's and Sensitivity-LoRA's, LLaMA2-7B in
+    # PiLoRA's, Qwen2.5-3B in TASO's.
+    [
+        (12, 5 * 768 + 3072, (1e-4, 2e-4, 5e-4)),
+        (32, 4 * 4096 + 11008, (1e-4, 2e-4)),
+        (36, 3 * 2048 + 2 * 256 + 2 * 11008, (5e-5,)),
+    ],
+)
+def test_the_papers_rates_are_inside(layers: int, rows: int, printed: tuple[float, ...]) -> None:
+    targets = tuple(TargetModule(f"{layer}", (rows, 64)) for layer in range(layers))
+    for text in ("methods: [lora, pilora, sensitivity, joint]", "methods: {lora: {rank: 32}}"):
+        of = space(text).fitted(targets)
+        for name in of.methods:
+            for rate in printed:
+                assert rates(of, name).low * 1.5 < rate < rates(of, name).high / 1.5
 
 
 def test_a_range_follows_what_is_written_of_the_method_and_what_fits() -> None:
-    assert rates(space("methods: [lora]"), "lora") == Range(LOW, HIGH, log=True)
     taso, scaled = space("methods: [taso]"), space("methods: {taso: {alpha: 1}}")
     assert rates(scaled, "taso").low == pytest.approx(16 * rates(taso, "taso").low, rel=1e-2)
-    narrow = space("methods: [lora]").fitted((TargetModule("m", (2, 40)),))
-    assert rates(narrow, "lora").low == pytest.approx(LOW * 2, rel=1e-2)  # rank 2 in place of 8
+    wide, narrow = (TargetModule("m", (40, 40)),), (TargetModule("m", (40, 2)),)
+    lora = space("methods: [lora]")
+    of_rank_8, of_rank_2 = rates(lora.fitted(wide), "lora"), rates(lora.fitted(narrow), "lora")
+    assert of_rank_2.low == pytest.approx(of_rank_8.low * 2, rel=1e-2)
     huge = space("methods: {lora: {rank: 100000}}")  # no matrix at hand can take it
-    assert rates(huge, "lora") == Range(LOW, HIGH, log=True)
+    assert rates(huge, "lora") == rates(lora, "lora")
 
 
 def test_learning_rates_that_are_written_hold_for_every_method() -> None:
@@ -114,4 +136,6 @@ def test_baselines_have_loras_range_or_their_own() -> None:
     of = space(f"methods: [{', '.join(METHODS)}]")
     for name, method in METHODS.items():
         if method.baseline and "learning_rate" not in method.default_space:
-            assert rates(of, name) == Range(LOW, HIGH, log=True)
+            assert rates(of, name) == rates(of, "lora")
+        elif method.baseline:
+            assert rates(of.fitted(LLAMA), name) == rates(of, name)

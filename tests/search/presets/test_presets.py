@@ -18,6 +18,7 @@ from search.presets.preset import Preset, preset, presets
 from search.presets.tables import Cell, OfBase, PaperTable, data_sets, papers
 from search.presets.text import sweep_file
 from spaces.errors import UsageError
+from spaces.search_space import SearchSpace
 
 BY_NAME = pytest.mark.parametrize("found", presets(), ids=lambda each: each.name)
 NOT_OURS = {"PAdapter"}
@@ -190,6 +191,16 @@ def test_the_sweep_is_one_that_a_launch_takes(found: Preset) -> None:
     assert config.search.scheduler.name == "none"
     assert config.published is not None
     assert config.published.figures == found.figures
+
+
+def test_no_other_alpha_is_searched_than_what_the_tables_say_or_the_methods_default() -> None:
+    for found in presets():
+        space = found.sweep()["space"]
+        for choice in SearchSpace.parse(space).grid():
+            values = choice.as_dict()
+            if "alpha" in values:
+                written = (space["methods"].get(choice.method) or {}).get("alpha", 16)
+                assert values["alpha"] == written, found.name
 
 
 def test_what_is_printed_of_a_suite_s_members_stands_under_their_names() -> None:

@@ -102,7 +102,7 @@ def test_what_a_recorded_sweep_keeps_is_said(folder: Path) -> None:
     space, lines = space_as_begun(space_of(folder, "cut"), recorded_study(folder, "cut"))
     taso = next(line for line in lines if line.startswith("taso:"))
     assert "goes on with alpha 1, max_lr_scale 1e+06, which" in taso
-    assert taso.endswith("new sweep: alpha_over_rank 2 to 64, max_lr_scale 4)")
+    assert taso.endswith("new sweep: alpha_over_rank 1 to 64, max_lr_scale 4)")
     for method in ("lora", "pilora", "sensitivity"):
         line = next(line for line in lines if line.startswith(f"{method}:"))
         assert "goes on with alpha 16, which this sweep was begun with" in line
@@ -153,10 +153,10 @@ def test_domains_that_nobody_wrote_stay_those_that_trials_were_drawn_from(
     assert space.fitted(TARGETS, (5.0, 10.0)).domains["taso"] == kept  # nor by the base
     assert "learning_rate 5e-05 to 0.002" in line
     # What is written since is as it is written.
-    rate = {"learning_rate": {"low": 4e-5, "high": 3e-3, "log": True}}
+    rate = {"learning_rate": {"low": 1e-6, "high": 0.1, "log": True}}
     written = SearchSpace.parse({**rate, "methods": {"taso": {"retention": 0.3}}})
     changed, _ = space_as_begun(written.fitted(TARGETS, (5.0, 10.0)), study)
-    assert changed.domains["taso"]["learning_rate"] == Range(4e-5, 3e-3, log=True)
+    assert changed.domains["taso"]["learning_rate"] == Range(1e-6, 0.1, log=True)
 
 
 def test_what_is_asked_of_an_older_sweep_is_judged_by_its_own_space(
@@ -170,7 +170,11 @@ def test_what_is_asked_of_an_older_sweep_is_judged_by_its_own_space(
     enqueue_choice(study, paths, choice)
     with pytest.raises(UsageError, match=r"taso.alpha: 32.0 is not in the space"):
         enqueue_choice(study, paths, {**choice, "alpha": 32.0})
-    assert today.params_of(parse_choice({**choice, "alpha": 32.0}))["taso.alpha_over_rank"] == 32
+    # The rates of a new sweep are those of its base, which only the driver looks at.
+    fresh = toy_study(tmp_path)
+    enqueue_choice(fresh, paths, {**choice, "alpha": 32.0})
+    found = today.params_of(parse_choice({**choice, "alpha": 32.0, "learning_rate": 1e-3}))
+    assert found["taso.alpha_over_rank"] == 32
 
 
 def test_ranks_that_were_reconciled_are_no_changed_default(tmp_path: Path) -> None:

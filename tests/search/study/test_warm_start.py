@@ -132,13 +132,14 @@ def test_a_choice_is_moved_to_the_nearest_values_and_keeps_its_learning_rate() -
 
 
 def test_a_learning_rate_that_was_found_with_another_alpha_is_no_start(past: Past) -> None:
-    older = {"method": "taso", "alpha": 1.0, "retention": 0.2, "learning_rate": 8e-3}
+    # Half of its rank, where the default space of TASO begins at the rank itself.
+    older = {"method": "taso", "alpha": 0.5, "retention": 0.2, "learning_rate": 8e-3}
     past.of("s1", 0.9, older)
     found = past.of("s2", 0.7, {**older, "alpha": 16.0, "learning_rate": 1e-3})
     assert [each.run_id for each in past.found()] == [found]
-    searched = toy_space("taso", taso={"alpha": [1, 16]})
+    searched = toy_space("taso", taso={"alpha": [0.5, 16]})
     (start,) = past.found(searched)
-    assert start.choice.as_dict()["alpha"] == 1
+    assert start.choice.as_dict()["alpha"] == 0.5
     assert start.choice.learning_rate == 8e-3
 
 
