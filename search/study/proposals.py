@@ -100,7 +100,7 @@ class Proposals:
         say: Callable[[str], None] = logger.info,
     ) -> None:
         self.planner, self.search, self.train = planner, search, train
-        self.ledger = Ledger(study, search, train, origins or {}, shared)
+        self.ledger = Ledger(study, search, train, origins or {}, shared, planner.profile)
         self._study, self._space, self._shared, self._say = study, space, shared, say
         self.steering = steering
         self._requested = (

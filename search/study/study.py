@@ -29,6 +29,8 @@ CHOICE = "choice"
 METHOD = "method"
 ARM = "arm"
 TRAINABLE_PARAMS = "trainable_params"
+FEATURES = "features"
+"""Those of its plan (spaces/features.py), rounded: name -> value."""
 PLAN_DIGEST = "plan_digest"
 TRAINING = "training"
 """Plan digest and learning rate: trials of one sweep that agree in it, and in the seed, are the

@@ -84,6 +84,8 @@ class OpenTrial:
     seed: int
     repeat: int
     asked: Asked | None = None
+    features: Mapping[str, float] = field(default_factory=dict)
+    """Those of its plan, as records of it say them."""
     curve: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property

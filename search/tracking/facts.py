@@ -94,6 +94,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "clone_of": int,
     "trials": int,
     "choice": json.loads,
+    "features": json.loads,
 }
 
 
@@ -133,6 +134,8 @@ class RunFacts:
     trials: int | None = None
     """Of a sweep: its `search.trials` at its last launch; what users asked for comes on top."""
     choice: Mapping[str, Any] | None = None
+    features: Mapping[str, float] | None = None
+    """Those of a trial's plan, by name; older runs do not say them."""
     metric: str | None = None
     mode: Mode | None = None
     profile_key: str | None = None

@@ -118,7 +118,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return self.proposals.arm_of(choice)
 
     def tags_of(self, number: int) -> dict[str, Any]:
-        """What a record of an open trial should say beside its choice: seed, repetition, origin."""
+        """What a record of an open trial should say beside its choice: seed, repetition, origin,
+        the features of its plan."""
         return self.proposals.ledger.tags_of(number)
 
     def set_run_id(self, number: int, run_id: str) -> None:

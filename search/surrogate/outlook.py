@@ -1,0 +1,160 @@
+"""What the next trials of a search are expected to gain, beside the noise between seeds.
+
+A search is worth going on where the choice that one would take at its end is expected to become
+better. The next n trials are drawn as a search would choose them, each the best of the candidates
+in one joint sample of the model (Thompson). What they would teach is the batch knowledge gradient
+(Wu and Frazier 2016, arXiv:1606.04414) of this batch: before the trials one takes the tried choice
+of the highest mean mu; after them, with values y = f + noise, the choice, tried before or now, of
+the highest mean mu', and over what the model holds possible now
+
+    mu' ~ N(mu, S_T' (S_TT + noise^2 I)^-1 S_T),
+
+S the posterior covariance and T the batch. The gain is the mean of max mu' less max mu. Unlike the
+expected improvement of a single value it does not take luck for progress: where all choices are
+alike, the values of ten more differ by their noise, and no mean moves.
+
+Where the number of parameters is a second objective, one takes the best choice within a budget of
+parameters. The gain is then the mean over budgets, even in the logarithm of their parameters, from
+the smallest to the largest choice: the hypervolume over (log parameters, metric) that is gained,
+divided by its width. A budget that no tried choice fits in has the value of the worst that was
+tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.surrogate.model import Described, PlanModel
+
+Floats = NDArray[np.float64]
+
+BUDGETS = 32
+_SAMPLES = 1024
+_TRIED = 80
+"""Of the tried choices so many of the highest means may yet be the best."""
+
+
+class Sized(Described, Protocol):
+    """A choice as a model knows it, and what it costs."""
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters of its plan."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the next `trials` trials are expected to add to the metric of the best choice.
+
+    Both numbers are in the metric's own units; `gain` is not negative, whatever the direction.
+    """
+
+    trials: int
+    gain: float
+    noise_sd: float
+    """Standard deviation between the seeds of one choice."""
+
+    @property
+    def in_noise(self) -> float:
+        """The gain in standard deviations of the noise."""
+        return self.gain / self.noise_sd
+
+
+def outlook(
+    model: PlanModel,
+    tried: Sequence[Sized],
+    candidates: Sequence[Sized],
+    trials: int,
+    *,
+    maximize: bool,
+    pareto: bool = False,
+    seed: int = 0,
+) -> Outlook:
+    """What the next trials are expected to gain.
+
+    Args:
+        model: as it has learned from what was tried.
+        tried: the choices that have a complete trial, each once.
+        candidates: choices that may be tried.
+        trials: how many of them are.
+        maximize: whether more of the metric is better.
+        pareto: whether fewer parameters are a second objective.
+
+    Raises:
+        ValueError: nothing was tried, or there is no candidate.
+    """
+    if not tried or not candidates:
+        raise ValueError("an outlook takes a tried choice and a candidate at least")
+    rng = np.random.default_rng(seed)
+    sign = 1.0 if maximize else -1.0
+    utility = _Utility.of([*tried, *candidates], pareto=pareto)
+    noise = max(model.noise_sd, 1e-12)
+
+    batch = _thompson(sign * model.sample(candidates, trials, rng), candidates, utility, rng)
+    tried_mean = sign * model.predict(tried)[0]
+    kept = _worth_keeping(tried, tried_mean, utility)
+    points = [*(tried[i] for i in kept), *(candidates[i] for i in batch)]
+    sizes = np.array([each.params for each in points], dtype=np.float64)
+
+    drawn = sign * model.sample(points, _SAMPLES, rng)
+    mean = np.concatenate([tried_mean[kept], sign * model.predict(points[len(kept) :])[0]])
+    covariance = np.atleast_2d(np.cov(drawn, rowvar=False))
+    new = slice(len(kept), len(points))
+    observed = covariance[new, new] + noise**2 * np.eye(len(batch))
+    moves = np.linalg.solve(np.linalg.cholesky(observed), covariance[new, :]).T
+    means_then = mean + rng.standard_normal((_SAMPLES, len(batch))) @ moves.T
+
+    floor = float(tried_mean.min())
+    now = utility(mean[None, : len(kept)], sizes[: len(kept)], floor)[0]
+    then = utility(means_then, sizes, floor).mean()
+    return Outlook(trials, max(0.0, float(then - now)), noise)
+
+
+@dataclass(frozen=True)
+class _Utility:
+    """What one has of choices by their means: the best, on average over `budgets`."""
+
+    budgets: Floats
+
+    @classmethod
+    def of(cls, every: Sequence[Sized], *, pareto: bool) -> _Utility:
+        if not pareto:
+            return cls(np.array([np.inf]))
+        logs = np.log([max(1, each.params) for each in every])
+        return cls(np.exp(np.linspace(logs.min(), logs.max(), BUDGETS)) * (1 + 1e-9))
+
+    def __call__(self, means: Floats, sizes: Floats, floor: float) -> Floats:
+        """Of every row of means [n, choices], where more is better."""
+        fits = sizes[None, :] <= self.budgets[:, None]
+        best = [means[:, fit].max(axis=1, initial=floor) for fit in fits]
+        return np.mean(best, axis=0)  # type: ignore[no-any-return]
+
+
+def _thompson(
+    samples: Floats, candidates: Sequence[Sized], utility: _Utility, rng: np.random.Generator
+) -> list[int]:
+    """Of every sample the best candidate that fits a budget, each candidate once."""
+    sizes = np.array([each.params for each in candidates], dtype=np.float64)
+    taken: dict[int, None] = {}
+    for sample in samples:
+        fits = sizes <= rng.choice(utility.budgets)
+        fits[list(taken)] = False
+        if fits.any():
+            taken.setdefault(int(np.flatnonzero(fits)[sample[fits].argmax()]))
+    return list(taken) or [int(sizes.argmin())]
+
+
+def _worth_keeping(tried: Sequence[Sized], mean: Floats, utility: _Utility) -> list[int]:
+    """The best by their means, and of every budget the best."""
+    sizes = np.array([each.params for each in tried], dtype=np.float64)
+    kept = dict.fromkeys(int(i) for i in np.argsort(-mean)[:_TRIED])
+    for budget in utility.budgets:
+        within = np.flatnonzero(sizes <= budget)
+        if within.size:
+            kept.setdefault(int(within[mean[within].argmax()]))
+    return list(kept)
