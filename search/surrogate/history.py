@@ -79,7 +79,7 @@ def related_sweeps(
 
 
 def announcement(sweeps: Sequence[RelatedSweep]) -> str:
-    """For the user: learns from 2 earlier sweeps (50 trials): ab12cd34 of this task and base, ..."""
+    """For the user: learns from 1 earlier sweep (50 trials): ab12cd34 of this task and base."""
     trials = sum(len(each.observations) for each in sweeps)
     told = ", ".join(f"{each.run_id[:8]} {_IN_WORDS[each.relation]}" for each in sweeps)
     what = "1 earlier sweep" if len(sweeps) == 1 else f"{len(sweeps)} earlier sweeps"
@@ -143,7 +143,7 @@ def unpacked(text: str) -> list[RelatedSweep]:
 
 
 def _rows(sweep: RelatedSweep, names: Sequence[str]) -> dict[str, Any]:
-    """A sweep with a row for each trial: method, value, rows, parameters, which choice, features."""
+    """A sweep with a row for each trial: method, value, rows, parameters, choice, features."""
     choices: dict[str, int] = {}
     rows = [
         [
