@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import log2, log10, sqrt
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,6 +22,20 @@ FEATURES = (
     "log2_stages",
 )
 """Their names, in the order in which a model takes them."""
+
+SPREADS: Mapping[str, float] = MappingProxyType(
+    {
+        "log10_params": 0.6,
+        "log10_learning_rate": 0.5,
+        "log10_first_update": 0.6,
+        "log2_mean_rank": 1.5,
+        "rank_spread": 0.5,
+        "dominant_rows": 0.35,
+        "columns_read": 0.35,
+        "log2_stages": 0.6,
+    }
+)
+"""Feature -> its standard deviation, roughly, over the default spaces: the unit of a model."""
 
 
 def plan_features(

@@ -1,0 +1,272 @@
+"""A model of what plans are worth: one Gaussian process over the features of plans, for all methods
+of blocks, the baselines that train a tuner in place of blocks, and earlier sweeps that are akin.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import log10, sqrt
+from typing import Protocol
+
+import numpy as np
+import torch
+from botorch.exceptions.errors import ModelFittingError
+from botorch.fit import fit_gpytorch_mll
+from botorch.models import SingleTaskGP
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from numpy.typing import NDArray
+
+from search.surrogate.covariance import PlanKernel, likelihood
+from search.surrogate.observation import Observation, RelatedSweep
+from search.surrogate.scale import Scale
+from spaces.features import FEATURES, SPREADS
+
+Floats = NDArray[np.float64]
+
+RELATED = 160
+"""How many observations of related sweeps are taken at most, over all sweeps."""
+FITTED_ON = 150
+"""The hyperparameters are fitted to at most so many of the sweep's own observations."""
+_STEPS = 40
+"""Steps of L-BFGS; the last ones change the likelihood by less than choices differ."""
+_ROWS_SPREAD = 0.5
+_SCALED_BY_PRIOR = 3
+
+
+class Described(Protocol):
+    """What a model must know of a choice: an `Observation`, or a candidate that is none yet."""
+
+    @property
+    def features(self) -> Mapping[str, float]:
+        """Those of spaces/features.py."""
+
+    @property
+    def method(self) -> str:
+        """The name of its method."""
+
+
+@dataclass(frozen=True)
+class PlanModel:
+    """A Gaussian process that was fitted to observations; made by `fit_model`."""
+
+    inputs: _Inputs
+    scale: Scale
+    process: SingleTaskGP
+
+    def predict(self, candidates: Sequence[Described]) -> tuple[Floats, Floats]:
+        """Mean and standard deviation [candidates] of the metric without the noise of a seed.
+
+        In the metric's own units, for training on all rows.
+        """
+        with _one_thread(), torch.no_grad():
+            posterior = self.process.posterior(self.inputs.of_candidates(candidates))
+            mean = posterior.mean[:, 0].numpy()
+            sd = posterior.variance[:, 0].clamp_min(0.0).sqrt().numpy()
+        below, above = self.scale.undone(mean - sd), self.scale.undone(mean + sd)
+        return self.scale.undone(mean), np.abs(above - below) / 2
+
+    def sample(self, candidates: Sequence[Described], n: int, rng: np.random.Generator) -> Floats:
+        """Joint samples [n, candidates] of what `predict` tells the mean of."""
+        return self.scale.undone(self.sample_gains(candidates, n, rng))
+
+    def sample_gains(
+        self, candidates: Sequence[Described], n: int, rng: np.random.Generator
+    ) -> Floats:
+        """As `sample`, on the model's own scale, where more is better."""
+        with _one_thread(), torch.no_grad():
+            drawn = torch.from_numpy(rng.standard_normal((n, len(candidates))))
+            latent = self.process(self.inputs.of_candidates(candidates))
+            root = torch.linalg.cholesky(_with_jitter(latent.covariance_matrix))
+            gains: Floats = (latent.mean + drawn @ root.T).numpy()
+        return gains
+
+    @property
+    def noise_sd(self) -> float:
+        """Standard deviation between the seeds of one choice, in the metric's own units."""
+        return sqrt(float(self.process.likelihood.noise)) * self.scale.width
+
+    def lengthscales(self) -> dict[str, float]:
+        """Feature -> how far it must move, in its own units, before values differ much."""
+        scales = self.process.covar_module.lengthscale.detach().numpy()
+        names = (*FEATURES, "log10_rows")
+        widths = (*(SPREADS[name] for name in FEATURES), _ROWS_SPREAD)
+        return {
+            name: float(length * width)
+            for name, length, width in zip(names, scales, widths, strict=True)
+        }
+
+    def correlations(self) -> list[float]:
+        """How far each related sweep is believed, from 0 to 1, in the order of the history."""
+        return [float(each) for each in self.process.covar_module.correlation.detach()]
+
+    def sensitivity(self, candidates: Sequence[Described], seed: int = 0) -> dict[str, float]:
+        """Feature -> its share of what moves the predicted mean over `candidates`; they sum to 1.
+
+        The shares are those of the total effects: half the mean square of what the mean changes by
+        where one feature is taken from another candidate (Jansen 1999), here over the features as
+        they come, which are not independent.
+        """
+        points = self.inputs.of_candidates(candidates)
+        order = np.random.default_rng(seed).permutation(len(candidates))
+        effects = {}
+        with _one_thread(), torch.no_grad():
+            mean = self.process(points).mean
+            for column, name in enumerate(FEATURES):
+                moved = points.clone()
+                moved[:, column] = points[order, column]
+                effects[name] = float((self.process(moved).mean - mean).square().mean()) / 2
+        whole = sum(effects.values())
+        return {name: effect / whole if whole else 0.0 for name, effect in effects.items()}
+
+
+def fit_model(
+    observations: Sequence[Observation],
+    *,
+    maximize: bool,
+    history: Sequence[RelatedSweep] = (),
+    seed: int = 0,
+    like: PlanModel | None = None,
+) -> PlanModel:
+    """The model of a sweep's observations, one of each trial.
+
+    Args:
+        observations: those of the sweep itself; a value that is not finite is that of a trial which
+            failed, and counts as the worst that was seen.
+        maximize: whether more of the metric is better.
+        history: earlier sweeps; how far each is believed is learned.
+        seed: of which observations are taken where there are too many of them.
+        like: a model whose hyperparameters are taken as they are, with the same history.
+
+    Raises:
+        ValueError: there is no observation at all.
+    """
+    rng = np.random.default_rng(seed)
+    related = [_taken(sweep, len(history), rng) for sweep in history]
+    every = [*observations, *(each for sweep in related for each in sweep.observations)]
+    if not every:
+        raise ValueError("no observation to fit a model to; train a choice first")
+    inputs = _Inputs.of(every, like.inputs.tuners if like is not None else None)
+    others = [
+        Scale.of([each.value for each in sweep.observations], maximize=sweep.maximized)
+        for sweep in related
+    ]
+    values = [each.value for each in observations]
+    scale = Scale.of(values, maximize=maximize, beside=others)
+    tasks = [0] * len(values)
+    y = [*scale.done(values)]
+    for task, (sweep, other) in enumerate(zip(related, others, strict=True), 1):
+        tasks += [task] * len(sweep.observations)
+        y += [*other.done([each.value for each in sweep.observations])]
+    with _one_thread():
+        X = inputs.of_observations(every, tasks)
+        Y = torch.tensor(y, dtype=torch.float64)[:, None]
+        kernel = PlanKernel(len(FEATURES) + 1, [sweep.relation for sweep in related])
+        process = SingleTaskGP(
+            X, Y, likelihood=likelihood(), covar_module=kernel, outcome_transform=None
+        )
+        if like is not None:
+            process.load_state_dict(like.process.state_dict())
+        else:
+            _fit(process)
+        process.eval()
+    return PlanModel(inputs, scale, process)
+
+
+def _fit(process: SingleTaskGP) -> None:
+    """Move the hyperparameters to the maximum of their posterior, as far as it can be found."""
+    mll = ExactMarginalLogLikelihood(process.likelihood, process)
+    options = {"maxiter": _STEPS, "ftol": 1e-5}
+    try:
+        fit_gpytorch_mll(
+            mll,
+            optimizer_kwargs={"options": options},
+            max_attempts=1,
+            warning_handler=lambda _: True,
+        )
+    except ModelFittingError:
+        pass  # the priors' means are a model too
+
+
+def _taken(sweep: RelatedSweep, sweeps: int, rng: np.random.Generator) -> RelatedSweep:
+    """A related sweep with no more than its part of the observations that may be taken."""
+    share = max(1, RELATED // sweeps)
+    known = [each for each in sweep.observations if np.isfinite(each.value)]
+    if len(known) > share:
+        known = [known[index] for index in sorted(rng.choice(len(known), share, replace=False))]
+    return RelatedSweep(sweep.run_id, sweep.relation, sweep.maximized, tuple(known))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """How choices become rows of numbers: features in units of their spread, the share of the rows,
+    the number of the tuner (-1 for blocks), the number of the task (0 for the sweep itself)."""
+
+    centre: Floats
+    tuners: tuple[str, ...]
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], tuners: Sequence[str] | None) -> _Inputs:
+        """A feature that a choice lacks stands at the mean of those that have it."""
+        rows = _rows(observations)
+        known = np.isfinite(rows)
+        count = np.maximum(known.sum(axis=0), 1)
+        centre = np.where(known, rows, 0.0).sum(axis=0) / count
+        found = {o.method for o in observations if _is_tuner(o)}
+        return cls(centre, (*(tuners or ()), *sorted(found - set(tuners or ()))))
+
+    def of_candidates(self, candidates: Sequence[Described]) -> torch.Tensor:
+        return self._table(candidates, [0.0] * len(candidates), [0] * len(candidates))
+
+    def of_observations(
+        self, observations: Sequence[Observation], tasks: Sequence[int]
+    ) -> torch.Tensor:
+        return self._table(observations, [log10(each.rows) for each in observations], tasks)
+
+    def _table(
+        self, described: Sequence[Described], log_rows: Sequence[float], tasks: Sequence[int]
+    ) -> torch.Tensor:
+        rows = _rows(described)
+        spreads = np.array([SPREADS[name] for name in FEATURES])
+        table = np.zeros((len(described), len(FEATURES) + 3))
+        table[:, : len(FEATURES)] = (
+            np.where(np.isfinite(rows), rows, self.centre) - self.centre
+        ) / spreads
+        table[:, -3] = np.asarray(log_rows) / _ROWS_SPREAD
+        numbers = {name: number for number, name in enumerate(self.tuners)}
+        unknown = len(numbers)
+        table[:, -2] = [
+            numbers.get(each.method, unknown) if _is_tuner(each) else -1 for each in described
+        ]
+        table[:, -1] = tasks
+        return torch.from_numpy(table)
+
+
+def _rows(described: Sequence[Described]) -> Floats:
+    """Features [choices, features], NaN where one lacks it."""
+    rows = [[each.features.get(name, np.nan) for name in FEATURES] for each in described]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURES))
+
+
+def _is_tuner(described: Described) -> bool:
+    return "log10_first_update" not in described.features
+
+
+def _with_jitter(covariance: torch.Tensor) -> torch.Tensor:
+    size = covariance.shape[-1]
+    return covariance + 1e-7 * torch.eye(size, dtype=covariance.dtype)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of torch's while open: the matrices are small, and the driver has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(before)
