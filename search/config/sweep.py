@@ -151,7 +151,8 @@ class SearchSettings(Settings):
     go on with more; `null` trains each on all."""
     stop_when: StopWhenSettings | None = None
     """`{improvement_below: 0.2, trials: 10}` ends the search before `trials` are out, when little
-    more is to be expected; `null` hands out them all."""
+    more is to be expected; what it has found is repeated and confirmed as ever. `null` hands out
+    them all."""
     warm_start: bool = True
     """Whether a LoRA as large as the largest of the papers' defaults and each method's default are
     tried first, and after them the best choices that the tracking server has of the same task or
@@ -317,6 +318,7 @@ class SweepConfig(Settings):
         _check_mode(self.search.metric, self.search.mode)
         _check_objectives(self.search)
         _check_repeats(self.search)
+        _check_stop_when(self.search)
         _check_scheduler(self.search.scheduler, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
         return self
@@ -382,6 +384,14 @@ def _check_repeats(search: SearchSettings) -> None:
         raise ConfigError(
             f"search.repeats: {search.repeats.top} choices with {search.repeats.seeds} seeds take "
             f"{spent} of the {search.trials} trials (search.trials); leave some to find them"
+        )
+
+
+def _check_stop_when(search: SearchSettings) -> None:
+    if search.stop_when is not None and search.sampler == "grid":
+        raise ConfigError(
+            "search.stop_when: does not go with sampler: grid, which tries all that the space "
+            "lists; leave one of the two out"
         )
 
 

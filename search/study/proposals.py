@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config.sweep import SearchSettings
+from search.study.enough import Enough
 from search.study.ledger import Ledger
 from search.study.ranking import next_repeat
 from search.study.requested_trials import RequestedTrials
@@ -40,6 +41,7 @@ from search.study.study import (
     over_the_same_space,
 )
 from search.study.trial import OpenTrial, Proposal
+from search.surrogate.observation import RelatedSweep
 from spaces.choice import Choice
 from spaces.errors import ChoiceError, UsageError
 from spaces.planner import Planner
@@ -82,6 +84,7 @@ class Proposals:
         origins: of these, text of a choice -> the MLflow run that it is from.
         shared: this driver's part, where others have the same study.
         steering: what users ask for while the search goes on, beside `search.trials`.
+        history: what earlier sweeps tell.
         say: is told in a line what a user may want to know.
     """
 
@@ -97,6 +100,7 @@ class Proposals:
         origins: Mapping[str, str] | None = None,
         shared: SharedStudy | None = None,
         steering: Steering | None = None,
+        history: Sequence[RelatedSweep] = (),
         say: Callable[[str], None] = logger.info,
     ) -> None:
         self.planner, self.search, self.train = planner, search, train
@@ -109,6 +113,7 @@ class Proposals:
             else RequestedTrials(steering, study, space, planner, search, train.seed)
         )
         self._standings = Standings(study)
+        self._enough = Enough(study, search, space, planner, history)
         self._older = is_older(study)
         self._arms = {arm.name: arm for arm in space.arms(search.arms)}
         self._even = RandomSampler(seed=train.seed)
@@ -130,6 +135,11 @@ class Proposals:
     def shortfall(self) -> str | None:
         """Why methods take no further part, which may end a search early; None if all do."""
         return "; ".join(self._closed.values()) or None
+
+    @property
+    def enough(self) -> str | None:
+        """Why `search.stop_when` has ended the search; None while it has not."""
+        return self._enough.reason
 
     @property
     def wanted(self) -> int:
@@ -158,7 +168,7 @@ class Proposals:
             standing = self._taken_over()
             if (asked := self._begun_as_asked(standing)) is not None:
                 return asked
-            if standing.handed >= self.search.trials:
+            if standing.handed >= self.search.trials or self._has_enough(standing):
                 others = self._shared is not None and self._shared.others_run()
                 return "later" if others or self._may_be_asked() else "never"
             if self._repeats_next(standing) and standing.unrepeated_run:
@@ -231,12 +241,21 @@ class Proposals:
         self._rests_until = time.monotonic() + LOOK_S
         return self.ledger.has_open or self._requested.waits
 
+    def _has_enough(self, standing: Standing) -> bool:
+        """Whether `search.stop_when` ends the search, and what is best has its repetitions."""
+        if self._enough.judge(standing, self._closed) is None:
+            return False
+        may_be_best = self.search.repeats is not None and standing.unrepeated_run
+        return not may_be_best and self._repetition(standing) is None
+
     # -- repetitions ----------------------------------------------------------------------------
 
     def _repeats_next(self, standing: Standing) -> bool:
-        """Whether only the trials are left that repeat others."""
+        """Whether only the trials are left that repeat others, or more would not be worth it."""
         repeats, trials = self.search.repeats, self.search.trials
-        return repeats is not None and standing.handed >= trials - repeats.top * repeats.seeds
+        if repeats is None:
+            return False
+        return self.enough is not None or standing.handed >= trials - repeats.top * repeats.seeds
 
     def _repetition(self, standing: Standing) -> Proposal | None:
         repeats = self.search.repeats

@@ -15,9 +15,9 @@ alike, the values of ten more differ by their noise, and no mean moves.
 
 Where the number of parameters is a second objective, one takes the best choice within a budget of
 parameters. The gain is then the mean over budgets, even in the logarithm of their parameters, from
-the smallest to the largest choice: the hypervolume over (log parameters, metric) that is gained,
-divided by its width. A budget that no tried choice fits in has the value of the worst that was
-tried.
+the smallest to the largest tried choice: the hypervolume over (log parameters, metric) that is
+gained between them, divided by its width. What is smaller than all that was tried gains nothing:
+no choice is there to be better than.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def outlook(
         raise ValueError("an outlook takes a tried choice and a candidate at least")
     rng = np.random.default_rng(seed)
     sign = 1.0 if maximize else -1.0
-    utility = _Utility.of([*tried, *candidates], pareto=pareto)
+    utility = _Utility.of(tried, pareto=pareto)
     noise = max(model.noise_sd, 1e-12)
 
     batch = _thompson(sign * model.sample(candidates, trials, rng), candidates, utility, rng)
@@ -109,9 +109,8 @@ def outlook(
     moves = np.linalg.solve(np.linalg.cholesky(observed), covariance[new, :]).T
     means_then = mean + rng.standard_normal((_SAMPLES, len(batch))) @ moves.T
 
-    floor = float(tried_mean.min())
-    now = utility(mean[None, : len(kept)], sizes[: len(kept)], floor)[0]
-    then = utility(means_then, sizes, floor).mean()
+    now = utility(mean[None, : len(kept)], sizes[: len(kept)])[0]
+    then = utility(means_then, sizes).mean()
     return Outlook(trials, max(0.0, float(then - now)), noise)
 
 
@@ -122,17 +121,17 @@ class _Utility:
     budgets: Floats
 
     @classmethod
-    def of(cls, every: Sequence[Sized], *, pareto: bool) -> _Utility:
+    def of(cls, tried: Sequence[Sized], *, pareto: bool) -> _Utility:
         if not pareto:
             return cls(np.array([np.inf]))
-        logs = np.log([max(1, each.params) for each in every])
+        logs = np.log([max(1, each.params) for each in tried])
         return cls(np.exp(np.linspace(logs.min(), logs.max(), BUDGETS)) * (1 + 1e-9))
 
-    def __call__(self, means: Floats, sizes: Floats, floor: float) -> Floats:
-        """Of every row of means [n, choices], where more is better."""
+    def __call__(self, means: Floats, sizes: Floats) -> Floats:
+        """Of every row of means [n, choices]; more is better, and some choice fits each budget."""
         fits = sizes[None, :] <= self.budgets[:, None]
-        best = [means[:, fit].max(axis=1, initial=floor) for fit in fits]
-        return np.mean(best, axis=0)  # type: ignore[no-any-return]
+        best = [means[:, fit].max(axis=1) for fit in fits]
+        return np.asarray(np.mean(best, axis=0))
 
 
 def _thompson(

@@ -140,6 +140,10 @@ class RunFacts:
     mode: Mode | None = None
     profile_key: str | None = None
     plan_digest: str | None = None
+    ended_by: str | None = None
+    """Of a sweep: what has ended its search, such as `trials` or `stop_when`."""
+    reason: str | None = None
+    """Of a sweep: why its search ended before all trials were out."""
     error: str | None = None
     """Why a run has ended that is not complete."""
     token: str | None = None
