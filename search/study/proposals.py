@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
@@ -47,6 +47,9 @@ from spaces.errors import ChoiceError, UsageError
 from spaces.planner import Planner
 from spaces.search_space import SearchSpace
 from trainables.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from search.study.plan_sampler import PlanSampler
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ class Proposals:
         search, train: what the sweep says of its trials.
         enqueue: choices to hand out first; those that the study has already trained are left out.
         origins: of these, text of a choice -> the MLflow run that it is from.
+        history: earlier sweeps that the sampler `plan` learns from.
         shared: this driver's part, where others have the same study.
         steering: what users ask for while the search goes on, beside `search.trials`.
         history: what earlier sweeps tell.
@@ -98,6 +102,7 @@ class Proposals:
         *,
         enqueue: Iterable[Choice] = (),
         origins: Mapping[str, str] | None = None,
+        history: Sequence[RelatedSweep] = (),
         shared: SharedStudy | None = None,
         steering: Steering | None = None,
         history: Sequence[RelatedSweep] = (),
@@ -117,6 +122,7 @@ class Proposals:
         self._older = is_older(study)
         self._arms = {arm.name: arm for arm in space.arms(search.arms)}
         self._even = RandomSampler(seed=train.seed)
+        self._modelled = self._plan_sampler(history) if search.sampler == "plan" else None
         self._grid = search.sampler == "grid"
         self._walked = False
         self._rests_until = -float("inf")
@@ -316,6 +322,8 @@ class Proposals:
     def _drawn(self, standing: Standing, may_answer: bool) -> Proposal | None:
         if self._grid:
             return None
+        if (found := self._expected_most(standing, may_answer)) is not None:
+            return found
         # As many as there are trials, for they are among those whose best tenth the sampler models.
         del self._beyond[: max(0, len(self._beyond) - len(standing.all_trials))]
         snapshot = Snapshot(standing.comparable, self._study.directions, self._beyond)
@@ -327,6 +335,37 @@ class Proposals:
                 return found
             if fewest not in self._closed:
                 waiting.add(fewest)
+        return None
+
+    def _plan_sampler(self, history: Sequence[RelatedSweep]) -> PlanSampler:
+        from search.study.plan_sampler import PlanSampler  # loads torch
+
+        return PlanSampler(
+            self._study,
+            self._space,
+            self._arms,
+            self.planner,
+            self.search,
+            self.train.epochs,
+            history,
+        )
+
+    def _expected_most(self, standing: Standing, may_answer: bool) -> Proposal | None:
+        """What the sampler `plan` expects the most of, of what may be trained.
+
+        None with another sampler, or where it knows too little yet, or what it proposes cannot be
+        trained.
+        """
+        arms = [name for name in self._arms if name not in self._closed]
+        if self._modelled is None or not arms:
+            return None
+        if self.search.allocation == "equal":
+            arms = [min(arms, key=lambda name: standing.counts[name])]
+        for params in self._modelled.ranked(standing, arms, TRIES):
+            point = Snapshot((), self._study.directions).draw(self._even, params)
+            found = self._judged(point, standing, may_answer)
+            if isinstance(found, Proposal):
+                return found
         return None
 
     def _drawn_of(

@@ -80,7 +80,8 @@ def directions(objectives: Sequence[str], mode: str) -> list[str]:
 
 
 def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler `tpe` or `random`, or for a `grid` one that is never asked.
+    """The sampler `tpe` or `random`, for a `grid` one that is never asked, and for `plan` the one
+    that draws where its model does not propose (search/study/plan_sampler.py).
 
     `asked` is the number of trials the study already holds: a sampler that goes on with a study
     must not draw again what it drew first.
@@ -90,7 +91,7 @@ def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSa
     """
     if asked:
         seed = (seed + 7919 * asked) % 2**32
-    if name in ("random", "grid"):
+    if name in ("random", "grid", "plan"):
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "tpe":
         with warnings.catch_warnings():
@@ -99,7 +100,9 @@ def make_sampler(name: str, seed: int, asked: int = 0) -> optuna.samplers.BaseSa
             return optuna.samplers.TPESampler(
                 seed=seed, multivariate=True, group=True, constant_liar=True
             )
-    raise ConfigError(f"search.sampler: {name!r} is not a sampler; use 'tpe', 'random' or 'grid'")
+    raise ConfigError(
+        f"search.sampler: {name!r} is not a sampler; use 'plan', 'tpe', 'random' or 'grid'"
+    )
 
 
 def open_study(

@@ -63,7 +63,8 @@ class PlanKernel(Kernel):  # type: ignore[misc]
     @property
     def lengthscale(self) -> torch.Tensor:
         """[features], in the units of the columns."""
-        return self.raw_lengthscale.exp()
+        lengths: torch.Tensor = self.raw_lengthscale.exp()
+        return lengths
 
     @property
     def correlation(self) -> torch.Tensor:
@@ -89,7 +90,7 @@ class PlanKernel(Kernel):  # type: ignore[misc]
         distance = (5 * square.clamp_min(1e-14)).sqrt()
         smooth = (1 + distance + distance.square() / 3) * torch.exp(-distance)
         same_task = (task1 == task2).to(smooth)
-        covariance = self.raw_signal.exp() * smooth
+        covariance: torch.Tensor = self.raw_signal.exp() * smooth
         if len(self.raw_correlation):
             to_sweep = torch.cat([self.correlation.new_ones(1), self.correlation])
             between = to_sweep[task1.long()] * to_sweep[task2.long()]

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from math import log10, sqrt
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from botorch.models import SingleTaskGP
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from numpy.typing import NDArray
 
+from search.surrogate.acquisition import Outlook
 from search.surrogate.covariance import PlanKernel, likelihood
 from search.surrogate.observation import Observation, RelatedSweep
 from search.surrogate.scale import Scale
@@ -62,26 +64,45 @@ class PlanModel:
         In the metric's own units, for training on all rows.
         """
         with _one_thread(), torch.no_grad():
-            posterior = self.process.posterior(self.inputs.of_candidates(candidates))
-            mean = posterior.mean[:, 0].numpy()
-            sd = posterior.variance[:, 0].clamp_min(0.0).sqrt().numpy()
-        below, above = self.scale.undone(mean - sd), self.scale.undone(mean + sd)
-        return self.scale.undone(mean), np.abs(above - below) / 2
+            found = self._posterior(self.inputs.of_candidates(candidates))
+        mean, sd = found.mean.numpy(), found.variance.sqrt().numpy()
+        lower, upper = self.scale.undone(mean - sd), self.scale.undone(mean + sd)
+        return self.scale.undone(mean), np.abs(upper - lower) / 2
 
     def sample(self, candidates: Sequence[Described], n: int, rng: np.random.Generator) -> Floats:
         """Joint samples [n, candidates] of what `predict` tells the mean of."""
-        return self.scale.undone(self.sample_gains(candidates, n, rng))
+        return self.scale.undone(self.outlook(candidates, (), n, rng).known)
 
-    def sample_gains(
-        self, candidates: Sequence[Described], n: int, rng: np.random.Generator
-    ) -> Floats:
-        """As `sample`, on the model's own scale, where more is better."""
+    def outlook(
+        self,
+        known: Sequence[Described],
+        candidates: Sequence[Described],
+        n: int,
+        rng: np.random.Generator,
+    ) -> Outlook:
+        """What the known choices and the candidates may be worth, in `n` samples.
+
+        On the model's own scale: standardised, more is better.
+        """
+        drawn = torch.from_numpy(rng.standard_normal((n, len(known))))
         with _one_thread(), torch.no_grad():
-            drawn = torch.from_numpy(rng.standard_normal((n, len(candidates))))
-            latent = self.process(self.inputs.of_candidates(candidates))
-            root = torch.linalg.cholesky(_with_jitter(latent.covariance_matrix))
-            gains: Floats = (latent.mean + drawn @ root.T).numpy()
-        return gains
+            first = self._posterior(self.inputs.of_candidates(known))
+            second = self._posterior(self.inputs.of_candidates(candidates))
+            root = torch.linalg.cholesky(_with_jitter(self._covariance(first, first)))
+            cross = self._covariance(first, second)
+            weights = torch.linalg.solve_triangular(root, cross, upper=False)
+            variance = second.variance - weights.square().sum(dim=0)
+            return Outlook(
+                (first.mean + drawn @ root.T).numpy(),
+                (second.mean + drawn @ weights).numpy(),
+                variance.clamp_min(0.0).sqrt().numpy(),
+            )
+
+    def gains(self, candidates: Sequence[Described]) -> tuple[Floats, Floats]:
+        """As `predict`, on the model's own scale."""
+        with _one_thread(), torch.no_grad():
+            found = self._posterior(self.inputs.of_candidates(candidates))
+        return found.mean.numpy(), found.variance.sqrt().numpy()
 
     @property
     def noise_sd(self) -> float:
@@ -113,13 +134,48 @@ class PlanModel:
         order = np.random.default_rng(seed).permutation(len(candidates))
         effects = {}
         with _one_thread(), torch.no_grad():
-            mean = self.process(points).mean
+            mean = self._posterior(points).mean
             for column, name in enumerate(FEATURES):
                 moved = points.clone()
                 moved[:, column] = points[order, column]
-                effects[name] = float((self.process(moved).mean - mean).square().mean()) / 2
+                effects[name] = float((self._posterior(moved).mean - mean).square().mean()) / 2
         whole = sum(effects.values())
         return {name: effect / whole if whole else 0.0 for name, effect in effects.items()}
+
+    @cached_property
+    def _solved(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The root of the observations' covariance with noise, and its inverse times the values."""
+        X, y = self.process.train_inputs[0], self.process.train_targets
+        with torch.no_grad():
+            covariance = self.process.covar_module(X).to_dense()
+            covariance.diagonal().add_(self.process.likelihood.noise)
+            root = torch.linalg.cholesky(covariance)
+            centred = (y - self.process.mean_module.constant)[:, None]
+            return root, torch.cholesky_solve(centred, root)
+
+    def _posterior(self, points: torch.Tensor) -> _Posterior:
+        root, solved = self._solved
+        kernel = self.process.covar_module
+        cross = kernel(self.process.train_inputs[0], points).to_dense()
+        reduced = torch.linalg.solve_triangular(root, cross, upper=False)
+        mean = self.process.mean_module.constant + (cross.T @ solved)[:, 0]
+        variance = kernel(points, diag=True) - reduced.square().sum(dim=0)
+        return _Posterior(points, reduced, mean, variance.clamp_min(1e-12))
+
+    def _covariance(self, one: _Posterior, other: _Posterior) -> torch.Tensor:
+        prior = self.process.covar_module(one.points, other.points).to_dense()
+        covariance: torch.Tensor = prior - one.reduced.T @ other.reduced
+        return covariance
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """Mean and variance [points], and what the covariance with other points is made of."""
+
+    points: torch.Tensor
+    reduced: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
 
 
 def fit_model(
@@ -179,15 +235,13 @@ def _fit(process: SingleTaskGP) -> None:
     """Move the hyperparameters to the maximum of their posterior, as far as it can be found."""
     mll = ExactMarginalLogLikelihood(process.likelihood, process)
     options = {"maxiter": _STEPS, "ftol": 1e-5}
-    try:
+    with suppress(ModelFittingError):  # what the priors expect is a model too
         fit_gpytorch_mll(
             mll,
             optimizer_kwargs={"options": options},
             max_attempts=1,
             warning_handler=lambda _: True,
         )
-    except ModelFittingError:
-        pass  # the priors' means are a model too
 
 
 def _taken(sweep: RelatedSweep, sweeps: int, rng: np.random.Generator) -> RelatedSweep:
@@ -256,7 +310,7 @@ def _is_tuner(described: Described) -> bool:
 
 def _with_jitter(covariance: torch.Tensor) -> torch.Tensor:
     size = covariance.shape[-1]
-    return covariance + 1e-7 * torch.eye(size, dtype=covariance.dtype)
+    return covariance + 1e-6 * torch.eye(size, dtype=covariance.dtype)
 
 
 @contextmanager

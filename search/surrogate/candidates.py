@@ -1,0 +1,254 @@
+"""What might be trained next: choices drawn evenly from every arm's space, and near good ones.
+
+A plan costs milliseconds, and hundreds of them of a large base; its features do not. So a few plans
+are made at each proposal and kept for the next ones, and each stands for many choices: what another
+learning rate or another alpha does to its features is known.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import exp, log, log10
+from typing import Any
+
+import numpy as np
+
+from spaces.choice import Choice
+from spaces.errors import UsageError
+from spaces.features import plan_features
+from spaces.planner import Planner
+from spaces.search_space import Arm, SearchSpace
+
+EVEN = 10
+"""Plans that are drawn evenly at each proposal, of a base with up to `MODULES` target modules."""
+NEAR = 16
+"""Plans that are drawn near good choices at each proposal."""
+MODULES = 48
+"""Of a base with more target modules fewer plans are made, for each costs more."""
+TURNS = 16
+"""For how many proposals what is drawn evenly stays."""
+VARIANTS = 6
+"""Choices that a plan stands for: learning rates and alphas."""
+
+_REACH = 0.15
+"""How far a near choice is moved in one of its parameters, as a share of the parameter's range."""
+_MOVED = 0.4
+"""How many of its parameters are moved, as a share."""
+_NEAR_START = 0.6
+"""Of the learning rates and alphas that its plan is tried with, how many are near its own."""
+_KEPT = 5_000
+"""Plans whose features are remembered."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice that may be trained, as a space's parameters and as a model sees it."""
+
+    params: Mapping[str, Any]
+    arm: str
+    method: str
+    features: Mapping[str, float]
+    trainable_params: int
+
+
+class Pool:
+    """The candidates of one search: the same ones whenever the same are asked for.
+
+    Args:
+        space: what may be chosen.
+        arms: its arms, by name.
+        planner: makes the plans.
+        seed: of the draws.
+        keys: what makes arms, those of `search.arms`.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        arms: Mapping[str, Arm],
+        planner: Planner,
+        seed: int,
+        keys: Sequence[str] = (),
+    ) -> None:
+        self._space, self._arms, self._planner = space, arms, planner
+        self._seed, self._keys = seed, keys
+        self._features: OrderedDict[str, tuple[Mapping[str, float], int]] = OrderedDict()
+        share = min(1.0, MODULES / max(1, len(planner.targets)))
+        self._even, self._near = max(2, round(share * EVEN)), max(2, round(share * NEAR))
+
+    def candidates(
+        self, turn: int, near: Sequence[Mapping[str, Any]], arms: Sequence[str]
+    ) -> list[Candidate]:
+        """The candidates of one proposal, each once.
+
+        Args:
+            turn: the proposal's number, from 0.
+            near: parameters of good choices, to draw near them; the best first.
+            arms: the arms that take part.
+        """
+        names = list(self._arms)
+        found: list[Candidate] = []
+        for number in range(self._even * max(0, turn - TURNS + 1), self._even * (turn + 1)):
+            if (arm := names[number % len(names)]) in arms:
+                rng = np.random.default_rng([self._seed, 0, number])
+                found += self._drawn(_Draw(rng, self._arms[arm].params), rng)
+        for number in range(self._near if near else 0):
+            rng = np.random.default_rng([self._seed, 1, turn, number])
+            found += self._drawn(_Draw(rng, {}, near[number % len(near)]), rng)
+        each_once = {tuple(each.params.items()): each for each in found if each.arm in arms}
+        return list(each_once.values())
+
+    def described(self, choice: Choice) -> tuple[Mapping[str, float], int]:
+        """The features of a choice's plan, and its trainable parameters.
+
+        Raises ChoiceError or ProfileError where it cannot be a plan.
+        """
+        values = choice.as_dict()
+        rate, alpha = float(values.pop("learning_rate")), float(values.pop("alpha", 1.0))
+        key = repr(values)
+        if key not in self._features:
+            plan = self._planner.plan(choice)
+            features = plan_features(plan, rate, self._planner.profile)
+            self._features[key] = _moved(features, 1 / rate, 1 / alpha), plan.trainable_params
+            if len(self._features) > _KEPT:
+                self._features.popitem(last=False)
+        unit, params = self._features[key]
+        return _moved(unit, rate, alpha), params
+
+    def _drawn(self, draw: _Draw, rng: np.random.Generator) -> list[Candidate]:
+        """The choices that the plan of a draw stands for; none where it cannot be a plan."""
+        try:
+            choice = self._space.suggest(draw)
+            features, params = self.described(choice)
+        except UsageError:
+            return []
+        arm = self._space.arm_of(choice, self._keys)
+        first = Candidate(draw.params, arm, choice.method, features, params)
+        free = {
+            role: name
+            for role in ("learning_rate", "alpha", "alpha_over_rank")
+            if (name := f"{choice.method}.{role}") in draw.redraw
+        }
+        return [first, *(_variant(first, draw, free) for _ in range(VARIANTS - 1) if free)]
+
+
+def _variant(first: Candidate, draw: _Draw, free: Mapping[str, str]) -> Candidate:
+    """The same plan with another learning rate or alpha."""
+    changed = {name: draw.redraw[name]() for name in free.values()}
+    factors = {role: changed[name] / first.params[name] for role, name in free.items()}
+    rate = factors.pop("learning_rate", 1.0)
+    alpha = float(np.prod(list(factors.values())))
+    return replace(
+        first, params={**first.params, **changed}, features=_moved(first.features, rate, alpha)
+    )
+
+
+def _moved(features: Mapping[str, float], rate: float, alpha: float) -> dict[str, float]:
+    """Features of the same plan with its learning rate and alpha multiplied; that the first update
+    is proportional to both is all that they change."""
+    moved = dict(features)
+    moved["log10_learning_rate"] += log10(rate)
+    if "log10_first_update" in moved:
+        moved["log10_first_update"] += log10(rate * alpha)
+    return moved
+
+
+class _Draw:
+    """Gives values at random, or near those of a `start`, and keeps what it gave."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        fixed: Mapping[str, Any],
+        start: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._rng, self._fixed, self._start = rng, fixed, start or {}
+        self.params: dict[str, Any] = {}
+        self.redraw: dict[str, Callable[[], Any]] = {}
+        """Parameter that is not fixed -> gives it another value."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the `choices`; of numbers near a start, a neighbour."""
+
+        def even() -> Any:
+            return choices[int(self._rng.integers(len(choices)))]
+
+        def near(start: Any) -> Any:
+            if name == "method":
+                return start
+            if start not in choices or any(isinstance(each, bool | str) for each in choices):
+                return even()
+            ordered = sorted(choices)
+            place = ordered.index(start) + int(self._rng.choice((-1, 1)))
+            return ordered[min(max(place, 0), len(ordered) - 1)]
+
+        return self._given(name, even, near)
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """A whole number from `low` to `high`, a multiple of `step` above `low`."""
+        half = step / 2
+
+        def rounded(number: float) -> int:
+            return min(high, max(low, low + step * round((number - low) / step)))
+
+        return int(self._number(name, (low - half, high + half), log, rounded))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number from `low` to `high`, a multiple of `step` above `low` where there is one."""
+
+        def rounded(number: float) -> float:
+            if step is not None:
+                number = low + step * round((number - low) / step)
+            return min(high, max(low, number))
+
+        ends = (low, high) if step is None else (low - step / 2, high + step / 2)
+        return float(self._number(name, ends, log, rounded))
+
+    def _number(
+        self,
+        name: str,
+        ends: tuple[float, float],
+        logarithmic: bool,
+        rounded: Callable[[float], float],
+    ) -> float:
+        scale, unscale = (log, exp) if logarithmic else (float, float)
+        low, high = map(scale, ends)
+
+        def even() -> float:
+            return rounded(unscale(self._rng.uniform(low, high)))
+
+        def near(start: float) -> float:
+            moved = scale(start) + _REACH * (high - low) * self._rng.standard_normal()
+            return rounded(unscale(min(high, max(low, moved))))
+
+        found: float = self._given(name, even, near)
+        return found
+
+    def _given(self, name: str, even: Callable[[], Any], near: Callable[[Any], Any]) -> Any:
+        if name in self.params:
+            return self.params[name]
+        if name in self._fixed:
+            self.params[name] = self._fixed[name]
+            return self.params[name]
+        has_start = name in self._start
+
+        def another() -> Any:
+            if has_start and self._rng.random() < _NEAR_START:
+                return near(self._start[name])
+            return even()
+
+        self.redraw[name] = another
+        if not has_start:
+            value = even()
+        elif self._rng.random() < _MOVED:
+            value = near(self._start[name])
+        else:
+            value = self._start[name]
+        self.params[name] = value
+        return value
