@@ -15,9 +15,8 @@ from search.study.observations import observations
 from search.study.standing import Standing
 from search.study.study import ARM
 from search.surrogate.draws import Drawn, draws
-from search.surrogate.model import fit_model
 from search.surrogate.observation import Observation, RelatedSweep
-from search.surrogate.outlook import Outlook, outlook
+from search.surrogate.worth import Worth, worth_of_more
 from spaces.planner import Planner
 from spaces.search_space import SearchSpace
 
@@ -114,11 +113,13 @@ def expected(
     search: SearchSettings,
     trials: int,
     history: Sequence[RelatedSweep] = (),
-) -> Outlook:
+) -> Worth:
     """What the next trials of a search are expected to gain, by a model of what it has found."""
+    from search.surrogate.model import fit_model  # loads torch
+
     maximize = search.mode == "max"
     tried = list({each.repeat_of: each for each in found}.values())
-    return outlook(
+    return worth_of_more(
         fit_model(found, maximize=maximize, history=history, seed=search.seed),
         tried,
         candidates,
@@ -129,7 +130,7 @@ def expected(
     )
 
 
-def in_words(ahead: Outlook, objective: Objective, settings: StopWhenSettings) -> str:
+def in_words(ahead: Worth, objective: Objective, settings: StopWhenSettings) -> str:
     """Why a search ends, for a user."""
     return (
         f"search.stop_when: the next {ahead.trials} trials are expected to improve "

@@ -85,7 +85,6 @@ class Proposals:
         search, train: what the sweep says of its trials.
         enqueue: choices to hand out first; those that the study has already trained are left out.
         origins: of these, text of a choice -> the MLflow run that it is from.
-        history: earlier sweeps that the sampler `plan` learns from.
         shared: this driver's part, where others have the same study.
         steering: what users ask for while the search goes on, beside `search.trials`.
         history: what earlier sweeps tell.
@@ -102,7 +101,6 @@ class Proposals:
         *,
         enqueue: Iterable[Choice] = (),
         origins: Mapping[str, str] | None = None,
-        history: Sequence[RelatedSweep] = (),
         shared: SharedStudy | None = None,
         steering: Steering | None = None,
         history: Sequence[RelatedSweep] = (),

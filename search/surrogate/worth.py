@@ -22,14 +22,15 @@ no choice is there to be better than.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from search.surrogate.model import Described, PlanModel
+if TYPE_CHECKING:
+    from search.surrogate.model import PlanModel
 
 Floats = NDArray[np.float64]
 
@@ -39,8 +40,16 @@ _TRIED = 80
 """Of the tried choices so many of the highest means may yet be the best."""
 
 
-class Sized(Described, Protocol):
+class Sized(Protocol):
     """A choice as a model knows it, and what it costs."""
+
+    @property
+    def features(self) -> Mapping[str, float]:
+        """Those of spaces/features.py."""
+
+    @property
+    def method(self) -> str:
+        """The name of its method."""
 
     @property
     def params(self) -> int:
@@ -48,7 +57,7 @@ class Sized(Described, Protocol):
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Worth:
     """What the next `trials` trials are expected to add to the metric of the best choice.
 
     Both numbers are in the metric's own units; `gain` is not negative, whatever the direction.
@@ -65,7 +74,7 @@ class Outlook:
         return self.gain / self.noise_sd
 
 
-def outlook(
+def worth_of_more(
     model: PlanModel,
     tried: Sequence[Sized],
     candidates: Sequence[Sized],
@@ -74,7 +83,7 @@ def outlook(
     maximize: bool,
     pareto: bool = False,
     seed: int = 0,
-) -> Outlook:
+) -> Worth:
     """What the next trials are expected to gain.
 
     Args:
@@ -89,7 +98,7 @@ def outlook(
         ValueError: nothing was tried, or there is no candidate.
     """
     if not tried or not candidates:
-        raise ValueError("an outlook takes a tried choice and a candidate at least")
+        raise ValueError("it takes a tried choice and a candidate at least")
     rng = np.random.default_rng(seed)
     sign = 1.0 if maximize else -1.0
     utility = _Utility.of(tried, pareto=pareto)
@@ -111,7 +120,7 @@ def outlook(
 
     now = utility(mean[None, : len(kept)], sizes[: len(kept)])[0]
     then = utility(means_then, sizes).mean()
-    return Outlook(trials, max(0.0, float(then - now)), noise)
+    return Worth(trials, max(0.0, float(then - now)), noise)
 
 
 @dataclass(frozen=True)
