@@ -101,7 +101,7 @@ def worth_of_more(
         raise ValueError("it takes a tried choice and a candidate at least")
     rng = np.random.default_rng(seed)
     sign = 1.0 if maximize else -1.0
-    utility = _Utility.of(tried, pareto=pareto)
+    utility = _Utility(budgets_of(tried, pareto=pareto))
     noise = max(model.noise_sd, 1e-12)
 
     batch = _thompson(sign * model.sample(candidates, trials, rng), candidates, utility, rng)
@@ -123,18 +123,20 @@ def worth_of_more(
     return Worth(trials, max(0.0, float(then - now)), noise)
 
 
+def budgets_of(tried: Sequence[Sized], *, pareto: bool) -> Floats:
+    """Budgets of parameters from that of the smallest tried choice to that of the largest, even in
+    their logarithm; without a second objective one that all fit in."""
+    if not pareto:
+        return np.array([np.inf])
+    logs = np.log([max(1, each.params) for each in tried])
+    return np.exp(np.linspace(logs.min(), logs.max(), BUDGETS)) * (1 + 1e-9)
+
+
 @dataclass(frozen=True)
 class _Utility:
     """What one has of choices by their means: the best, on average over `budgets`."""
 
     budgets: Floats
-
-    @classmethod
-    def of(cls, tried: Sequence[Sized], *, pareto: bool) -> _Utility:
-        if not pareto:
-            return cls(np.array([np.inf]))
-        logs = np.log([max(1, each.params) for each in tried])
-        return cls(np.exp(np.linspace(logs.min(), logs.max(), BUDGETS)) * (1 + 1e-9))
 
     def __call__(self, means: Floats, sizes: Floats) -> Floats:
         """Of every row of means [n, choices]; more is better, and some choice fits each budget."""
