@@ -102,7 +102,8 @@ def keys_table(keys: Sequence[KeyEffect], metric: str) -> Table:
     for each in keys:
         correlation = None if each.correlation is None else f"{each.correlation:+.2f}"
         add_row(
-            table, each.method, each.key, each.trials, correlation, figure(each.best),
+            table, each.method, each.key, each.trials, correlation,
+            figure(each.best) if isinstance(each.best, float) else each.best,
             f"{each.p_value:.2g}",
         )  # fmt: skip
     return table

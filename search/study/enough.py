@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -19,6 +19,9 @@ from search.surrogate.observation import Observation, RelatedSweep
 from search.surrogate.worth import Worth, worth_of_more
 from spaces.planner import Planner
 from spaces.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from search.surrogate.model import PlanModel
 
 _ENDED = "ranksweep_enough"
 FEWEST_TRIALS = 6
@@ -51,6 +54,8 @@ class Enough:
         self._study, self._search, self._planner = study, search, planner
         self._space, self._history = space, history
         self._drawn: list[Drawn] | None = None
+        self._model: PlanModel | None = None
+        self._fitted_to = 0
         self._looked_at = -1
         self.reason: str | None = None
         """Why the search has ended; None while it goes on."""
@@ -91,7 +96,7 @@ class Enough:
         candidates = [each for each in self._candidates() if each.arm not in closed]
         if len({each.repeat_of for each in found}) < FEWEST_TRIALS or not candidates:
             return None
-        ahead = expected(found, candidates, self._search, settings.trials, self._history)
+        ahead = self._expected(found, candidates, settings)
         if ahead.in_noise >= settings.improvement_below:
             return None
         reason = in_words(ahead, self._search.objective, settings)
@@ -99,35 +104,57 @@ class Enough:
         self._study.set_user_attr(_ENDED, json.dumps(said))
         return reason
 
+    def _expected(
+        self,
+        found: Sequence[Observation],
+        candidates: Sequence[Drawn],
+        settings: StopWhenSettings,
+    ) -> Worth:
+        """What is to be expected, of a model that is fitted anew where that may end the search.
+
+        Else the hyperparameters of an older one serve, until there is a tenth more to fit them to.
+        """
+        if self._model is not None and len(found) < 1.1 * self._fitted_to:
+            ahead = self._by(self._fit(found, self._model), found, candidates, settings)
+            if ahead.in_noise >= settings.improvement_below:
+                return ahead
+        self._model, self._fitted_to = self._fit(found), len(found)
+        return self._by(self._model, found, candidates, settings)
+
+    def _fit(self, found: Sequence[Observation], like: PlanModel | None = None) -> PlanModel:
+        from search.surrogate.model import fit_model  # loads torch
+
+        return fit_model(
+            found,
+            maximize=self._search.mode == "max",
+            history=self._history,
+            seed=self._search.seed,
+            like=like,
+        )
+
+    def _by(
+        self,
+        model: PlanModel,
+        found: Sequence[Observation],
+        candidates: Sequence[Drawn],
+        settings: StopWhenSettings,
+    ) -> Worth:
+        return worth_of_more(
+            model,
+            list({each.repeat_of: each for each in found}.values()),
+            candidates,
+            settings.trials,
+            maximize=self._search.mode == "max",
+            pareto=len(self._search.objectives) > 1,
+            seed=self._search.seed,
+        )
+
     def _candidates(self) -> Sequence[Drawn]:
         if self._drawn is None:
             arms = self._space.arms(self._search.arms)
             takes, seed = self._search.takes, self._search.seed
             self._drawn = draws(self._space, self._planner, arms, takes=takes, seed=seed)
         return self._drawn
-
-
-def expected(
-    found: Sequence[Observation],
-    candidates: Sequence[Drawn],
-    search: SearchSettings,
-    trials: int,
-    history: Sequence[RelatedSweep] = (),
-) -> Worth:
-    """What the next trials of a search are expected to gain, by a model of what it has found."""
-    from search.surrogate.model import fit_model  # loads torch
-
-    maximize = search.mode == "max"
-    tried = list({each.repeat_of: each for each in found}.values())
-    return worth_of_more(
-        fit_model(found, maximize=maximize, history=history, seed=search.seed),
-        tried,
-        candidates,
-        trials,
-        maximize=maximize,
-        pareto=len(search.objectives) > 1,
-        seed=search.seed,
-    )
 
 
 def in_words(ahead: Worth, objective: Objective, settings: StopWhenSettings) -> str:

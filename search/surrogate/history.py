@@ -23,8 +23,8 @@ from spaces.planner import Planner
 
 SWEEPS = 8
 """From how many earlier sweeps something is learned at most."""
-TRIALS_EACH = 60
-"""From how many trials of each at most."""
+TRIALS_EACH, TRIALS = 60, 240
+"""From how many trials of each, and of all, at most."""
 FEWEST_TRIALS = 4
 """A sweep with fewer complete trials tells nothing: its values have no scale of their own."""
 
@@ -45,7 +45,7 @@ def related_sweeps(
     sweep_run_id: str | None,
     planner: Planner,
     sweeps_at_most: int = SWEEPS,
-    trials_at_most: int = TRIALS_EACH,
+    trials_at_most: int = TRIALS,
 ) -> list[RelatedSweep]:
     """The earlier sweeps that are akin, nearest relation first, of one relation the largest first.
 
@@ -75,7 +75,8 @@ def related_sweeps(
             akin.setdefault((relation, str(trial.run.parent)), []).append(trial)
     order = sorted(akin, key=lambda key: (_RELATIONS.index(key[0]), -len(akin[key])))
     enough = [key for key in order if len(akin[key]) >= FEWEST_TRIALS][:sweeps_at_most]
-    return [_sweep(relation, run, akin[relation, run], trials_at_most) for relation, run in enough]
+    each = min(TRIALS_EACH, trials_at_most // max(1, len(enough)))
+    return [_sweep(relation, run, akin[relation, run], each) for relation, run in enough]
 
 
 def announcement(sweeps: Sequence[RelatedSweep]) -> str:
