@@ -156,7 +156,7 @@ class SearchSettings(Settings):
     warm_start: bool = True
     """Whether a LoRA as large as the largest of the papers' defaults and each method's default are
     tried first, and after them the best choices that the tracking server has of the same task or
-    the same base."""
+    the same base; with `sampler: plan` its model learns from all trials of such sweeps instead."""
     repeats: RepeatSettings | None = None
     """`{top: 3, seeds: 2}` spends the last top * seeds trials on training the best choices so far
     with other seeds, and a choice is ranked by its mean; `null` trains each choice once."""

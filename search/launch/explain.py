@@ -179,7 +179,12 @@ class _Grounds:
     def of(cls, raw: Mapping[str, Any], key: str | None, store: str | None) -> _Grounds:
         """From the sweep's file, and the store of its profile."""
         if not raw:
-            return cls(None, None, None, ("what comes next is not told: its file is not kept",))
+            return cls(
+                None,
+                None,
+                None,
+                ("what comes next is not told: its run in MLflow keeps no sweep file",),
+            )
         try:
             config = parse_sweep(raw)
         except RanksweepError as error:
