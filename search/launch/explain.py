@@ -4,6 +4,7 @@ its profile also what it would try next."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from search.store.profiles import ProfileStore
 from search.study.asking import study_of_sweep
 from search.study.observations import observations
 from search.study.study import CHOICE, DUPLICATE_OF, WARM_FROM, choice_of
-from search.surrogate.draws import draws
+from search.surrogate.draws import LEADERS, Drawn, at_other_rates, draws
 from search.surrogate.explain import WORTH_BELOW, Ahead, Explanation, Tried, explained
 from search.surrogate.history import related_sweeps
 from search.surrogate.observation import RelatedSweep
@@ -28,6 +29,7 @@ from search.tracking.facts import RunFacts
 from search.tracking.liveness import told
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, RanksweepError, TrackingError
+from spaces.methods.registry import from_record
 from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.search_space import SearchSpace
@@ -222,11 +224,26 @@ class _Grounds:
         if without:
             why = f"of {', '.join(without)} nothing can be planned here, or not within max_params"
             start = replace(start, notes=[*start.notes, why])
+        drawn += at_other_rates(self.space, self._leaders(tried))
         ahead = Ahead(drawn, pareto=config.pareto, at_least=WORTH_BELOW)
         if search.stop_when is not None:
             stop = search.stop_when
             ahead = replace(ahead, trials=stop.trials, at_least=stop.improvement_below)
         return explained(start, tried, ahead, top=top, history=history, seed=search.seed)
+
+    def _leaders(self, tried: Sequence[Tried]) -> list[Drawn]:
+        """The best of the tried choices that the space holds."""
+        assert self.config is not None
+        assert self.space is not None
+        objective, keys = self.config.objective, self.config.search.arms
+        best = sorted(tried, key=lambda each: -objective.gain(each.observation.value))
+        found = []
+        for each in best[:LEADERS]:
+            with suppress(RanksweepError):  # of another version, or of a method no longer searched
+                choice, told = from_record(each.choice), each.observation
+                arm = self.space.arm_of(choice, keys)
+                found.append(Drawn(choice, arm, told.features, told.params))
+        return found
 
 
 def _targets(config: SweepConfig, profile: Profile) -> tuple[TargetModule, ...]:

@@ -13,8 +13,8 @@ from search.config.sweep import SearchSettings, StopWhenSettings
 from search.objective import Objective
 from search.study.observations import observations
 from search.study.standing import Standing
-from search.study.study import ARM
-from search.surrogate.draws import Drawn, draws
+from search.study.study import ARM, FEATURES, TRAINABLE_PARAMS, choice_of
+from search.surrogate.draws import LEADERS, Drawn, at_other_rates, draws
 from search.surrogate.observation import Observation, RelatedSweep
 from search.surrogate.worth import Worth, worth_of_more
 from spaces.planner import Planner
@@ -93,7 +93,8 @@ class Enough:
         self, standing: Standing, settings: StopWhenSettings, closed: Collection[str]
     ) -> str | None:
         found = observations(standing.comparable, self._planner)
-        candidates = [each for each in self._candidates() if each.arm not in closed]
+        every = [*self._candidates(), *at_other_rates(self._space, self._leaders(standing))]
+        candidates = [each for each in every if each.arm not in closed]
         if len({each.repeat_of for each in found}) < FEWEST_TRIALS or not candidates:
             return None
         ahead = self._expected(found, candidates, settings)
@@ -148,6 +149,25 @@ class Enough:
             pareto=len(self._search.objectives) > 1,
             seed=self._search.seed,
         )
+
+    def _leaders(self, standing: Standing) -> list[Drawn]:
+        """The best of the tried choices."""
+        objective = self._search.objective
+        trials = [
+            trial
+            for trial in standing.comparable
+            if trial.state == TrialState.COMPLETE and FEATURES in trial.user_attrs
+        ]
+        trials.sort(key=lambda trial: -objective.gain(trial.values[0]))
+        return [
+            Drawn(
+                choice_of(trial),
+                trial.user_attrs[ARM],
+                trial.user_attrs[FEATURES],
+                trial.user_attrs[TRAINABLE_PARAMS],
+            )
+            for trial in trials[:LEADERS]
+        ]
 
     def _candidates(self) -> Sequence[Drawn]:
         if self._drawn is None:

@@ -7,12 +7,12 @@ each is made once and stands for the choices at several rates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log10
 from typing import Any
 
 from spaces.choice import Choice
-from spaces.domain import Evenly, suggest
+from spaces.domain import Evenly, closest, suggest
 from spaces.errors import UsageError
 from spaces.features import plan_features
 from spaces.planner import Planner
@@ -20,6 +20,10 @@ from spaces.search_space import Arm, SearchSpace
 
 PLANS, RATES = 64, 6
 """Plans over all arms, and learning rates of each."""
+NEAR = (0.5, 0.7, 1.4, 2.0)
+"""Of a good choice these multiples of its learning rate may be better."""
+LEADERS = 8
+"""So many of the tried choices are good ones."""
 _WITH_THE_RATE = ("log10_learning_rate", "log10_first_update")
 """Features that move as the learning rate does: the others are those of the plan alone."""
 
@@ -60,6 +64,20 @@ def draws(
         for drawn in _at_rates(space, planner, arm, drawing[arm.name], takes, rates):
             found.setdefault(repr(drawn.choice), drawn)
     return list(found.values())
+
+
+def at_other_rates(space: SearchSpace, tried: Sequence[Drawn]) -> list[Drawn]:
+    """Choices of the space with the plan of a tried one and a learning rate near its own."""
+    found: dict[str, Drawn] = {}
+    for each in tried:
+        domain = space.domains.get(each.method, {}).get("learning_rate")
+        for factor in NEAR if domain is not None else ():
+            rate = float(closest(domain, factor * each.choice.learning_rate))
+            choice = each.choice.model_copy(update={"learning_rate": rate})
+            moved = replace(each, choice=choice, features=at_rate(each.features, rate))
+            found.setdefault(repr(choice), moved)
+    own = {repr(each.choice) for each in tried}
+    return [moved for text, moved in found.items() if text not in own]
 
 
 def at_rate(features: Mapping[str, float], learning_rate: float) -> dict[str, float]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, get_args
 
-from search.objective import Objective
 from search.surrogate.observation import Observation, RelatedSweep
-from search.surrogate.observed import ObservedTrial, observed_trials
+from search.surrogate.observed import ObservedTrial, observed_trials, tells_something, value_of
+from search.tracking.facts import RunFacts
 from search.tracking.runs import RecordedRuns
 from spaces.planner import Planner
 
@@ -28,6 +28,7 @@ TRIALS_EACH, TRIALS = 60, 240
 FEWEST_TRIALS = 4
 """A sweep with fewer complete trials tells nothing: its values have no scale of their own."""
 
+Item = TypeVar("Item")
 Relation = Literal["same", "task", "base"]
 _RELATIONS: tuple[Relation, ...] = get_args(Relation)
 _IN_WORDS = {
@@ -58,25 +59,28 @@ def related_sweeps(
     """
     recorded = RecordedRuns(tracking_uri)
     experiments = recorded.experiments()
-    akin: dict[tuple[Relation, str], list[ObservedTrial]] = {}
-    known: set[str] = set()
+    akin: dict[tuple[Relation, str], dict[str, RunFacts]] = {}
     for tag, value in (("task_fingerprint", task_fingerprint), ("base", base_fingerprint)):
-        wanted = {"kind": "trial", "status": "complete", tag: value}
-        runs = [
-            run
-            for run in recorded.search(wanted, experiments)
-            if run.run_id not in known and run.parent not in (None, sweep_run_id)
-        ]
-        known |= {run.run_id for run in runs}
-        here = [run for run in runs if run.base == base_fingerprint]
-        elsewhere = [run for run in runs if run.base != base_fingerprint]
-        for trial in chain(observed_trials(here, planner), observed_trials(elsewhere)):
-            relation = _relation(trial, task_fingerprint, base_fingerprint)
-            akin.setdefault((relation, str(trial.run.parent)), []).append(trial)
-    order = sorted(akin, key=lambda key: (_RELATIONS.index(key[0]), -len(akin[key])))
-    enough = [key for key in order if len(akin[key]) >= FEWEST_TRIALS][:sweeps_at_most]
-    each = min(TRIALS_EACH, trials_at_most // max(1, len(enough)))
-    return [_sweep(relation, run, akin[relation, run], each) for relation, run in enough]
+        for run in recorded.search(
+            {"kind": "trial", "status": "complete", tag: value}, experiments
+        ):
+            if tells_something(run) and run.parent not in (None, sweep_run_id):
+                relation = _relation(run, task_fingerprint, base_fingerprint)
+                akin.setdefault((relation, str(run.parent)), {})[run.run_id] = run
+    found: list[RelatedSweep] = []
+    for relation, run_id in sorted(
+        akin, key=lambda key: (_RELATIONS.index(key[0]), -len(akin[key]))
+    ):
+        # Plans are made of no more trials than are taken.
+        runs = _spread(list(akin[relation, run_id].values()), TRIALS_EACH, value_of)
+        trials = observed_trials(runs, None if relation == "task" else planner)
+        if len(trials) >= FEWEST_TRIALS and len(found) < sweeps_at_most:
+            found.append(_sweep(relation, run_id, trials))
+    each = trials_at_most // max(1, len(found))
+    return [
+        replace(sweep, observations=tuple(_spread(sweep.observations, each, lambda o: o.value)))
+        for sweep in found
+    ]
 
 
 def announcement(sweeps: Sequence[RelatedSweep]) -> str:
@@ -87,24 +91,21 @@ def announcement(sweeps: Sequence[RelatedSweep]) -> str:
     return f"learns from {what} ({trials} trials): {told}"
 
 
-def _relation(trial: ObservedTrial, task_fingerprint: str, base_fingerprint: str) -> Relation:
-    if trial.run.task_fingerprint != task_fingerprint:
+def _relation(run: RunFacts, task_fingerprint: str, base_fingerprint: str) -> Relation:
+    if run.task_fingerprint != task_fingerprint:
         return "base"
-    return "same" if trial.run.base == base_fingerprint else "task"
+    return "same" if run.base == base_fingerprint else "task"
 
 
-def _sweep(
-    relation: Relation, run_id: str, trials: Sequence[ObservedTrial], at_most: int
-) -> RelatedSweep:
+def _sweep(relation: Relation, run_id: str, trials: Sequence[ObservedTrial]) -> RelatedSweep:
     first = trials[0].run
-    objective = Objective(first.metric or "accuracy", first.mode or "max")
-    observations = _spread([trial.observation for trial in trials], at_most)
-    return RelatedSweep(run_id, relation, objective.mode == "max", tuple(observations))
+    observations = tuple(trial.observation for trial in trials)
+    return RelatedSweep(run_id, relation, first.mode != "min", observations)
 
 
-def _spread(observations: Iterable[Observation], at_most: int) -> list[Observation]:
-    """At most so many, from the worst to the best by even steps of rank."""
-    ranked = sorted(observations, key=lambda each: each.value)
+def _spread(items: Sequence[Item], at_most: int, value: Callable[[Item], float]) -> list[Item]:
+    """At most so many, from the least to the largest value by even steps of rank."""
+    ranked = sorted(items, key=value)
     if len(ranked) <= at_most:
         return ranked
     step = (len(ranked) - 1) / max(at_most - 1, 1)

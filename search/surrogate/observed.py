@@ -51,21 +51,32 @@ def observed_trials(
     return found
 
 
-def _observed(run: RunFacts, planner: Planner | None) -> ObservedTrial | None:
-    value = run.metrics.get(run.metric or "", math.nan)
-    params = run.metrics.get("trainable_params", math.nan)
+def tells_something(run: RunFacts) -> bool:
+    """Whether a run is that of a complete trial from the base, whose choice and value it says."""
     is_complete = run.kind == "trial" and run.status == "complete" and run.warm_from is None
-    if not (is_complete and _is_number(value) and _is_number(params) and run.choice is not None):
+    params = run.metrics.get("trainable_params", math.nan)
+    known = run.choice is not None and math.isfinite(params)
+    return is_complete and known and _is_number(value_of(run))
+
+
+def value_of(run: RunFacts) -> float:
+    """The metric that a trial's sweep has searched by; NaN where the run does not say it."""
+    return run.metrics.get(run.metric or "", math.nan)
+
+
+def _observed(run: RunFacts, planner: Planner | None) -> ObservedTrial | None:
+    if not tells_something(run) or run.choice is None:
         return None
     choice = _choice(run.choice)
-    features = _features(run, choice, int(params), planner)
+    params = int(run.metrics["trainable_params"])
+    features = _features(run, choice, params, planner)
     if features is None:
         return None
     observation = Observation(
         features=features,
         method=run.method,
-        value=value,
-        params=int(params),
+        value=value_of(run),
+        params=params,
         repeat_of=choice_tag(recorded(run.choice)),
     )
     return ObservedTrial(run, choice, observation)
