@@ -118,8 +118,8 @@ def test_what_is_remembered_in_the_study_is_the_same_for_a_resumed_sweep(tmp_pat
     assert first == again
     assert first == history[: len(first)]
     assert len(first) == 8
-    text = packed(history, 10_000)
-    assert len(text) <= 10_000
+    text = packed(history, 3_000)
+    assert len(text) <= 3_000
     assert unpacked(text) == history[: len(unpacked(text))]
     assert 0 < len(unpacked(text)) < 8
 
