@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from search.study import in_time
@@ -90,7 +91,7 @@ def test_of_a_large_history_the_bad_trials_are_taken_too(database: str) -> None:
 
 
 def a_history(sweeps: int, trials: int) -> list[RelatedSweep]:
-    names = (*FEATURES, "of_later_versions")
+    names, rng = (*FEATURES, "of_later_versions"), np.random.default_rng(0)
     return [
         RelatedSweep(
             f"{number:032x}",
@@ -98,9 +99,9 @@ def a_history(sweeps: int, trials: int) -> list[RelatedSweep]:
             number % 2 == 0,
             tuple(
                 Observation(
-                    {name: round((i * 7919 + j) % 10007 / 997, 5) for j, name in enumerate(names)},
+                    {name: round(float(rng.uniform(-5, 5)), 5) for name in names},
                     "lora",
-                    (i * 31 % 97) / 97,
+                    float(rng.random()),
                     params=1000 + i,
                     repeat_of=f"{number:032x}:{i}",
                 )
@@ -118,8 +119,8 @@ def test_what_is_remembered_in_the_study_is_the_same_for_a_resumed_sweep(tmp_pat
     assert first == again
     assert first == history[: len(first)]
     assert len(first) == 8
-    text = packed(history, 3_000)
-    assert len(text) <= 3_000
+    text = packed(history, 10_000)
+    assert len(text) <= 10_000
     assert unpacked(text) == history[: len(unpacked(text))]
     assert 0 < len(unpacked(text)) < 8
 
