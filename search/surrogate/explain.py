@@ -29,6 +29,8 @@ WORTH_BELOW = 0.2
 """More trials are worth their cost from so much improvement on, in deviations of the noise, where a
 sweep has no `search.stop_when`."""
 _FOLDS = 10
+_REFITTED = 100
+"""Of more choices the hyperparameters hardly depend on a tenth of them, and are fitted once."""
 _STEPS = 9
 _OVER = 80
 _SAMPLES = 512
@@ -397,6 +399,7 @@ def _sureness(
             maximize=objective.mode == "max",
             history=history,
             seed=seed,
+            like=model if len(every) > _REFITTED else None,
         )
         mean, sd = fitted.predict(held)
         value += [each.value for each in held]
