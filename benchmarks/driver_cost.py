@@ -24,7 +24,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
@@ -165,7 +165,9 @@ def resident_memory() -> dict[str, float]:
     return found
 
 
-def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], float, int]:
+def measure(
+    trials: int, folder: Path, clock: Clock, sampler: Literal["tpe", "plan"]
+) -> tuple[dict[str, int], float, int]:
     """Run the search; returns its states, how long MLflow was told the rest, and what it holds."""
     targets = minilm()
     profile = drawn_profile(targets)
@@ -179,10 +181,11 @@ def measure(trials: int, folder: Path, clock: Clock) -> tuple[dict[str, int], fl
     tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "driver-cost")
     sweep_run_id = tracker.start_sweep("driver-cost", {}, {"task": "stub", "metric": "accuracy"})
     study = open_study(
-        paths.study_uri, "driver-cost", objectives=["accuracy"], mode="max", sampler="tpe", seed=0
+        paths.study_uri, "driver-cost", objectives=["accuracy"], mode="max", sampler=sampler, seed=0
     )
     planner = Planner(targets, profile)
-    settings = SearchSettings(trials=trials)
+    allocation = "free" if sampler == "plan" else "equal"
+    settings = SearchSettings(trials=trials, sampler=sampler, allocation=allocation)
     searcher = StudySearcher(Proposals(study, space, planner, settings, TrainSettings(epochs=1)))
     view = View("driver-cost", console=Console(file=io.StringIO()))
     journal = Journal(paths.journal)
@@ -227,6 +230,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=2000, help="trials (default: %(default)s)")
     parser.add_argument(
+        "--sampler", choices=("tpe", "plan"), default="tpe", help="(default: %(default)s)"
+    )
+    parser.add_argument(
         "--profile", type=Path, metavar="FILE",
         help="write cProfile's statistics of the main thread to FILE-N, N the end of each window",
     )  # fmt: skip
@@ -236,14 +242,21 @@ def main(arguments: list[str] | None = None) -> None:
     trials, run = options.trials, Run.begin()
     clock = Clock(trials, options.profile)
     with tempfile.TemporaryDirectory(prefix="driver-cost-") as folder:
-        states, told, logged = measure(trials, Path(folder), clock)
-    report(run, trials, clock, states, told, logged)
+        states, told, logged = measure(trials, Path(folder), clock, options.sampler)
+    report(run, trials, clock, states, told, logged, options.sampler)
 
 
 def report(
-    run: Run, trials: int, clock: Clock, states: Mapping[str, int], told: float, logged: int
+    run: Run,
+    trials: int,
+    clock: Clock,
+    states: Mapping[str, int],
+    told: float,
+    logged: int,
+    sampler: str,
 ) -> None:
     """Print the figures and record the row."""
+    named = "" if sampler == "tpe" else f" with the sampler {sampler}"
     early, late = windows(trials)
     first, last = clock.per_trial(*early), clock.per_trial(*late)
     ratio = last.main / first.main
@@ -270,7 +283,7 @@ def report(
         name: f"{each['last']:.1f} against {each['first']:.1f} ms" for name, each in cost.items()
     }
     run.record(
-        f"the driver's cost of a trial, {trials:,} against 100",
+        f"the driver's cost of a trial{named}, {trials:,} against 100",
         {
             "ms": cost,
             "course_ms": course,

@@ -91,6 +91,8 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
     elif isinstance(given.get("scheduler"), str):
         given["scheduler"] = {"name": given["scheduler"]}
     given = _given(given, fields)
+    if given.get("sampler") == "plan":
+        given.setdefault("allocation", "free")
     objectives = given.get("objectives")
     if isinstance(objectives, str):
         given["objectives"] = objectives = (objectives,)

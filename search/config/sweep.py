@@ -134,7 +134,8 @@ class SearchSettings(Settings):
     `null` sets no limit."""
     allocation: Literal["equal", "free"] = "equal"
     """`equal` gives each next trial to the method with the fewest; `free` lets the sampler choose
-    the method."""
+    the method, and `plan` sees to it that LoRA has half of an equal part, and each other method a
+    quarter; default: `equal`, or `free` with `sampler: plan`."""
     arms: tuple[str, ...] = ()
     """Keys whose every value gets trials and a confirmation of its own, as if it were a method: for
     ablations, such as `[partition.rule]`. Their values are lists, in `space.methods` or in a

@@ -18,8 +18,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config.sweep import SearchSettings
+from search.study.curves import curve_of, looks_of
 from search.study.standing import Standing
-from search.study.study import ARM, CURVE, STOPPED, TRAINING, WARM_FROM, choice_of
+from search.study.study import ARM, STOPPED, TRAINING, WARM_FROM, choice_of
 from search.surrogate.acquisition import expected_area_improvement, expected_improvement
 from search.surrogate.candidates import Candidate, Pool
 from search.surrogate.model import PlanModel, fit_model
@@ -42,7 +43,11 @@ SAMPLES = 32
 STEPS = 24
 """Of the trials so far, how many may make the front in some sample."""
 LEADERS = 8
-"""Choices that others are drawn near to."""
+"""Choices that have been trained and that candidates are drawn near to, in the first step."""
+CLIMBS = 3
+"""Steps in which candidates are drawn, after the first one near the best candidates so far."""
+STARTS = 4
+"""How many of these."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,11 @@ class PlanSampler:
         self._read: dict[int, tuple[Observation, ...]] = {}
         self._fitted: tuple[tuple[int, ...], PlanModel] | None = None
 
+    @property
+    def has_history(self) -> bool:
+        """Whether it knows something before the first trial."""
+        return bool(self._history)
+
     def ranked(self, standing: Standing, arms: Sequence[str], count: int) -> list[dict[str, Any]]:
         """The parameters of the best candidates of some arms, the best first.
 
@@ -90,16 +100,27 @@ class PlanSampler:
             return []
         known = self._known(standing)
         ended = [each for each in known if not each.runs]
-        near = self._leaders(model, [each for each in ended if each.arm in arms], LEADERS)
+        near: Sequence[Candidate] = self._leaders(
+            model, [each for each in ended if each.arm in arms], LEADERS
+        )
         turn = len(standing.all_trials)
-        pool = self._pool.candidates(turn, [each.params for each in near], arms)
-        candidates = [each for each in pool if self._search.takes(each.trainable_params)]
-        if not candidates:
-            return []
         steps = self._leaders(model, ended, STEPS) + [each for each in known if each.runs]
-        gain = self._expected_gain(model, steps, candidates, turn)
-        best = np.argsort(-gain, kind="stable")[:count]
+        candidates = self._pool.even(turn, arms)
+        gains = np.zeros(0)
+        for climb in range(CLIMBS):
+            candidates += self._pool.near(turn, climb, [each.params for each in near], arms)
+            candidates = self._takeable(candidates)
+            if not candidates:
+                return []
+            gains = self._expected_gain(model, steps, candidates, turn)
+            best = np.argsort(-gains, kind="stable")[:count]
+            near = [candidates[index] for index in best[:STARTS]]
         return [dict(candidates[index].params) for index in best]
+
+    def _takeable(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those within `max_params`, each once."""
+        each_once = {tuple(each.params.items()): each for each in candidates}
+        return [each for each in each_once.values() if self._search.takes(each.trainable_params)]
 
     def _expected_gain(
         self,
@@ -189,17 +210,18 @@ class PlanSampler:
             )
 
     def _values(self, trial: FrozenTrial) -> Iterator[tuple[float, float]]:
-        """(share of the training, value) of an ended trial; of one that failed the value is NaN."""
+        """(share of the training, value) of an ended trial; of one that failed the value is NaN.
+
+        Half of the epochs is as good as half of the rows.
+        """
+        yield from looks_of(trial).items()
         if trial.state == TrialState.COMPLETE:
             yield 1.0, float(trial.values[0])
         elif trial.state == TrialState.FAIL:
             yield 1.0, math.nan
-        else:
-            curve = trial.user_attrs.get(CURVE, {})
-            values = {int(epoch): each.get(self._search.metric) for epoch, each in curve.items()}
-            values = values or dict(trial.intermediate_values)
-            if values and (value := values[max(values)]) is not None:
-                yield min(1.0, max(values) / self._epochs), float(value)
+        elif curve := curve_of(trial, self._search.metric):
+            epochs = self._epochs * choice_of(trial).length
+            yield min(1.0, max(curve) / epochs), float(curve[max(curve)])
 
     def _known(self, standing: Standing) -> list[_Known]:
         """The choices that have a value or will have one, each once."""

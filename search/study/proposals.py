@@ -59,6 +59,9 @@ TRIES = 24
 EVEN_TRIES = 200
 #: How many trials in a row may be answered from others before such a point is drawn again too.
 ANSWERS = 4
+#: Of an equal part of the trials, how much an arm has at least where the model may choose the arm.
+LEAST = 0.25
+LEAST_OF_LORA = 0.5
 #: The seed of a choice's k-th repetition is train.seed + REPEAT_SEEDS + k - 1: confirmations have
 #: those next to train.seed.
 REPEAT_SEEDS = 1000
@@ -199,8 +202,12 @@ class Proposals:
         Raises:
             ValueError: the study was made over another space.
         """
+        learned = self._modelled is not None and self._modelled.has_history
+        # Whoever learned before knows better than the papers' defaults, which are to come as well.
+        in_turn = learned and standing.handed % 3 < 2
         return (
             (self._repetition(standing) if self._repeats_next(standing) else None)
+            or (self._expected_most(standing, may_answer) if in_turn else None)
             or self._enqueued(standing, may_answer)
             or self._drawn(standing, may_answer)
             or (None if standing.unrepeated_run else self._repetition(standing))
@@ -328,10 +335,11 @@ class Proposals:
         waiting: set[str] = set()
         while arms := [name for name in self._arms if name not in {*self._closed, *waiting}]:
             fewest = min(arms, key=lambda name: standing.counts[name])
+            before = len(self._closed)
             found = self._drawn_of(fewest, snapshot, standing, may_answer)
             if found is not None:
                 return found
-            if fewest not in self._closed:
+            if len(self._closed) == before:
                 waiting.add(fewest)
         return None
 
@@ -357,14 +365,26 @@ class Proposals:
         arms = [name for name in self._arms if name not in self._closed]
         if self._modelled is None or not arms:
             return None
-        if self.search.allocation == "equal":
-            arms = [min(arms, key=lambda name: standing.counts[name])]
-        for params in self._modelled.ranked(standing, arms, TRIES):
+        asked = self._arms_to_ask(arms, standing)
+        for params in self._modelled.ranked(standing, asked, TRIES):
             point = Snapshot((), self._study.directions).draw(self._even, params)
             found = self._judged(point, standing, may_answer)
             if isinstance(found, Proposal):
                 return found
         return None
+
+    def _arms_to_ask(self, arms: Sequence[str], standing: Standing) -> Sequence[str]:
+        """Those of some arms that the next trial may be of: with `free` all, but an arm that has
+        fallen below its least share goes first, so that tuned LoRA is there to compare with."""
+        if self.search.allocation == "equal":
+            return [min(arms, key=lambda name: standing.counts[name])]
+        least = {
+            name: LEAST_OF_LORA if self._arms[name].method == "lora" else LEAST for name in arms
+        }
+        even = standing.handed / len(self._arms)
+        owed = {name: least[name] * even - standing.counts[name] for name in arms}
+        most = max(arms, key=lambda name: owed[name])
+        return [most] if owed[most] > 0 else arms
 
     def _drawn_of(
         self, arm: str, snapshot: Snapshot, standing: Standing, may_answer: bool

@@ -8,7 +8,7 @@ learning rate or another alpha does to its features is known.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log, log10
 from typing import Any
@@ -21,13 +21,13 @@ from spaces.features import plan_features
 from spaces.planner import Planner
 from spaces.search_space import Arm, SearchSpace
 
-EVEN = 10
+EVEN = 16
 """Plans that are drawn evenly at each proposal, of a base with up to `MODULES` target modules."""
-NEAR = 16
-"""Plans that are drawn near good choices at each proposal."""
+NEAR = 8
+"""Plans that are drawn near good choices at each step of a proposal."""
 MODULES = 48
 """Of a base with more target modules fewer plans are made, for each costs more."""
-TURNS = 16
+TURNS = 20
 """For how many proposals what is drawn evenly stays."""
 VARIANTS = 6
 """Choices that a plan stands for: learning rates and alphas."""
@@ -75,30 +75,39 @@ class Pool:
         self._space, self._arms, self._planner = space, arms, planner
         self._seed, self._keys = seed, keys
         self._features: OrderedDict[str, tuple[Mapping[str, float], int]] = OrderedDict()
+        self._drawn_evenly: dict[int, list[Candidate]] = {}
         share = min(1.0, MODULES / max(1, len(planner.targets)))
         self._even, self._near = max(2, round(share * EVEN)), max(2, round(share * NEAR))
 
-    def candidates(
-        self, turn: int, near: Sequence[Mapping[str, Any]], arms: Sequence[str]
-    ) -> list[Candidate]:
-        """The candidates of one proposal, each once.
+    def even(self, turn: int, arms: Container[str]) -> list[Candidate]:
+        """Candidates of some arms, drawn evenly; most of them are those of the turn before.
 
-        Args:
-            turn: the proposal's number, from 0.
-            near: parameters of good choices, to draw near them; the best first.
-            arms: the arms that take part.
+        `turn` is the proposal's number, from 0.
         """
-        names = list(self._arms)
+        first, last = self._even * max(0, turn - TURNS + 1), self._even * (turn + 1)
+        self._drawn_evenly = {
+            number: self._drawn_evenly.get(number) or self._numbered(number)
+            for number in range(first, last)
+        }
+        return [each for found in self._drawn_evenly.values() for each in found if each.arm in arms]
+
+    def near(
+        self, turn: int, step: int, starts: Sequence[Mapping[str, Any]], arms: Container[str]
+    ) -> list[Candidate]:
+        """Candidates of some arms that are near choices with the parameters `starts`.
+
+        `step` tells apart those that are drawn one after another in a turn.
+        """
         found: list[Candidate] = []
-        for number in range(self._even * max(0, turn - TURNS + 1), self._even * (turn + 1)):
-            if (arm := names[number % len(names)]) in arms:
-                rng = np.random.default_rng([self._seed, 0, number])
-                found += self._drawn(_Draw(rng, self._arms[arm].params), rng)
-        for number in range(self._near if near else 0):
-            rng = np.random.default_rng([self._seed, 1, turn, number])
-            found += self._drawn(_Draw(rng, {}, near[number % len(near)]), rng)
-        each_once = {tuple(each.params.items()): each for each in found if each.arm in arms}
-        return list(each_once.values())
+        for number in range(self._near if starts else 0):
+            rng = np.random.default_rng([self._seed, 1, turn, step, number])
+            found += self._drawn(_Draw(rng, {}, starts[number % len(starts)]))
+        return [each for each in found if each.arm in arms]
+
+    def _numbered(self, number: int) -> list[Candidate]:
+        arms = list(self._arms.values())
+        rng = np.random.default_rng([self._seed, 0, number])
+        return self._drawn(_Draw(rng, arms[number % len(arms)].params))
 
     def described(self, choice: Choice) -> tuple[Mapping[str, float], int]:
         """The features of a choice's plan, and its trainable parameters.
@@ -117,7 +126,7 @@ class Pool:
         unit, params = self._features[key]
         return _moved(unit, rate, alpha), params
 
-    def _drawn(self, draw: _Draw, rng: np.random.Generator) -> list[Candidate]:
+    def _drawn(self, draw: _Draw) -> list[Candidate]:
         """The choices that the plan of a draw stands for; none where it cannot be a plan."""
         try:
             choice = self._space.suggest(draw)

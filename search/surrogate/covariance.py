@@ -69,7 +69,8 @@ class PlanKernel(Kernel):  # type: ignore[misc]
     @property
     def correlation(self) -> torch.Tensor:
         """[related tasks], from 0 to 1."""
-        return torch.sigmoid(self.raw_correlation)
+        found: torch.Tensor = torch.sigmoid(self.raw_correlation)
+        return found
 
     def forward(
         self, x1: torch.Tensor, x2: torch.Tensor, diag: bool = False, **_: Any
@@ -96,8 +97,9 @@ class PlanKernel(Kernel):  # type: ignore[misc]
             between = to_sweep[task1.long()] * to_sweep[task2.long()]
             covariance = covariance * torch.where(task1 == task2, torch.ones_like(between), between)
         same_tuner = ((tuner1 == tuner2) & (tuner1 >= 0)).to(smooth)
-        covariance = covariance + self.raw_tuner_offset.exp() * same_tuner
-        return covariance + self.raw_task_offset.exp() * same_task
+        covariance += self.raw_tuner_offset.exp() * same_tuner
+        covariance += self.raw_task_offset.exp() * same_task
+        return covariance
 
 
 class _Logarithm(Interval):  # type: ignore[misc]

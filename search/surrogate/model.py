@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import log10, sqrt
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ RELATED = 160
 """How many observations of related sweeps are taken at most, over all sweeps."""
 FITTED_ON = 150
 """The hyperparameters are fitted to at most so many of the sweep's own observations."""
+GIVEN_UP = 0.3
+"""A related sweep whose learned correlation is below misleads more than it tells."""
 _STEPS = 40
 """Steps of L-BFGS; the last ones change the likelihood by less than choices differ."""
 _ROWS_SPREAD = 0.5
@@ -57,6 +59,8 @@ class PlanModel:
     inputs: _Inputs
     scale: Scale
     process: SingleTaskGP
+    believed: tuple[bool, ...]
+    """Which sweeps of the history it knows: the others mislead, and were given up."""
 
     def predict(self, candidates: Sequence[Described]) -> tuple[Floats, Floats]:
         """Mean and standard deviation [candidates] of the metric without the noise of a seed.
@@ -107,7 +111,7 @@ class PlanModel:
     @property
     def noise_sd(self) -> float:
         """Standard deviation between the seeds of one choice, in the metric's own units."""
-        return sqrt(float(self.process.likelihood.noise)) * self.scale.width
+        return sqrt(float(self.process.likelihood.noise.detach())) * self.scale.width
 
     def lengthscales(self) -> dict[str, float]:
         """Feature -> how far it must move, in its own units, before values differ much."""
@@ -119,9 +123,28 @@ class PlanModel:
             for name, length, width in zip(names, scales, widths, strict=True)
         }
 
+    def hyperparameters(self) -> tuple[float, float, float, float, float]:
+        """Variance of the signal and of the task's offset, variance of the noise, all on the
+        model's own scale; the value that its zero stands for, and the length of its unit."""
+        kernel = self.process.covar_module
+        constant = float(self.process.mean_module.constant.detach())
+        return (
+            float(kernel.raw_signal.detach().exp()),
+            float(kernel.raw_task_offset.detach().exp()),
+            float(self.process.likelihood.noise.detach()),
+            self.scale.middle + self.scale.sign * self.scale.width * constant,
+            self.scale.width,
+        )
+
+    @property
+    def size(self) -> int:
+        """How many observations it knows, those of the history included."""
+        return int(self.process.train_targets.shape[0])
+
     def correlations(self) -> list[float]:
-        """How far each related sweep is believed, from 0 to 1, in the order of the history."""
-        return [float(each) for each in self.process.covar_module.correlation.detach()]
+        """How far each sweep of the history is believed, from 0 to 1; 0 is one given up."""
+        found = iter(self.process.covar_module.correlation.detach())
+        return [float(next(found)) if believed else 0.0 for believed in self.believed]
 
     def sensitivity(self, candidates: Sequence[Described], seed: int = 0) -> dict[str, float]:
         """Feature -> its share of what moves the predicted mean over `candidates`; they sum to 1.
@@ -199,12 +222,32 @@ def fit_model(
     Raises:
         ValueError: there is no observation at all.
     """
-    rng = np.random.default_rng(seed)
-    related = [_taken(sweep, len(history), rng) for sweep in history]
-    every = [*observations, *(each for sweep in related for each in sweep.observations)]
-    if not every:
+    if not observations and not any(sweep.observations for sweep in history):
         raise ValueError("no observation to fit a model to; train a choice first")
-    inputs = _Inputs.of(every, like.inputs.tuners if like is not None else None)
+    rng = np.random.default_rng(seed)
+    taken = [_taken(sweep, len(history), rng) for sweep in history]
+    if like is None:
+        like = _conditioned(observations, maximize, taken, (True,) * len(taken), None)
+        _fit(like.process)
+        if min(like.correlations(), default=1.0) >= GIVEN_UP:
+            return like
+    believed = tuple(each >= GIVEN_UP for each in like.correlations())
+    if not observations and not any(believed):
+        return like
+    return _conditioned(observations, maximize, taken, believed, like)
+
+
+def _conditioned(
+    observations: Sequence[Observation],
+    maximize: bool,
+    history: Sequence[RelatedSweep],
+    believed: tuple[bool, ...],
+    like: PlanModel | None,
+) -> PlanModel:
+    """The model of observations and the sweeps that are believed, with given hyperparameters."""
+    related = [sweep for sweep, taken in zip(history, believed, strict=True) if taken]
+    every = [*observations, *(each for sweep in related for each in sweep.observations)]
+    inputs = _Inputs.of(every, None if like is None else like.inputs.tuners)
     others = [
         Scale.of([each.value for each in sweep.observations], maximize=sweep.maximized)
         for sweep in related
@@ -217,31 +260,43 @@ def fit_model(
         tasks += [task] * len(sweep.observations)
         y += [*other.done([each.value for each in sweep.observations])]
     with _one_thread():
-        X = inputs.of_observations(every, tasks)
-        Y = torch.tensor(y, dtype=torch.float64)[:, None]
         kernel = PlanKernel(len(FEATURES) + 1, [sweep.relation for sweep in related])
         process = SingleTaskGP(
-            X, Y, likelihood=likelihood(), covar_module=kernel, outcome_transform=None
+            inputs.of_observations(every, tasks),
+            torch.tensor(y, dtype=torch.float64)[:, None],
+            likelihood=likelihood(),
+            covar_module=kernel,
+            outcome_transform=None,
         )
         if like is not None:
-            process.load_state_dict(like.process.state_dict())
-        else:
-            _fit(process)
+            known = iter(like.process.covar_module.raw_correlation.detach())
+            before = [next(known) if had else None for had in like.believed]
+            kept = [each for each, had in zip(before, believed, strict=True) if had]
+            state = like.process.state_dict()
+            state["covar_module.raw_correlation"] = torch.tensor(kept, dtype=torch.float64)
+            process.load_state_dict(_without_priors(state), strict=False)
         process.eval()
-    return PlanModel(inputs, scale, process)
+    return PlanModel(inputs, scale, process, believed)
+
+
+def _without_priors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state without its priors, of which a kernel without a history has fewer."""
+    return {name: value for name, value in state.items() if "prior" not in name}
 
 
 def _fit(process: SingleTaskGP) -> None:
     """Move the hyperparameters to the maximum of their posterior, as far as it can be found."""
     mll = ExactMarginalLogLikelihood(process.likelihood, process)
     options = {"maxiter": _STEPS, "ftol": 1e-5}
-    with suppress(ModelFittingError):  # what the priors expect is a model too
+    process.train()
+    with _one_thread(), suppress(ModelFittingError):  # what the priors expect is a model too
         fit_gpytorch_mll(
             mll,
             optimizer_kwargs={"options": options},
             max_attempts=1,
             warning_handler=lambda _: True,
         )
+    process.eval()
 
 
 def _taken(sweep: RelatedSweep, sweeps: int, rng: np.random.Generator) -> RelatedSweep:
