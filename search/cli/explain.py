@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from search.surrogate.explain import (
+        Earlier,
         Explanation,
         FeatureEffect,
         KeyEffect,
@@ -55,10 +56,9 @@ def drawn_explanation(found: Explanation) -> list[RenderableType]:
     """An explanation as it is printed."""
     trials = f"{found.complete} complete trial{'' if found.complete == 1 else 's'}"
     better = "more" if found.mode == "max" else "less"
-    learned = f"; learns from {found.history} earlier sweeps too" if found.history else ""
-    drawn: list[RenderableType] = [
-        f"{found.sweep}: {trials}, {found.metric} ({better} is better){learned}"
-    ]
+    drawn: list[RenderableType] = [f"{found.sweep}: {trials}, {found.metric} ({better} is better)"]
+    if found.history:
+        drawn.append(f"learns from earlier sweeps: {', '.join(map(_earlier, found.history))}")
     if (best := found.best) is not None:
         seeds = f"mean of {best.seeds} seeds" if best.seeds > 1 else "one seed"
         drawn.append(
@@ -130,6 +130,11 @@ def more_line(found: More, metric: str) -> str:
         f"{found.in_noise:.2f} of the deviation between seeds: {verdict} "
         f"(from {found.at_least:g} on)"
     )
+
+
+def _earlier(found: Earlier) -> str:
+    how = f"believed {found.believed:.0%}" if found.believed else "given up, for it misleads"
+    return f"{found.run_id[:8]} ({found.trials} trials, {how})"
 
 
 def _wide_next(found: Explanation) -> Table:

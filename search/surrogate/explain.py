@@ -155,11 +155,21 @@ class More:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """An earlier sweep that the model has learned from as well, and how far it believes it: from 0,
+    given up for it misleads, to 1."""
+
+    run_id: str
+    relation: str
+    trials: int
+    believed: float
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What a sweep has learned. What cannot be told is None or empty, and `notes` say why.
 
-    `complete` trials were trained to their end. `next` is best first, and `history` says from how
-    many earlier sweeps the model has learned as well.
+    `complete` trials were trained to their end, and `next` is best first.
     """
 
     sweep: str
@@ -167,7 +177,7 @@ class Explanation:
     metric: str
     mode: str
     complete: int
-    history: int = 0
+    history: list[Earlier] = field(default_factory=list)
     best: BestTried | None = None
     features: list[FeatureEffect] = field(default_factory=list)
     keys: list[KeyEffect] = field(default_factory=list)
@@ -222,7 +232,10 @@ def explained(
     best = _best(model, by_choice, objective)
     found = replace(
         start,
-        history=len(history),
+        history=[
+            Earlier(sweep.run_id, sweep.relation, len(sweep.observations), believed)
+            for sweep, believed in zip(history, model.correlations(), strict=True)
+        ],
         best=best,
         features=_features(model, choices, objective),
         keys=keys,

@@ -204,6 +204,25 @@ def test_a_sweep_that_mlflow_does_not_have_is_read_from_its_study(
         explain_sweep(NAME, tracking_uri=database, top=0)
 
 
+def test_what_the_sampler_has_learned_before_is_named_with_how_far_it_is_believed(
+    database: str, tmp_path: Path
+) -> None:
+    assert PLANNER.profile is not None
+    ProfileStore(f"file://{tmp_path}/store").put(KEY, PLANNER.profile.to_bytes(), {"task": "movie"})
+    earlier = RecordedSweep(database, "earlier")
+    config = config_at(tmp_path, sampler="plan")
+    sweep = RecordedSweep(database, NAME, config=config, profile_key=KEY)
+    for number, choice in enumerate(some_choices(14)):
+        (earlier if number < 8 else sweep).trial(choice)
+    told = explain_sweep(NAME, tracking_uri=database, top=1)
+    (known,) = told.history
+    assert (known.run_id, known.relation, known.trials) == (earlier.run_id, "same", 8)
+    assert 0.3 < known.believed <= 1.0
+    assert f"learns from earlier sweeps: {earlier.run_id[:8]} (8 trials, believed" in plain_text(
+        drawn_explanation(told)
+    )
+
+
 def test_of_baselines_alone_parameters_and_learning_rate_are_told() -> None:
     tried = [
         Tried(
