@@ -17,6 +17,7 @@ import typer
 from search.cli import (
     champion,
     doctor,
+    explain,
     in_job,
     plans,
     presets,
@@ -47,6 +48,7 @@ FILES = [
         profiles,
         plans,
         results,
+        explain,
         champion,
         sweep_records,
         presets,

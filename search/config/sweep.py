@@ -167,11 +167,12 @@ class SearchSettings(Settings):
     all."""
     stop_when: StopWhenSettings | None = None
     """`{improvement_below: 0.2, trials: 10}` ends the search before `trials` are out, when little
-    more is to be expected; `null` hands out them all."""
+    more is to be expected; what it has found is repeated and confirmed as ever. `null` hands out
+    them all."""
     warm_start: bool = True
     """Whether a LoRA as large as the largest of the papers' defaults and each method's default are
     tried first, and after them the best choices that the tracking server has of the same task or
-    the same base."""
+    the same base; with `sampler: plan` its model learns from all trials of such sweeps instead."""
     repeats: RepeatSettings | None = None
     """`{top: 3, seeds: 2}` spends the last top * seeds trials on training the best choices so far
     with other seeds, and a choice is ranked by its mean; `null` trains each choice once."""
@@ -334,6 +335,7 @@ class SweepConfig(Settings):
         _check_mode(self.search.metric, self.search.mode)
         _check_objectives(self.search)
         _check_repeats(self.search)
+        _check_stop_when(self.search)
         _check_scheduler(self.search, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
         return self
@@ -399,6 +401,14 @@ def _check_repeats(search: SearchSettings) -> None:
         raise ConfigError(
             f"search.repeats: {search.repeats.top} choices with {search.repeats.seeds} seeds take "
             f"{spent} of the {search.trials} trials (search.trials); leave some to find them"
+        )
+
+
+def _check_stop_when(search: SearchSettings) -> None:
+    if search.stop_when is not None and search.sampler == "grid":
+        raise ConfigError(
+            "search.stop_when: does not go with sampler: grid, which tries all that the space "
+            "lists; leave one of the two out"
         )
 
 

@@ -301,7 +301,11 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: State, error: st
             result.sweep_run_id,
             state,
             metrics={f"seconds.{stage}": spent for stage, spent in result.seconds.items()},
-            tags={"states": result.states, "ended_by": result.ended_by},
+            tags={
+                "states": result.states,
+                "ended_by": result.ended_by,
+                "reason": result.reason,
+            },
             error=error,
         )
     except TrackingError as gone:

@@ -19,7 +19,7 @@ from search.study.shared import GROUNDS, attributes_of, refuse_other_settings
 from spaces.errors import ConfigError
 
 MAY_CHANGE_ON_RESUME = ("cluster", "confirm", "published", "store", "tracking")
-SEARCH_MAY_CHANGE = ("trials", "time_budget")
+SEARCH_MAY_CHANGE = ("trials", "time_budget", "stop_when")
 COMPARED_BY_CONTENT = (("base",), ("task", "data"))
 
 

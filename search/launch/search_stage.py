@@ -23,6 +23,7 @@ from search.launch.warm_weights import WarmFiles
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.study.as_begun import space_as_begun
+from search.study.earlier_sweeps import remember_history
 from search.study.first_choices import first_choices
 from search.study.left_open import end_what_was_left_open
 from search.study.proposals import Proposals
@@ -47,6 +48,9 @@ from search.study.study import (
 )
 from search.study.unranked import unranked_arms
 from search.study.warm_start import Earlier, announcement, earlier_choices, remember_earlier
+from search.surrogate.history import announcement as learned_from
+from search.surrogate.history import related_sweeps
+from search.surrogate.observation import RelatedSweep
 from search.tracking.journal import Journal
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
@@ -61,6 +65,9 @@ from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.search_space import SearchSpace
 from trainables.resident.groups import ResidentWorkers
+
+WHOLE = ("trials", "stop_when")
+"""Ends of a search that has done what it was asked for: what it has found is confirmed."""
 
 
 @dataclass
@@ -191,7 +198,10 @@ class SearchStage:
         config, space, search = self.config, self.space, self.config.search
         again = interrupted(self.study, shared.left_behind(at_start=True) if shared else None)
         first = first_choices(space, planner, search.arms) if search.warm_start else []
-        earlier = self._earlier(planner) if search.warm_start else []
+        learns = search.warm_start and search.sampler == "plan"
+        history = self._history(planner) if learns else []
+        # What a model learns from need not be trained again.
+        earlier = self._earlier(planner) if search.warm_start and not history else []
         proposals = Proposals(
             self.study,
             space,
@@ -202,6 +212,7 @@ class SearchStage:
             origins={choice_text(each.choice): each.run_id for each in earlier},
             shared=shared,
             steering=steering,
+            history=history,
             say=self.view.message,
         )
         return StudySearcher(proposals, waits)
@@ -222,6 +233,21 @@ class SearchStage:
         if earlier:
             self.view.message(announcement(earlier))
         return earlier
+
+    def _history(self, planner: Planner) -> list[RelatedSweep]:
+        """What earlier sweeps of this task, or on this base, tell; says which they are."""
+        find = partial(
+            related_sweeps,
+            self.config.tracking.uri,
+            task_fingerprint=self.inputs.task.fingerprint,
+            base_fingerprint=self.inputs.base_fingerprint,
+            sweep_run_id=self.result.sweep_run_id,
+            planner=planner,
+        )
+        history = remember_history(self.study, find)
+        if history:
+            self.view.message(learned_from(history))
+        return history
 
     def _say_what_is_left(self, searcher: StudySearcher) -> None:
         arms = [arm.name for arm in self.inputs.space.arms(self.config.search.arms)]
@@ -354,7 +380,7 @@ class SearchStage:
     def confirm(self, profile: Profile, workers: ResidentWorkers) -> None:
         """Retrain the best of each method with more seeds and measure them on test."""
         config, result = self.config, self.result
-        if config.confirm is None or not result.best or result.ended_by != "trials":
+        if config.confirm is None or not result.best or result.ended_by not in WHOLE:
             return
         started = time.monotonic()
         if config.search.study is not None and not ended_last_trial(self.study, self._driver):

@@ -41,6 +41,7 @@ from search.study.study import (
     CLONE_OF,
     CURVE,
     DUPLICATE_OF,
+    FEATURES,
     INTERRUPTED,
     LOOKS,
     METHOD,
@@ -62,7 +63,9 @@ from search.study.study import (
     over_the_same_space,
 )
 from search.study.trial import Asked, EndedTrial, OpenTrial, Proposal
+from search.surrogate.observation import recorded_features
 from search.wording import percent
+from spaces.profile import Profile
 from trainables.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,7 @@ class Ledger:
         search, train: what the sweep says of its trials.
         origins: text of a choice that others have found -> the MLflow run that it is from.
         shared: this driver's part, where others have the same study.
+        profile: that of the plans, whose features are written down.
     """
 
     def __init__(
@@ -89,9 +93,10 @@ class Ledger:
         train: TrainSettings,
         origins: Mapping[str, str],
         shared: SharedStudy | None,
+        profile: Profile | None = None,
     ) -> None:
         self._study, self._search, self._train = study, search, train
-        self._origins, self._shared = origins, shared
+        self._origins, self._shared, self._profile = origins, shared, profile
         self._older = is_older(study)
         self._open: dict[int, OpenTrial] = {}
 
@@ -111,7 +116,13 @@ class Ledger:
             if self._gives_back(trial):
                 return None
         found = OpenTrial(
-            trial, proposal.choice, proposal.plan, proposal.seed, proposal.repeat, proposal.asked
+            trial,
+            proposal.choice,
+            proposal.plan,
+            proposal.seed,
+            proposal.repeat,
+            proposal.asked,
+            frozen.user_attrs[FEATURES],
         )
         self._open[found.number] = found
         return found
@@ -182,7 +193,7 @@ class Ledger:
 
     def tags_of(self, number: int) -> dict[str, Any]:
         """What a record of an open trial should say beside its choice: seed, repetition, origin,
-        and who has asked for it."""
+        the features of its plan, and who has asked for it."""
         found = self._open.get(number)
         if found is None:
             return {}
@@ -192,6 +203,7 @@ class Ledger:
                 SEED: found.seed,
                 REPEAT: found.repeat or None,
                 WARM_START_FROM: origin,
+                FEATURES: found.features or None,
                 **_of_request(found.asked),
             }
         )
@@ -207,6 +219,7 @@ class Ledger:
             METHOD: choice.method,
             ARM: proposal.arm,
             TRAINABLE_PARAMS: params,
+            FEATURES: recorded_features(proposal.plan, choice.learning_rate, self._profile),
             PLAN_DIGEST: proposal.plan.digest,
             STAGES: len(proposal.plan.stages),
             TRAINING: training,

@@ -21,6 +21,7 @@ from search.study.study import (
     DRIVER,
     DUPLICATE_OF,
     ENDED_AS,
+    FEATURES,
     INTERRUPTED,
     PLAN_DIGEST,
     REASON,
@@ -84,7 +85,10 @@ def write_from_study(
     """Append a trial to the journal anew, as far as the study knows it."""
     number, ended = trial.number, _ms(trial.datetime_complete)
     journal.forget(number)
-    keys = (ARM, PLAN_DIGEST, SEED, REPEAT, WARM_START_FROM, ASKED_BY, CLONE_OF, WARM_FROM)
+    keys = (
+        *(ARM, PLAN_DIGEST, FEATURES, SEED, REPEAT, WARM_START_FROM),
+        *(ASKED_BY, CLONE_OF, WARM_FROM),
+    )
     tags = {key: trial.user_attrs[key] for key in keys if key in trial.user_attrs}
     journal.start(number, start_body(trial, tags, plan_of), _ms(trial.datetime_start))
     if looks := looks_of(trial):

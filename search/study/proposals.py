@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config.sweep import SearchSettings
+from search.study.enough import Enough
 from search.study.ledger import Ledger
 from search.study.ranking import next_repeat
 from search.study.requested_trials import RequestedTrials
@@ -87,9 +88,9 @@ class Proposals:
         search, train: what the sweep says of its trials.
         enqueue: choices to hand out first; those that the study has already trained are left out.
         origins: of these, text of a choice -> the MLflow run that it is from.
-        history: earlier sweeps that the sampler `plan` learns from.
         shared: this driver's part, where others have the same study.
         steering: what users ask for while the search goes on, beside `search.trials`.
+        history: what earlier sweeps tell.
         say: is told in a line what a user may want to know.
     """
 
@@ -103,13 +104,13 @@ class Proposals:
         *,
         enqueue: Iterable[Choice] = (),
         origins: Mapping[str, str] | None = None,
-        history: Sequence[RelatedSweep] = (),
         shared: SharedStudy | None = None,
         steering: Steering | None = None,
+        history: Sequence[RelatedSweep] = (),
         say: Callable[[str], None] = logger.info,
     ) -> None:
         self.planner, self.search, self.train = planner, search, train
-        self.ledger = Ledger(study, search, train, origins or {}, shared)
+        self.ledger = Ledger(study, search, train, origins or {}, shared, planner.profile)
         self._study, self._space, self._shared, self._say = study, space, shared, say
         self.steering = steering
         self._requested = (
@@ -118,6 +119,7 @@ class Proposals:
             else RequestedTrials(steering, study, space, planner, search, train.seed)
         )
         self._standings = Standings(study)
+        self._enough = Enough(study, search, space, planner, history)
         self._older = is_older(study)
         self._arms = {arm.name: arm for arm in space.arms(search.arms)}
         self._even = RandomSampler(seed=train.seed)
@@ -140,6 +142,11 @@ class Proposals:
     def shortfall(self) -> str | None:
         """Why methods take no further part, which may end a search early; None if all do."""
         return "; ".join(self._closed.values()) or None
+
+    @property
+    def enough(self) -> str | None:
+        """Why `search.stop_when` has ended the search; None while it has not."""
+        return self._enough.reason
 
     @property
     def wanted(self) -> int:
@@ -168,7 +175,7 @@ class Proposals:
             standing = self._taken_over()
             if (asked := self._begun_as_asked(standing)) is not None:
                 return asked
-            if standing.handed >= self.search.trials:
+            if standing.handed >= self.search.trials or self._has_enough(standing):
                 others = self._shared is not None and self._shared.others_run()
                 return "later" if others or self._may_be_asked() else "never"
             if self._repeats_next(standing) and standing.unrepeated_run:
@@ -245,12 +252,21 @@ class Proposals:
         self._rests_until = time.monotonic() + LOOK_S
         return self.ledger.has_open or self._requested.waits
 
+    def _has_enough(self, standing: Standing) -> bool:
+        """Whether `search.stop_when` ends the search, and what is best has its repetitions."""
+        if self._enough.judge(standing, self._closed) is None:
+            return False
+        may_be_best = self.search.repeats is not None and standing.unrepeated_run
+        return not may_be_best and self._repetition(standing) is None
+
     # -- repetitions ----------------------------------------------------------------------------
 
     def _repeats_next(self, standing: Standing) -> bool:
-        """Whether only the trials are left that repeat others."""
+        """Whether only the trials are left that repeat others, or more would not be worth it."""
         repeats, trials = self.search.repeats, self.search.trials
-        return repeats is not None and standing.handed >= trials - repeats.top * repeats.seeds
+        if repeats is None:
+            return False
+        return self.enough is not None or standing.handed >= trials - repeats.top * repeats.seeds
 
     def _repetition(self, standing: Standing) -> Proposal | None:
         repeats = self.search.repeats

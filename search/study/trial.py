@@ -85,6 +85,8 @@ class OpenTrial:
     seed: int
     repeat: int
     asked: Asked | None = None
+    features: Mapping[str, float] = field(default_factory=dict)
+    """Those of its plan, as records of it say them."""
     curve: dict[int, dict[str, float]] = field(default_factory=dict)
     looks: dict[float, float] = field(default_factory=dict)
 

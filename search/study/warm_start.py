@@ -11,25 +11,24 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import optuna
 
 from search.queries.best import BestRow, recorded
+from search.study.in_time import in_time
 from search.study.study import choice_text
 from search.tracking.facts import flattened
 from spaces.alpha import ALPHA_OVER_RANK, over_rank
 from spaces.choice import Choice
 from spaces.domain import closest, holds
-from spaces.errors import ChoiceError, RanksweepError
+from spaces.errors import ChoiceError
 from spaces.methods.registry import METHODS, from_record
 from spaces.search_space import SearchSpace
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 30.0
 _FOUND = "ranksweep_warm_start"
 
 
@@ -111,10 +110,11 @@ def remember_earlier(study: optuna.Study, find: Callable[[], list[Earlier]]) -> 
     """What `find` returned when the study was first searched, which is written into the study: a
     resumed sweep starts from the same.
 
-    Where the tracking server cannot be read, or takes longer than `PATIENCE_S`, there is nothing.
+    Where the tracking server cannot be read, or not in time, there is nothing.
     """
     if _FOUND not in study.user_attrs:
-        rows = [[each.choice.as_dict(), each.run_id] for each in _in_time(find)]
+        found = in_time(find, "no choice starts from earlier sweeps")
+        rows = [[each.choice.as_dict(), each.run_id] for each in found]
         study.set_user_attr(_FOUND, json.dumps(rows))
     rows = json.loads(study.user_attrs[_FOUND])
     return [Earlier(from_record(choice), run_id) for choice, run_id in rows]
@@ -141,24 +141,3 @@ def _most_tried(
     for sweep, row in rows:
         by_sweep.setdefault(sweep, []).append((sweep, row))
     return max(by_sweep.values(), key=len, default=[])
-
-
-def _in_time(find: Callable[[], list[Earlier]]) -> list[Earlier]:
-    found: list[Earlier] = []
-    why: list[str] = []
-
-    def look() -> None:
-        try:
-            found.extend(find())
-        except RanksweepError as error:
-            why.append(str(error))
-
-    thread = threading.Thread(target=look, name="earlier sweeps", daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    if thread.is_alive():
-        why.append(f"the tracking server has not answered within {PATIENCE_S:.0f} s")
-    if why:
-        logger.warning("no choice starts from earlier sweeps: %s", why[0])
-        return []
-    return found

@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from spaces.features import plan_features
+from spaces.plan import Plan
+from spaces.profile import Profile
+
+DIGITS = 5
+"""Decimals of a feature in records: a hundred-thousandth of a power of ten is beyond all noise."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -37,3 +44,11 @@ class RelatedSweep:
     relation: Literal["same", "task", "base"]
     maximized: bool
     observations: tuple[Observation, ...]
+
+
+def recorded_features(
+    plan: Plan, learning_rate: float, profile: Profile | None
+) -> dict[str, float]:
+    """The features of a plan as the record of a trial keeps them, rounded to `DIGITS` decimals."""
+    found = plan_features(plan, learning_rate, profile)
+    return {name: round(value, DIGITS) for name, value in found.items()}

@@ -95,6 +95,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "clone_of": int,
     "trials": int,
     "choice": json.loads,
+    "features": json.loads,
 }
 
 
@@ -134,10 +135,16 @@ class RunFacts:
     trials: int | None = None
     """Of a sweep: its `search.trials` at its last launch; what users asked for comes on top."""
     choice: Mapping[str, Any] | None = None
+    features: Mapping[str, float] | None = None
+    """Those of a trial's plan, by name; older runs do not say them."""
     metric: str | None = None
     mode: Mode | None = None
     profile_key: str | None = None
     plan_digest: str | None = None
+    ended_by: str | None = None
+    """Of a sweep: what has ended its search, such as `trials` or `stop_when`."""
+    reason: str | None = None
+    """Of a sweep: why its search ended before all trials were out."""
     error: str | None = None
     """Why a run has ended that is not complete."""
     token: str | None = None

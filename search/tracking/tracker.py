@@ -133,8 +133,10 @@ class Tracker:
         closed = self.close_interrupted(sweep_run_id)
         self._call(lambda: self.client.update_run(sweep_run_id, status="RUNNING"))
         self.log(sweep_run_id, tags={"status": "running"})
-        if PREFIX + "error" in self.run(sweep_run_id).data.tags:
-            self._call(lambda: self.client.delete_tag(sweep_run_id, PREFIX + "error"))
+        told = self.run(sweep_run_id).data.tags
+        for tag in (PREFIX + name for name in ("error", "ended_by", "reason")):
+            if tag in told:
+                self._call(partial(self.client.delete_tag, sweep_run_id, tag))
         return closed
 
     def close_interrupted(self, sweep_run_id: str) -> list[str]:

@@ -123,12 +123,18 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Why methods take no further part, which may end a search early; None if all do."""
         return self.proposals.shortfall
 
+    @property
+    def enough(self) -> str | None:
+        """Why `search.stop_when` has ended the search; None while it has not."""
+        return self.proposals.enough
+
     def arm_of(self, choice: Choice) -> str:
         """The name of the arm that a choice belongs to: its method where no keys make arms."""
         return self.proposals.arm_of(choice)
 
     def tags_of(self, number: int) -> dict[str, Any]:
-        """What a record of an open trial should say beside its choice: seed, repetition, origin."""
+        """What a record of an open trial should say beside its choice: seed, repetition, origin,
+        the features of its plan."""
         return self.proposals.ledger.tags_of(number)
 
     def set_run_id(self, number: int, run_id: str) -> None:

@@ -36,15 +36,16 @@ from spaces.errors import ConfigError, JobError
 
 #: Share of its node that a light trial asks for; Tune takes no zero.
 TRIAL_SHARE = 0.0001
-EndedBy = Literal["trials", "time_budget", "shortfall", "stopped"]
+EndedBy = Literal["trials", "stop_when", "time_budget", "shortfall", "stopped"]
 
 
 @dataclass(frozen=True)
 class TuneOutcome:
     """What a search did: its trials of this run, by number, and why it ended.
 
-    ``trials``: all were handed out; ``time_budget``: it was spent; ``shortfall``: nothing more
-    could be asked, `reason` says why; ``stopped``: `should_stop` gave the `reason`.
+    ``trials``: all were handed out; ``stop_when``: more are not worth their cost, as `reason` says;
+    ``time_budget``: it was spent; ``shortfall``: nothing more could be asked, `reason` says why;
+    ``stopped``: `should_stop` gave the `reason`.
     """
 
     trials: tuple[EndedTrial, ...]
@@ -160,9 +161,11 @@ def tune_search(
         ended_by = "stopped"
     elif any(trial.state == "cancelled" for trial in searcher.ended):
         ended_by = "time_budget"
+    elif searcher.handed < searcher.wanted and searcher.enough:
+        ended_by = "stop_when"
     elif searcher.handed < searcher.wanted:
         ended_by = "shortfall" if searcher.shortfall else "time_budget"
-    reason = callback.stop_reason or searcher.shortfall
+    reason = callback.stop_reason or searcher.enough or searcher.shortfall
     return TuneOutcome(searcher.ended, ended_by, reason, seconds)
 
 

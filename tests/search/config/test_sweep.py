@@ -564,6 +564,7 @@ def test_a_grid_has_as_many_trials_as_it_has_points_and_no_others() -> None:
         ),
         (None, {"allocation": "free"}, "search.allocation: does not go with sampler: grid"),
         (None, {"warm_start": True}, "search.warm_start: does not go with sampler: grid"),
+        (None, {"stop_when": {"trials": 5}}, "search.stop_when: does not go with sampler: grid"),
         ({"methods": {"lora": {"rank": 8}}}, {}, "space.learning_rate: is a range without end"),
         (
             {"learning_rate": RATES, "methods": {"lora": {"alpha": {"low": 1, "high": 2}}}},

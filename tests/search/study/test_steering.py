@@ -233,6 +233,7 @@ def test_a_warm_clone_starts_from_a_file_and_is_compared_with_no_other(tmp_path:
     assert (given["choice"]["rank"], given["choice"]["learning_rate"]) == (4, 2e-3)
     assert searcher.tags_of(2) == {
         "seed": 0, "asked_by": "cloned", "clone_of": 0, "warm_from": 0,
+        "features": study.trials[2].user_attrs["features"],
     }  # fmt: skip
     finish(searcher, "t1", 0.6)
     finish(searcher, "t2", 0.9)

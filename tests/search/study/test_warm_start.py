@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from search.study import warm_start
+from search.study import in_time
 from search.study.warm_start import (
     Earlier,
     announcement,
@@ -166,7 +166,9 @@ def test_what_earlier_sweeps_gave_is_trained_after_the_defaults_and_credited(
     ]
     assert "warm_start_from" not in study.trials[0].user_attrs
     assert study.trials[1].user_attrs["warm_start_from"] == "ab12" * 8
-    assert searcher.tags_of(second["number"]) == {"seed": 0, "warm_start_from": "ab12" * 8}
+    tags = searcher.tags_of(second["number"])
+    assert tags.pop("features") == study.trials[1].user_attrs["features"]
+    assert tags == {"seed": 0, "warm_start_from": "ab12" * 8}
     finish(searcher, "t1")
     assert searcher.counts == {"lora": 2}
     assert announcement(earlier) == "1 choice starts from earlier sweeps: lora from run ab12ab12"
@@ -180,7 +182,7 @@ def test_a_tracking_server_that_is_away_or_slow_costs_a_line_and_no_more(
 
     assert remember_earlier(toy_study(tmp_path), away) == []
     assert "no choice starts from earlier sweeps: tracking: http://nowhere: refused" in caplog.text
-    monkeypatch.setattr(warm_start, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(in_time, "PATIENCE_S", 0.1)
     forever = threading.Event()
     (tmp_path / "slow").mkdir()
     assert remember_earlier(toy_study(tmp_path / "slow"), lambda: [*str(forever.wait(60))]) == []

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.util import placement_group_table
 
+from search.config.sweep import StopWhenSettings
 from search.interrupts import Interrupts
 from search.study.standing import interrupted
 from search.tuning.searcher import StudySearcher
@@ -119,6 +120,22 @@ def wait_for(condition: Any, seconds: float = 15.0) -> None:
 
 def live_placement_groups() -> list[Any]:
     return [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+
+
+@pytest.mark.ray
+def test_a_search_that_expects_little_more_ends_and_says_so(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    easily = StopWhenSettings(improvement_below=1e3, trials=3)
+    study = toy_study(tmp_path, sampler="random")
+    searcher = searcher_over(
+        study, toy_space("lora"), epochs=1, trials=40, sampler="random", stop_when=easily
+    )
+    with paper_group({}) as (queue, _):
+        outcome = search(searcher, queue, tmp_path, scheduler=None)
+    assert outcome.ended_by == "stop_when"
+    assert str(outcome.reason).startswith("search.stop_when: the next 3 trials are expected")
+    assert 6 <= outcome.count("complete") == len(outcome.trials) < 12
 
 
 @pytest.mark.ray
