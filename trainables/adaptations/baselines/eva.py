@@ -67,13 +67,13 @@ class EvaAdaptation(AllocatedAdaptation):
             # An expression: PEFT takes a name also for the end of a longer one.
             target_modules="|".join(map(re.escape, self._targets)),
             init_lora_weights="eva",
-            eva_config=peft.EvaConfig(rho=rho, tau=tau, whiten=whiten),
+            eva_config=peft.EvaConfig(rho=rho, tau=tau, whiten=whiten),  # type: ignore[arg-type]
         )
 
     def _leave_no_hooks(self) -> None:
         """An error in the middle leaves PEFT's hooks on the layers."""
         for name in self._targets:
-            hooks: dict[int, Any] = self._model.get_submodule(name)._forward_hooks  # type: ignore[assignment]
+            hooks: dict[int, Any] = self._model.get_submodule(name)._forward_hooks
             for key, hook in list(hooks.items()):
                 if type(hook).__module__ == peft.get_eva_state_dict.__module__:
                     del hooks[key]
