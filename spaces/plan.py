@@ -58,7 +58,9 @@ class Tuner:
     settings: Mapping[str, int | float | str | bool]
     """The choice's own keys, and what the method derives from the target modules."""
     params: int
-    """Trainable numbers, the task's head apart."""
+    """Trainable numbers, the task's head apart; at most so many where `least_params` is given."""
+    least_params: int | None = None
+    """At least so many, where a trial's training rows decide how many they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,18 +324,24 @@ def _block(tensors: dict[str, NDArray[Any]], prefix: str, described: Mapping[str
 
 
 def _described_tuner(tuner: Tuner) -> dict[str, Any]:
+    # Told of those alone that have it: plans of others read as they always did.
+    least = {} if tuner.least_params is None else {"least_params": tuner.least_params}
     return {
         "name": tuner.name,
         "settings": dict(sorted(tuner.settings.items())),
         "params": tuner.params,
+        **least,
     }
 
 
 def _tuner(described: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> Tuner:
     """The tuner of a plan file. Raises where it is none or stands beside blocks."""
     name, settings, params = (described[key] for key in ("name", "settings", "params"))
+    least = described.get("least_params")
     if not isinstance(name, str) or not isinstance(settings, dict) or type(params) is not int:
         raise ValueError("tuner without a name, settings and a count of parameters")
+    if least is not None and (type(least) is not int or not 0 <= least <= params):
+        raise ValueError(f"a tuner of at least {least!r} and at most {params} parameters")
     if list(stages) != [{}]:
         raise ValueError("a tuner beside blocks or other stages")
-    return Tuner(name, settings, params)
+    return Tuner(name, settings, params, least)

@@ -130,6 +130,7 @@ def export_trial(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Write here: a folder that is not there.")
     ],
+    *,
     base: Annotated[
         str | None,
         typer.Option("--base", metavar="BASE", help="Where the trial's base is now."),
@@ -138,6 +139,14 @@ def export_trial(
         bool,
         typer.Option("--as-searched", help="The trial itself, not the confirmation of it."),
     ] = False,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            "--prune",
+            metavar="SHARE",
+            help="Leave this share of the update's singular components, the largest.",
+        ),
+    ] = None,
     own_code: OwnCodeOption = False,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
@@ -147,8 +156,16 @@ def export_trial(
     from search.trained.export import export
 
     uri = resolve_tracking(tracking)
-    written = export(uri, run_id, form, out, base, as_searched=as_searched, own_code=own_code)
+    written = export(
+        uri, run_id, form, out, base, as_searched=as_searched, own_code=own_code, prune=prune
+    )
     lines = ["\n  ".join([f"wrote {written['out']}", *written["files"]])]
+    if cut := written.get("pruned"):
+        lines.append(
+            f"pruned from {cut['params_before']:,} to {cut['params']:,} parameters, from "
+            f"{cut['ranks_before']:,} ranks to {cut['ranks']:,}; what is cut is {cut['error']:.2%} "
+            "of the update by its Frobenius norm"
+        )
     if written["confirms"]:
         lines.append(
             f"it is {written['run_id']}, the best on dev of the seeds that confirm this trial; "

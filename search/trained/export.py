@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +25,11 @@ from search.trained.readme import (
     scores,
     title,
 )
-from spaces.errors import ConfigError, RanksweepError
+from spaces.errors import ConfigError, RanksweepError, UsageError
 from spaces.methods.registry import completed
 from spaces.plan import Plan
+from trainables.adaptations.adaptation import Adaptation
+from trainables.adaptations.pruning import Pruned, pruned
 from trainables.tasks.kinds.kind import Kind
 from trainables.tasks.kinds.registry import kind_of
 from trainables.tasks.kinds.usage import Tokenizing
@@ -49,26 +52,35 @@ def export(
     *,
     as_searched: bool = False,
     own_code: bool = False,
+    prune: float | None = None,
 ) -> dict[str, Any]:
     """Write a trial as a new folder `out`; returns what was written, ready for JSON.
 
     Of a trial whose choice was confirmed, the confirmation that is best on dev is written, unless
     it is wanted `as_searched`; a plan is the same for all. The folder appears when it is complete.
     `base_uri` is where the base is now, when it is no longer where the trial found it. Code of the
-    task's own, of a kind or a metric, is imported only where `own_code` is wanted.
+    task's own, of a kind or a metric, is imported only where `own_code` is wanted. `prune` leaves
+    that share (above 0, at most 1) of the update's singular components, those of the largest
+    values, and has what was cut told as `pruned`.
 
     Raises ConfigError for a folder that is in use or a run that is no trial, UsageError where the
-    run has no weights, PEFT or transformers has no such form, or code of the task's own is not
-    wanted, and BaseModelError where the base cannot be had or is another; RanksweepError for a full
-    disk.
+    run has no weights, PEFT or transformers has no such form, code of the task's own is not
+    wanted, or ranks cannot be cut, and BaseModelError where the base cannot be had or is another;
+    RanksweepError for a full disk.
     """
     check_free(out)
+    if prune is not None:
+        _check_prune(prune, form)
     asked = find_trial(tracking_uri, run_id)
     run = asked if as_searched or form == "plan" else asked.confirmed_best()
     subject = Written(run, asked, run.confirmations())
     with _made_whole(out) as folder:
-        write = {"peft": _peft, "merged": write_merged, "plan": _plan}[form]
-        about = write(subject, folder, base_uri, own_code)
+        cut: Pruned | None = None
+        if form == "plan":
+            about = _plan(subject, folder)
+        else:
+            write = {"peft": _peft, "merged": _merged}[form]
+            about, cut = write(subject, folder, base_uri, own_code, prune)
         (folder / README).write_text(about)
         written = sorted(file for file in folder.rglob("*") if file.is_file())
         # safetensors keeps its files from others; who may read the folder may read them.
@@ -83,7 +95,43 @@ def export(
         "to": form,
         "out": str(out),
         "files": files,
+        **({} if cut is None else {"pruned": _told(cut)}),
     }
+
+
+def _check_prune(share: float, form: Form) -> None:
+    if not 0 < share <= 1:  # NaN too
+        raise UsageError(f"--prune: {share:g} is no share of a whole; give one above 0, at most 1")
+    if form == "plan":
+        raise UsageError("--prune: a plan has no weights to prune; use --to peft or --to merged")
+
+
+def _pruned(adaptation: Adaptation, share: float | None) -> Pruned | None:
+    """The update that is left of a trial where it is to be pruned. Raises UsageError."""
+    if share is None:
+        return None
+    try:
+        parts = adaptation.parts()
+    except UsageError as error:
+        reason = str(error).removeprefix("method: ").partition(";")[0]
+        raise UsageError(f"--prune: {reason}; export it without --prune") from error
+    return pruned(parts, share)
+
+
+def _told(cut: Pruned) -> dict[str, Any]:
+    """What was cut, ready for JSON."""
+    told = (field.name for field in fields(cut) if field.name != "factors")
+    return {name: getattr(cut, name) for name in told}
+
+
+def _cut_note(cut: Pruned) -> str:
+    """What was cut, for the README."""
+    return (
+        f"It is pruned: of the {cut.ranks_before:,} singular components of the trained update the "
+        f"{cut.ranks:,} with the largest values over all modules are left "
+        f"({cut.params:,} numbers of {cut.params_before:,}); what is cut is {cut.error:.2%} of the "
+        "update by its Frobenius norm. The scores above are those before it was cut."
+    )
 
 
 def check_free(out: Path) -> None:
@@ -127,7 +175,7 @@ def _made_whole(out: Path) -> Iterator[Path]:
 # -- the three forms -------------------------------------------------------------------------------
 
 
-def _plan(written: Written, folder: Path, base_uri: str | None, own_code: bool) -> str:
+def _plan(written: Written, folder: Path) -> str:
     run = written.run
     plan, choice = run.plan(), completed(yaml.safe_load(run.artifact(CHOICE)))
     (folder / PLAN).write_bytes(plan.to_bytes())
@@ -150,16 +198,24 @@ What this trial trains, without what it has learned. Base: `{run.facts.base_uri 
 {origin(written)}"""
 
 
-def _peft(written: Written, folder: Path, base_uri: str | None, own_code: bool) -> str:
+def _peft(
+    written: Written, folder: Path, base_uri: str | None, own_code: bool, prune: float | None
+) -> tuple[str, Pruned | None]:
     run = written.run
     plan, trained = run.plan(), run.trained(own_code=own_code)
     kind, settings, tokenizing = _task(run, own_code)
     base = load_its_base(trained.facts, base_uri)
     with restored(trained, plan, base) as adaptation:
-        config = write_peft_checkpoint(folder, adaptation, plan, base, trained.facts.task_kind)
+        cut = _pruned(adaptation, prune)
+        update = None if cut is None else cut.factors
+        config = write_peft_checkpoint(
+            folder, adaptation, plan, base, trained.facts.task_kind, update
+        )
     write_processor(base.uri, folder, tokenizing)
     usage = kind.usage(settings, trained.facts.labels, folder.name, base)
     notes = [usage.note, base_note(base)]
+    if cut is not None:
+        notes.append(_cut_note(cut))
     if head := ", ".join(config["modules_to_save"] or ()):
         notes.append(
             f"The task's head ({head}) is no low-rank update: it goes along whole, as "
@@ -183,7 +239,7 @@ def _peft(written: Written, folder: Path, base_uri: str | None, own_code: bool) 
             "float32."
         )
     code = peft_code(usage, base, trained.facts, folder.name)
-    return _readme(written, "a checkpoint of PEFT", code, notes)
+    return _readme(written, "a checkpoint of PEFT", code, notes), cut
 
 
 def _is_partial(plan: Plan) -> bool:
@@ -199,13 +255,21 @@ def _is_partial(plan: Plan) -> bool:
 
 def write_merged(written: Written, folder: Path, base_uri: str | None, own_code: bool) -> str:
     """Write a trial merged into its base into a folder that is there; returns its README."""
+    return _merged(written, folder, base_uri, own_code, None)[0]
+
+
+def _merged(
+    written: Written, folder: Path, base_uri: str | None, own_code: bool, prune: float | None
+) -> tuple[str, Pruned | None]:
     run = written.run
     plan, trained = run.plan(), run.trained(own_code=own_code)
     kind, settings, tokenizing = _task(run, own_code)
     base = load_its_base(trained.facts, base_uri)
     labels = trained.facts.labels
     with restored(trained, plan, base) as adaptation:
-        write_merged_checkpoint(folder, adaptation, base, labels, tokenizing)
+        cut = _pruned(adaptation, prune)
+        update = None if cut is None else cut.factors
+        write_merged_checkpoint(folder, adaptation, base, labels, tokenizing, update)
     usage = kind.usage(settings, labels, folder.name, base)
     head = ", and the head is in its place" if base.head_modules else ""
     notes = [
@@ -218,8 +282,10 @@ def write_merged(written: Written, folder: Path, base_uri: str | None, own_code:
         notes.insert(
             2, f"Its outputs are, in order: {', '.join(labels)} (id2label in config.json)."
         )
+    if cut is not None:
+        notes.append(_cut_note(cut))
     code = merged_code(usage, trained.facts, folder.name)
-    return _readme(written, "merged into its base", code, notes)
+    return _readme(written, "merged into its base", code, notes), cut
 
 
 def _task(run: TrialRun, own_code: bool) -> tuple[Kind, TaskSettings, Tokenizing | None]:

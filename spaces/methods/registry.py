@@ -14,10 +14,13 @@ from spaces.methods.baselines import (
     bitfit,
     bottleneck,
     dora,
+    eva,
     full,
+    gora,
     ia3,
     lora_dash,
     lora_xs,
+    para,
     sora,
     two_factors,
     vera,
@@ -143,6 +146,9 @@ _METHODS = (
     ),
     Method(two_factors.DyloraChoice, two_factors.SCALED_SPACE, two_factors.tuner),
     Method(sora.SoraChoice, sora.DEFAULT_SPACE, sora.tuner),
+    Method(eva.EvaChoice, eva.DEFAULT_SPACE, eva.tuner, largest_values=eva.largest_values),
+    Method(gora.GoraChoice, gora.DEFAULT_SPACE, gora.tuner),
+    Method(para.ParaChoice, para.DEFAULT_SPACE, para.tuner),
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
@@ -245,8 +251,8 @@ def count_range(
 ) -> tuple[int, int]:
     """Least and most trainable parameters that the choice can take without looking at a profile.
 
-    Equal where they do not depend on it. `dominant_fraction` (0 to 1) fixes how many rows of every
-    module are dominant. Raises ChoiceError as make_plan does.
+    Equal where they do not depend on it, nor on the training rows. `dominant_fraction` (0 to 1)
+    fixes how many rows of every module are dominant. Raises ChoiceError as make_plan does.
     """
     if dominant_fraction is not None and not 0 <= dominant_fraction <= 1:
         raise ChoiceError(
@@ -255,5 +261,6 @@ def count_range(
     made_of = METHODS[choice.method].made_of
     if isinstance(made_of, Blocks):
         return made_of.count_range(choice, targets, dominant_fraction)
-    params = made_of(choice, targets, size).params
-    return params, params
+    tuner = made_of(choice, targets, size)
+    least = tuner.params if tuner.least_params is None else tuner.least_params
+    return least, tuner.params

@@ -15,7 +15,6 @@ from spaces.plan import Plan
 from tests.spaces.example_profiles import drawn_profile
 from tests.trainables import tuner_examples
 from tests.trainables.families import Made
-from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.structure import base_size, resolve_targets
 from trainables.trained.weights import Trained, TrainedFacts
@@ -70,7 +69,7 @@ def trained_at_random(
     generator = torch.Generator().manual_seed(seed)
     labels = ("no", "yes") if made.task is None else made.task.labels
     head, batch = fresh_head(base, 3), batch_of(made) if batch is None else batch
-    with adaptation_for(plan, base.model, seed=3, head=head) as adaptation:
+    with tuner_examples.adaptation_of(plan, base.model, seed=3, head=head) as adaptation:
         for stage in range(adaptation.stages):
             with torch.no_grad():
                 for parameter in adaptation.begin_stage(stage, 4).parameters():

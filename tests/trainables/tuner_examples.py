@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Plan
 from tests.trainables.conftest import VOCABULARY, tiny_bert, tiny_task
-from trainables.adaptations.adaptation import Adaptation
+from trainables.adaptations.adaptation import Adaptation, lora_draw
+from trainables.adaptations.baselines.allocated import AllocatedAdaptation
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.structure import base_size, resolve_targets
 
@@ -34,10 +35,14 @@ CHOICES: dict[str, dict[str, Any]] = {
     "bottleneck": {"size": 5},
     "bitfit": {},
     "full": {},
+    "eva": {"rank": 3},
+    "gora": {"rank": 3, "batches": 2},
+    "para": {"rank": 4, "keep": 0.6},
 }
 OF_PEFT = ("rslora", "dora", "pissa", "adalora", "ia3", "vera")
 LOW_RANK = (
     "rslora", "pissa", "adalora", "vera", "lora_xs", "milora", "lora_dash", "dylora", "sora",
+    "eva", "gora", "para",
 )  # fmt: skip
 HEADS = {"bert": "classifier", "gpt2": "score"}
 PATTERNS = {"bert": ("query", "output.dense"), "gpt2": ("c_attn", "c_proj", "c_fc")}
@@ -78,9 +83,21 @@ def fresh_heads(model: Any, kind: str) -> dict[str, nn.Module]:
 def adapted(model: Any, kind: str, method: str, seed: int = 3, dropout: float = 0.0) -> Adaptation:
     """The adaptation of a method's example, with a fresh head."""
     head = fresh_heads(model, kind)
-    return adaptation_for(
-        plan_of(model, kind, method), model, seed=seed, dropout=dropout, head=head
-    )
+    return adaptation_of(plan_of(model, kind, method), model, seed=seed, dropout=dropout, head=head)
+
+
+def adaptation_of(plan: Plan, model: Any, **settings: Any) -> Adaptation:
+    """The adaptation of a plan; one that looks at training rows first starts as a LoRA would."""
+    adaptation = adaptation_for(plan, model, **settings)
+    if isinstance(adaptation, AllocatedAdaptation):
+        assert plan.tuner is not None
+        rank, generator = int(plan.tuner.settings["rank"]), torch.Generator().manual_seed(11)
+        start = {}
+        for target in plan.targets:
+            out, in_ = target.shape
+            start[target.name] = lora_draw(rank, in_, in_, generator), torch.zeros(out, rank)
+        adaptation.start_with(start)
+    return adaptation
 
 
 def moved_at_random(adaptation: Adaptation, scale: float = 0.2) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -21,8 +22,49 @@ from spaces.errors import UsageError
 from spaces.plan import Plan
 from trainables.tasks.split import Pass, outputs_of
 
+if TYPE_CHECKING:
+    from trainables.adaptations.training_rows import TrainingRows
+
 Factors = tuple[torch.Tensor, torch.Tensor]
 """A [R, in] and B [out, R] of an update B A, its scale within B."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An update B A of some rows and columns of a matrix [out, in], its scale within B.
+
+    A is [r, cols], B is [rows, r]; `rows` and `cols` are sorted indices, int64.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    rows: torch.Tensor
+    cols: torch.Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of_whole(cls, A: torch.Tensor, B: torch.Tensor) -> Part:
+        """An update of all rows and columns."""
+        shape = (len(B), A.shape[1])
+        return cls(A, B, torch.arange(shape[0]), torch.arange(shape[1]), shape)
+
+    @property
+    def width(self) -> int:
+        """Numbers that each rank takes: rows + cols."""
+        return len(self.rows) + len(self.cols)
+
+    @property
+    def params(self) -> int:
+        """Numbers of both factors."""
+        return len(self.A) * self.width
+
+    def in_whole(self, A: torch.Tensor, B: torch.Tensor) -> Factors:
+        """Factors of these rows and columns, as those of the whole matrix."""
+        out, in_ = self.shape
+        return (
+            A.new_zeros(len(A), in_).index_copy_(1, self.cols, A),
+            B.new_zeros(out, B.shape[1]).index_copy_(0, self.rows, B),
+        )
 
 
 class StageParameters(nn.Module):
@@ -123,6 +165,13 @@ class Adaptation(ABC):
 
     # What the loop calls ----------------------------------------------------------------------
 
+    def look(self, rows: TrainingRows) -> None:
+        """Called once before the first stage, on all workers: the rows that are about to train.
+
+        Raises JobError where they do not tell what the method asks of them.
+        """
+        return
+
     @abstractmethod
     def begin_stage(self, index: int, steps: int) -> StageParameters:
         """Attach what stage `index` trains, for `steps` optimizer steps."""
@@ -147,6 +196,10 @@ class Adaptation(ABC):
     def eval(self) -> None:
         """Turn the adapters' dropout off until the next training step."""
         return
+
+    def figures(self) -> dict[str, float]:
+        """What an epoch's report says of it beside what was measured, by names of metrics."""
+        return {}
 
     def start_from(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Have each stage start from what of it stands in `weights`, named as `weights()` names it,
@@ -185,6 +238,13 @@ class Adaptation(ABC):
         Raises UsageError where the update of a module is not of low rank.
         """
 
+    def parts(self) -> dict[str, list[Part]]:
+        """The updates that each adapted module's is the sum of, float64 on the CPU.
+
+        Raises UsageError where they are not of low rank, or where cutting ranks saves nothing.
+        """
+        return {name: [Part.of_whole(A, B)] for name, (A, B) in self.factors().items()}
+
     def updates(self) -> dict[str, torch.Tensor]:
         """The whole update of every adapted module: float64 [out, in] on the CPU."""
         return {name: B @ A for name, (A, B) in self.factors().items()}
@@ -195,13 +255,21 @@ class Adaptation(ABC):
         Only what differs from the base is named. Raises UsageError where the update cannot be
         merged.
         """
-        changed = {}
-        for name, update in self.updates().items():
-            layer = self._model.get_submodule(name)
-            weight: torch.Tensor = layer.weight.detach()  # type: ignore[operator]
-            laid_out = update.T if isinstance(layer, Conv1D) else update
-            changed[f"{name}.weight"] = (weight.double().cpu() + laid_out).to(weight.dtype)
-        return changed
+        return merged_with(self._model, self.updates())
+
+
+def merged_with(model: nn.Module, updates: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameter name -> value with the update [out, in] of its module added, rounded once.
+
+    In the base's own layout and dtype, on the CPU.
+    """
+    changed = {}
+    for name, update in updates.items():
+        layer = model.get_submodule(name)
+        weight: torch.Tensor = layer.weight.detach()  # type: ignore[operator]
+        laid_out = update.T if isinstance(layer, Conv1D) else update
+        changed[f"{name}.weight"] = (weight.double().cpu() + laid_out).to(weight.dtype)
+    return changed
 
 
 def named_tensor(

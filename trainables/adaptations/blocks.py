@@ -26,6 +26,7 @@ from spaces.target import TargetModule
 from trainables.adaptations.adaptation import (
     Adaptation,
     Factors,
+    Part,
     StageParameters,
     lora_draw,
     named_tensor,
@@ -259,6 +260,23 @@ class BlockAdaptation(Adaptation):
             )
             for name, frozen in self._frozen.items()
         }
+
+    def parts(self) -> dict[str, list[Part]]:
+        """Every block of every stage by itself."""
+        found: dict[str, list[Part]] = {}
+        for index, stage in enumerate(self._plan.stages):
+            for name, blocks in stage.items():
+                for j, block in enumerate(blocks):
+                    A, B = (
+                        self._finished[f"stage{index}/{name}/block{j}/{factor}"].double().cpu()
+                        for factor in "AB"
+                    )
+                    rows, cols = (
+                        torch.as_tensor(each, dtype=torch.long) for each in (block.rows, block.cols)
+                    )
+                    part = Part(A, B * block.scale, rows, cols, self._targets[name].shape)
+                    found.setdefault(name, []).append(part)
+        return found
 
     def _blocks(self, stage: int, name: str, generator: torch.Generator) -> list[BlockParameters]:
         """Fresh factors of a module's blocks in a stage."""

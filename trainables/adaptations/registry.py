@@ -28,6 +28,9 @@ TUNERS = {
     "bottleneck": ("bottleneck", "BottleneckAdaptation"),
     "bitfit": ("base_parameters", "BitfitAdaptation"),
     "full": ("base_parameters", "FullAdaptation"),
+    "eva": ("eva", "EvaAdaptation"),
+    "gora": ("gora", "GoraAdaptation"),
+    "para": ("para", "ParaAdaptation"),
 }
 """Name of a plan's tuner -> module of `trainables.adaptations.baselines` and class."""
 

@@ -10,42 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from spaces.target import TargetModule
 from trainables.engine.workers import Workers
+from trainables.layers.hooks import Hooks, accumulated_in, weight_of
 from trainables.profiling.checkpoints import Tensors
 
 SQUARES_AT_ONCE = 2**16  # of a layer's input: so many stay in a core's cache
-
-
-class Hooks:
-    """Hooks and gradients that last as long as the context."""
-
-    def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
-        self._weights: list[nn.Parameter] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for weight in self._weights:
-            weight.requires_grad_(False)
-            weight.grad = None
-        self._handles, self._weights = [], []
-
-    def on_gradient(self, weight: nn.Parameter, use: Callable[[torch.Tensor], None]) -> None:
-        """Have a weight's gradient computed, and `use` called with the weight that holds it."""
-        weight.requires_grad_(True)
-        self._weights.append(weight)
-        self._handles.append(weight.register_post_accumulate_grad_hook(use))
-
-    def on_input(self, layer: nn.Module, use: Callable[..., None]) -> None:
-        """Have `use` called with a layer and its inputs before it runs."""
-        self._handles.append(layer.register_forward_pre_hook(use))
 
 
 class _Seen(NamedTuple):
@@ -158,13 +129,3 @@ class Accumulators(Hooks):
         if self._last is None or self._last[0]() is not x or self._last[1] != x._version:
             self._last = weakref.ref(x), x._version, _Seen.reading(x.detach(), self.mask)
         return self._last[2]
-
-
-def weight_of(model: nn.Module, target: TargetModule) -> nn.Parameter:
-    """The weight of a target module, as the base stores it."""
-    return model.get_parameter(f"{target.names[0]}.weight")
-
-
-def accumulated_in(dtype: torch.dtype) -> torch.dtype:
-    """In what the gradients of a weight of `dtype` are summed."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

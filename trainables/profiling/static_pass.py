@@ -21,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from spaces.errors import JobError
 from spaces.target import TargetModule
 from trainables.engine.workers import CancelledError, Workers
-from trainables.profiling.accumulators import Accumulators, Hooks, accumulated_in, weight_of
+from trainables.layers.hooks import FLOAT16_LOSS_SCALE, Hooks, accumulated_in, weight_of
+from trainables.profiling.accumulators import Accumulators
 from trainables.profiling.checkpoints import (
     JobCheckpoints,
     Saved,
@@ -34,9 +35,6 @@ from trainables.profiling.memory import give_back, held_bytes, in_words
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import epoch_order, outputs_of, to_device
 from trainables.tasks.task import Task
-
-# Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
-FLOAT16_LOSS_SCALE = 1024.0
 
 
 class Progress(Protocol):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from trainables.adaptations.adaptation import Adaptation
+from trainables.adaptations.adaptation import Adaptation, Factors, merged_with
 from trainables.bases.loading import Base
 from trainables.bases.location import GENERATION_CONFIG, locate
 from trainables.bases.parts import quiet
@@ -22,14 +22,19 @@ def write_merged_checkpoint(
     base: Base,
     labels: Sequence[str],
     tokenizing: Tokenizing | None = None,
+    update: Mapping[str, Factors] | None = None,
 ) -> None:
     """Write the base with the update and the head in it; the base in memory is spent by it.
 
     `labels` name the outputs of the head, none where they have no names. Tokenizer and image
     processor go along, as `write_processor` has them, and how the base writes, as it says so
-    itself. Raises UsageError where the update cannot be merged.
+    itself. `update` is what to merge in place of the whole update. Raises UsageError where the
+    update cannot be merged.
     """
-    changed = adaptation.merged()
+    if update is None:
+        changed = adaptation.merged()
+    else:
+        changed = merged_with(base.model, {name: B @ A for name, (A, B) in update.items()})
     # What the adaptation has attached is in the weights now; the head stays in its place.
     adaptation.detach()
     model = base.model

@@ -7,7 +7,7 @@ rows and columns are widened with zeros, and the scale lies in B, so that alpha 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from spaces.errors import UsageError
 from spaces.plan import Plan
 from spaces.target import TargetModule
-from trainables.adaptations.adaptation import Adaptation
+from trainables.adaptations.adaptation import Adaptation, Factors
 from trainables.adaptations.lora_config import PREFIX, lora_config
 from trainables.bases.heads import is_within
 from trainables.bases.loading import Base
@@ -35,20 +35,32 @@ Checkpoint = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 
 def write_peft_checkpoint(
-    folder: Path, adaptation: Adaptation, plan: Plan, base: Base, task_kind: str
+    folder: Path,
+    adaptation: Adaptation,
+    plan: Plan,
+    base: Base,
+    task_kind: str,
+    update: Mapping[str, Factors] | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint of an adaptation that is in place on its base; returns the config.
 
-    Raises UsageError where PEFT has no such adapter.
+    `update` is what to write of it in place of the whole. Raises UsageError where PEFT has no such
+    adapter.
     """
-    config, state = peft_checkpoint(adaptation, plan, base, task_kind)
+    config, state = peft_checkpoint(adaptation, plan, base, task_kind, update)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     safetensors.torch.save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     return config
 
 
-def peft_checkpoint(adaptation: Adaptation, plan: Plan, base: Base, task_kind: str) -> Checkpoint:
+def peft_checkpoint(
+    adaptation: Adaptation,
+    plan: Plan,
+    base: Base,
+    task_kind: str,
+    update: Mapping[str, Factors] | None = None,
+) -> Checkpoint:
     """adapter_config.json and the tensors of adapter_model.safetensors, float32 on the CPU.
 
     The task's head goes along whole, as modules_to_save. Raises UsageError where PEFT has no such
@@ -56,7 +68,10 @@ def peft_checkpoint(adaptation: Adaptation, plan: Plan, base: Base, task_kind: s
     """
     # DoRA and IA3 are no sum of low-rank factors, but PEFT's own.
     own = getattr(adaptation, "peft_state", None)
-    config, state = own() if own is not None else _lora_checkpoint(adaptation, plan, base)
+    if update is None and own is not None:
+        config, state = own()
+    else:
+        config, state = _lora_checkpoint(update or adaptation.factors(), plan, base)
     whole, task_type = _saved_whole(base, plan.targets, task_kind)
     name, arguments = from_pretrained_arguments(base.uri)
     config |= {
@@ -79,14 +94,11 @@ def peft_checkpoint(adaptation: Adaptation, plan: Plan, base: Base, task_kind: s
     return config, {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
 
 
-def _lora_checkpoint(adaptation: Adaptation, plan: Plan, base: Base) -> Checkpoint:
+def _lora_checkpoint(update: Mapping[str, Factors], plan: Plan, base: Base) -> Checkpoint:
     """The update as a LoRA of scale 1, under the name of every layer that uses the matrix."""
     names = {target.name: target.names for target in plan.targets}
     factors = {
-        name: (A, B)
-        for module, (A, B) in adaptation.factors().items()
-        for name in names[module]
-        if len(A)
+        name: (A, B) for module, (A, B) in update.items() for name in names[module] if len(A)
     }
     if not factors:
         raise UsageError(

@@ -1,7 +1,7 @@
 """Fine-tuning: one plan, its stages one after another, measured on a split after every epoch.
 
 The loop is the same for a trial, a confirmation run and the initial phase of a profile. What a
-method adds to it goes through the adaptation it is given: attach (entering the context and
+method adds to it goes through the adaptation it is given: attach (entering the context, `look` and
 `begin_stage`), `penalty`, `after_backward`, `after_step`, detach (`end_stage` and leaving the
 context).
 """
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainables.adaptations.adaptation import Adaptation
+from trainables.adaptations.training_rows import TrainingRows
 from trainables.engine.workers import CancelledError, Workers
 from trainables.layers.dropout import quick_dropout
 from trainables.tasks.grouping import in_batches
@@ -61,9 +62,9 @@ def finetune(
     Every step takes `settings.batch_size` rows over all workers, the last of an epoch what is
     left; its loss is the mean over their targets, however they are divided. A report holds
     train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds),
-    training_seconds and, where `evaluate_on` names a split, its loss and metric and
-    evaluation_seconds. Where the observer has steps done, the job goes on after them and its first
-    report covers the steps since then.
+    training_seconds and, where `evaluate_on` names a split, its loss and metric,
+    evaluation_seconds and the adaptation's own figures. Where the observer has steps done, the job
+    goes on after them and its first report covers the steps since then.
 
     Raises DivergedError on a NaN or infinite loss, CancelledError when the observer says so.
     """
@@ -84,6 +85,8 @@ def finetune(
         base_dropout=base_dropout,
         observer=observer,
     )
+    micro_batch = math.ceil(settings.batch_size / settings.gradient_accumulation_steps)
+    adaptation.look(TrainingRows(task, workers, seed, micro_batch))
     _reseed(seed + 7919 * workers.rank)
     report: dict[str, float] = {}
     step = observer.steps_done
@@ -98,6 +101,7 @@ def finetune(
                 started = time.perf_counter()
                 hearing = replace(workers, should_stop=observer.should_stop)
                 report |= evaluate(model, adaptation, task, evaluate_on, hearing)
+                report |= adaptation.figures()
                 report["evaluation_seconds"] = time.perf_counter() - started
             observer.on_epoch(epoch, report)
     return report

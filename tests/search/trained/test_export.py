@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from safetensors.torch import load_file
 
 from search.cli.main import main
 from search.trained.readme import base_note
@@ -26,6 +28,7 @@ from tests.search.trial_runs import TrialRuns
 from tests.spaces.example_profiles import drawn_profile
 from tests.trainables.families import WORDS, Made, make
 from tests.trainables.trained_examples import (
+    BASELINES,
     CHOICES,
     Example,
     assert_same,
@@ -340,6 +343,78 @@ def test_the_current_folder_is_filled_and_stays_the_same(
         assert command("export", bert.run_id, *arguments)[0] == 0
         assert Path("plan.json").is_file()
         assert_refused(command("export", bert.run_id, *arguments), "is not empty")
+
+
+# -- pruned ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_a_trial_leaves_with_all_its_ranks_where_the_share_is_one(
+    bert: Kept, export: Command, form: str, tmp_path: Path
+) -> None:
+    code, _, err = export(bert, form, "--prune", 1)
+    assert code == 0, err
+    model = run_by_readme(tmp_path / "out")["model"]
+    assert_same(logits_of(model, bert.example.batch), bert.example.logits)
+
+
+def test_a_pruned_trial_is_the_same_in_both_forms_and_says_what_was_cut(
+    bert: Kept, export: Command, tmp_path: Path
+) -> None:
+    told, logits = {}, {}
+    for name, share in (("whole", 1), ("merged", 0.3), ("peft", 0.3)):
+        form = "peft" if name == "peft" else "merged"
+        code, out, err = export(bert, form, "--prune", share, "--json")
+        assert code == 0, err
+        told[name] = json.loads(out[out.index("{") :])["pruned"]  # behind what the README printed
+        logits[name] = logits_of(run_by_readme(tmp_path / "out")["model"], bert.example.batch)
+        (tmp_path / "out").rename(tmp_path / name)
+    assert told["merged"] == told["peft"]
+    assert (told["whole"]["error"], told["whole"]["params"]) == (
+        0,
+        bert.example.plan.trainable_params,
+    )
+    cut = told["merged"]
+    assert (cut["share"], cut["params_before"]) == (0.3, bert.example.plan.trainable_params)
+    assert cut["ranks"] == math.floor(0.3 * cut["ranks_before"] + 0.5)
+    assert 0 < cut["params"] < 0.6 * cut["params_before"]
+    base = bert.example.base.model.state_dict()
+    whole, merged = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "merged")
+    )
+    changed = [t.name for t in bert.example.plan.targets]
+    squares = {"lost": 0.0, "update": 0.0}
+    for name in (f"{module}.weight" for module in changed):
+        squares["lost"] += float((whole[name].double() - merged[name].double()).pow(2).sum())
+        squares["update"] += float((whole[name].double() - base[name].double()).pow(2).sum())
+    assert cut["error"] == pytest.approx((squares["lost"] / squares["update"]) ** 0.5, rel=1e-4)
+    assert_same(logits["merged"], logits["peft"])
+    assert (logits["merged"] - logits["whole"]).abs().max() > 1e-3
+    for form in ("merged", "peft"):
+        text = " ".join((tmp_path / form / "README.md").read_text().split())
+        assert f"{cut['params']:,} numbers of {cut['params_before']:,}" in text
+        assert f"{cut['error']:.2%} of the update" in text
+
+
+@pytest.mark.parametrize("share", ["0", "-0.5", "1.01", "nan"])
+def test_a_share_that_is_none_is_refused(bert: Kept, export: Command, share: str) -> None:
+    assert_refused(export(bert, "peft", "--prune", share), "--prune", "above 0, at most 1")
+
+
+def test_a_plan_has_nothing_to_prune(bert: Kept, export: Command) -> None:
+    assert_refused(export(bert, "plan", "--prune", 0.5), "--prune", "no weights", "--to peft")
+
+
+@pytest.mark.parametrize("method", ["bitfit", "full", "ia3", "vera", "dora", "bottleneck"])
+def test_what_pruning_has_no_meaning_for_is_refused(
+    bert: Kept, export: Command, method: str, tmp_path: Path
+) -> None:
+    choice = BASELINES[method]
+    example = example_of(bert.made, choice)
+    run_id = bert.runs.trial(bert.made, choice, example.plan, example.trained)
+    told = export(replace(bert, run_id=run_id), "merged", "--prune", 0.5)
+    assert_refused(told, "error: --prune: ", method, "export it without --prune")
+    assert not (tmp_path / "out").exists()
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -74,9 +74,17 @@ OF_TUNERS: list[dict[str, Any]] = [
     {"method": "lora_dash", "rank": 2, "directions": 4},
     {"method": "dylora", "rank": 4},
     {"method": "sora", "rank": 1, "sparsity": 0},
+    {"method": "eva", "rank": 3},
+    {"method": "eva", "rank": 2, "rho": 1.0},
+    {"method": "gora", "rank": 3},
+    {"method": "gora", "rank": 2, "min_share": 1.0, "max_share": 1.0},
+    {"method": "para", "rank": 4, "keep": 0.5},
 ]
 
 CHOICES = OF_BLOCKS + OF_TUNERS
+
+SHARED_OUT = ("eva", "gora")
+"""The methods whose training rows decide how many numbers train."""
 
 WHOLE_BASE = ("bitfit", "full")
 """The methods that train a part of the base, whatever the targets."""
@@ -186,7 +194,9 @@ def test_a_plan_without_a_profile_is_exact_or_refused(choice: Choice) -> None:
             planned(choice)
     else:
         count = planned(choice).trainable_params
-        assert count_range(choice, SMALL, size=SIZE) == (count, count)
+        least, most = count_range(choice, SMALL, size=SIZE)
+        assert most == count
+        assert least == count or choice.method in SHARED_OUT
 
 
 # -- plans of blocks -------------------------------------------------------------------------------
@@ -255,6 +265,8 @@ def trained_shapes(choice: Any, target: TargetModule) -> list[tuple[int, ...]]:
         "pissa": lambda: lora,
         "milora": lambda: lora,
         "dylora": lambda: lora,
+        "gora": lambda: lora,
+        "para": lambda: lora,
         "dora": lambda: [*lora, (out,)],
         "sora": lambda: [*lora, (rank,)],
         "lora_dash": lambda: [*lora, (choice.directions,)],
@@ -273,8 +285,17 @@ def trained_shapes(choice: Any, target: TargetModule) -> list[tuple[int, ...]]:
     return shapes[choice.method]()
 
 
+def most_of_eva(choice: Any) -> int:
+    """The most that rank * modules ranks take, one after another where they cost most."""
+    most = min(round(choice.rank * choice.rho), *(min(t.shape[0], t.shape[1] // 2) for t in SMALL))
+    dearest = sorted((sum(target.shape) for target in SMALL for _ in range(most)), reverse=True)
+    return sum(dearest[: choice.rank * len(SMALL)])
+
+
 def test_a_tuner_counts_the_numbers_that_train(tuner_choice: Choice) -> None:
-    if tuner_choice.method in WHOLE_BASE:
+    if tuner_choice.method == "eva":
+        expected = most_of_eva(tuner_choice)
+    elif tuner_choice.method in WHOLE_BASE:
         expected = {"bitfit": 120, "full": 5_000}[tuner_choice.method]
     else:
         expected = sum(
@@ -295,7 +316,9 @@ def test_a_tuner_stands_in_place_of_blocks(tuner_choice: Choice) -> None:
         "name": tuner_choice.method,
         "settings": dict(sorted(plan.tuner.settings.items())),
         "params": plan.trainable_params,
+        **({"least_params": least} if (least := plan.tuner.least_params) is not None else {}),
     }
+    assert (plan.tuner.least_params is not None) == (tuner_choice.method in SHARED_OUT)
     assert plan.digest == planned(tuner_choice).digest, "no baseline reads a profile"
 
 
@@ -305,7 +328,12 @@ def test_settings_of_a_tuner_are_the_keys_of_its_choice(tuner_choice: Choice) ->
     of_every_choice = {"method", "seed", "learning_rate"}
     own = {k: v for k, v in tuner_choice.as_dict().items() if k not in of_every_choice}
     assert own.items() <= plan.tuner.settings.items()
-    derived = {"ia3": {"input_modules"}, "bottleneck": {"modules"}}
+    derived = {
+        "ia3": {"input_modules"},
+        "bottleneck": {"modules"},
+        "eva": {"max_rank"},
+        "gora": {"min_rank", "max_rank"},
+    }
     assert plan.tuner.settings.keys() - own.keys() == derived.get(tuner_choice.method, set())
 
 
@@ -474,6 +502,16 @@ def test_defaults_are_those_of_the_papers(method: str) -> None:
         "lora_dash": {"rank": 8, "alpha": 16, "directions": 8, "launch_share": 0.1},
         "dylora": {"rank": 8, "alpha": 16},
         "sora": {"rank": 8, "alpha": 16, "sparsity": 0.1},
+        "eva": {"rank": 8, "alpha": 16, "rho": 2, "tau": 0.99, "whiten": False},
+        "gora": {
+            "rank": 8,
+            "alpha": 16,
+            "min_share": 0.5,
+            "max_share": 4,
+            "gamma": 0.05,
+            "batches": 8,
+        },
+        "para": {"rank": 16, "keep": 0.25, "alpha": 16},
     }
     papers["joint"] = {
         **papers["sensitivity"],

@@ -37,7 +37,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import UsageError
-from trainables.adaptations.adaptation import Factors, stage_seed
+from trainables.adaptations.adaptation import Factors, Part, stage_seed
 from trainables.adaptations.baselines.tuner import TunerAdaptation
 from trainables.adaptations.lora_config import PREFIX
 from trainables.bases.loading import seeded
@@ -461,6 +461,12 @@ class VeraAdaptation(PeftAdaptation):
             d, b = self._part(name, "vera_lambda_d"), self._part(name, "vera_lambda_b")
             found[name] = (d[:, None] * A[:, :in_], b[:, None] * B[:out])
         return found
+
+    def parts(self) -> dict[str, list[Part]]:
+        raise UsageError(
+            "method: vera keeps two vectors per module, which ranks that are cut would not make "
+            "fewer; export it whole"
+        )
 
 
 def _shallow_copy(module: Any) -> Any:

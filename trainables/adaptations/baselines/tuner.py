@@ -68,10 +68,12 @@ class TunerAdaptation(Adaptation):
         self.detach()
         self._build(fresh=True)
         trains = sum(parameter.numel() for parameter in self.trained.values())
-        if trains != self._tuner.params:
+        most, least = self._tuner.params, self._tuner.least_params
+        if not (most if least is None else least) <= trains <= most:
+            counted = f"{most}" if least is None else f"{least} to {most}"
             raise JobError(
                 f"method: {self._tuner.name} trains {trains} parameters on this base where the "
-                f"plan counts {self._tuner.params}; make the plan from this base's target modules"
+                f"plan counts {counted}; make the plan from this base's target modules"
             )
         take_from_first_worker(self._constants.values())
         self._put_in_place()
