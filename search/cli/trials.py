@@ -181,7 +181,7 @@ def _wide_table(rows: Sequence[TrialRow]) -> Table:
             table,
             row.number,
             row.arm,
-            row.state,
+            _state(row),
             row.epochs,
             figure(row.value),
             f"{row.trainable_params:,}",
@@ -204,6 +204,10 @@ def _narrow_table(rows: Sequence[TrialRow]) -> Table:
             f"{row.arm}, {row.trainable_params:,} parameters, origin: {row.asked}",
             f"learning_rate={figure(row.choice.get('learning_rate'))} {knobs(row.choice)}",
         ]
-        add_row(table, row.number, row.state, row.epochs, figure(row.value), "\n".join(told))
+        add_row(table, row.number, _state(row), row.epochs, figure(row.value), "\n".join(told))
         table.add_section()
     return table
+
+
+def _state(row: TrialRow) -> str:
+    return f"{row.state}, collapsed" if row.collapsed else row.state

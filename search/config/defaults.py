@@ -20,6 +20,15 @@ NULLABLE = ("space", "confirm")
 """Sections in which a null means something of its own."""
 
 
+FEW_TRIALS = 12
+"""Below so many trials none is spent on repetitions: there is too little to find with."""
+
+
+def usual_repeats(trials: int, sampler: str) -> dict[str, int] | None:
+    """`search.repeats` of a sweep that says nothing of it."""
+    return None if sampler == "grid" or trials < FEW_TRIALS else {"top": 2, "seeds": 2}
+
+
 def fill_defaults(raw: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Defaults that depend on other keys; a null there counts as not given.
 
@@ -90,7 +99,11 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
         given["scheduler"] = {"name": "none"}
     elif isinstance(given.get("scheduler"), str):
         given["scheduler"] = {"name": given["scheduler"]}
-    given = _given(given, fields)
+    given = _given(given, fields, ("repeats",))
+    if "repeats" not in given:
+        trials = given.get("trials", fields["trials"].default)
+        if isinstance(trials, int):
+            given["repeats"] = usual_repeats(trials, str(given.get("sampler")))
     objectives = given.get("objectives")
     if isinstance(objectives, str):
         given["objectives"] = objectives = (objectives,)

@@ -102,7 +102,7 @@ def _step(
     confirmed: Sequence[RunFacts],
     crowned: Sequence[Champion],
 ) -> Step:
-    best = max(rows, key=lambda row: (row.gain, -row.trainable_params))
+    best = min(rows, key=lambda row: row.rank)
     name = f"test_{best.metric}"
     on_test = {
         run.seed: run.metrics[name]

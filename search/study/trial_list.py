@@ -16,6 +16,7 @@ from search.study.study import (
     ASKED_BY,
     CHOICE,
     CLONE_OF,
+    COLLAPSED,
     CURVE,
     DUPLICATE_OF,
     METHOD,
@@ -49,6 +50,8 @@ class TrialRow:
     reason: str | None
     run_id: str | None
     choice: dict[str, Any]
+    collapsed: bool = False
+    """Whether its newest epoch has predicted one class alone."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def _row(trial: FrozenTrial) -> TrialRow:
         attributes.get(REASON),
         attributes.get(RUN_ID),
         choice_of(trial).as_dict(),
+        COLLAPSED in attributes,
     )
 
 
