@@ -20,13 +20,16 @@ NULLABLE = ("space", "confirm")
 """Sections in which a null means something of its own."""
 
 
-FEW_TRIALS = 12
-"""Below so many trials none is spent on repetitions: there is too little to find with."""
+FEW_TRIALS, MANY_TRIALS = 12, 24
+"""Below so few trials none is spent on repetitions: there is too little to find with. From so many
+on each leader has three other seeds, below two (docs/sweep.md has what that is worth)."""
 
 
 def usual_repeats(trials: int, sampler: str) -> dict[str, int] | None:
     """`search.repeats` of a sweep that says nothing of it."""
-    return None if sampler == "grid" or trials < FEW_TRIALS else {"top": 2, "seeds": 2}
+    if sampler == "grid" or trials < FEW_TRIALS:
+        return None
+    return {"top": 2, "seeds": 3 if trials >= MANY_TRIALS else 2}
 
 
 def fill_defaults(raw: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:

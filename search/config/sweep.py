@@ -160,8 +160,8 @@ class SearchSettings(Settings):
     repeats: RepeatSettings | None = None
     """`{top: 3, seeds: 2}` spends the last top * seeds trials on training the best choices so far
     with other seeds, and a choice is ranked by what it holds over its seeds; `null` trains each
-    choice once; default: `{top: 2, seeds: 2}`, or `null` below 12 trials and with
-    `sampler: grid`."""
+    choice once; default: `{top: 2, seeds: 3}`, below 24 trials `{top: 2, seeds: 2}`, and `null`
+    below 12 or with `sampler: grid`."""
     study: Annotated[str, Field(min_length=1)] | None = None
     """SQLAlchemy URL of a database, such as `postgresql+psycopg://...`, where launches of one sweep
     from several machines or folders share its trials; `null` keeps it in the sweep's folder."""

@@ -32,11 +32,11 @@ class BestRow:
     `value` is the metric after the trial's last epoch, and the mean over `seeds` trials where its
     sweep has repeated the choice with other seeds. `holds` is the lower bound that ranks
     (search/queries/holding.py), by all that was measured of the choice on dev: its trials and the
-    seeds that confirm it; `collapsed` counts those that predict one class alone. `trainable_params` and `head_params` are
-    counts (the head, where fresh, is counted apart). `choice` can be given to
-    `spaces.methods.parse_choice` as it is. `task_fingerprint` names the rows, how they become
-    inputs, and the metric; `data` is the same of all rows that can be ranked together. `suite` has
-    "<member>/<metric>" of each member of a suite, whose mean `value` is.
+    seeds that confirm it; `collapsed` counts those that predict one class alone.
+    `trainable_params` and `head_params` are counts (the head, where fresh, is counted apart).
+    `choice` can be given to `spaces.methods.parse_choice` as it is. `task_fingerprint` names the
+    rows, how they become inputs, and the metric; `data` is the same of all rows that can be ranked
+    together. `suite` has "<member>/<metric>" of each member of a suite, whose mean `value` is.
     """
 
     run_id: str

@@ -44,7 +44,7 @@ space:
 search: {trials: 24, time_budget: null, metric: accuracy, mode: max, objectives: [accuracy],
          max_params: null, allocation: equal, arms: [], sampler: tpe,
          scheduler: {name: asha, grace_epochs: 1, reduction_factor: 3}, warm_start: true,
-         repeats: null, study: null, seed: 0}
+         fidelity: null, stop_when: null, repeats: null, study: null, seed: 0}
 train: {epochs: 3, batch_size: 16, gradient_accumulation_steps: 1, optimizer: adamw,
         weight_decay: 0.0, max_grad_norm: 1.0, lr_scheduler: linear, warmup_ratio: 0.06,
         warmup_steps: null,

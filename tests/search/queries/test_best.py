@@ -107,6 +107,7 @@ def test_the_best_trial_carries_all_that_a_user_needs(records: Records) -> None:
             choice=CHOICE,
             profile_key="k" * 64,
             plan_digest="d" * 64,
+            holds=0.875,
         )
     ]
 
@@ -121,8 +122,8 @@ def test_a_choice_repeated_with_other_seeds_is_one_row_of_its_mean(records: Reco
     lucky = of_sweep("one", 0.9, 8)
     of_sweep("one", 0.5, 8, repeat="1")
     of_sweep("one", 0.4, 8, repeat="2")
-    steady = of_sweep("one", 0.7, 4)
-    elsewhere = of_sweep("two", 0.65, 8)
+    steady = of_sweep("one", 0.8, 4)
+    elsewhere = of_sweep("two", 0.75, 8)
 
     rows = best(records.uri, "movie", top=9)
     assert [(row.run_id, row.seeds) for row in rows] == [(steady, 1), (elsewhere, 1), (lucky, 3)]
