@@ -117,7 +117,7 @@ def test_the_runner_up_has_its_weights_until_no_trial_can_make_the_best_fall() -
 def test_mlflow_alone_ranks_as_the_study_does(database: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     records, trials = Records(database), []
-    for training in range(14):
+    for training in range(9):
         method = METHODS[training % 3]
         level = rng.uniform(0.7, 0.9)
         choice = {"method": method, "learning_rate": 1e-4 * (training + 1)}
@@ -158,6 +158,6 @@ def test_mlflow_alone_ranks_as_the_study_does(database: str, tmp_path: Path) -> 
     children = runs.search({"kind": "trial"}, runs.experiments())
     children.sort(key=lambda run: run.number or 0)
     of_arms = best_of_arms(children, ACCURACY)
-    assert [(row.number, row.holds) for row in of_arms] == [
-        (row.number, pytest.approx(row.holds)) for row in best_of_each_method(study, ACCURACY)
-    ]
+    of_study = best_of_each_method(study, ACCURACY)
+    assert [row.number for row in of_arms] == [row.number for row in of_study]
+    assert [row.holds for row in of_arms] == pytest.approx([row.holds for row in of_study])
