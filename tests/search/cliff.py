@@ -9,7 +9,6 @@ is decided by the study's own code.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +149,50 @@ def trial_of(
     return create_trial(state=TrialState.COMPLETE, value=value, user_attrs=attributes)
 
 
-def share(holds: Callable[[Answer], bool], answers: list[Answer]) -> float:
-    """Of how many answers it is so."""
-    return sum(map(holds, answers)) / len(answers)
+def answers(searches: int, trials: int, top: int, seeds: int, **surface: Any) -> list[Answer]:
+    """Those of so many searches, each on a surface of its own."""
+    return [
+        searched(Cliff(np.random.default_rng(seed), **surface), trials, top, seeds)
+        for seed in range(searches)
+    ]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What searches keep of the best mean that they tried: in which share of them all of it but
+    twice the noise, and how much they lack on average."""
+
+    within: float
+    lacks: float
+
+    @classmethod
+    def of(cls, found: list[Answer], rule: str, noise: float) -> Kept:
+        """By one rule, the name of an answer's field."""
+        lost = np.array([each.best - getattr(each, rule) for each in found])
+        return cls(float((lost <= 2 * noise).mean()), float(lost.mean()))
+
+    def __str__(self) -> str:
+        return f"{self.within:.0%}, lacks {self.lacks:.3f}"
+
+
+SURFACES: dict[str, dict[str, Any]] = {
+    "a steep cliff": {},
+    "a wide cliff": {"width": 0.15},
+    "no cliff": {"has_cliff": False},
+}
+
+
+def main() -> None:
+    """Print the table of docs/sweep.md."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for name, surface in SURFACES.items():
+        for trials, top, seeds in ((24, 2, 3), (16, 2, 2), (12, 2, 2)):
+            found = answers(200, trials, top, seeds, **surface)
+            by_value, by_holding = (
+                Kept.of(found, rule, Cliff.noise) for rule in ("by_value", "by_holding")
+            )
+            print(f"| {name}, {trials} | {by_value} | {by_holding} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,35 +14,24 @@ from search.queries.sweep_state import best_of_arms
 from search.study.ranking import WorthKeeping, best_of_each_method, next_repeat, ranked
 from search.study.standing import Standings
 from search.study.study import TRAINING
+from search.study.trial_list import trial_rows
 from search.tracking.runs import RecordedRuns
-from tests.search.cliff import ACCURACY, METHODS, Cliff, searched, share, trial_of
+from tests.search.cliff import ACCURACY, METHODS, Cliff, Kept, answers, trial_of
 from tests.search.queries.test_best import Records
-
-
-def answers_of(seeds: int, **surface: float | bool) -> list:
-    return [
-        searched(Cliff(np.random.default_rng(seed), **surface), 24, 2, 3)  # type: ignore[arg-type]
-        for seed in range(seeds)
-    ]
+from tests.search.toy_search import searcher_over, toy_space, toy_study
 
 
 def test_beside_a_cliff_what_holds_is_chosen_and_not_what_was_lucky_once() -> None:
-    answers = answers_of(60)
-    noise = 2 * 0.006
-    lucky = share(lambda each: each.by_value >= each.best - noise, answers)
-    held = share(lambda each: each.by_holding >= each.best - noise, answers)
-    print(f"within the noise of the best mean: {lucky:.2f} by value, {held:.2f} by what holds")
-    assert held >= 0.7
-    assert held > lucky + 0.1
-    lost = [
-        np.mean([each.best - value for each in answers for value in (getattr(each, by),)])
-        for by in ("by_value", "by_holding")
-    ]
-    assert lost[1] < lost[0] / 2
+    found = answers(60, 24, 2, 3)
+    lucky, held = (Kept.of(found, rule, Cliff.noise) for rule in ("by_value", "by_holding"))
+    print(f"the best mean, within the noise: by value {lucky}; by what holds {held}")
+    assert held.within >= 0.7
+    assert held.within > lucky.within + 0.1
+    assert held.lacks < lucky.lacks / 2
 
 
 def test_without_a_cliff_and_without_noise_nothing_is_lost_by_it() -> None:
-    for each in answers_of(20, has_cliff=False, noise=0.0):
+    for each in answers(20, 24, 2, 3, has_cliff=False, noise=0.0):
         assert each.by_holding == each.best
 
 
@@ -161,3 +150,20 @@ def test_mlflow_alone_ranks_as_the_study_does(database: str, tmp_path: Path) -> 
     of_study = best_of_each_method(study, ACCURACY)
     assert [row.number for row in of_arms] == [row.number for row in of_study]
     assert [row.holds for row in of_arms] == pytest.approx([row.holds for row in of_study])
+
+
+def test_a_trial_that_ends_with_one_class_alone_is_marked_in_the_study(tmp_path: Path) -> None:
+    study = toy_study(tmp_path)
+    searcher = searcher_over(study, toy_space("lora"), trials=3, epochs=2)
+    for number, classes in enumerate([(1.0, 1.0), (1.0, 2.0), (2.0, None)]):
+        searcher.suggest(f"t{number}")
+        for epoch, told in enumerate(classes, start=1):
+            report = {"epoch": epoch, "accuracy": 0.9 - 0.1 * number, "dev_loss": 1.0}
+            report |= {} if told is None else {"predicted_classes": told}
+            searcher.on_trial_result(f"t{number}", report)
+        searcher.on_trial_complete(f"t{number}", report)
+    assert [row.collapsed for row in trial_rows(study)] == [True, False, False]
+    (best_one,) = best_of_each_method(study, ACCURACY)
+    assert (best_one.number, best_one.value) == (1, 0.8)
+    every = best_of_each_method(study, ACCURACY, top=3)
+    assert [(row.number, row.collapsed) for row in every] == [(1, 0), (2, 0), (0, 1)]
