@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from search.objective import Objective
 from search.queries.best_choice import BestChoice
-from search.queries.holding import Seeds, noise_of
+from search.queries.holding import Seeds
 from search.wording import figure
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FAR = 3.0
 """A mean that has fallen by more than so many standard errors is out of the noise. The best of many
 is expected to fall by one or two: it was chosen for its value."""
+
+FEW = 3
+"""Degrees of freedom below which a deviation is not known."""
 
 
 def fallen(
@@ -61,10 +64,21 @@ def _why(
         return None
     others = [Seeds(each.on_dev, each.collapsed) for each in confirmed if each is not row]
     others += [Seeds(each.values, each.collapsed) for each in chosen_from if each is not chosen]
-    noise = noise_of(others) or again.deviation
+    noise = _noise(others, again)
     error = noise * sqrt(1 / len(row.on_dev) + 1 / chosen.seeds)
     lost = objective.gain(chosen.value) - objective.gain(again.mean)
     return then if noise > 0 and lost > FAR * error else None
+
+
+def _noise(others: Sequence[Seeds], own: Seeds) -> float:
+    """The deviation between seeds, pooled over all other choices; its own hides what has fallen,
+    and counts only where the others have too few seeds to say."""
+    known = [each for each in others if len(each.values) > 1 and not each.collapsed]
+    if sum(len(each.values) - 1 for each in known) < FEW and len(own.values) > 1:
+        known.append(own)
+    free = sum(len(each.values) - 1 for each in known)
+    squares = sum((len(each.values) - 1) * each.deviation**2 for each in known)
+    return sqrt(squares / free) if free else 0.0
 
 
 def _next(

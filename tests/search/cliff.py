@@ -109,7 +109,8 @@ def searched(cliff: Cliff, trials: int, top: int, seeds: int) -> Answer:
     best = ranked(study.get_trials(deepcopy=False), ACCURACY).trainings[0]
     chosen = points[best.first.user_attrs[TRAINING]]
     for number in range(trials - top * seeds, trials):
-        tried[point := cliff.drawn(number, tried)] = cliff.trained(point)[0]
+        point = cliff.drawn(number, tried)
+        tried[point] = cliff.trained(point)[0]
     means = [cliff.mean(point) for point in points.values()]
     lucky = max(tried, key=lambda point: tried[point])
     return Answer(cliff.mean(lucky), cliff.mean(chosen), max(means))

@@ -53,7 +53,7 @@ def test_a_collapse_is_told_with_the_next_best_of_its_method() -> None:
         "confirms it too"
     )
     # What has collapsed before, or is confirmed already, is not the next best.
-    (line,) = fallen([lucky, confirmed("lora", 3, [0.85, 0.84])], FROM, ACCURACY)
+    (line,) = fallen([lucky, STEADY, confirmed("lora", 3, [0.85, 0.84])], FROM, ACCURACY)
     assert "next best" not in line
 
 

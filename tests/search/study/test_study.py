@@ -86,7 +86,7 @@ def test_the_last_trials_repeat_the_best_choices_with_other_seeds_and_the_mean_r
     assert ranks == [4, 8, 2]
     assert WorthKeeping(study, ACCURACY)() == {1}
     assert len(handed_out(study)) == 7
-    assert study.trials[4].params == study.trials[2].params
+    assert study.trials[3].params == study.trials[2].params
 
 
 def test_a_repetition_that_fails_is_not_tried_for_ever(tmp_path: Path) -> None:
