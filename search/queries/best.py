@@ -468,6 +468,8 @@ def _front(rows: Sequence[BestRow]) -> list[BestRow]:
         # Those before it are at least as good: it stays where it needs fewer parameters than all
         # of them, or equals the last one in both.
         last = front[-1] if front else None
+        if row.collapsed and front and not front[0].collapsed:
+            break  # however small, it has learned nothing
         if last is None or row.trainable_params < last.trainable_params or row.rank == last.rank:
             front.append(row)
     return front[::-1]

@@ -121,6 +121,8 @@ def ranked(
 def _front(best_first: Sequence[Measured]) -> list[Measured]:
     found: list[Measured] = []
     for each in best_first:  # of equal ones the smaller comes first
+        if found and each.seeds.collapsed and not found[0].seeds.collapsed:
+            break  # however small, it has learned nothing
         if not found or each.params < found[-1].params:
             found.append(each)
     return found

@@ -11,7 +11,13 @@ import pytest
 
 from search.queries.best import best
 from search.queries.sweep_state import best_of_arms
-from search.study.ranking import WorthKeeping, best_of_each_method, next_repeat, ranked
+from search.study.ranking import (
+    WorthKeeping,
+    best_of_each_method,
+    next_repeat,
+    pareto_front,
+    ranked,
+)
 from search.study.standing import Standings
 from search.study.study import TRAINING
 from search.study.trial_list import trial_rows
@@ -88,6 +94,17 @@ def test_of_two_objectives_the_front_is_looked_at_first() -> None:
         trial.values = again[0].values
         study.add_trial(trial)
     assert order == "ac"
+
+
+def test_what_has_collapsed_is_on_no_front_however_small() -> None:
+    study = study_of(
+        trial_of("lora", "a", 0.9, params=100),
+        trial_of("lora", "b", 0.8, params=50),
+        trial_of("lora", "c", 0.507, collapsed=True, params=10),
+    )
+    assert [row.number for row in pareto_front(study, ACCURACY)] == [1, 0]
+    alone = study_of(trial_of("lora", "c", 0.507, collapsed=True, params=10))
+    assert [row.number for row in pareto_front(alone, ACCURACY)] == [0]
 
 
 def test_the_runner_up_has_its_weights_until_no_trial_can_make_the_best_fall() -> None:
