@@ -193,13 +193,9 @@ def measure(
         journal, tracker, sweep_run_id, on_run=searcher.set_run_id,
         plan_of=planner.plan,
     )  # fmt: skip
-    kept = KeptWeights(
-        paths,
-        "best",
-        collect=lambda number: b"weights",
-        best=WorthKeeping(study, settings.objective),
-    )
-    recorder = Recorder(config, [], relay, view, searcher, kept)
+    worth = WorthKeeping(study, settings.objective)
+    kept = KeptWeights(paths, "best", collect=lambda number: b"weights", best=worth)
+    recorder = Recorder(config, lambda: worth.leader, relay, view, searcher, kept)
     with local_ray(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"):
         queue = start_job_queue()
         group = ray.remote(StubGroup).options(num_cpus=0).remote()

@@ -48,16 +48,24 @@ class Progress(Protocol):
     def trial_look(self, number: int, share: float, value: float | None) -> None:
         """A trial has this dev value after training on a share of the rows."""
 
-    def trial_epoch(self, number: int, epoch: int, epochs: int, value: float | None) -> None:
-        """A trial has finished `epoch` of its `epochs` with this dev value."""
+    def trial_epoch(
+        self, number: int, epoch: int, epochs: int, value: float | None, collapsed: bool = False
+    ) -> None:
+        """A trial has finished `epoch` of its `epochs` with this dev value; `collapsed` says that
+        it predicts one class alone."""
 
     def trial_finished(
-        self, number: int, state: str, value: float | None = None, seed: int | None = None
+        self,
+        number: int,
+        state: str,
+        value: float | None = None,
+        seed: int | None = None,
+        collapsed: bool = False,
     ) -> None:
         """A trial is over: complete, pruned, failed, stopped or cancelled."""
 
     def best(self, number: int, method: str, value: float, params: int | None = None) -> None:
-        """The best trial that has run to its end so far."""
+        """The best choice so far, by what it holds over its seeds."""
 
     def message(self, text: str) -> None:
         """Anything else that a user should see, on one line."""

@@ -55,6 +55,7 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
     yield from (f"no trial of {arm} ran to its end ({why})" for arm, why in result.unranked.items())
     if result.confirmation:
         yield confirmation_table(result.confirmation)
+        yield from result.fallen
         if (of_each := suite_table(result.confirmation, config.published)) is not None:
             yield of_each
         yield verdict(result.confirmation)
@@ -110,12 +111,16 @@ def _command(*words: str) -> str:
 def results_table(
     rows: Sequence[BestChoice], metric: str = "value", title: str | None = None
 ) -> Table:
-    """A table of the best trials, best first; with how many seeds, where one was repeated."""
+    """A table of the best trials, best first; with how many seeds, and what it holds over them
+    (search/queries/holding.py), where one was repeated."""
     repeated = any(row.seeds > 1 for row in rows)
+    collapsed = any(row.collapsed for row in rows)
     table = Table(
         Column("method", style="cyan"),
         Column(metric, justify="right"),
+        *([Column("holds", justify="right")] if repeated else []),
         *([Column("seeds", justify="right")] if repeated else []),
+        *([Column("collapsed", justify="right")] if collapsed else []),
         Column("params", justify="right"),
         Column("learning rate", justify="right"),
         Column("choice", overflow="fold"),
@@ -128,7 +133,8 @@ def results_table(
             table,
             row.arm,
             figure(row.value),
-            *([row.seeds] if repeated else []),
+            *([figure(row.holds), row.seeds] if repeated else []),
+            *([f"{row.collapsed} of {row.seeds}"] if collapsed else []),
             f"{row.trainable_params:,}",
             figure(row.choice.get("learning_rate")),
             knobs(row.choice),

@@ -100,6 +100,7 @@ def compare(
     drawn: list[RenderableType] = [
         confirmation_table(rows, against),
         *([] if (of_each := suite_table(rows, compared.published)) is None else [of_each]),
+        *compared.fallen,
         verdict,
         *comparison.resolution(rows),
     ]
@@ -112,6 +113,7 @@ def compare(
     document = {
         "choices": rows,
         "verdict": verdict,
+        "fallen": compared.fallen,
         "constant_answer": compared.constant,
         "lm_eval_of_base": compared.lm_eval_of_base,
         "published": None if published is None else published.model_dump(mode="json"),
@@ -222,6 +224,7 @@ def _narrow_best_table(rows: Sequence[BestRow]) -> Table:
             f"{row.method}, {row.trainable_params:,} parameters",
             f"head {row.head_params:,}, {row.epochs} epochs",
             *([f"{row.seeds} seeds"] if row.seeds > 1 else []),
+            f"holds {row.holds:.4f}{_collapsed_text(row.collapsed)}",
             *([members_text(row.suite)] if row.suite else []),
             f"sweep {row.sweep}",
             *([f"base {row.base_uri}"] if several else []),
@@ -238,7 +241,7 @@ def _wide_best_table(rows: Sequence[BestRow]) -> Table:
     several = _several_bases(rows)
     for name in ("sweep", *(["base"] if several else []), "method"):
         table.add_column(name, overflow="fold")
-    for name in (metric, "seeds", "params", "head", "epochs"):
+    for name in (metric, "holds", "seeds", "params", "head", "epochs"):
         table.add_column(name, justify="right")
     table.add_column("choice", overflow="fold")
     for row in rows:
@@ -249,6 +252,7 @@ def _wide_best_table(rows: Sequence[BestRow]) -> Table:
             *([row.base_uri] if several else []),
             row.method,
             f"{row.value:.4f}",
+            f"{row.holds:.4f}{_collapsed_text(row.collapsed)}",
             row.seeds,
             f"{row.trainable_params:,}",
             f"{row.head_params:,}",
@@ -256,6 +260,10 @@ def _wide_best_table(rows: Sequence[BestRow]) -> Table:
             " ".join(filter(None, [_choice_text(row.choice), members_text(row.suite)])),
         )
     return table
+
+
+def _collapsed_text(seeds: int) -> str:
+    return f", {seeds} collapsed" if seeds else ""
 
 
 def _several_bases(rows: Sequence[BestRow]) -> bool:
@@ -283,8 +291,17 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
     metric = rows[0].metric if rows else "metric"
     table = Table("method", title=f"confirmed on test ({metric})", title_justify="left")
     has_paper = any(row.paper is not None for row in rows)
+    has_collapsed = any(row.collapsed for row in rows)
     means = ("paper", "here") if has_paper else ("mean",)
-    for name in (*means, "deviation", "seeds", "params", f"minus {called(reference)} (95%)"):
+    collapsed = ("collapsed",) if has_collapsed else ()
+    for name in (
+        *means,
+        "deviation",
+        "seeds",
+        *collapsed,
+        "params",
+        f"minus {called(reference)} (95%)",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         difference = None
@@ -298,6 +315,7 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
             f"{row.mean:.4f}",
             None if row.deviation is None else f"{row.deviation:.4f}",
             len(row.values),
+            *([f"{row.collapsed} of {len(row.values)}"] if has_collapsed else []),
             f"{row.trainable_params:,}",
             difference,
         )

@@ -181,7 +181,7 @@ def _wide_table(rows: Sequence[TrialRow]) -> Table:
             table,
             row.number,
             row.arm,
-            row.state,
+            _state(row),
             _how_far(row),
             figure(row.value),
             f"{row.trainable_params:,}",
@@ -211,6 +211,10 @@ def _narrow_table(rows: Sequence[TrialRow]) -> Table:
             f"learning_rate={figure(row.choice.get('learning_rate'))} {knobs(row.choice)}",
         ]
         how_far, value = _how_far(row), figure(row.value)
-        add_row(table, row.number, row.state, how_far, value, "\n".join(told))
+        add_row(table, row.number, _state(row), how_far, value, "\n".join(told))
         table.add_section()
     return table
+
+
+def _state(row: TrialRow) -> str:
+    return f"{row.state}, collapsed" if row.collapsed else row.state

@@ -39,6 +39,7 @@ class _Running:
     epoch: int = 0
     epochs: int = 0
     value: float | None = None
+    collapsed: bool = False
     steps: Steps = field(default_factory=Steps)
     learning_rate: float | None = None
     rows: float = 1.0
@@ -157,13 +158,17 @@ class View(Progress, AbstractContextManager["View"]):
             if self._is_time_for_a_line():
                 self._say_how_far(self._trials_in_words())
 
-    def trial_epoch(self, number: int, epoch: int, epochs: int, value: float | None) -> None:
+    def trial_epoch(
+        self, number: int, epoch: int, epochs: int, value: float | None, collapsed: bool = False
+    ) -> None:
         with self._lock:
             running = self._running.get((number, None))
             if running is not None:
                 running.epoch, running.epochs, running.value = epoch, epochs, value
+                running.collapsed = collapsed
             self._say(
-                f"trial {number}: epoch {epoch} of {epochs}, {self._metric} {figure(value)}",
+                f"trial {number}: epoch {epoch} of {epochs}, {self._metric} {figure(value)}"
+                f"{_one_class(collapsed)}",
                 keep=False,
             )
 
@@ -176,7 +181,12 @@ class View(Progress, AbstractContextManager["View"]):
             self._say(f"trial {number}: look at {percent(share)} of the rows, {what}", keep=False)
 
     def trial_finished(
-        self, number: int, state: str, value: float | None = None, seed: int | None = None
+        self,
+        number: int,
+        state: str,
+        value: float | None = None,
+        seed: int | None = None,
+        collapsed: bool = False,
     ) -> None:
         with self._lock:
             running = self._running.pop((number, seed), None)
@@ -190,7 +200,7 @@ class View(Progress, AbstractContextManager["View"]):
             method = f" {running.method}" if running is not None else ""
             what = f", {self._metric} {figure(value)}" if value is not None else ""
             if seed is None:  # the confirmation tells by itself what it has measured
-                self._say(f"trial {number}:{method} {state}{what}{took}")
+                self._say(f"trial {number}:{method} {state}{what}{_one_class(collapsed)}{took}")
 
     def best(self, number: int, method: str, value: float, params: int | None = None) -> None:
         size = f" with {params:,} parameters" if params is not None else ""
@@ -348,7 +358,7 @@ class View(Progress, AbstractContextManager["View"]):
             "lr": "" if each.learning_rate is None else figure(each.learning_rate),
             "elapsed": duration(now - each.started),
             "left": "" if left is None else duration(left),
-            self._metric: "" if each.value is None else figure(each.value),
+            self._metric: "" if each.value is None else figure(each.value) + " !" * each.collapsed,
         }
 
     def _profile_in_words(self) -> str:
@@ -372,6 +382,10 @@ class View(Progress, AbstractContextManager["View"]):
             told += [f"about {cells['left']} left"] if cells["left"] else []
             words.append(", ".join(told))
         return "; ".join(words)
+
+
+def _one_class(collapsed: bool) -> str:
+    return ", collapsed: it predicts one class alone" if collapsed else ""
 
 
 def _named(number: int, seed: int | None) -> str:

@@ -155,7 +155,9 @@ class Feed:
             self._tell_epoch(each)
             self._over.add(key)
             self._running.pop(key, None)
-            self._view.trial_finished(each.number, each.state, each.value, each.seed)
+            self._view.trial_finished(
+                each.number, each.state, each.value, each.seed, each.collapsed
+            )
             if each.error is not None and each.state == "failed":
                 self._view.message(f"trial {each.number} failed: {each.error}")
 
@@ -176,7 +178,9 @@ class Feed:
                 self._view.trial_look(trial.number, share, value)
         if trial.seed is None and trial.epoch > self._running[key]:
             self._running[key] = trial.epoch
-            self._view.trial_epoch(trial.number, trial.epoch, trial.epochs, trial.value)
+            self._view.trial_epoch(
+                trial.number, trial.epoch, trial.epochs, trial.value, trial.collapsed
+            )
 
     def _tell_of_best(self, state: SweepState) -> None:
         if state.best and (best := state.best[0]) and (best.number, best.value) != self._best:
@@ -239,6 +243,7 @@ def _add_confirmation(result: LaunchResult, reader: SweepReader) -> None:
     except RanksweepError:  # nothing was confirmed
         return
     result.confirmation = compared.rows
+    result.fallen = compared.fallen
     result.lm_eval_of_base = compared.lm_eval_of_base
 
 

@@ -20,6 +20,18 @@ NULLABLE = ("space", "confirm")
 """Sections in which a null means something of its own."""
 
 
+FEW_TRIALS, MANY_TRIALS = 12, 24
+"""Below so few trials none is spent on repetitions: there is too little to find with. From so many
+on each leader has three other seeds, below two (docs/sweep.md has what that is worth)."""
+
+
+def usual_repeats(trials: int, sampler: str) -> dict[str, int] | None:
+    """`search.repeats` of a sweep that says nothing of it."""
+    if sampler == "grid" or trials < FEW_TRIALS:
+        return None
+    return {"top": 2, "seeds": 3 if trials >= MANY_TRIALS else 2}
+
+
 def fill_defaults(raw: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Defaults that depend on other keys; a null there counts as not given.
 
@@ -90,9 +102,13 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
         given["scheduler"] = {"name": "none"}
     elif isinstance(given.get("scheduler"), str):
         given["scheduler"] = {"name": given["scheduler"]}
-    given = _given(given, fields)
+    given = _given(given, fields, ("repeats",))
     if given.get("sampler") == "plan":
         given.setdefault("allocation", "free")
+    if "repeats" not in given:
+        trials = given.get("trials", fields["trials"].default)
+        if isinstance(trials, int):
+            given["repeats"] = usual_repeats(trials, str(given.get("sampler")))
     objectives = given.get("objectives")
     if isinstance(objectives, str):
         given["objectives"] = objectives = (objectives,)

@@ -92,7 +92,8 @@ class RepeatSettings(Settings):
     """The end of a search spent on knowing the best choices better."""
 
     top: PositiveInt = 3
-    """How many of the best choices found so far are trained again."""
+    """How many of the best choices found so far are trained again: the best first, then the best
+    LoRA. One that falls with another seed makes room for the next."""
     seeds: PositiveInt = 2
     """With how many other seeds each, from `train.seed` + 1000 on."""
 
@@ -175,7 +176,9 @@ class SearchSettings(Settings):
     the same base; with `sampler: plan` its model learns from all trials of such sweeps instead."""
     repeats: RepeatSettings | None = None
     """`{top: 3, seeds: 2}` spends the last top * seeds trials on training the best choices so far
-    with other seeds, and a choice is ranked by its mean; `null` trains each choice once."""
+    with other seeds, and a choice is ranked by what it holds over its seeds; `null` trains each
+    choice once; default: `{top: 2, seeds: 3}`, below 24 trials `{top: 2, seeds: 2}`, and `null`
+    below 12 or with `sampler: grid`."""
     study: Annotated[str, Field(min_length=1)] | None = None
     """SQLAlchemy URL of a database, such as `postgresql+psycopg://...`, where launches of one sweep
     from several machines or folders share its trials; `null` keeps it in the sweep's folder."""

@@ -36,6 +36,7 @@ from search.tuning.trial import job_name
 from spaces.errors import CancelledJobError, JobError, TrackingError
 from spaces.plan import Plan
 from trainables.resident.jobs import Event, Started, TrialJob
+from trainables.tasks.collapse import is_collapsed
 from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def confirm_best(
             tested = _run_one(job, config, workers, relay, view, kept)
         done += 1
         shown = "not measured" if tested is None else f"{config.task.metric} {tested.value:.4f}"
+        shown += ", collapsed" if tested is not None and tested.collapsed else ""
         view.message(f"confirm {done}/{len(jobs)}: {job.row['arm']} seed {job.seed}: {shown}")
         return tested
 
@@ -155,7 +157,11 @@ def _known(
     told, tags = journal.confirmed_metrics(), journal.confirmed_tags()
     own = {
         key: OnTest.of(
-            value, _read(rows.get(key)), told.get(key, {}), tags.get(key, {}).get("lm_eval_digest")
+            value,
+            _read(rows.get(key)),
+            told.get(key, {}),
+            tags.get(key, {}).get("lm_eval_digest"),
+            metric,
         )
         for key, value in journal.confirmed().items()
     }
@@ -191,7 +197,9 @@ def _logged(
         logger.warning("what earlier confirmations said of each row is not looked up: %s", error)
         rows = {}
     return {
-        key: OnTest.of(run.metrics[name], rows.get(run.run_id), run.metrics, run.lm_eval_digest)
+        key: OnTest.of(
+            run.metrics[name], rows.get(run.run_id), run.metrics, run.lm_eval_digest, metric
+        )
         for key, run in found.items()
     }
 
@@ -267,12 +275,12 @@ def _run_one(
         if keeps_weights:
             _keep_weights(kept, run, workers, confirmed.job_id)
     value = float(metrics[metric]) if metrics else None
-    end = end_of_trial(state, error_text, {})
+    end = end_of_trial(state, error_text, {}, collapsed=is_collapsed(metrics))
     relay.append(partial(journal.end, run, end, now_ms(), value, test_rows))
     if value is None:
         return None
     digest = None if asked is None else asked.settings.digest
-    return OnTest.of(value, _read(test_rows), logged, digest)
+    return OnTest.of(value, _read(test_rows), logged, digest, metric)
 
 
 def _keep_weights(kept: WeightFiles, run: int, workers: ResidentWorkers, job_id: str) -> None:

@@ -12,7 +12,7 @@ from search.config.sweep import SweepConfig
 from search.launch.cost import Cost, estimated, profile_steps, steps_an_epoch
 from search.launch.lm_eval import check_lm_eval
 from search.launch.prepare import SweepInputs, fewer_trials, prepare
-from search.launch.resume import check_data, check_name
+from search.launch.resume import as_begun, check_data, check_name
 from search.launch.task_summary import task_summary
 from search.paths import SweepPaths
 from search.redaction import redacted
@@ -79,6 +79,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     """
     paths = SweepPaths(name=config.name).absolute()
     if resume:
+        config = as_begun(config, paths)
         check_name(config, paths, resume)
     check_experiment(config.tracking.uri, config.tracking.experiment)
     check_lm_eval(config)
@@ -185,7 +186,8 @@ def _notes(
         top, seeds = config.search.repeats.top, config.search.repeats.seeds
         notes.append(
             f"the last {top * seeds} of the {config.search.trials} trials train the {top} best "
-            f"choices again with {seeds} other seeds each"
+            f"choices again with {seeds} other seeds each, the best LoRA among them; one that "
+            "falls makes room for the next"
         )
     limit = config.search.max_params
     beyond = [each for each in methods if limit is not None and each.trainable_params[0] > limit]

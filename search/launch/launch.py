@@ -24,7 +24,7 @@ from search.launch.prepare import SweepInputs, dtype_name, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
 from search.launch.result import LaunchResult, constant_answers
-from search.launch.resume import check_data, check_name
+from search.launch.resume import as_begun, check_data, check_name
 from search.launch.sweep_lock import alone
 from search.launch.task_summary import task_summary
 from search.paths import SweepPaths, private_files
@@ -69,6 +69,8 @@ def launch(
     if scheduled_by is not None:
         # Who sends it to a cluster does not see what is there, and the name is the schedule's own.
         resume = paths.sweep_file.is_file()
+    if resume:
+        config = as_begun(config, paths)
     if not profile_only:
         check_name(config, paths, resume)
         if config.search.study is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from search.config.sweep import SweepConfig
-from search.objective import Objective
 from search.progress import Progress
 from search.study.trial import EndState
 from search.tracking.facts import look_metrics, now_ms, plan_counts
@@ -17,6 +16,7 @@ from search.tracking.weights import KeptWeights
 from spaces.choice import Choice
 from spaces.errors import JobError
 from spaces.plan import Plan
+from trainables.tasks.collapse import is_collapsed
 
 if TYPE_CHECKING:
     from search.queries.best_choice import BestChoice
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Writes what Tune reports to the view and, through the relay, to the journal and MLflow."""
+    """Writes what Tune reports to the view and, through the relay, to the journal and MLflow.
+
+    `leader` gives the best choice of the search as it stands, None before there is one.
+    """
 
     def __init__(
         self,
         config: SweepConfig,
-        best: Sequence[BestChoice],
+        leader: Callable[[], BestChoice | None],
         relay: Relay,
         view: Progress,
         searcher: StudySearcher,
@@ -37,14 +40,11 @@ class Recorder:
     ) -> None:
         self._config, self._relay = config, relay
         self._view, self._searcher, self._kept = view, searcher, kept
+        self._leader = leader
         self._methods: dict[int, tuple[str, int]] = {}
         self._epochs: dict[int, int] = {}
         self._unbegun: dict[int, dict[str, Any]] = {}
-        self._unranked: set[int] = set()
         self._said_that_epochs_go = False
-        self._objective = Objective(config.search.metric, config.search.mode)
-        gains = [self._objective.gain(row.value) for row in best]
-        self._best_gain = max(gains, default=float("-inf"))
 
     def trial_started(self, number: int, choice: Choice, plan: Plan) -> None:
         arm = self._searcher.arm_of(choice)
@@ -52,8 +52,6 @@ class Recorder:
         self._epochs[number] = self._config.train.epochs * plan.length
         self._relay.keep_plan(number, plan)
         own = self._searcher.tags_of(number)
-        if own.keys() & {"repeat", "warm_from"}:
-            self._unranked.add(number)
         self._unbegun[number] = {
             "choice": choice.as_dict(),
             "tags": {"arm": arm, "plan_digest": plan.digest, **own},
@@ -68,7 +66,8 @@ class Recorder:
     def trial_epoch(self, number: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         value = float(metrics[self._config.search.metric])
         self.trial_began(number, now_ms())  # where nobody has said when
-        self._view.trial_epoch(number, epoch, self._epochs[number], value)
+        collapsed = is_collapsed(metrics)
+        self._view.trial_epoch(number, epoch, self._epochs[number], value, collapsed)
         body = {"metrics": _epoch_metrics(metrics)}
         journal = self._relay.journal
         self._relay.append(partial(journal.epoch, number, epoch, body, now_ms()))
@@ -96,19 +95,16 @@ class Recorder:
         else:
             self.trial_began(number, now_ms())
         if not (never_began and state == "cancelled"):
-            self._view.trial_finished(number, state, value)
+            self._view.trial_finished(number, state, value, collapsed=is_collapsed(metrics))
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")
-        method, params = self._methods.pop(number, ("", 0))
+        self._methods.pop(number, None)
         if state == "complete":
             self._keep_weights(number)
-        if state == "complete" and value is not None and number not in self._unranked:
-            gain = self._objective.gain(float(value))
-            if gain > self._best_gain:
-                self._best_gain = gain
-                self._view.best(number, method, float(value), params)
+            if (best := self._leader()) is not None:
+                self._view.best(best.number, best.arm, best.value, best.trainable_params)
         last = {k: float(metrics[k]) for k in ("head_params",) if metrics.get(k) is not None}
-        body = end_of_trial(state, error, last)
+        body = end_of_trial(state, error, last, collapsed=is_collapsed(metrics))
         self._relay.append(partial(self._relay.journal.end, number, body, now_ms()))
 
     def _keep_weights(self, number: int) -> None:

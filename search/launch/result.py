@@ -38,6 +38,8 @@ class LaunchResult:
     nothing_learned: str | None = None
     """What to tell where no trial beats a constant answer on dev."""
     confirmation: list[Confirmation] | None = None
+    fallen: list[str] = field(default_factory=list)
+    """A line for each confirmed choice that does not hold what it was chosen for."""
     lm_eval_of_base: Mapping[str, float] = field(default_factory=dict)
     """lm-eval's scores of the untouched base, such as `piqa/acc`, where they were asked for."""
     ended_by: str | None = None

@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from search.config.sweep import SweepConfig
+from search.config.defaults import usual_repeats
+from search.config.sweep import RepeatSettings, SweepConfig
 from search.launch.begun import Begun, refuse_other_data
 from search.launch.prepare import SweepInputs
 from search.launch.sweep_lock import refuse_running
@@ -54,6 +55,21 @@ def check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
             f"{', '.join(keys)}: {differ} from the sweep {config.name!r} that is to be resumed; "
             f"set {them} back, or launch under another name (--set name=...)"
         )
+
+
+def as_begun(config: SweepConfig, paths: SweepPaths) -> SweepConfig:
+    """The sweep with the repetitions that it was begun with, where it leaves them to the default.
+
+    That depends on `search.trials`, which may change, and older versions had none.
+    """
+    search = config.search
+    usual = usual_repeats(search.trials, search.sampler)
+    is_usual = (None if search.repeats is None else search.repeats.model_dump()) == usual
+    if not is_usual or not paths.sweep_file.is_file():
+        return config
+    before = yaml.safe_load(paths.sweep_file.read_text())["search"].get("repeats")
+    repeats = None if before is None else RepeatSettings.model_validate(before)
+    return config.model_copy(update={"search": search.model_copy(update={"repeats": repeats})})
 
 
 def check_data(config: SweepConfig, paths: SweepPaths, inputs: SweepInputs, resume: bool) -> None:

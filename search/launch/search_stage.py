@@ -22,6 +22,8 @@ from search.launch.resume import shared_settings
 from search.launch.warm_weights import WarmFiles
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
+from search.queries.best_choice import BestChoice
+from search.queries.fallen import fallen
 from search.study.as_begun import space_as_begun
 from search.study.earlier_sweeps import remember_history
 from search.study.first_choices import first_choices
@@ -290,15 +292,23 @@ class SearchStage:
     ) -> Iterator[Recorder]:
         """While open, trials go to the view and the journal; then to MLflow and the result."""
         config, study = self.config, self.study
+        keeps = config.tracking.keep_weights
+        worth = WorthKeeping(study, config.objective, spare=1 if config.search.repeats else 0)
         kept = KeptWeights(
             self.paths.weights,
-            config.tracking.keep_weights,
+            keeps,
             collect=lambda number: workers.collect(job_name(number)),
-            best=WorthKeeping(study, config.objective),
+            best=worth,
         )
+
+        def leader() -> BestChoice | None:
+            if keeps != "best":  # else it has just been looked at, for the weights
+                worth()
+            return worth.leader
+
         relay = self._relay(searcher.proposals.planner, searcher.set_run_id, recalls=True)
         try:
-            yield Recorder(config, self.result.best, relay, self.view, searcher, kept)
+            yield Recorder(config, leader, relay, self.view, searcher, kept)
         finally:
             if shared is not None:
                 shared.close()
@@ -306,6 +316,7 @@ class SearchStage:
             if shared is None:
                 settle(study)  # a trial is open still where the database's answer was lost
             runs = run_ids(study) | runs  # a run of long ago may have been lost since
+            kept.drop_spare(worth.no_longer())
             self._log_weights(kept, runs)
             self._take_stock()
             ranked = {row.arm for row in self.result.best}
@@ -411,6 +422,8 @@ class SearchStage:
                     view=self.view,
                     kept=kept,
                 )
+            every = best_of_each_method(self.study, config.objective, top=config.search.trials)
+            result.fallen = fallen(result.confirmation, every, config.objective)
         finally:
             runs = self._closed(relay)
             if asked is not None:  # once no worker waits for it

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.objective import Mode, Objective
+from search.queries.holding import Seeds, noise_of
 from search.redaction import redacted
 from search.tracking.facts import RunFacts, choice_tag, of_members
 from search.tracking.liveness import fate, told
@@ -20,17 +21,22 @@ from spaces.methods.registry import recorded as as_recorded
 
 logger = logging.getLogger(__name__)
 
+Key = tuple[str | None, str]
+"""Run id of a sweep, and the text of a choice."""
+
 
 @dataclass(frozen=True)
 class BestRow:
     """One complete trial, as MLflow has it.
 
     `value` is the metric after the trial's last epoch, and the mean over `seeds` trials where its
-    sweep has repeated the choice with other seeds. `trainable_params` and `head_params` are
-    counts (the head, where fresh, is counted apart). `choice` can be given to
-    `spaces.methods.parse_choice` as it is. `task_fingerprint` names the rows, how they become
-    inputs, and the metric; `data` is the same of all rows that can be ranked together. `suite` has
-    "<member>/<metric>" of each member of a suite, whose mean `value` is.
+    sweep has repeated the choice with other seeds. `holds` is the lower bound that ranks
+    (search/queries/holding.py), by all that was measured of the choice on dev: its trials and the
+    seeds that confirm it; `collapsed` counts those that predict one class alone.
+    `trainable_params` and `head_params` are counts (the head, where fresh, is counted apart).
+    `choice` can be given to `spaces.methods.parse_choice` as it is. `task_fingerprint` names the
+    rows, how they become inputs, and the metric; `data` is the same of all rows that can be ranked
+    together. `suite` has "<member>/<metric>" of each member of a suite, whose mean `value` is.
     """
 
     run_id: str
@@ -53,6 +59,14 @@ class BestRow:
     data: str | None = None
     seeds: int = 1
     suite: Mapping[str, float] = field(default_factory=dict)
+    holds: float = math.nan
+    collapsed: int = 0
+
+    @property
+    def rank(self) -> tuple[bool, float, int]:
+        """A key that sorts rows, best first: of equal ones the smaller."""
+        gain = Objective(self.metric, self.mode).gain(self.holds)
+        return self.collapsed > 0, -gain, self.trainable_params
 
     @property
     def gain(self) -> float:
@@ -74,7 +88,7 @@ def best(
     mode: Mode | None = None,
     data: str | None = None,
 ) -> list[BestRow]:
-    """The best complete trials of a task over all experiments, best first.
+    """The best complete trials of a task over all experiments, best first, by what they hold.
 
     Trials over other data cannot be compared, whatever the task is called: other rows, a longer
     `max_length`, another template. Those of the newest trial's data are ranked, or of the data
@@ -103,9 +117,13 @@ def best(
         )
     if method is not None:
         method_named(method, "--method")
-    tags = {"task": task} if method is None else {"task": task, "method": method}
-    found = recorded(tracking_uri, tags, experiment=experiment, metric=metric, mode=mode)
-    rows = [row for _, row in found if base is None or _base_matches(row, base)]
+    # All methods are read: the noise is that of the whole sweep.
+    found = recorded(tracking_uri, {"task": task}, experiment=experiment, metric=metric, mode=mode)
+    rows = [
+        row
+        for _, row in found
+        if (base is None or _base_matches(row, base)) and method in (None, row.method)
+    ]
     ranked = _of_the_same_data(rows, data)
     if data is None:
         _say_what_is_left_out(rows, ranked)
@@ -123,7 +141,7 @@ def best(
         )
     if max_params is not None:
         rows = [row for row in rows if row.trainable_params <= max_params]
-    rows.sort(key=lambda row: (-row.gain, row.trainable_params))
+    rows.sort(key=lambda row: row.rank)
     if pareto:
         front = _front(rows)
         return front if top is None else front[:top]
@@ -230,15 +248,20 @@ def recorded(
     Errors and the rest as in `best`.
     """
     found = _complete_trials(tracking_uri, tags, experiment, say_what_is_gone=True)
-    return rows_of(found, metric, mode)
+    confirmed = [run for _, run in _complete(tracking_uri, "confirm", tags, experiment)]
+    return rows_of(found, metric, mode, confirmed)
 
 
 def rows_of(
-    every: Sequence[tuple[str, RunFacts]], metric: str | None = None, mode: Mode | None = None
+    every: Sequence[tuple[str, RunFacts]],
+    metric: str | None = None,
+    mode: Mode | None = None,
+    confirmed: Iterable[RunFacts] = (),
 ) -> list[tuple[str | None, BestRow]]:
     """Complete trials, with the names of their experiments and newest first, as `recorded` has
-    them: a choice that was repeated with other seeds is one row."""
-    repeated: dict[tuple[str | None, str], list[BestRow]] = {}
+    them: a choice that was repeated with other seeds is one row. `confirmed` are the complete
+    confirmations of their sweeps."""
+    repeated: dict[Key, list[BestRow]] = {}
     firsts: list[tuple[str | None, BestRow]] = []
     found = [(name, run) for name, run in every if run.warm_from is None]
     if warm := len(every) - len(found):
@@ -256,13 +279,68 @@ def rows_of(
         if row is None:
             continue
         if run.repeat is not None:
-            repeated.setdefault((run.parent, _recorded(row)), []).append(row)
+            repeated.setdefault((run.parent, _recorded(row.choice)), []).append(row)
         else:
             firsts.append((run.parent, row))
-    return [
-        (sweep_run, _mean([row, *repeated.get((sweep_run, _recorded(row)), [])]))
+    trials = [
+        (sweep_run, [row, *repeated.get((sweep_run, _recorded(row.choice)), [])])
         for sweep_run, row in firsts
     ]
+    return _with_what_they_hold(trials, _by_choice(confirmed))
+
+
+def _by_choice(confirmed: Iterable[RunFacts]) -> dict[Key, dict[int | None, RunFacts]]:
+    """Sweep and choice -> seed -> its confirmation."""
+    found: dict[Key, dict[int | None, RunFacts]] = {}
+    for run in confirmed:
+        if run.choice is not None:
+            key = run.parent, _recorded(run.choice)
+            found.setdefault(key, {}).setdefault(run.seed, run)
+    return found
+
+
+def _with_what_they_hold(
+    trials: Sequence[tuple[str | None, Sequence[BestRow]]],
+    confirmed: Mapping[Key, Mapping[int | None, RunFacts]],
+) -> list[tuple[str | None, BestRow]]:
+    """A row of each choice, whose trials these are, by the noise of its sweep.
+
+    That of a sweep without repetitions is taken from the others over the same data: or what was
+    looked at once would be set above what was looked at well.
+    """
+    known = [
+        (sweep_run, rows, _seeds(rows, confirmed.get((sweep_run, _recorded(rows[0].choice)), {})))
+        for sweep_run, rows in trials
+    ]
+    of_sweep: dict[object, list[Seeds]] = {}
+    for sweep_run, (row, *_), seeds in known:
+        for key in ((sweep_run, row.metric), (None, row.data, row.metric)):
+            of_sweep.setdefault(key, []).append(seeds)
+    noise = {key: noise_of(every) for key, every in of_sweep.items()}
+    found = []
+    for sweep_run, rows, seeds in known:
+        row = _mean(rows)
+        its = noise[sweep_run, row.metric] or noise[None, row.data, row.metric]
+        holds = seeds.holds(its, Objective(row.metric, row.mode))
+        found.append((sweep_run, replace(row, holds=holds, collapsed=seeds.collapsed)))
+    return found
+
+
+def _seeds(rows: Sequence[BestRow], confirmed: Mapping[int | None, RunFacts]) -> Seeds:
+    """All that was measured of a choice on dev."""
+    again = [
+        (value, run.collapsed)
+        for run in confirmed.values()
+        if (value := on_dev(run, rows[0].metric)) is not None
+    ]
+    values = (*(row.value for row in rows), *(value for value, _ in again))
+    return Seeds(values, sum(row.collapsed for row in rows) + sum(each for _, each in again))
+
+
+def on_dev(confirmed: RunFacts, metric: str) -> float | None:
+    """What a confirmation has measured on dev, which it calls so where it has test's as well."""
+    value = confirmed.metrics.get(f"dev_{metric}", confirmed.metrics.get(metric))
+    return value if value is not None and _is_number(value) else None
 
 
 def _same_data(runs: Iterable[RunFacts]) -> dict[str | None, str]:
@@ -273,9 +351,9 @@ def _same_data(runs: Iterable[RunFacts]) -> dict[str | None, str]:
     return {run.task_fingerprint: run.data_fingerprint for run in runs if run.data_fingerprint}
 
 
-def _recorded(row: BestRow) -> str:
-    """Its choice, told alike by the versions of ranksweep that may have trained it."""
-    return choice_tag(as_recorded(row.choice))
+def _recorded(choice: Mapping[str, Any]) -> str:
+    """A choice, told alike by the versions of ranksweep that may have trained it."""
+    return choice_tag(as_recorded(choice))
 
 
 def _mean(rows: Sequence[BestRow]) -> BestRow:
@@ -296,19 +374,32 @@ def _complete_trials(
     say_what_is_gone: bool = False,
 ) -> list[tuple[str, RunFacts]]:
     """The complete trials with these tags, with the name of their experiment."""
+    if say_what_is_gone and "task" in tags:
+        every = RecordedRuns(tracking_uri)
+        names = _experiments(every, experiment)
+        _say_whose_launch_is_gone(every.search({"kind": "sweep", "task": tags["task"]}, names))
+    return _complete(tracking_uri, "trial", tags, experiment)
+
+
+def _complete(
+    tracking_uri: str, kind: str, tags: Mapping[str, str], experiment: str | None
+) -> list[tuple[str, RunFacts]]:
     every = RecordedRuns(tracking_uri)
+    names = _experiments(every, experiment)
+    wanted = {"kind": kind, "status": "complete", **tags}
+    return [(names[run.experiment_id], run) for run in every.search(wanted, names)]
+
+
+def _experiments(every: RecordedRuns, experiment: str | None) -> dict[str, str]:
     names = every.experiments()
     if experiment is not None:
         names = {key: name for key, name in names.items() if name == experiment}
         if not names:
             raise TrackingError(
-                f"tracking: {redacted(tracking_uri)} has no experiment {experiment!r}; "
+                f"tracking: {redacted(every.uri)} has no experiment {experiment!r}; "
                 "leave --experiment out to search all of them"
             )
-    if say_what_is_gone and "task" in tags:
-        _say_whose_launch_is_gone(every.search({"kind": "sweep", "task": tags["task"]}, names))
-    wanted = {"kind": "trial", "status": "complete", **tags}
-    return [(names[run.experiment_id], run) for run in every.search(wanted, names)]
+    return names
 
 
 def _say_whose_launch_is_gone(sweeps: Sequence[RunFacts]) -> None:
@@ -356,6 +447,7 @@ def _row(
         task_fingerprint=run.task_fingerprint,
         data=same.get(run.task_fingerprint, run.task_fingerprint),
         suite=of_members(run.metrics),
+        collapsed=int(run.collapsed),
     )
 
 
@@ -376,10 +468,8 @@ def _front(rows: Sequence[BestRow]) -> list[BestRow]:
         # Those before it are at least as good: it stays where it needs fewer parameters than all
         # of them, or equals the last one in both.
         last = front[-1] if front else None
-        if (
-            last is None
-            or row.trainable_params < last.trainable_params
-            or (row.trainable_params == last.trainable_params and row.gain == last.gain)
-        ):
+        if row.collapsed and front and not front[0].collapsed:
+            break  # however small, it has learned nothing
+        if last is None or row.trainable_params < last.trainable_params or row.rank == last.rank:
             front.append(row)
     return front[::-1]

@@ -10,8 +10,10 @@ from typing import Any
 class BestChoice:
     """A method's or an arm's best choice.
 
-    `value` is the mean over `seeds` trials of the choice, `values` are theirs. A choice that was
-    answered from another arm's trial has the number and the run of that trial.
+    `value` is the mean over `seeds` trials of the choice, `values` are theirs, and `holds` is the
+    lower bound of it that ranks (search/queries/holding.py); `collapsed` counts the seeds that
+    predict one class alone. A choice that was answered from another arm's trial has the number and
+    the run of that trial.
     """
 
     method: str
@@ -23,3 +25,5 @@ class BestChoice:
     number: int
     run_id: str | None
     choice: dict[str, Any]
+    holds: float = float("nan")
+    collapsed: int = 0

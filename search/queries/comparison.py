@@ -13,6 +13,7 @@ import numpy as np
 
 from search.config.published import PublishedSettings
 from search.objective import Objective
+from search.queries.best_choice import BestChoice
 from search.queries.differences import (
     CONFIDENCE,
     Difference,
@@ -21,11 +22,14 @@ from search.queries.differences import (
     drawn_values,
     holm,
 )
+from search.queries.fallen import fallen
 from search.queries.lm_eval_scores import base_scores, scores_of
+from search.queries.sweep_state import best_of_arms
 from search.tracking import liveness
 from search.tracking.facts import TEST_ROWS, RunFacts, of_members
 from search.tracking.runs import RecordedRuns
 from spaces.errors import RanksweepError, TrackingError, UsageError, nearest
+from trainables.tasks.collapse import is_collapsed
 from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
 
 _log = logging.getLogger(__name__)
@@ -46,6 +50,10 @@ class OnTest:
     lm_eval: Mapping[str, float] = field(default_factory=dict)
     suite: Mapping[str, float] = field(default_factory=dict)
     lm_eval_digest: str | None = None
+    on_dev: float | None = None
+    """The same metric on dev; None where it is not known."""
+    collapsed: bool = False
+    """Whether one class alone is predicted on dev."""
 
     @classmethod
     def of(
@@ -54,10 +62,18 @@ class OnTest:
         rows: MeasuredRows | None,
         metrics: Mapping[str, float],
         lm_eval_digest: str | None,
+        metric: str,
     ) -> OnTest:
         """What the metrics of a confirmation's run say of it, and its rows."""
-        suite = of_members(metrics, "test_")
-        return cls(value, rows, scores_of(metrics), suite, lm_eval_digest)
+        return cls(
+            value,
+            rows,
+            scores_of(metrics),
+            of_members(metrics, "test_"),
+            lm_eval_digest,
+            metrics.get(f"dev_{metric}"),
+            is_collapsed(metrics),
+        )
 
     def is_asked_otherwise(self, digest: str | None) -> bool:
         """Whether it has scores of lm-eval, and by other settings than those of the digest."""
@@ -78,10 +94,12 @@ class Comparison:
 
     `constant` is what a model that answers every test row alike would reach; None where no launch
     said so. `lm_eval_of_base` are lm-eval's scores of the untouched base, where it was measured,
-    and `published` is what a paper prints for the sweep, None where it says nothing.
+    and `published` is what a paper prints for the sweep, None where it says nothing. `fallen` has a
+    line for each choice that does not hold what it was chosen for.
     """
 
     rows: list[Confirmation]
+    fallen: list[str]
     constant: float | None
     lm_eval_of_base: Mapping[str, float]
     published: PublishedSettings | None
@@ -110,13 +128,17 @@ def compare(tracking_uri: str, sweep: str, against: str = "lora") -> Comparison:
     objective = Objective(newest.metric or "accuracy", newest.mode or "max")
     trials = [run for run in children if run.kind == "trial"]
     digest = newest.lm_eval_digest
-    choices = _choices(confirmed, trials, objective, recorded, digest)
+    trials.sort(key=lambda run: run.number or 0)
+    chosen_from = best_of_arms(trials, objective, top=len(trials))
+    choices = _choices(confirmed, chosen_from, objective, recorded, digest)
     arms = {str(row[key]) for row, _ in choices for key in ("arm", "method")}
     if against != "lora" and against not in arms:
         raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
     published = _published(newest)
+    rows = summarize(choices, objective, against)
     return Comparison(
-        rows=beside_paper(summarize(choices, objective, against), published),
+        rows=beside_paper(rows, published),
+        fallen=fallen(rows, chosen_from, objective),
         constant=newest.metrics.get("constant_answer_test"),
         lm_eval_of_base=base_scores(recorded, newest.experiment_id, newest.run_id, digest),
         published=published,
@@ -149,7 +171,7 @@ def newest_sweep(recorded: RecordedRuns, sweep: str) -> RunFacts:
 
 def _choices(
     confirmed: Sequence[RunFacts],
-    trials: Sequence[RunFacts],
+    chosen_from: Sequence[BestChoice],
     objective: Objective,
     recorded: RecordedRuns,
     lm_eval_digest: str | None,
@@ -160,14 +182,10 @@ def _choices(
     for run in confirmed:
         if name in run.metrics and run.number is not None and run.seed is not None:
             runs.setdefault(run.number, {}).setdefault(run.seed, run)
-    gains = {
-        run.number: objective.gain(run.metrics[objective.metric])
-        for run in trials
-        if objective.metric in run.metrics
-    }
+    ranks = {row.number: rank for rank, row in enumerate(chosen_from)}
     rows = kept_rows(recorded, [run.run_id for seeds in runs.values() for run in seeds.values()])
     found: list[Found] = []
-    for number in sorted(runs, key=lambda number: (-gains.get(number, -math.inf), number)):
+    for number in sorted(runs, key=lambda number: (ranks.get(number, math.inf), number)):
         by_seed = {seed: runs[number][seed] for seed in sorted(runs[number])}
         first = next(iter(by_seed.values()))
         row = {
@@ -179,7 +197,11 @@ def _choices(
         }
         tested = {
             seed: OnTest.of(
-                run.metrics[name], rows.get(run.run_id), run.metrics, run.lm_eval_digest
+                run.metrics[name],
+                rows.get(run.run_id),
+                run.metrics,
+                run.lm_eval_digest,
+                objective.metric,
             )
             for seed, run in by_seed.items()
         }
@@ -223,8 +245,10 @@ class Confirmation:
     "worse" or "within the noise". `detectable` is the smallest difference that would have been seen
     in four of five such sweeps. `paired_seeds` counts the seeds that both have (None: the seeds are
     no pairs), `test_rows` the rows that were resampled (None: the seeds alone were looked at).
-    `suite` has the mean of "<member>/<metric>" for each member of a suite.
-    `lm_eval` maps each of lm-eval's scores to its values, one of each seed that has it.
+    `suite` has the mean of "<member>/<metric>" for each member of a suite. `on_dev` are the values
+    of the seeds on dev, as far as they are known, and `collapsed` counts those that predict one
+    class alone there. `lm_eval` maps each of lm-eval's scores to its values, one of each seed that
+    has it.
     """
 
     method: str
@@ -248,6 +272,8 @@ class Confirmation:
     lm_eval: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     paper: float | None = None
     suite: Mapping[str, float] = field(default_factory=dict)
+    on_dev: tuple[float, ...] = ()
+    collapsed: int = 0
 
 
 def beside_paper(
@@ -353,6 +379,8 @@ def _summary(
             for name in next(iter(tested.values())).suite
             if all(name in each.suite for each in tested.values())
         },
+        on_dev=tuple(each.on_dev for each in tested.values() if each.on_dev is not None),
+        collapsed=sum(each.collapsed for each in tested.values()),
     )
 
 

@@ -18,12 +18,13 @@ from spaces.errors import ConfigError, nearest
 class Step:
     """What one sweep has found best of a task on one base.
 
-    `value` is on dev, `test` the mean over `seeds` confirmations of that choice, None where there
-    are none. `is_best` says that no earlier sweep on the same base and data was better; `data`
-    names the data, and values over others cannot be compared. `champion` is the version of the
-    registered model that a choice of the sweep became, None where none did; `reigns` says that it
-    is champion now. `started_ms` is in milliseconds of Unix time. `base_name` is what the base is
-    a version of, where its sweep says so: then all of that name are taken for one base.
+    `value` is on dev, and `holds` what is relied on of it (search/queries/holding.py), `test` the
+    mean over `seeds` confirmations of that choice, None where there are none. `is_best` says that
+    no earlier sweep on the same base and data was better; `data` names the data, and values over
+    others cannot be compared. `champion` is the version of the registered model that a choice of
+    the sweep became, None where none did; `reigns` says that it is champion now. `started_ms` is in
+    milliseconds of Unix time. `base_name` is what the base is a version of, where its sweep says
+    so: then all of that name are taken for one base.
     """
 
     base: str
@@ -37,6 +38,7 @@ class Step:
     metric: str
     mode: Mode
     value: float
+    holds: float
     test: float | None
     seeds: int
     is_best: bool
@@ -102,7 +104,7 @@ def _step(
     confirmed: Sequence[RunFacts],
     crowned: Sequence[Champion],
 ) -> Step:
-    best = max(rows, key=lambda row: (row.gain, -row.trainable_params))
+    best = min(rows, key=lambda row: row.rank)
     name = f"test_{best.metric}"
     on_test = {
         run.seed: run.metrics[name]
@@ -122,6 +124,7 @@ def _step(
         metric=best.metric,
         mode=best.mode,
         value=best.value,
+        holds=best.holds,
         test=fmean(on_test.values()) if on_test else None,
         seeds=len(on_test),
         is_best=False,
@@ -138,7 +141,7 @@ def _with_bests(steps: Sequence[Step]) -> list[Step]:
     marked = []
     for step in steps:
         key = step.group, step.data, step.metric
-        gain = step.value if step.mode == "max" else -step.value
+        gain = step.holds if step.mode == "max" else -step.holds
         is_best = gain > best.get(key, float("-inf"))
         best[key] = max(gain, best.get(key, float("-inf")))
         marked.append(replace(step, is_best=is_best))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Literal
 
 from search.config.yaml_file import parse_yaml
 from search.objective import Objective
 from search.queries.best_choice import BestChoice
+from search.queries.holding import Seeds, noise_of
 from search.queries.trial_run import SWEEP
 from search.tracking.facts import RunFacts, choice_tag, looks_in
 from search.tracking.liveness import Fate, fate, told
@@ -43,6 +43,8 @@ class TrialState:
     warm_from: int | None
     error: str | None
     looks: dict[float, float]
+    collapsed: bool = False
+    """Whether its newest epoch has predicted one class alone."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,14 @@ class SweepReader:
             warm_from=run.warm_from,
             error=run.error,
             looks=looks_in(run.metrics),
+            collapsed=run.collapsed,
         )
 
 
-def best_of_arms(trials: Iterable[RunFacts], objective: Objective) -> list[BestChoice]:
-    """The best choice of each arm, best first: a choice has the mean over its seeds.
+def best_of_arms(
+    trials: Iterable[RunFacts], objective: Objective, top: int = 1
+) -> list[BestChoice]:
+    """The best `top` choices of each arm, best first (search/queries/holding.py).
 
     A trial that started from the weights of another is ranked with none.
     """
@@ -188,28 +193,43 @@ def best_of_arms(trials: Iterable[RunFacts], objective: Objective) -> list[BestC
         is_ranked = run.status == "complete" and run.warm_from is None and run.choice is not None
         if is_ranked and objective.metric in run.metrics:
             groups.setdefault((run.arm or run.method, choice_tag(run.choice or {})), []).append(run)
-    found = sorted(
-        (_arm_best(arm, runs, objective.metric) for (arm, _), runs in groups.items()),
-        key=lambda row: (-objective.gain(row.value), row.trainable_params, row.number),
-    )
-    best: dict[str, BestChoice] = {}
-    for row in found:
-        best.setdefault(row.arm, row)
-    return list(best.values())
+    seeds = {
+        key: Seeds(
+            [run.metrics[objective.metric] for run in runs], sum(run.collapsed for run in runs)
+        )
+        for key, runs in groups.items()
+    }
+    noise = noise_of(seeds.values())
+    found = [
+        (seeds[key].rank(noise, objective), _arm_best(key[0], runs, seeds[key], noise, objective))
+        for key, runs in groups.items()
+    ]
+    found.sort(key=lambda each: (*each[0], each[1].trainable_params, each[1].number))
+    taken: Counter[str] = Counter()
+    best: list[BestChoice] = []
+    for _, row in found:
+        taken[row.arm] += 1
+        if taken[row.arm] <= top:
+            best.append(row)
+    return best
 
 
-def _arm_best(arm: str, runs: Sequence[RunFacts], metric: str) -> BestChoice:
-    first, values = runs[0], [run.metrics[metric] for run in runs]
+def _arm_best(
+    arm: str, runs: Sequence[RunFacts], seeds: Seeds, noise: float, objective: Objective
+) -> BestChoice:
+    first = runs[0]
     return BestChoice(
         method=first.method,
         arm=arm,
-        value=fmean(values),
-        values=values,
+        value=seeds.mean,
+        values=list(seeds.values),
         seeds=len(runs),
         trainable_params=int(first.metrics.get("trainable_params", 0)),
         number=first.number or 0,
         run_id=first.run_id,
         choice=dict(first.choice or {}),
+        holds=seeds.holds(noise, objective),
+        collapsed=seeds.collapsed,
     )
 
 

@@ -96,11 +96,13 @@ def _recorded(tracking_uri: str, root: Path) -> list[Sweep]:
     experiments = every.experiments()
     trials = every.search({"kind": "trial"}, experiments)
     runs: dict[str | None, list[RunFacts]] = {}
-    for run in (*trials, *every.search({"kind": "confirm"}, experiments)):
+    confirmed = every.search({"kind": "confirm"}, experiments)
+    for run in (*trials, *confirmed):
         runs.setdefault(run.parent, []).append(run)
     complete = [(experiments[run.experiment_id], run) for run in trials if run.status == "complete"]
     ranked: dict[str | None, list[BestRow]] = {}
-    for sweep_run, row in rows_of(complete):
+    done = [run for run in confirmed if run.status == "complete"]
+    for sweep_run, row in rows_of(complete, confirmed=done):
         ranked.setdefault(sweep_run, []).append(row)
     seen: set[str] = set()
     found = []
@@ -108,7 +110,7 @@ def _recorded(tracking_uri: str, root: Path) -> list[Sweep]:
         # The folder of a name is that of the newest sweep of it.
         folder = None if run.sweep in seen else _folder(root, run.sweep)
         seen.add(run.sweep)
-        best = max(ranked.get(run.run_id, []), key=lambda row: row.gain, default=None)
+        best = min(ranked.get(run.run_id, []), key=lambda row: row.rank, default=None)
         found.append(_of_run(run, runs.get(run.run_id, []), best, folder))
     return found
 

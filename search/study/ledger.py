@@ -39,6 +39,7 @@ from search.study.study import (
     ASKED_BY,
     CHOICE,
     CLONE_OF,
+    COLLAPSED,
     CURVE,
     DUPLICATE_OF,
     FEATURES,
@@ -66,6 +67,7 @@ from search.study.trial import Asked, EndedTrial, OpenTrial, Proposal
 from search.surrogate.observation import recorded_features
 from search.wording import percent
 from spaces.profile import Profile
+from trainables.tasks.collapse import PREDICTED_CLASSES, is_collapsed
 from trainables.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -152,7 +154,7 @@ class Ledger:
         if epoch < 1 or epoch in found.curve:
             return
         objectives = self._search.objectives
-        names = {self._search.metric, "dev_loss", "train_loss", *objectives}
+        names = {self._search.metric, "dev_loss", "train_loss", PREDICTED_CLASSES, *objectives}
         names.discard(TRAINABLE_PARAMS)
         found.curve[epoch] = {name: float(result[name]) for name in names if name in result}
         if len(objectives) == 1:
@@ -170,6 +172,8 @@ class Ledger:
         try:
             if ended.reason is not None:
                 trial.set_user_attr(REASON, ended.reason[:2000])
+            if found.curve and is_collapsed(found.curve[max(found.curve)]):
+                trial.set_user_attr(COLLAPSED, True)
             if ended.state in _MARKS:
                 trial.set_user_attr(_MARKS[ended.state], True)
             if len(self._search.objectives) > 1:

@@ -17,6 +17,7 @@ from search.study.study import (
     ASKED_BY,
     CHOICE,
     CLONE_OF,
+    COLLAPSED,
     CURVE,
     DRIVER,
     DUPLICATE_OF,
@@ -46,18 +47,19 @@ def end_what_was_left_open(journal: Journal, study: optuna.Study, objective: str
     """
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     for number, epoch in journal.left_open().items():
-        state, at_ms, reason = "interrupted", now_ms(), None
+        state, at_ms, reason, collapsed = "interrupted", now_ms(), None, False
         trial = trials.get(number)
         if trial is not None:
             state = ended_as(trial) or "interrupted"
             if trial.datetime_complete is not None:
                 at_ms = _ms(trial.datetime_complete)
             reason = trial.user_attrs.get(REASON)
+            collapsed = COLLAPSED in trial.user_attrs
             curve = _curve(trial, objective)
             newest = max(curve, default=0)
             if newest > epoch:
                 journal.epoch(number, newest, {"metrics": curve[newest]}, at_ms)
-        journal.end(number, end_of_trial(state, reason, {}), at_ms)
+        journal.end(number, end_of_trial(state, reason, {}, collapsed=collapsed), at_ms)
 
 
 def _curve(trial: FrozenTrial, objective: str) -> dict[int, dict[str, float]]:
@@ -96,7 +98,8 @@ def write_from_study(
     for epoch, values in sorted(_curve(trial, objective).items()):
         journal.epoch(number, epoch, {"metrics": values}, ended)
     state = ended_as(trial) or "interrupted"
-    journal.end(number, end_of_trial(state, trial.user_attrs.get(REASON), {}), ended)
+    reason, collapsed = trial.user_attrs.get(REASON), COLLAPSED in trial.user_attrs
+    journal.end(number, end_of_trial(state, reason, {}, collapsed=collapsed), ended)
 
 
 def write_confirmation_from_study(

@@ -62,6 +62,8 @@ CLONE_OF = "clone_of"
 WARM_FROM = "warm_from"
 """Number of the trial whose trained weights it started from: its value is not that of its choice
 trained from the base, and is compared with no other."""
+COLLAPSED = "ranksweep_collapsed"
+"""Its last epoch has predicted one class for every row of dev."""
 DRIVER = "driver"
 """Whose trial it is, where several drivers share a study."""
 

@@ -17,6 +17,7 @@ from search.study.study import (
     ASKED_BY,
     CHOICE,
     CLONE_OF,
+    COLLAPSED,
     CURVE,
     DUPLICATE_OF,
     METHOD,
@@ -52,6 +53,8 @@ class TrialRow:
     run_id: str | None
     choice: dict[str, Any]
     looks: dict[float, float]
+    collapsed: bool = False
+    """Whether its newest epoch has predicted one class alone."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def _row(trial: FrozenTrial) -> TrialRow:
         attributes.get(RUN_ID),
         choice_of(trial).as_dict(),
         looks_of(trial),
+        COLLAPSED in attributes,
     )
 
 

@@ -130,7 +130,7 @@ def announcement(earlier: Sequence[Earlier]) -> str:
 def _best(rows: Sequence[tuple[str | None, BestRow]]) -> BestRow | None:
     if not rows:
         return None
-    return max((row for _, row in rows), key=lambda row: (row.gain, -row.trainable_params))
+    return min((row for _, row in rows), key=lambda row: row.rank)
 
 
 def _most_tried(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from search.objective import Mode
 from search.redaction import redacted_text
 from spaces.plan import Plan
+from trainables.tasks.collapse import is_collapsed
 from trainables.training.lm_eval_settings import SCORE_PREFIX
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "trials": int,
     "choice": json.loads,
     "features": json.loads,
+    "collapsed": "true".__eq__,
 }
 
 
@@ -127,6 +129,8 @@ class RunFacts:
     number: int | None = None
     seed: int | None = None
     repeat: str | None = None
+    collapsed: bool = False
+    """Whether its last epoch has predicted one class for every row of dev."""
     asked_by: str | None = None
     """Of a trial that a user has asked for while the search went on: `enqueued` or `cloned`."""
     clone_of: int | None = None
@@ -172,6 +176,7 @@ class RunFacts:
             for field in fields(cls)
             if field.default is not MISSING and field.name in tags
         }
+        said["collapsed"] = said.get("collapsed", False) or is_collapsed(run.data.metrics)
         return cls(
             run_id=run.info.run_id,
             experiment_id=run.info.experiment_id,

@@ -509,10 +509,13 @@ def _append(
     )
 
 
-def end_of_trial(state: str, error: str | None, metrics: Mapping[str, float]) -> dict[str, Any]:
+def end_of_trial(
+    state: str, error: str | None, metrics: Mapping[str, float], *, collapsed: bool = False
+) -> dict[str, Any]:
     """What the journal says of a trial that is over."""
     return {
         "state": state,
         "error": None if error is None else redacted_text(error),
         "metrics": dict(metrics),
+        **({"collapsed": True} if collapsed else {}),
     }

@@ -214,7 +214,7 @@ class Relay:
             run_id,
             params=None if start is None else flattened(start.body["choice"]),
             metrics=[point for record in records for point in _points(record)],
-            tags=None if end is None else {"error": end.body["error"]},
+            tags=None if end is None else _end_tags(end),
         )
         if end is not None:
             if (test_rows := self.journal.test_rows_of(number)) is not None:
@@ -255,6 +255,10 @@ class Relay:
             logger.warning("%s: its plan is derived otherwise now and not kept", _named(number))
             return None
         return plan
+
+
+def _end_tags(end: Record) -> dict[str, Any]:
+    return {"error": end.body["error"], "collapsed": end.body.get("collapsed")}
 
 
 def _points(record: Record) -> list[Point]:

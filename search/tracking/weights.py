@@ -90,6 +90,12 @@ class KeptWeights(WeightFiles):
         super().__init__(folder, "trial")
         self._which, self._collect, self._best = which, collect, best
 
+    def drop_spare(self, spare: Collection[int]) -> None:
+        """Drop what was held for the case that a better one falls, once no trial is to come."""
+        if self._which == "best":
+            for held in self._held() & set(spare):
+                self._drop(held)
+
     def trial_completed(self, number: int) -> None:
         """Keep the weights of a trial if they are wanted, and drop those that no longer are."""
         if self._which == "none":

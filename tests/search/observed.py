@@ -99,7 +99,7 @@ class Watched:
             cluster=SimpleNamespace(groups=1),
         )
         silent: Any = self.silent
-        self.recorder = Recorder(config, [], self.relay, silent, silent, silent)
+        self.recorder = Recorder(config, lambda: None, self.relay, silent, silent, silent)
 
     def steps(self, number: int) -> list[Callable[[], None]]:
         """What befalls a trial: two epochs and an end, one and stopped, or a failure at once."""

@@ -15,6 +15,7 @@ from torch import nn
 from spaces.errors import JobError, one_line
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
+from trainables.tasks.collapse import PREDICTED_CLASSES
 from trainables.tasks.kinds.kind import Measurement
 from trainables.tasks.measured_rows import MeasuredRows, RowStatistics, SuiteRows
 from trainables.tasks.row_metrics import weighted
@@ -30,7 +31,8 @@ def evaluate(
 ) -> dict[str, float]:
     """{"<name>_loss": mean loss, "<metric>": each metric} of a split, all dropout off.
 
-    Of a suite they are means over its members, and "<member>/<metric>" is each one's own.
+    Of a suite they are means over its members, and "<member>/<metric>" is each one's own. Where
+    classes are predicted, "predicted_classes" is how many; of a suite that of the member with most.
     """
     return _report(name, _measured(model, adaptation, task, name, workers))
 
@@ -107,8 +109,12 @@ def _of_suite(task: Task, members: Mapping[str, Measurement]) -> Measurement:
         for name, each in members.items()
     }
     rows = {name: each.rows for name, each in members.items() if each.rows is not None}
+    told = [each.metrics.get(PREDICTED_CLASSES) for each in members.values()]
+    known = [each for each in told if each is not None]
+    # A suite has collapsed where every member has.
+    of_all = {PREDICTED_CLASSES: max(known)} if len(known) == len(members) else {}
     return Measurement(
         loss=fmean(each.loss for each in members.values()),
-        metrics={task.metric: fmean(values.values()), **values},
+        metrics={task.metric: fmean(values.values()), **values, **of_all},
         rows=SuiteRows(task.metric, task.fingerprint, rows) if len(rows) == len(members) else None,
     )

@@ -345,6 +345,31 @@ def test_seeds_have_a_column_where_a_choice_was_repeated() -> None:
         assert ("seeds" in console.file.getvalue()) == (seeds > 1)  # type: ignore[attr-defined]
 
 
+def test_a_collapse_is_said_while_it_runs_and_counted_where_choices_stand() -> None:
+    out = io.StringIO()
+    with View("films", metric="accuracy", console=Console(file=out, width=140)) as view:
+        view.trial_started(3, "lora", 10)
+        view.trial_epoch(3, 1, 2, 0.507, True)
+        view.trial_finished(3, "complete", 0.507, collapsed=True)
+        view.trial_started(4, "lora", 10)
+        view.trial_finished(4, "complete", 0.8)
+    lines = out.getvalue().splitlines()
+    assert [line for line in lines if "collapsed: it predicts one class alone" in line] == [
+        "trial 3: epoch 1 of 2, accuracy 0.507, collapsed: it predicts one class alone",
+        next(line for line in lines if line.startswith("trial 3: lora complete, accuracy 0.507, ")),
+    ]
+    held = BestChoice("lora", "lora", 0.84, [0.84] * 3, 3, 10, 0, None, {}, 0.837)
+    fallen = replace(held, arm="taso", value=0.7, holds=0.5, collapsed=1)
+    shown = Console(file=io.StringIO(), width=140)
+    shown.print(results_table([held, fallen], "accuracy"))
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("holds", "0.837", "collapsed", "1 of 3", "0 of 3"):
+        assert words in text
+    steady = Console(file=io.StringIO(), width=140)
+    steady.print(results_table([held], "accuracy"))
+    assert "collapsed" not in steady.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_knobs_leave_out_what_has_its_own_column() -> None:
     choice = {"method": "lora", "learning_rate": 1e-3, "seed": 3, "rank": 8, "alpha": 16.0}
     assert knobs(choice) == "rank=8 alpha=16"

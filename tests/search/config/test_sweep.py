@@ -44,7 +44,7 @@ space:
 search: {trials: 24, time_budget: null, metric: accuracy, mode: max, objectives: [accuracy],
          max_params: null, allocation: equal, arms: [], sampler: tpe,
          scheduler: {name: asha, grace_epochs: 1, reduction_factor: 3}, warm_start: true,
-         repeats: null, study: null, seed: 0}
+         fidelity: null, stop_when: null, repeats: null, study: null, seed: 0}
 train: {epochs: 3, batch_size: 16, gradient_accumulation_steps: 1, optimizer: adamw,
         weight_decay: 0.0, max_grad_norm: 1.0, lr_scheduler: linear, warmup_ratio: 0.06,
         warmup_steps: null,
@@ -527,6 +527,26 @@ def test_repetitions_leave_trials_to_find_what_is_repeated() -> None:
         parse_sweep(raw(search={"trials": 6, "repeats": {}}))
 
 
+@pytest.mark.parametrize(
+    ("search", "repeats"),
+    [
+        ({}, {"top": 2, "seeds": 3}),
+        ({"trials": 24}, {"top": 2, "seeds": 3}),
+        ({"trials": 23}, {"top": 2, "seeds": 2}),
+        ({"trials": 12}, {"top": 2, "seeds": 2}),
+        ({"trials": 11}, None),
+        ({"trials": 24, "repeats": None}, None),
+        ({"trials": 8, "repeats": {"top": 1}}, {"top": 1, "seeds": 2}),
+    ],
+)
+def test_the_leaders_are_repeated_unless_there_are_few_trials(
+    search: dict[str, Any], repeats: dict[str, int] | None
+) -> None:
+    config = parse_sweep(raw(search=search))
+    assert config.resolved()["search"]["repeats"] == repeats
+    assert parse_sweep(config.resolved()).resolved() == config.resolved()
+
+
 # -- a grid ----------------------------------------------------------------------------------------
 
 RATES = [5e-4, 1e-3, 2e-3]
@@ -547,6 +567,7 @@ def test_a_grid_has_as_many_trials_as_it_has_points_and_no_others() -> None:
     config = grid_sweep(arms=["retention", "rounds"])
     assert config.search.trials == 3 + 2 * 2 * 3
     assert not config.search.warm_start
+    assert config.search.repeats is None
     assert parse_sweep(config.resolved()).resolved() == config.resolved()
     repeated = grid_sweep(repeats={"top": 2, "seeds": 2})
     assert repeated.search.trials == 3 + 2 * 2 * 3 + 4

@@ -252,3 +252,25 @@ def test_a_trial_that_a_user_stops_before_it_begins_is_told_as_stopped(
     (told,) = tracker.children(sweep)
     assert (told.number, told.status, told.error) == (0, "stopped", "stopped by a user")
     assert not told.is_open
+
+
+def test_a_trial_that_predicts_one_class_at_its_end_has_the_tag_in_mlflow(
+    database: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(database, "movie")
+    sweep = tracker.start_sweep("sweep", {}, TAGS)
+    watched = Watched(tmp_path, tracker, sweep)
+    for number, classes in enumerate([(2.0, 1.0), (1.0, 2.0)]):
+        choice = choice_of(number)
+        watched.recorder.trial_started(number, choice, plan_of(choice.as_dict()))
+        for epoch, told in enumerate(classes, start=1):
+            metrics = {"accuracy": 0.5, "epoch": epoch, "predicted_classes": told}
+            watched.recorder.trial_epoch(number, epoch, metrics)
+        watched.recorder.trial_ended(number, "complete", metrics, None)
+    assert watched.close() == 0
+    runs = {run.number: run for run in tracker.children(sweep)}
+    assert {number: run.collapsed for number, run in runs.items()} == {0: True, 1: False}
+    logged = held(database, tracker, sweep, tmp_path)
+    assert logged["0"]["tags"]["ranksweep.collapsed"] == "true"
+    assert "ranksweep.collapsed" not in logged["1"]["tags"]
+    assert logged["0"]["metrics"]["predicted_classes"] == [(1, "2.0"), (2, "1.0")]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from search.config.reading import parse_sweep
 from search.launch.begun import Begun
-from search.launch.resume import check_data, check_name
+from search.launch.resume import as_begun, check_data, check_name
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths
 from search.study.shared import check_settings
@@ -188,3 +189,22 @@ def test_a_key_that_an_older_version_did_not_know_is_as_it_was_where_it_has_its_
     now = {"train": train | {"batch_size": 31}, "search": search | {"sampler": "random"}}
     with pytest.raises(ConfigError, match=r"^train\.batch_size, search\.sampler: differ"):
         check_name(films(SWEEP | now), paths, resume=True)
+
+
+@pytest.mark.parametrize("begun_with", [None, {"top": 2, "seeds": 2}, {"top": 2, "seeds": 3}])
+def test_a_sweep_goes_on_with_the_repetitions_that_it_was_begun_with(
+    tmp_path: Path, begun_with: dict[str, int] | None
+) -> None:
+    task = {"name": "films", "data": {"train": "train.csv"}, "text": "text"}
+    raw = {"name": "films", "base": "path:model", "task": task}
+    paths = SweepPaths(tmp_path, name="films")
+    paths.make_sweep()
+    begun = parse_sweep({**raw, "search": {"trials": 12, "repeats": begun_with}})
+    paths.sweep_file.write_text(yaml.safe_dump(begun.resolved()))
+    for trials in (12, 24):  # more of them have another default
+        now = as_begun(parse_sweep({**raw, "search": {"trials": trials}}), paths)
+        assert now.resolved()["search"]["repeats"] == begun_with
+        check_name(now, paths, True)
+    asked = parse_sweep({**raw, "search": {"trials": 12, "repeats": {"top": 1, "seeds": 1}}})
+    with pytest.raises(ConfigError, match=r"^search\.repeats"):
+        check_name(as_begun(asked, paths), paths, True)

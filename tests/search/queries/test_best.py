@@ -107,6 +107,7 @@ def test_the_best_trial_carries_all_that_a_user_needs(records: Records) -> None:
             choice=CHOICE,
             profile_key="k" * 64,
             plan_digest="d" * 64,
+            holds=0.875,
         )
     ]
 
@@ -121,13 +122,39 @@ def test_a_choice_repeated_with_other_seeds_is_one_row_of_its_mean(records: Reco
     lucky = of_sweep("one", 0.9, 8)
     of_sweep("one", 0.5, 8, repeat="1")
     of_sweep("one", 0.4, 8, repeat="2")
-    steady = of_sweep("one", 0.7, 4)
-    elsewhere = of_sweep("two", 0.65, 8)
+    steady = of_sweep("one", 0.8, 4)
+    elsewhere = of_sweep("two", 0.75, 8)
 
     rows = best(records.uri, "movie", top=9)
     assert [(row.run_id, row.seeds) for row in rows] == [(steady, 1), (elsewhere, 1), (lucky, 3)]
     assert rows[2].value == pytest.approx(0.6)
     assert best(records.uri, "movie", pareto=True)[0].run_id == steady
+
+
+def test_the_seeds_that_confirm_a_choice_count_for_what_it_holds(records: Records) -> None:
+    def run(value: float, rank: int, **more: Any) -> str:
+        choice = json.dumps({"method": "lora", "rank": rank}, sort_keys=True)
+        run_id = records.trial(value, 100, choice=choice, **more)
+        records.client.set_tag(run_id, "mlflow.parentRunId", "one")
+        return run_id
+
+    lucky, steady = run(0.9, 8), run(0.8, 4)
+    for rank, seeds in ((8, (0.88, 0.5)), (4, (0.81, 0.79))):
+        for seed, value in enumerate(seeds, start=1):
+            on_dev = {"dev_accuracy": value, "dev_predicted_classes": 1.0 + (value > 0.5)}
+            run(0.99, rank, kind="confirm", seed=str(seed), metrics=on_dev)
+
+    rows = best(records.uri, "movie", top=9)
+    assert [(row.run_id, row.value, row.seeds) for row in rows] == [
+        (steady, 0.8, 1),
+        (lucky, 0.9, 1),
+    ]
+    assert [row.collapsed for row in rows] == [0, 1]
+    for row, values in zip(rows, ((0.8, 0.81, 0.79), (0.9, 0.88, 0.5)), strict=True):
+        assert row.holds == pytest.approx(np.mean(values) - np.std(values, ddof=1) / 3**0.5)
+    console = Console(file=io.StringIO(), width=160)
+    console.print(best_table(rows))
+    assert f"{rows[1].holds:.4f}, 1 collapsed" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_choice_that_another_version_has_repeated_is_one_row_too(records: Records) -> None:

@@ -116,7 +116,7 @@ def test_a_choice_that_was_repeated_is_as_good_as_its_mean(past: Past) -> None:
     past.of("s1", 0.9, lora(1))
     for repeat, value in ((1, 0.5), (2, 0.4)):
         past.of("s1", value, lora(1), repeat=str(repeat))
-    steady = past.of("s1", 0.7, lora(2))
+    steady = past.of("s1", 0.8, lora(2))
     assert [each.run_id for each in past.found()] == [steady]
 
 

@@ -54,6 +54,7 @@ class ClassKind(Kind):
     def measure(self, task: Task, split: str, readings: torch.Tensor) -> Measurement:
         import torch
 
+        from trainables.tasks.collapse import predicted_classes
         from trainables.tasks.measured_rows import class_rows
         from trainables.tasks.split import labels_of
 
@@ -61,7 +62,8 @@ class ClassKind(Kind):
         loss = self.summed_loss(readings, torch.as_tensor(labels, device=readings.device))
         rows = class_rows(task.metric, task.fingerprint, labels, logits, task.positive)
         value = METRICS[task.metric](labels, logits, task.positive)
-        return Measurement(loss.item() / len(labels), {task.metric: value}, rows)
+        metrics = {task.metric: value, **predicted_classes(logits.argmax(-1), labels)}
+        return Measurement(loss.item() / len(labels), metrics, rows)
 
     def answers(
         self, task: Task, split: str, readings: torch.Tensor

@@ -151,7 +151,8 @@ class MultipleChoice(LanguageKind):
         return np.asarray(workers.sum_(torch.as_tensor(scores, device=workers.device)).cpu())
 
     def measure(self, task: Task, split: str, readings: NDArray[np.float64]) -> Measurement:
-        from trainables.tasks.language.choice_metrics import hits_by_metric
+        from trainables.tasks.collapse import predicted_classes
+        from trainables.tasks.language.choice_metrics import hits_by_metric, likeliest_by
         from trainables.tasks.measured_rows import RowStatistics
         from trainables.tasks.row_metrics import measured_on, weighted
 
@@ -163,6 +164,9 @@ class MultipleChoice(LanguageKind):
             for name, hits in hits_by_metric(readings, choices).items()
         }
         metrics = {name: measured_on(name, rows) for name, rows in statistics.items()}
+        # An option is judged by its text alone, so one place in every row is one answer to all,
+        # such as "yes", or no answer at all.
+        metrics |= predicted_classes(likeliest_by(task.metric, readings, choices), choices.right)
         rows = RowStatistics(task.metric, task.fingerprint, statistics[task.metric])
         return Measurement(float(-own.sum() / tokens.sum()), metrics, rows)
 

@@ -20,6 +20,7 @@ from sklearn import metrics
 from tests.trainables.tasks.kinds.examples import EXAMPLES, MadeKind, make_kind
 from tests.trainables.thread_workers import of_workers
 from trainables.engine.workers import Workers
+from trainables.tasks.collapse import PREDICTED_CLASSES, is_collapsed
 from trainables.tasks.kinds.kind import Measurement
 from trainables.tasks.kinds.registry import KINDS, mode_of
 from trainables.tasks.rows import Rows, load_rows
@@ -125,7 +126,7 @@ def test_a_measurement_has_the_metric_of_the_task_and_only_its_kinds(made: MadeK
         task = replace(made.fitted(base), metric=metric)
         measured = measurement(task, base.model, "dev", ALONE)
         assert metric in measured.metrics
-        assert set(measured.metrics) <= set(task.its_kind.metrics)
+        assert set(measured.metrics) - {PREDICTED_CLASSES} <= set(task.its_kind.metrics)
         assert np.isfinite(measured.loss)
         assert measured.rows is not None
         assert measured.rows.metric == metric
@@ -164,6 +165,28 @@ def test_answers_are_one_a_row_beside_what_is_right(made: MadeKind) -> None:
     else:
         found = np.mean([answer == each for answer, each in zip(answers, right, strict=True)])
     assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_model_that_answers_every_row_alike_has_collapsed(made: MadeKind) -> None:
+    base = made.base()
+    task = made.fitted(base)
+    task = replace(task, metric=task.its_kind.metrics[0])
+    kind, model = task.its_kind, base.model.eval()
+    with torch.no_grad():
+        readings = kind.readings(model, task, "dev", ALONE)
+    metrics = kind.measure(task, "dev", readings).metrics
+    if task.kind not in ("classification", "image_classification", "multiple_choice"):
+        assert PREDICTED_CLASSES not in metrics
+        assert not is_collapsed(metrics)
+        return
+    answers, right = kind.answers(task, "dev", readings)
+    assert len(set(right)) > 1
+    assert metrics[PREDICTED_CLASSES] == len(set(answers))
+    for index in range(2):
+        alike = readings + 1e6 * (np.arange(readings.shape[1]) == index)
+        constant = kind.measure(task, "dev", alike).metrics
+        assert constant[PREDICTED_CLASSES] == 1
+        assert is_collapsed(constant)
 
 
 # -- the best constant -----------------------------------------------------------------------------
