@@ -105,41 +105,45 @@ class PlanSampler:
         )
         turn = len(standing.all_trials)
         steps = self._leaders(model, ended, STEPS) + [each for each in known if each.runs]
-        candidates = self._pool.even(turn, arms)
-        gains = np.zeros(0)
+        found: dict[tuple[tuple[str, Any], ...], tuple[Candidate, float]] = {}
+        fresh = self._pool.even(turn, arms)
+        largest = max(1, *(each.trainable_params for each in [*ended, *fresh]), 1)
         for climb in range(CLIMBS):
-            candidates += self._pool.near(turn, climb, [each.params for each in near], arms)
-            candidates = self._takeable(candidates)
-            if not candidates:
-                return []
-            gains = self._expected_gain(model, steps, candidates, turn)
-            best = np.argsort(-gains, kind="stable")[:count]
-            near = [candidates[index] for index in best[:STARTS]]
-        return [dict(candidates[index].params) for index in best]
-
-    def _takeable(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those within `max_params`, each once."""
-        each_once = {tuple(each.params.items()): each for each in candidates}
-        return [each for each in each_once.values() if self._search.takes(each.trainable_params)]
+            fresh += self._pool.near(turn, climb, [each.params for each in near], arms)
+            takes = self._search.takes
+            new = {
+                key: each
+                for each in fresh
+                if takes(each.trainable_params) and (key := tuple(each.params.items())) not in found
+            }
+            gains = self._expected_gain(model, steps, list(new.values()), largest, turn)
+            for (key, each), gain in zip(new.items(), gains, strict=True):
+                found[key] = each, float(gain)
+            best = sorted(found.values(), key=lambda pair: -pair[1])[:count]
+            near, fresh = [each for each, _ in best[:STARTS]], []
+        return [dict(each.params) for each, _ in best]
 
     def _expected_gain(
         self,
         model: PlanModel,
         steps: Sequence[Candidate],
         candidates: Sequence[Candidate],
+        largest: int,
         turn: int,
     ) -> Floats:
-        """What each candidate is expected to add to what there is."""
+        """What each candidate is expected to add to what there is, up to `largest` parameters."""
+        if not candidates:
+            return np.zeros(0)
         if not steps:  # with a history, before the first trial
-            mean, sd = model.gains(candidates)
-            steps = [candidates[int(np.argmin(mean + sd))]]
+            return model.gains(candidates)[0]
         rng = np.random.default_rng([self._search.seed, 2, turn])
         outlook = model.outlook(steps, candidates, SAMPLES, rng)
         if not self._has_front:
             return expected_improvement(outlook)
-        log_params = _log_params(candidates)
-        reference = float(outlook.known.min()), float(log_params.max())
-        return expected_area_improvement(outlook, _log_params(steps), log_params, reference)
+        reference = float(outlook.known.min()), math.log10(largest)
+        return expected_area_improvement(
+            outlook, _log_params(steps), _log_params(candidates), reference
+        )
 
     def _leaders(self, model: PlanModel, known: Sequence[_Known], count: int) -> list[Candidate]:
         """Those that are the nearest to being the best, or on the front, the nearest first."""
