@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import optuna
-
 from search.config.reading import parse_sweep, resolve_store
 from search.config.sweep import SweepConfig
 from search.config.yaml_file import parse_yaml
@@ -18,8 +16,8 @@ from search.paths import SweepPaths, check_sweep_name
 from search.queries.sweep_state import SweepReader
 from search.store.profiles import ProfileStore
 from search.study.asking import study_of_sweep
-from search.study.observations import observations
-from search.study.study import CHOICE, DUPLICATE_OF, WARM_FROM, choice_of
+from search.study.observations import complete_trials, observations
+from search.study.study import Study, choice_of
 from search.surrogate.draws import LEADERS, Drawn, at_other_rates, draws
 from search.surrogate.explain import WORTH_BELOW, Ahead, Explanation, Tried, explained
 from search.surrogate.history import related_sweeps
@@ -92,16 +90,11 @@ def _of_mlflow(reader: SweepReader, store: str | None, top: int) -> Explanation:
     return grounds.explained(start, tried, top, _related(reader.uri, run, grounds))
 
 
-def _of_study(study: optuna.Study, paths: SweepPaths, store: str | None, top: int) -> Explanation:
+def _of_study(study: Study, paths: SweepPaths, store: str | None, top: int) -> Explanation:
     text = paths.sweep_file.read_text(encoding="utf-8") if paths.sweep_file.is_file() else "{}"
     raw = parse_yaml(text, str(paths.sweep_file))
     grounds = _Grounds.of(raw if isinstance(raw, Mapping) else {}, None, store)
-    state = optuna.trial.TrialState.COMPLETE
-    complete = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(state,))
-        if CHOICE in trial.user_attrs and not trial.user_attrs.keys() & {DUPLICATE_OF, WARM_FROM}
-    ]
+    complete = complete_trials(study.get_trials(deepcopy=False))
     tried = [
         Tried(trial.number, choice_of(trial).as_dict(), observation)
         for trial in complete
@@ -123,7 +116,7 @@ def _of_study(study: optuna.Study, paths: SweepPaths, store: str | None, top: in
     return grounds.explained(start, tried, top, [])
 
 
-def _study_here(sweep: str) -> optuna.Study | None:
+def _study_here(sweep: str) -> Study | None:
     """The study of a sweep that has a folder here; None where there is none."""
     try:
         return study_of_sweep(SweepPaths(name=check_sweep_name(sweep)).absolute(), None)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from optuna.trial import FrozenTrial, TrialState
 
 from search.study.study import (
+    CHOICE,
     DUPLICATE_OF,
     FEATURES,
     METHOD,
@@ -20,6 +21,17 @@ from spaces.errors import RanksweepError
 from spaces.planner import Planner
 
 
+def complete_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that were trained from the base to their end."""
+    return [
+        trial
+        for trial in trials
+        if trial.state == TrialState.COMPLETE
+        and CHOICE in trial.user_attrs
+        and not trial.user_attrs.keys() & {DUPLICATE_OF, WARM_FROM}
+    ]
+
+
 def observations(
     trials: Iterable[FrozenTrial], planner: Planner | None = None
 ) -> list[Observation]:
@@ -29,10 +41,8 @@ def observations(
     makes again; where it cannot, or there is none, the trial is left out.
     """
     found = []
-    for trial in trials:
+    for trial in complete_trials(trials):
         attributes = trial.user_attrs
-        if trial.state != TrialState.COMPLETE or attributes.keys() & {DUPLICATE_OF, WARM_FROM}:
-            continue
         features = attributes.get(FEATURES) or _features(trial, planner)
         if features is None:
             continue

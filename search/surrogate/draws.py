@@ -71,7 +71,9 @@ def at_other_rates(space: SearchSpace, tried: Sequence[Drawn]) -> list[Drawn]:
     found: dict[str, Drawn] = {}
     for each in tried:
         domain = space.domains.get(each.method, {}).get("learning_rate")
-        for factor in NEAR if domain is not None else ():
+        if domain is None:
+            continue
+        for factor in NEAR:
             rate = float(closest(domain, factor * each.choice.learning_rate))
             choice = each.choice.model_copy(update={"learning_rate": rate})
             moved = replace(each, choice=choice, features=at_rate(each.features, rate))
