@@ -62,6 +62,24 @@ def test_each_event_is_one_line_without_a_terminal() -> None:
     ]
 
 
+def test_a_look_is_told_as_one_and_never_as_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, out, _ = plain(trials=2)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    wide = Console(file=io.StringIO(), force_terminal=True, width=140, height=30)
+    with View("movie", metric="accuracy", console=wide) as panel:
+        panel.stage("search", trials=2)
+        for each in (view, panel):
+            each.trial_started(3, "taso")
+            each.trial_steps(3, 5, 10, 1e-3, None, 0.1)
+            each.trial_look(3, 0.1, 0.625)
+            each.trial_steps(3, 1, 30, 1e-3, None, 0.3)
+    assert lines(out)[-1] == "trial 3: look at 10% of the rows, accuracy 0.625"
+    shown = wide.file.getvalue()  # type: ignore[attr-defined]
+    assert "looks 30%" in shown
+    assert "1/30" in shown
+    assert "0.625" not in re.sub(r"look at 10% of the rows, accuracy 0\.625", "", shown)
+
+
 def test_a_failed_trial_and_one_that_was_never_started_are_told() -> None:
     view, out, _ = plain()
     view.trial_started(0, "lora", None)
