@@ -67,7 +67,10 @@ class Along:
     """The key's values in the best tenth of the recorded trials of the method."""
 
     def beyond(self, noise: float) -> float:
-        """How much better an edge is than every other part, in units of the noise."""
+        """How much better an edge is than every other part, in units of the noise; of two parts
+        none is inside."""
+        if len(self.best) < 3:
+            return -math.inf
         below, above = self.open_ends
         return max(
             float(self.best[0] - self.best[1:].max()) / noise if below else -math.inf,

@@ -23,7 +23,7 @@ from spaces.methods.registry import METHODS, make_plan
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
 
-SMALLEST, LARGEST = 0.03, 5.0
+SMALLEST, LARGEST = 0.04, 8.0
 """The sizes of first updates that are searched: the Frobenius norm over all target modules."""
 
 _ROWS = 20_736

@@ -35,7 +35,7 @@ from spaces.profile import Profile
 from spaces.target import TargetModule
 
 DEFAULT_SPACE: dict[str, Any] = {
-    "mean_rank": [2, 4, 8],
+    "mean_rank": [2, 4, 8, 16],
     "signal": ["combined", "global", "local"],
     "allocation": ["scaled", "uniform"],
     "supplementary_rank": [0, 1, 2],

@@ -20,10 +20,10 @@ from spaces.profile import Profile
 from spaces.target import TargetModule, refuse_rank_above_limit
 
 DEFAULT_SPACE: dict[str, Any] = {
-    "mean_rank": [2, 4, 8],
+    "mean_rank": [2, 4, 8, 16],
     "signal": ["combined", "global", "local"],
     "top_fraction": [0.33, 0.5],
-    "energy": [0.8, 0.85, 0.9],
+    "energy": [0.7, 0.8, 0.85, 0.9],
     "alpha_over_rank": LIKE_LORA,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from search.launch.cost import BESIDE_A_FORWARD, BESIDE_THE_LAYERS, START_SECOND
 from search.launch.dry_run import DryRun, dry_run
 from search.store.profiles import ProfileStore
 from spaces.errors import BaseModelError, ChoiceError, ConfigError, DataError
+from spaces.learning_rates import LARGEST, SMALLEST
 from spaces.methods.registry import count_range, parse_choice
 from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
@@ -117,6 +119,21 @@ def test_counts_are_ranges_without_a_profile(result: DryRun) -> None:
     least = MODULES * 2 * WIDTH
     most = MODULES * (4 * (WIDTH - 1 + WIDTH) + 1 + WIDTH)
     assert pilora.trainable_params == (least, most)
+
+
+def test_it_shows_the_learning_rates_that_are_searched(result: DryRun, known_cost: None) -> None:
+    assert {each.learning_rates for each in result.methods} == {(1e-3, 1e-3)}
+    unwritten = dry_run(sweep(space={"methods": {"lora": {"rank": 8}}}))
+    # A first update is 2 * rate * sqrt(rank * rows / 3) at alpha / rank 2.
+    at_rate_one = 2 * math.sqrt(8 * MODULES * WIDTH / 3)
+    (lora,) = unwritten.methods
+    assert lora.learning_rates == pytest.approx(
+        (SMALLEST / at_rate_one, LARGEST / at_rate_one), rel=6e-3
+    )
+    console = Console(file=io.StringIO(), width=2000)
+    console.print(drawn_dry_run(unwritten))
+    least, greatest = (f"{end:.4g}" for end in lora.learning_rates)
+    assert f"({least} to {greatest})" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_it_says_which_head_trains(result: DryRun) -> None:
