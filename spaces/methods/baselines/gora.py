@@ -58,10 +58,11 @@ def allocated_ranks(
     """The rank of every module, from the importance I_i = mean |W_i * G_i| of its weight.
 
     With n_i = out + in and the budget T = sum_i rank * sqrt(n_i), module i gets T a_i / sqrt(n_i),
-    a_i = I_i / sum I, rounded and kept within min_rank and max_rank (and min(out, in)): GoRA,
-    section 3.2. Rounding and the lower bound may spend more numbers than a LoRA of `rank` has;
-    then modules give up a rank each, first the one that is furthest above its share, until none is
-    too many; ties in module order. Importances that are all zero mean the same rank for all.
+    a_i = I_i / sum I, rounded and kept within min_rank and max_rank (and min(out, in)), as GoRA
+    (He et al., 2025) has it. Rounding and the lower bound may spend more numbers than a LoRA of
+    `rank` has; then modules give up a rank each, first the one that is furthest above its share,
+    until none is too many; ties in module order. Importances that are all zero mean the same rank
+    for all.
     """
     sizes = [sum(target.shape) for target in targets]
     total, budget = sum(importances), sum(rank * sqrt(size) for size in sizes)

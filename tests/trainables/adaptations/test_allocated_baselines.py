@@ -159,7 +159,7 @@ def test_a_rank_that_leaves_eva_no_room_names_the_module() -> None:
 def shared_out_by_hand(
     importances: Sequence[float], targets: Sequence[TargetModule], rank: int, low: int, high: int
 ) -> list[float]:
-    """Each module's share of the budget in ranks, before it is rounded (GoRA, section 3.2)."""
+    """Each module's share of the budget in ranks, before it is rounded."""
     budget = sum(rank * math.sqrt(sum(target.shape)) for target in targets)
     return [
         budget * (importance / sum(importances)) / math.sqrt(sum(target.shape))

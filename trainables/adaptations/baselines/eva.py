@@ -25,7 +25,7 @@ from trainables.adaptations.baselines.allocated import AllocatedAdaptation
 from trainables.adaptations.training_rows import TrainingRows
 from trainables.tasks.split import Pass, outputs_of
 
-MOST_BATCHES = 64
+MOST_BATCHES = 16
 """After so many the vectors are taken as they are."""
 
 

@@ -1,7 +1,7 @@
 """GoRA (He et al., 2025): ranks and start of LoRA from the gradients of the base's weights.
 
 With G_i [out, in] the mean gradient of weight W_i over some micro-batches of training rows at the
-untouched base (the task's fresh head in place, dropout off), section 3 has, in our orientation:
+untouched base (the task's fresh head in place, dropout off), in our orientation:
 
     I_i = mean |W_i * G_i|,  ranks by a_i = I_i / sum I   (spaces/methods/baselines/gora.py)
     A_i [r_i, in] as LoRA's draw,  B_i = -xi_i G_i A_i^T (A_i A_i^T)^-1
