@@ -95,7 +95,7 @@ class Recorder:
         else:
             self.trial_began(number, now_ms())
         if not (never_began and state == "cancelled"):
-            self._view.trial_finished(number, state, value, collapsed=is_collapsed(metrics))
+            self._view.trial_finished(number, state, value, None, is_collapsed(metrics))
         if error is not None and state == "failed":
             self._view.message(f"trial {number} failed: {error}")
         self._methods.pop(number, None)
