@@ -82,4 +82,5 @@ def plan_features(
 
 def _first_square(block: Block, in_features: int) -> float:
     moved = block.lr_scale * block.scale
-    return moved**2 * block.rows.shape[0] * block.cols.shape[0] * block.rank / (3 * in_features)
+    entries = int(block.rows.shape[0]) * int(block.cols.shape[0]) * block.rank
+    return moved**2 * entries / (3 * in_features)

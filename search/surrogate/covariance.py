@@ -33,11 +33,11 @@ class PlanKernel(Kernel):  # type: ignore[misc]
     def __init__(self, features: int, relations: Sequence[str]) -> None:
         super().__init__()
         self.features = features
-        self._positive("lengthscale", torch.full((features,), 2.0), 1e-2, 1e3)
+        self._positive("lengthscale", torch.full((features,), 3.0), 1e-2, 1e3)
         self._positive("signal", torch.tensor(1.0), 1e-2, 1e2)
         self._positive("tuner_offset", torch.tensor(0.5), 1e-3, 1e1)
         self._positive("task_offset", torch.tensor(0.1), 1e-3, 1e1)
-        self._prior("lengthscale", log(2.5), 1.0)
+        self._prior("lengthscale", log(4.0), 0.7)
         self._prior("signal", 0.0, 0.7)
         self._prior("tuner_offset", log(0.5), 0.7)
         self._prior("task_offset", log(0.1), 1.0)

@@ -132,7 +132,7 @@ def test_a_share_of_the_rows_tells_of_all_of_them() -> None:
     mean, _ = fit_model([*cheap, *full], maximize=True).predict(asked)
     alone, _ = fit_model(full, maximize=True).predict(asked)
     truth = true_values(asked)
-    assert spearmanr(mean, truth)[0] > spearmanr(alone, truth)[0] + 0.1
+    assert spearmanr(mean, truth)[0] > max(0.95, spearmanr(alone, truth)[0])
     assert np.mean(mean - truth) == pytest.approx(0.0, abs=0.06)
 
 
