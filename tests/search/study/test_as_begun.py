@@ -19,7 +19,7 @@ from search.study.proposals import Proposals
 from search.study.standing import interrupted
 from search.study.study import choice_of, choice_text, is_older, open_study
 from search.study.trial import OpenTrial
-from spaces.domain import Fixed, Options, Range
+from spaces.domain import Domain, Fixed, Options, Range
 from spaces.errors import UsageError
 from spaces.methods.registry import completed, from_record, parse_choice
 from spaces.planner import Planner
@@ -122,7 +122,7 @@ def test_a_sweep_of_this_version_keeps_nothing_and_says_nothing(tmp_path: Path) 
     assert space_as_begun(space, study) == (space, ())
 
 
-OLDER = {
+OLDER: dict[str, Domain] = {
     "alpha": Fixed(16.0),
     "learning_rate": Range(5e-5, 2e-3, log=True),
     "retention": Range(0.02, 0.1, log=True),

@@ -12,7 +12,7 @@ from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.objective import Mode, Objective
-from search.study.ranking import WorthKeeping, best_of_each_method, measured, pareto_front
+from search.study.ranking import WorthKeeping, best_of_each_method, pareto_front, ranked
 from search.study.sampling import NEWEST, Snapshot
 from search.study.standing import Standings
 from search.study.study import (
@@ -97,14 +97,14 @@ def test_asked_after_each_trial_the_same_are_worth_keeping_as_asked_at_once(
         kept = worth()
         assert kept == WorthKeeping(study, ACCURACY)()
         if objectives == 2:
-            complete = measured(study.get_trials(), ACCURACY)
+            complete = ranked(study.get_trials(), ACCURACY).trainings
             front = {
                 one.first.number
                 for one in complete
                 if not any(
-                    (two.value >= one.value and two.params < one.params)
-                    or (two.value > one.value and two.params <= one.params)
-                    or ((two.value, two.params) == (one.value, one.params)
+                    (two.seeds.mean >= one.seeds.mean and two.params < one.params)
+                    or (two.seeds.mean > one.seeds.mean and two.params <= one.params)
+                    or ((two.seeds.mean, two.params) == (one.seeds.mean, one.params)
                     and two.first.number < one.first.number)
                     for two in complete
                 )
