@@ -232,13 +232,13 @@ class WorthKeeping:
 
 
 def _noise_between_seeds(every: Sequence[FrozenTrial]) -> float:
-    repeated = {
-        trial.user_attrs[TRAINING] for trial in every if trial.user_attrs.get(REPEAT) is not None
-    }
-    if not repeated:
-        return 0.0
-    trials = [trial for trial in every if trial.user_attrs.get(TRAINING) in repeated]
-    return noise_of(each.seeds for each in _measured(trials))
+    own = Counter(
+        trial.user_attrs.get(TRAINING)
+        for trial in every
+        if trial.state == TrialState.COMPLETE and DUPLICATE_OF not in trial.user_attrs
+    )
+    trials = [trial for trial in every if own[trial.user_attrs.get(TRAINING)] > 1]
+    return noise_of(each.seeds for each in _measured(trials)) if trials else 0.0
 
 
 def next_repeat(
