@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, Factor, Positive, Rank, Share
 from spaces.errors import ChoiceError
 from spaces.plan import Tuner
 from spaces.target import BaseSize, TargetModule, refuse_rank_above_limit
 
-DEFAULT_SPACE: dict[str, Any] = {"rank": [2, 4, 8, 16], "rho": [1.0, 2.0]}
+DEFAULT_SPACE: dict[str, Any] = {
+    "rank": [2, 4, 8, 16],
+    "rho": [1.0, 2.0],
+    "alpha_over_rank": LIKE_LORA,
+}
 
 
 class EvaChoice(Choice):

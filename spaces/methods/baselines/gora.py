@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from math import ceil, floor, sqrt
 from typing import Any, Literal
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, Count, Factor, NonNegative, Positive, PositiveShare, Rank
 from spaces.methods.lora import lora_params
 from spaces.plan import Tuner
 from spaces.target import BaseSize, TargetModule
 
-DEFAULT_SPACE: dict[str, Any] = {"rank": [2, 4, 8, 16], "gamma": [0.02, 0.05, 0.1]}
+DEFAULT_SPACE: dict[str, Any] = {
+    "rank": [2, 4, 8, 16],
+    "gamma": [0.02, 0.05, 0.1],
+    "alpha_over_rank": LIKE_LORA,
+}
 
 
 class GoraChoice(Choice):

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from spaces.alpha import LIKE_LORA
 from spaces.choice import Choice, Positive, PositiveShare, Rank
 from spaces.methods.lora import lora_params
 from spaces.plan import Tuner
 from spaces.target import BaseSize, TargetModule
 
-DEFAULT_SPACE: dict[str, Any] = {"rank": [4, 8, 16], "keep": [0.1, 0.25, 0.5]}
+DEFAULT_SPACE: dict[str, Any] = {
+    "rank": [4, 8, 16],
+    "keep": [0.1, 0.25, 0.5],
+    "alpha_over_rank": LIKE_LORA,
+}
 
 
 class ParaChoice(Choice):
