@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import peft
@@ -65,7 +65,7 @@ def test_eva_starts_as_pefts_own_model_of_eva(alone: Workers, keys: dict[str, An
     model, rows = tiny_bert(torch.float32), TrainingRows(tiny_task(), alone, 0, 100)
     plan = plan_of(model, "bert", "eva", **keys)
     assert plan.tuner is not None
-    settings = plan.tuner.settings
+    settings: dict[str, Any] = dict(plan.tuner.settings)
     found = factors_after_a_look(model, plan, rows)
     config = peft.LoraConfig(
         r=settings["rank"], target_modules=[target.name for target in plan.targets],
@@ -174,7 +174,7 @@ def shared_out_by_hand(
 def test_goras_ranks_are_the_rounded_shares_within_a_loras_budget(
     modules: list[tuple[float, int, int]], rank: int
 ) -> None:
-    targets = [TargetModule(f"m{i}", shape) for i, (_, *shape) in enumerate(modules)]  # type: ignore[misc]
+    targets = [TargetModule(f"m{i}", (rows, cols)) for i, (_, rows, cols) in enumerate(modules)]
     importances = [importance for importance, *_ in modules]
     low, high = math.ceil(rank / 2), 4 * rank
     ranks = allocated_ranks(importances, targets, rank, low, high)
@@ -335,7 +335,7 @@ def test_para_that_keeps_all_is_the_lora_it_has_trained(alone: Workers) -> None:
             for parameter in stage.adapters.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64))
         trained = {
-            target.name: 4.0 * (tuned.B @ tuned.A).detach()
+            target.name: 4.0 * (cast(torch.Tensor, tuned.B) @ cast(torch.Tensor, tuned.A)).detach()
             for target, tuned in zip(plan.targets, stage.adapters, strict=True)
         }
         adaptation.end_stage()
