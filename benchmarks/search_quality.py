@@ -67,14 +67,14 @@ class Way:
 WAYS = {
     "random": Way("RandomSampler"),
     "TPE": Way("TPESampler"),
-    "GP of Optuna": Way("GPSampler", trials=50),
+    "GP of Optuna": Way("GPSampler", trials=30),
     "tpe": Way(),
-    "plan": Way(sampler="plan", trials=50),
-    "plan, free": Way(sampler="plan", allocation="free", trials=50),
-    "plan, history": Way(sampler="plan", history=True, trials=20),
-    "plan, history, free": Way(sampler="plan", allocation="free", history=True, trials=20),
-    "plan, looks": Way(sampler="plan", looks=True, trials=60),
+    "plan, equal": Way(sampler="plan", trials=15),
+    "plan": Way(sampler="plan", allocation="free", trials=30),
+    "plan, history": Way(sampler="plan", allocation="free", history=True, trials=15),
+    "plan, looks": Way(sampler="plan", allocation="free", looks=True, trials=15),
 }
+"""The last ones cost seconds a search, so they are followed for as long as the goals ask."""
 GOALS = (("plan", 15, "TPE", 100), ("plan, history", 5, "TPE", 50))
 """A way after so many trials, to be at least as good as another after so many."""
 OBJECTIVES = {"front": (METRIC, "trainable_params"), "best": (METRIC,)}
