@@ -321,7 +321,8 @@ def estimated(
         shares = (1.0,) if fidelity is None else fidelity.rows
         looked_at: float = sum(map(mul, going_on, (trial_with(share, rows) for rows in shares)))
         repeated = 0 if repeats is None else repeats.top * repeats.seeds / config.search.trials
-        return repeated + (1 - repeated) * looked_at / trial_with(share)
+        whole = trial_with(share)
+        return repeated + (1 - repeated) * (looked_at / whole if whole else 1.0)
 
     profiled = 0.0 if profile["cached"] else _profile_seconds(config, task, cost, profile)
     rounds = math.ceil(config.search.trials / config.cluster.groups)

@@ -505,7 +505,7 @@ def test_plan_takes_the_first_digits_of_a_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        ({"method": "lara"}, ("method", "'lora'")),
+        ({"method": "lorra"}, ("method", "'lora'")),
         ({"method": "lora", "rnk": 2}, ("rnk", "'rank'")),
         ({"method": "lora", "rank": 5}, ("rank", "5", "layer.query")),
         ({"method": "pilora", "rank": 2, "partition": {"threshold": 1.5}}, ("threshold", "1.5")),

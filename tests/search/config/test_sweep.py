@@ -355,7 +355,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(
         ("store=ftp://x", ("store:", "'ftp://x'", "s3://")),
         ("space.methods.taso.top_percent=7", ("space.methods.taso.top_percent", "top_percent")),
         ("space.methods.taso.retention=2", ("space.methods.taso.retention:", "2")),
-        ("space.methods=[lara]", ("space.methods", "'lora'")),
+        ("space.methods=[lorra]", ("space.methods", "'lora'")),
         ("cluster.resources_per_worker={CPU: -1}", ("cluster.resources_per_worker.CPU:",)),
     ],
 )

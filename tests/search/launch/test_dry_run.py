@@ -224,8 +224,9 @@ def test_the_range_holds_trials_that_are_stopped_early_and_a_machine_that_is_bus
 
 
 def test_looks_are_counted_at_what_they_train_and_measure(folder: Path, known_cost: None) -> None:
-    plain = dry_run(sweep(search={"trials": 18, "scheduler": "none"}))
-    looks = dry_run(sweep(search={"trials": 18, "fidelity": {"rows": [0.4, 0.6, 1.0]}}))
+    once: dict[str, Any] = {"trials": 18, "repeats": None}
+    plain = dry_run(sweep(search={**once, "scheduler": "none"}))
+    looks = dry_run(sweep(search={**once, "fidelity": {"rows": [0.4, 0.6, 1.0]}}))
     # Of 50 rows so many train; each look measures all 20 rows of dev.
     train, dev = BESIDE_THE_LAYERS * 50 * 1e-3, BESIDE_A_FORWARD * 20 * 4e-4
     shares = [(rows * train + dev) / (train + dev) for rows in (0.4, 0.6, 1.0)]

@@ -341,14 +341,16 @@ def test_measuring_in_batches_equals_measuring_row_by_row(alone: Workers) -> Non
     ) as adaptation:
         adaptation.begin_stage(0, 1)
         found = evaluate(model, adaptation, task, "dev", alone)
-        split, losses, right = task.splits["dev"], [], 0
+        split, losses, right, predicted = task.splits["dev"], [], 0, set()
         for i in range(70):
             batch = split.batch(np.array([i]))
             label = batch.pop("labels")
             logits = model(**batch).logits
             losses.append(torch.nn.functional.cross_entropy(logits, label).item())
             right += int(logits.argmax() == label)
-    assert found == pytest.approx({"dev_loss": np.mean(losses), "accuracy": right / 70}, rel=1e-9)
+            predicted.add(int(logits.argmax()))
+    expected = {"dev_loss": np.mean(losses), "accuracy": right / 70}
+    assert found == pytest.approx(expected | {"predicted_classes": len(predicted)}, rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
