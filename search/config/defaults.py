@@ -103,7 +103,7 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
     elif isinstance(given.get("scheduler"), str):
         given["scheduler"] = {"name": given["scheduler"]}
     given = _given(given, fields, ("repeats",))
-    if given.get("sampler") == "plan":
+    if given.get("sampler", fields["sampler"].default) == "plan":
         given.setdefault("allocation", "free")
     if "repeats" not in given:
         trials = given.get("trials", fields["trials"].default)

@@ -150,12 +150,12 @@ class SearchSettings(Settings):
     allocation: Literal["equal", "free"] = "equal"
     """`equal` gives each next trial to the method with the fewest; `free` lets the sampler choose
     the method, and `plan` sees to it that LoRA has half of an equal part, and each other method a
-    quarter; default: `equal`, or `free` with `sampler: plan`."""
+    quarter; default: `free` with `sampler: plan`, else `equal`."""
     arms: tuple[str, ...] = ()
     """Keys whose every value gets trials and a confirmation of its own, as if it were a method: for
     ablations, such as `[partition.rule]`. Their values are lists, in `space.methods` or in a
     default space."""
-    sampler: Literal["tpe", "plan", "random", "grid"] = "tpe"
+    sampler: Literal["plan", "tpe", "random", "grid"] = "plan"
     """How a choice is proposed: `plan` by a model of what plans are worth, which all methods of
     blocks share; `tpe` and `random` are Optuna's; `grid` tries every combination of the values that
     the space lists, so that each arm gets the same learning rates."""

@@ -120,7 +120,7 @@ def searcher_over(
     sections = {key: settings.pop(key) for key in SearchSettings.model_fields if key in settings}
     if repeats is not None:
         sections["repeats"] = {"top": repeats[0], "seeds": repeats[1]}
-    search = SearchSettings(**{"trials": 10, **sections})
+    search = SearchSettings(**{"trials": 10, "sampler": "tpe", **sections})
     train = TrainSettings(epochs=epochs, seed=sections.pop("seed", 0))
     planner = Planner(TARGETS, profile or toy_profile())
     space = space or toy_space()
