@@ -34,10 +34,11 @@ Floats = NDArray[np.float64]
 ENOUGH = 5
 """Values that a model without a history needs; before, points are drawn evenly."""
 REMEMBERED = 500
-"""Of more observations the newest are taken, and the best."""
+"""Of more observations the newest are taken, and the best of those before."""
 BEST = 100
+"""How many of them are the best."""
 FITTED_ON = 150
-"""Of more trials so many are taken to fit the hyperparameters to."""
+"""Of more observations so many are taken to fit the hyperparameters to."""
 SAMPLES = 32
 """Joint samples of what the trials so far are worth."""
 STEPS = 24
@@ -82,6 +83,7 @@ class PlanSampler:
         self._has_front = len(study.directions) > 1
         self._pool = Pool(space, arms, planner, search.seed, search.arms)
         self._search, self._epochs, self._history = search, epochs, history
+        self._candidates: dict[int, Candidate | None] = {}
         self._read: dict[int, tuple[Observation, ...]] = {}
         self._fitted: tuple[tuple[int, ...], PlanModel] | None = None
 
@@ -107,10 +109,11 @@ class PlanSampler:
         steps = self._leaders(model, ended, STEPS) + [each for each in known if each.runs]
         found: dict[tuple[tuple[str, Any], ...], tuple[Candidate, float]] = {}
         fresh = self._pool.even(turn, arms)
-        largest = max(1, *(each.trainable_params for each in [*ended, *fresh]), 1)
+        takes = self._search.takes
+        sizes = [each.trainable_params for each in [*ended, *fresh]]
+        largest = max((size for size in sizes if takes(size)), default=1)
         for climb in range(CLIMBS):
             fresh += self._pool.near(turn, climb, [each.params for each in near], arms)
-            takes = self._search.takes
             new = {
                 key: each
                 for each in fresh
@@ -171,7 +174,7 @@ class PlanSampler:
         numbers = tuple(observed)
         first = numbers[: _fitted_to(len(numbers))]
         if self._fitted is None or self._fitted[0] != first:
-            taken = _spread(first, FITTED_ON, self._search.seed)
+            taken = _spread(first, observed, self._search.seed)
             self._fitted = first, self._fit(observed, taken)
         rest = _remembered(numbers, observed, self._maximize)
         return self._fit(observed, rest, like=self._fitted[1])
@@ -243,7 +246,12 @@ class PlanSampler:
         return list(found.values())
 
     def _described(self, trial: FrozenTrial) -> Candidate | None:
-        """A trial as a candidate; None where its choice is no plan any more."""
+        """A trial as a candidate, read once; None where its choice is no plan any more."""
+        if trial.number not in self._candidates:
+            self._candidates[trial.number] = self._read_as_candidate(trial)
+        return self._candidates[trial.number]
+
+    def _read_as_candidate(self, trial: FrozenTrial) -> Candidate | None:
         choice = choice_of(trial)
         try:
             features, params = self._pool.described(choice)
@@ -261,8 +269,11 @@ def _fitted_to(count: int) -> int:
     return count - count % step
 
 
-def _spread(numbers: Sequence[int], count: int, seed: int) -> Sequence[int]:
-    """Some of the numbers, drawn evenly where there are more."""
+def _spread(
+    numbers: Sequence[int], observed: Mapping[int, Sequence[Observation]], seed: int
+) -> Sequence[int]:
+    """Some of the numbers, drawn evenly where they have more than `FITTED_ON` observations."""
+    count = int(FITTED_ON * _trials_each(numbers, observed))
     if len(numbers) <= count:
         return numbers
     taken = np.random.default_rng([seed, 3]).choice(len(numbers), count, replace=False)
@@ -273,7 +284,8 @@ def _remembered(
     numbers: Sequence[int], observed: Mapping[int, Sequence[Observation]], maximize: bool
 ) -> Sequence[int]:
     """The trials that a model hears of, so that a proposal never costs more."""
-    if len(numbers) <= REMEMBERED:
+    each = _trials_each(numbers, observed)
+    if len(numbers) <= REMEMBERED * each:
         return numbers
     worst = -math.inf if maximize else math.inf
 
@@ -281,8 +293,14 @@ def _remembered(
         last = observed[number][-1].value
         return last if math.isfinite(last) else worst
 
-    older = sorted(numbers[:-REMEMBERED], key=value, reverse=maximize)[:BEST]
-    return [*sorted(older), *numbers[-(REMEMBERED - BEST) :]]
+    best, newest = int(BEST * each), int((REMEMBERED - BEST) * each)
+    older = sorted(numbers[:-newest], key=value, reverse=maximize)[:best]
+    return [*sorted(older), *numbers[-newest:]]
+
+
+def _trials_each(numbers: Sequence[int], observed: Mapping[int, Sequence[Observation]]) -> float:
+    """Trials for each of their observations: one, less where some had cheap looks."""
+    return len(numbers) / max(1, sum(len(observed[number]) for number in numbers))
 
 
 def _log_params(candidates: Sequence[Candidate]) -> Floats:

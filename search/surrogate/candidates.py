@@ -21,14 +21,14 @@ from spaces.features import plan_features
 from spaces.planner import Planner
 from spaces.search_space import Arm, SearchSpace
 
-EVEN = 16
+EVEN = 4
 """Plans that are drawn evenly at each proposal, of a base with up to `MODULES` target modules."""
 NEAR = 8
 """Plans that are drawn near good choices at each step of a proposal."""
 MODULES = 48
 """Of a base with more target modules fewer plans are made, for each costs more."""
-TURNS = 20
-"""For how many proposals what is drawn evenly stays."""
+TURNS = 40
+"""For how many proposals what is drawn evenly stays: so many times `EVEN` plans there are."""
 VARIANTS = 6
 """Choices that a plan stands for: learning rates and alphas."""
 
@@ -77,16 +77,17 @@ class Pool:
         self._features: OrderedDict[str, tuple[Mapping[str, float], int]] = OrderedDict()
         self._drawn_evenly: dict[int, list[Candidate]] = {}
         share = min(1.0, MODULES / max(1, len(planner.targets)))
-        self._even, self._near = max(2, round(share * EVEN)), max(2, round(share * NEAR))
+        self._even, self._near = max(1, round(share * EVEN)), max(2, round(share * NEAR))
 
     def even(self, turn: int, arms: Container[str]) -> list[Candidate]:
         """Candidates of some arms, drawn evenly; most of them are those of the turn before.
 
         `turn` is the proposal's number, from 0.
         """
-        first, last = self._even * max(0, turn - TURNS + 1), self._even * (turn + 1)
+        first, last = self._even * turn, self._even * (turn + TURNS)
+        before = self._drawn_evenly
         self._drawn_evenly = {
-            number: self._drawn_evenly.get(number) or self._numbered(number)
+            number: before[number] if number in before else self._numbered(number)
             for number in range(first, last)
         }
         return [each for found in self._drawn_evenly.values() for each in found if each.arm in arms]
@@ -138,7 +139,7 @@ class Pool:
         free = {
             role: name
             for role in ("learning_rate", "alpha", "alpha_over_rank")
-            if (name := f"{choice.method}.{role}") in draw.redraw
+            if (name := f"{choice.method}.{role}") in draw.redraw and role not in self._keys
         }
         return [first, *(_variant(first, draw, free) for _ in range(VARIANTS - 1) if free)]
 
@@ -193,7 +194,10 @@ class _Draw:
             place = ordered.index(start) + int(self._rng.choice((-1, 1)))
             return ordered[min(max(place, 0), len(ordered) - 1)]
 
-        return self._given(name, even, near)
+        def held(start: Any) -> Any:
+            return start if start in choices else even()
+
+        return self._given(name, even, near, held)
 
     def suggest_int(
         self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
@@ -236,10 +240,18 @@ class _Draw:
             moved = scale(start) + _REACH * (high - low) * self._rng.standard_normal()
             return rounded(unscale(min(high, max(low, moved))))
 
-        found: float = self._given(name, even, near)
+        found: float = self._given(name, even, near, rounded)
         return found
 
-    def _given(self, name: str, even: Callable[[], Any], near: Callable[[Any], Any]) -> Any:
+    def _given(
+        self,
+        name: str,
+        even: Callable[[], Any],
+        near: Callable[[Any], Any],
+        held: Callable[[Any], Any],
+    ) -> Any:
+        """The value of a parameter: a start's own is `held` in the space, which may have been
+        another when the start was trained."""
         if name in self.params:
             return self.params[name]
         if name in self._fixed:
@@ -258,6 +270,6 @@ class _Draw:
         elif self._rng.random() < _MOVED:
             value = near(self._start[name])
         else:
-            value = self._start[name]
+            value = held(self._start[name])
         self.params[name] = value
         return value

@@ -475,7 +475,7 @@ def _next(
         above = np.maximum(drawn[:, :, None] - known[:, None, :], 0.0) * fits
         expected = above.mean(axis=(0, 2))
         at = int(expected.argmax())
-        if any(each.choice == candidates[at].choice.as_dict() for each in found):
+        if found and expected[at] <= 0:
             break  # no other is expected to add anything
         by_mean = float((np.maximum(gains[at] - mean_known[0], 0.0) * fits[at]).mean())
         share = min(1.0, by_mean / expected[at]) if expected[at] > 0 else 0.0

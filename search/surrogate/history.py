@@ -71,10 +71,12 @@ def related_sweeps(
     for relation, run_id in sorted(
         akin, key=lambda key: (_RELATIONS.index(key[0]), -len(akin[key]))
     ):
+        if len(found) == sweeps_at_most:
+            break
         # Plans are made of no more trials than are taken.
         runs = _spread(list(akin[relation, run_id].values()), TRIALS_EACH, value_of)
         trials = observed_trials(runs, None if relation == "task" else planner)
-        if len(trials) >= FEWEST_TRIALS and len(found) < sweeps_at_most:
+        if len(trials) >= FEWEST_TRIALS:
             found.append(_sweep(relation, run_id, trials))
     each = trials_at_most // max(1, len(found))
     return [

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import log10, sqrt
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,14 +31,12 @@ Floats = NDArray[np.float64]
 
 RELATED = 160
 """How many observations of related sweeps are taken at most, over all sweeps."""
-FITTED_ON = 150
-"""The hyperparameters are fitted to at most so many of the sweep's own observations."""
 GIVEN_UP = 0.3
 """A related sweep whose learned correlation is below misleads more than it tells."""
 _STEPS = 40
 """Steps of L-BFGS; the last ones change the likelihood by less than choices differ."""
 _ROWS_SPREAD = 0.5
-_SCALED_BY_PRIOR = 3
+_all_features = itemgetter(*FEATURES)
 
 
 class Described(Protocol):
@@ -355,8 +354,16 @@ class _Inputs:
 
 def _rows(described: Sequence[Described]) -> Floats:
     """Features [choices, features], NaN where one lacks it."""
-    rows = [[each.features.get(name, np.nan) for name in FEATURES] for each in described]
+    rows = [_row(each.features) for each in described]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURES))
+
+
+def _row(features: Mapping[str, float]) -> Sequence[float]:
+    try:
+        found: Sequence[float] = _all_features(features)
+    except KeyError:
+        found = [features.get(name, np.nan) for name in FEATURES]
+    return found
 
 
 def _is_tuner(described: Described) -> bool:

@@ -39,7 +39,7 @@ class Scale:
             middle = fmean(scale.middle for scale in beside) if beside else 0.0
             return cls(middle, others or 1.0, sign)
         middle = float(np.median(known))
-        own = _width(known)
+        own = float(known.std())
         if others is not None:
             n = known.size - 1
             own = float(np.sqrt((n * own**2 + _OTHERS * others**2) / (n + _OTHERS)))
@@ -59,8 +59,3 @@ class Scale:
         excess = np.minimum(np.maximum(-_BEND - z, 0.0), 3.0)
         straight = np.where(z < -_BEND, -_BEND - np.expm1(excess), z)
         return np.asarray(self.middle + self.sign * self.width * straight)
-
-
-def _width(values: Floats) -> float:
-    """Standard deviation, of values that are no further away than the better half allows."""
-    return float(values.std())

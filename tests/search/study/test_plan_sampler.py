@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from search.study import plan_sampler
+from search.surrogate.model import PlanModel, fit_model
 from search.surrogate.observation import Observation, RelatedSweep
 from search.tuning.searcher import StudySearcher
 from spaces.features import plan_features
 from spaces.methods.registry import parse_choice
 from spaces.planner import Planner
+from spaces.search_space import SearchSpace
 from tests.search.toy_search import (
+    SPACE,
     TARGETS,
     handed_out,
     searcher_over,
@@ -167,3 +172,53 @@ def test_arms_that_cannot_fit_take_no_part(tmp_path: Path, allocation: str) -> N
         trained(searcher, number)
     assert {trial.user_attrs["method"] for trial in handed_out(study)} == {"lora"}
     assert "max_params" in str(searcher.shortfall)
+
+
+def test_of_many_trials_the_newest_and_the_best_of_the_others_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_sampler, "REMEMBERED", 6)
+    monkeypatch.setattr(plan_sampler, "BEST", 2)
+    known: list[list[float]] = []
+
+    def fit(observations: list[Observation], **settings: Any) -> PlanModel:
+        if settings["like"] is not None:
+            known.append([each.value for each in observations])
+        return fit_model(observations, **settings)
+
+    monkeypatch.setattr(plan_sampler, "fit_model", fit)
+    _, searcher = plan_search(tmp_path, trials=9)
+    values = [trained(searcher, number) for number in range(9)]
+    for count in (7, 8):
+        older, newest = values[: count - 4], values[count - 4 : count]
+        best = sorted(older)[-2:]
+        assert known[count - 5] == [*(v for v in older if v in best), *newest]
+
+
+def test_what_a_space_no_longer_holds_is_moved_into_it(tmp_path: Path) -> None:
+    study, searcher = plan_search(tmp_path, trials=12, space=toy_space("lora", "pilora"))
+    for number in range(6):
+        trained(searcher, number)
+    narrowed = {"low": 2e-3, "high": 4e-3, "log": True}
+    methods = {name: SPACE["methods"][name] for name in ("lora", "pilora")}
+    space = SearchSpace.parse({"learning_rate": narrowed, "methods": methods})
+    _, searcher = plan_search(tmp_path, trials=12, space=space)
+    for number in range(6, 10):
+        trained(searcher, number)
+    rates = [parse_choice(json.loads(t.user_attrs["choice"])).learning_rate for t in study.trials]
+    assert all(2e-3 <= rate <= 4e-3 for rate in rates[6:])
+
+
+def test_an_arm_may_be_a_value_of_what_a_plan_is_tried_with(tmp_path: Path) -> None:
+    lora = {"rank": [2, 4], "alpha_over_rank": [1.0, 2.0]}
+    space = toy_space("lora", lora=lora)
+    study, searcher = plan_search(
+        tmp_path, trials=10, space=space, arms=("alpha_over_rank",), allocation="equal"
+    )
+    for number in range(10):
+        trained(searcher, number)
+    arms = [trial.user_attrs["arm"] for trial in handed_out(study)]
+    assert {arm: arms.count(arm) for arm in {*arms}} == {
+        "lora alpha_over_rank=1.0": 5,
+        "lora alpha_over_rank=2.0": 5,
+    }
