@@ -500,7 +500,7 @@ def _quietly(task: str, stand_in: str, name: str, kind: str, seed: int, trials: 
     import optuna
 
     warnings.simplefilter("ignore")  # Optuna's about experimental options, the regression's fit
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return search(task, stand_in, name, kind, seed, trials)
 
 

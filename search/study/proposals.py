@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 
 #: How many points of one method the sampler may draw in vain before a fallback is taken.
 TRIES = 24
+#: So many trials of a search that has a history are the model's; the defaults take every second one
+#: after them, until all have had theirs.
+LEARNED_FIRST = 5
 #: How many points are then drawn evenly before the method takes no further part.
 EVEN_TRIES = 200
 #: How many trials in a row may be answered from others before such a point is drawn again too.
@@ -204,7 +207,7 @@ class Proposals:
         """
         learned = self._modelled is not None and self._modelled.has_history
         # Whoever learned before knows better than the papers' defaults, which are to come as well.
-        in_turn = learned and standing.handed % 3 < 2
+        in_turn = learned and (standing.handed < LEARNED_FIRST or standing.handed % 2 == 0)
         return (
             (self._repetition(standing) if self._repeats_next(standing) else None)
             or (self._expected_most(standing, may_answer) if in_turn else None)
