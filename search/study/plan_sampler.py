@@ -20,7 +20,16 @@ from optuna.trial import FrozenTrial, TrialState
 from search.config.sweep import SearchSettings
 from search.study.curves import curve_of, looks_of
 from search.study.standing import Standing
-from search.study.study import ARM, STOPPED, TRAINING, WARM_FROM, choice_of
+from search.study.study import (
+    ARM,
+    FEATURES,
+    METHOD,
+    STOPPED,
+    TRAINABLE_PARAMS,
+    TRAINING,
+    WARM_FROM,
+    choice_of,
+)
 from search.surrogate.acquisition import expected_area_improvement, expected_improvement
 from search.surrogate.candidates import Candidate, Pool
 from search.surrogate.model import PlanModel, fit_model
@@ -252,12 +261,14 @@ class PlanSampler:
         return self._candidates[trial.number]
 
     def _read_as_candidate(self, trial: FrozenTrial) -> Candidate | None:
-        choice = choice_of(trial)
-        try:
-            features, params = self._pool.described(choice)
-        except UsageError:
-            return None
-        return Candidate(trial.params, trial.user_attrs[ARM], choice.method, features, params)
+        attributes = trial.user_attrs
+        features, params = attributes.get(FEATURES), attributes[TRAINABLE_PARAMS]
+        if features is None:  # an older ranksweep has begun it
+            try:
+                features, params = self._pool.described(choice_of(trial))
+            except UsageError:
+                return None
+        return Candidate(trial.params, attributes[ARM], attributes[METHOD], features, params)
 
 
 def _fitted_to(count: int) -> int:

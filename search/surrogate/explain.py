@@ -16,7 +16,9 @@ from search.surrogate.draws import Drawn
 from search.surrogate.observation import Observation, RelatedSweep
 from search.surrogate.worth import Worth, budgets_of, worth_of_more
 from search.tracking.facts import flattened
+from spaces.alpha import ALPHA_OVER_RANK, over_rank
 from spaces.features import FEATURES
+from spaces.methods.registry import METHODS
 
 if TYPE_CHECKING:
     from search.surrogate.model import PlanModel
@@ -337,7 +339,7 @@ def _keys(by_choice: Mapping[str, Sequence[Tried]], objective: Objective) -> lis
     of_method: dict[str, list[tuple[dict[str, Any], float]]] = {}
     for trials in by_choice.values():
         gain = float(np.mean([objective.gain(each.observation.value) for each in trials]))
-        flat = flattened(trials[0].choice)
+        flat = _with_alpha_over_rank(flattened(trials[0].choice))
         of_method.setdefault(trials[0].observation.method, []).append((flat, gain))
     found = []
     for method, rows in of_method.items():
@@ -349,6 +351,14 @@ def _keys(by_choice: Mapping[str, Sequence[Tried]], objective: Objective) -> lis
     adjusted = holm([each.p_value for each in found])
     told = [replace(each, p_value=p) for each, (p, _) in zip(found, adjusted, strict=True)]
     return sorted(told, key=lambda each: each.p_value)
+
+
+def _with_alpha_over_rank(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice's keys, and the one that default spaces search in place of its alpha."""
+    method = METHODS.get(str(flat.get("method")))
+    if method is None or "alpha" not in flat:
+        return dict(flat)
+    return {**flat, ALPHA_OVER_RANK: over_rank(method.choice_class, flat)}
 
 
 def _key(method: str, key: str, pairs: Sequence[tuple[Any, float]]) -> KeyEffect | None:

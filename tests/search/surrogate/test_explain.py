@@ -247,3 +247,19 @@ def test_of_baselines_alone_parameters_and_learning_rate_are_told() -> None:
         "parameters and the learning rate alone are known",
         "nothing new is left to try in the space",
     ]
+
+
+def test_of_an_alpha_its_ratio_to_the_rank_is_told_too() -> None:
+    tried = [
+        Tried(
+            number,
+            {"method": "lora", "rank": rank, "alpha": ratio * rank},
+            Observation({}, "lora", 0.6 + 0.05 * ratio, repeat_of=str(number)),
+        )
+        for number, (rank, ratio) in enumerate(
+            [(32, 0.5), (2, 1.0), (16, 1.5), (1, 2.0), (8, 2.5), (1, 3.0)]
+        )
+    ]
+    found = explained(Explanation("toy", None, "accuracy", "max", len(tried)), tried, None)
+    first = found.keys[0]
+    assert (first.key, first.correlation, first.best) == ("alpha_over_rank", 1.0, 3.0)
