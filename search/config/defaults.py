@@ -25,11 +25,19 @@ FEW_TRIALS, MANY_TRIALS = 12, 24
 on each leader has three other seeds, below two (docs/sweep.md has what that is worth)."""
 
 
-def usual_repeats(trials: int, sampler: str) -> dict[str, int] | None:
-    """`search.repeats` of a sweep that says nothing of it."""
+USUAL_REPEATS = ({"top": 2, "seeds": 2}, {"top": 2, "seeds": 3})
+"""`search.repeats` of few trials, and of many."""
+
+
+def usual_repeats(trials: int, sampler: str, arms: int) -> dict[str, int] | None:
+    """`search.repeats` of a sweep over so many methods and arms that says nothing of it.
+
+    None too where the repetitions would take the only trial of an arm.
+    """
     if sampler == "grid" or trials < FEW_TRIALS:
         return None
-    return {"top": 2, "seeds": 3 if trials >= MANY_TRIALS else 2}
+    usual = USUAL_REPEATS[trials >= MANY_TRIALS]
+    return None if trials - usual["top"] * usual["seeds"] < arms else usual
 
 
 def fill_defaults(raw: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
@@ -105,10 +113,6 @@ def _fill_search(search: Any, task_metric: Any, fields: Mapping[str, FieldInfo])
     given = _given(given, fields, ("repeats",))
     if given.get("sampler", fields["sampler"].default) == "plan":
         given.setdefault("allocation", "free")
-    if "repeats" not in given:
-        trials = given.get("trials", fields["trials"].default)
-        if isinstance(trials, int):
-            given["repeats"] = usual_repeats(trials, str(given.get("sampler")))
     objectives = given.get("objectives")
     if isinstance(objectives, str):
         given["objectives"] = objectives = (objectives,)

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from search.config.deepspeed_section import refusal_of_deepspeed
-from search.config.defaults import fill_defaults
+from search.config.defaults import fill_defaults, usual_repeats
 from search.config.published import PublishedSettings
 from search.objective import Objective
 from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
@@ -178,7 +178,7 @@ class SearchSettings(Settings):
     """`{top: 3, seeds: 2}` spends the last top * seeds trials on training the best choices so far
     with other seeds, and a choice is ranked by what it holds over its seeds; `null` trains each
     choice once; default: `{top: 2, seeds: 3}`, below 24 trials `{top: 2, seeds: 2}`, and `null`
-    below 12 or with `sampler: grid`."""
+    below 12, with `sampler: grid`, or where a method or an arm would be left without a trial."""
     study: Annotated[str, Field(min_length=1)] | None = None
     """SQLAlchemy URL of a database, such as `postgresql+psycopg://...`, where launches of one sweep
     from several machines or folders share its trials; `null` keeps it in the sweep's folder."""
@@ -308,6 +308,14 @@ class SweepConfig(Settings):
         return self.search.objective
 
     @property
+    def usual_repeats(self) -> RepeatSettings | None:
+        """`search.repeats` where the sweep says nothing of it."""
+        search = self.search
+        arms = self.search_space.fitted((), self.profile.top_percent).arms(search.arms)
+        found = usual_repeats(search.trials, search.sampler, len(arms))
+        return None if found is None else RepeatSettings.model_validate(found)
+
+    @property
     def pareto(self) -> bool:
         """Whether the number of trainable parameters is a second objective."""
         return len(self.search.objectives) > 1
@@ -334,6 +342,9 @@ class SweepConfig(Settings):
         space.arms(self.search.arms)
         if self.search.sampler == "grid":
             object.__setattr__(self, "search", _as_a_grid(self.search, space))
+        elif "repeats" not in self.search.model_fields_set:
+            search = self.search.model_copy(update={"repeats": self.usual_repeats})
+            object.__setattr__(self, "search", search)
         _check_metric(self.search.metric, self.task)
         _check_mode(self.search.metric, self.search.mode)
         _check_objectives(self.search)

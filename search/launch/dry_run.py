@@ -168,8 +168,8 @@ def _notes(
             f"this machine is busy: a layer takes {cost.busy:.1f} times what it takes alone; the "
             "longest times are as long as it stays so"
         )
-    if config.search.trials < len(methods):
-        notes.append(fewer_trials(config, len(methods)))
+    if (fewer := fewer_trials(config, len(methods))) is not None:
+        notes.append(fewer)
     if config.confirm is not None and config.confirm.lm_eval is not None:
         tasks = ", ".join(config.confirm.lm_eval.tasks)
         notes.append(

@@ -242,9 +242,14 @@ def dtype_name(config: SweepConfig) -> str:
     return "float32" if unfit else "bfloat16"
 
 
-def fewer_trials(config: SweepConfig, arms: int) -> str:
-    """What to say where a search has fewer trials than methods and arms."""
+def fewer_trials(config: SweepConfig, arms: int) -> str | None:
+    """What to say where a search has fewer trials than methods and arms; None where it has not."""
+    search = config.search
+    repeated = 0 if search.repeats is None else search.repeats.top * search.repeats.seeds
+    if search.trials - repeated >= arms:
+        return None
+    without = f" without the {repeated} repetitions (search.repeats)" if repeated else ""
     return (
-        f"search.trials: {config.search.trials} is fewer than the {arms} methods and arms; some "
+        f"search.trials: {search.trials}{without} is fewer than the {arms} methods and arms; some "
         "get no trial"
     )

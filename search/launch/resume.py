@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from search.config.defaults import usual_repeats
+from search.config.defaults import USUAL_REPEATS
 from search.config.sweep import RepeatSettings, SweepConfig
 from search.launch.begun import Begun, refuse_other_data
 from search.launch.prepare import SweepInputs
@@ -63,9 +63,7 @@ def as_begun(config: SweepConfig, paths: SweepPaths) -> SweepConfig:
     That depends on `search.trials`, which may change, and older versions had none.
     """
     search = config.search
-    usual = usual_repeats(search.trials, search.sampler)
-    is_usual = (None if search.repeats is None else search.repeats.model_dump()) == usual
-    if not is_usual or not paths.sweep_file.is_file():
+    if search.repeats != config.usual_repeats or not paths.sweep_file.is_file():
         return config
     before = yaml.safe_load(paths.sweep_file.read_text())["search"].get("repeats")
     repeats = None if before is None else RepeatSettings.model_validate(before)
@@ -97,11 +95,20 @@ def check_data(config: SweepConfig, paths: SweepPaths, inputs: SweepInputs, resu
 
 
 def shared_settings(config: SweepConfig, inputs: SweepInputs) -> dict[str, Any]:
-    """What launches that share a study have in common."""
+    """What launches that share a study have in common.
+
+    Keys that older versions did not know are not among it where they have their default, so that
+    studies of theirs go on. The usual repetitions are none here: they depend on `search.trials`,
+    which each launch has its own of, and older versions had none.
+    """
     resolved = config.resolved()
     free = ("study", *SEARCH_MAY_CHANGE)
     if resolved["train"].get("warmup_steps") is None:
-        resolved["train"].pop("warmup_steps", None)  # as of older versions, whose studies go on
+        resolved["train"].pop("warmup_steps", None)
+    if resolved["search"]["fidelity"] is None:
+        del resolved["search"]["fidelity"]
+    if resolved["search"]["repeats"] in USUAL_REPEATS:
+        resolved["search"]["repeats"] = None
     return {
         "task": inputs.task.fingerprint,
         "base": inputs.base_fingerprint,

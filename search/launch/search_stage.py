@@ -260,8 +260,8 @@ class SearchStage:
         confirm = self.config.confirm
         later = 0 if confirm is None else len(arms) * confirm.top * confirm.seeds
         self.view.stage("search", f"{trials}{kept} over {', '.join(arms)}", left, later)
-        if not done and wanted < len(arms):
-            self.view.message(fewer_trials(self.config, len(arms)))
+        if not done and (fewer := fewer_trials(self.config, len(arms))) is not None:
+            self.view.message(fewer)
 
     def _say_how_it_ended(self, outcome: TuneOutcome, searcher: StudySearcher) -> None:
         self.result.ended_by = outcome.ended_by

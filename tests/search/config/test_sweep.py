@@ -537,6 +537,9 @@ def test_repetitions_leave_trials_to_find_what_is_repeated() -> None:
         ({"trials": 11}, None),
         ({"trials": 24, "repeats": None}, None),
         ({"trials": 8, "repeats": {"top": 1}}, {"top": 1, "seeds": 2}),
+        # Of lora's ranks each is an arm, and all other methods are one each.
+        ({"trials": 16, "arms": ["rank"]}, {"top": 2, "seeds": 2}),
+        ({"trials": 15, "arms": ["rank"]}, None),
     ],
 )
 def test_the_leaders_are_repeated_unless_there_are_few_trials(

@@ -11,7 +11,7 @@ import yaml
 
 from search.config.reading import parse_sweep
 from search.launch.begun import Begun
-from search.launch.resume import as_begun, check_data, check_name
+from search.launch.resume import as_begun, check_data, check_name, shared_settings
 from search.launch.sweep_lock import alone
 from search.paths import SweepPaths
 from search.study.shared import check_settings
@@ -208,3 +208,19 @@ def test_a_sweep_goes_on_with_the_repetitions_that_it_was_begun_with(
     asked = parse_sweep({**raw, "search": {"trials": 12, "repeats": {"top": 1, "seeds": 1}}})
     with pytest.raises(ConfigError, match=r"^search\.repeats"):
         check_name(as_begun(asked, paths), paths, True)
+
+
+def test_launches_of_other_trials_and_versions_share_a_study() -> None:
+    task = {"name": "films", "data": {"train": "train.csv"}, "text": "text"}
+    raw = {"name": "films", "base": "path:model", "task": task}
+
+    def settings(**search: Any) -> dict[str, Any]:
+        return shared_settings(parse_sweep({**raw, "search": search}), inputs())
+
+    older = settings(trials=11)
+    assert older["search"].keys().isdisjoint({"fidelity", "stop_when", "trials"})
+    assert older["search"]["repeats"] is None  # as an older version has written it down
+    for trials in (12, 24):
+        assert settings(trials=trials) == older
+    assert settings(trials=24, repeats={"top": 1, "seeds": 5}) != older
+    assert settings(trials=24, fidelity={}) != older
