@@ -355,7 +355,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(
         ("store=ftp://x", ("store:", "'ftp://x'", "s3://")),
         ("space.methods.taso.top_percent=7", ("space.methods.taso.top_percent", "top_percent")),
         ("space.methods.taso.retention=2", ("space.methods.taso.retention:", "2")),
-        ("space.methods=[lara]", ("space.methods", "'lora'")),
+        ("space.methods=[lorra]", ("space.methods", "'lora'")),
         ("cluster.resources_per_worker={CPU: -1}", ("cluster.resources_per_worker.CPU:",)),
     ],
 )
@@ -537,7 +537,7 @@ def test_repetitions_leave_trials_to_find_what_is_repeated() -> None:
         ({"trials": 11}, None),
         ({"trials": 24, "repeats": None}, None),
         ({"trials": 8, "repeats": {"top": 1}}, {"top": 1, "seeds": 2}),
-        # Of lora's ranks each is an arm, and all other methods are one each.
+        # Twelve arms: the ranks of lora and of pilora, and three other methods.
         ({"trials": 16, "arms": ["rank"]}, {"top": 2, "seeds": 2}),
         ({"trials": 15, "arms": ["rank"]}, None),
     ],
