@@ -537,7 +537,7 @@ def test_repetitions_leave_trials_to_find_what_is_repeated() -> None:
         ({"trials": 11}, None),
         ({"trials": 24, "repeats": None}, None),
         ({"trials": 8, "repeats": {"top": 1}}, {"top": 1, "seeds": 2}),
-        # Of lora's ranks each is an arm, and all other methods are one each.
+        # Twelve arms: the ranks of lora and of pilora, and three other methods.
         ({"trials": 16, "arms": ["rank"]}, {"top": 2, "seeds": 2}),
         ({"trials": 15, "arms": ["rank"]}, None),
     ],
