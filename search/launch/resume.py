@@ -58,16 +58,24 @@ def check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
 
 
 def as_begun(config: SweepConfig, paths: SweepPaths) -> SweepConfig:
-    """The sweep with the repetitions that it was begun with, where it leaves them to the default.
+    """The sweep with the repetitions and the sampler that it was begun with, where it leaves them
+    to the default.
 
-    That depends on `search.trials`, which may change, and older versions had none.
+    The repetitions depend on `search.trials`, which may change, and older versions had none; they
+    had another sampler, too.
     """
     search = config.search
-    if search.repeats != config.usual_repeats or not paths.sweep_file.is_file():
+    if not paths.sweep_file.is_file():
         return config
-    before = yaml.safe_load(paths.sweep_file.read_text())["search"].get("repeats")
-    repeats = None if before is None else RepeatSettings.model_validate(before)
-    return config.model_copy(update={"search": search.model_copy(update={"repeats": repeats})})
+    before, kept = yaml.safe_load(paths.sweep_file.read_text())["search"], dict[str, Any]()
+    if search.repeats == config.usual_repeats:
+        repeats = before.get("repeats")
+        kept["repeats"] = None if repeats is None else RepeatSettings.model_validate(repeats)
+    if "sampler" not in search.model_fields_set and before.get("sampler", "grid") != "grid":
+        kept["sampler"] = before["sampler"]
+        if search.allocation == "free":  # by default, for it follows from the sampler
+            kept["allocation"] = before["allocation"]
+    return config.model_copy(update={"search": search.model_copy(update=kept)})
 
 
 def check_data(config: SweepConfig, paths: SweepPaths, inputs: SweepInputs, resume: bool) -> None:
@@ -105,9 +113,9 @@ def shared_settings(config: SweepConfig, inputs: SweepInputs) -> dict[str, Any]:
     free = ("study", *SEARCH_MAY_CHANGE)
     if resolved["train"].get("warmup_steps") is None:
         resolved["train"].pop("warmup_steps", None)
-    if resolved["search"]["fidelity"] is None:
-        del resolved["search"]["fidelity"]
-    if resolved["search"]["repeats"] in USUAL_REPEATS:
+    if resolved["search"].get("fidelity") is None:
+        resolved["search"].pop("fidelity", None)
+    if resolved["search"].get("repeats") in USUAL_REPEATS:
         resolved["search"]["repeats"] = None
     return {
         "task": inputs.task.fingerprint,

@@ -184,7 +184,7 @@ def test_a_key_that_an_older_version_did_not_know_is_as_it_was_where_it_has_its_
 ) -> None:
     paths = launched(tmp_path)  # its sweep names neither train.batch_size nor search.sampler
     train, search = SWEEP["train"], SWEEP["search"]
-    now = {"train": train | {"batch_size": 16}, "search": search | {"sampler": "tpe"}}
+    now = {"train": train | {"batch_size": 16}, "search": search | {"sampler": "plan"}}
     check_name(films(SWEEP | now), paths, resume=True)
     now = {"train": train | {"batch_size": 31}, "search": search | {"sampler": "random"}}
     with pytest.raises(ConfigError, match=r"^train\.batch_size, search\.sampler: differ"):
@@ -208,6 +208,26 @@ def test_a_sweep_goes_on_with_the_repetitions_that_it_was_begun_with(
     asked = parse_sweep({**raw, "search": {"trials": 12, "repeats": {"top": 1, "seeds": 1}}})
     with pytest.raises(ConfigError, match=r"^search\.repeats"):
         check_name(as_begun(asked, paths), paths, True)
+
+
+@pytest.mark.parametrize("begun_with", [{"sampler": "tpe"}, {"sampler": "random"}, {}])
+def test_a_sweep_goes_on_with_the_sampler_that_it_was_begun_with(
+    tmp_path: Path, begun_with: dict[str, str]
+) -> None:
+    task = {"name": "films", "data": {"train": "train.csv"}, "text": "text"}
+    raw = {"name": "films", "base": "path:model", "task": task}
+    paths = SweepPaths(tmp_path, name="films")
+    paths.make_sweep()
+    begun = parse_sweep({**raw, "search": begun_with})
+    paths.sweep_file.write_text(yaml.safe_dump(begun.resolved()))
+    now = as_begun(parse_sweep(raw), paths)
+    assert now.search.sampler == begun_with.get("sampler", "plan")
+    assert now.search.allocation == ("equal" if begun_with else "free")
+    check_name(now, paths, True)
+    with pytest.raises(ConfigError, match=r"^search\.allocation, search\.sampler|^search\.s"):
+        check_name(
+            as_begun(parse_sweep({**raw, "search": {"sampler": "grid"}}), paths), paths, True
+        )
 
 
 def test_launches_of_other_trials_and_versions_share_a_study() -> None:
