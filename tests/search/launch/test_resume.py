@@ -224,10 +224,9 @@ def test_a_sweep_goes_on_with_the_sampler_that_it_was_begun_with(
     assert now.search.sampler == begun_with.get("sampler", "plan")
     assert now.search.allocation == ("equal" if begun_with else "free")
     check_name(now, paths, True)
-    with pytest.raises(ConfigError, match=r"^search\.allocation, search\.sampler|^search\.s"):
-        check_name(
-            as_begun(parse_sweep({**raw, "search": {"sampler": "grid"}}), paths), paths, True
-        )
+    other = "random" if now.search.sampler != "random" else "tpe"
+    with pytest.raises(ConfigError, match=r"search\.sampler"):
+        check_name(as_begun(parse_sweep({**raw, "search": {"sampler": other}}), paths), paths, True)
 
 
 def test_launches_of_other_trials_and_versions_share_a_study() -> None:
