@@ -224,7 +224,7 @@ def _narrow_best_table(rows: Sequence[BestRow]) -> Table:
             f"{row.method}, {row.trainable_params:,} parameters",
             f"head {row.head_params:,}, {row.epochs} epochs",
             *([f"{row.seeds} seeds"] if row.seeds > 1 else []),
-            f"holds {row.holds:.4f}{_collapsed_text(row.collapsed)}",
+            f"holds {_holds_text(row)}",
             *([members_text(row.suite)] if row.suite else []),
             f"sweep {row.sweep}",
             *([f"base {row.base_uri}"] if several else []),
@@ -252,7 +252,7 @@ def _wide_best_table(rows: Sequence[BestRow]) -> Table:
             *([row.base_uri] if several else []),
             row.method,
             f"{row.value:.4f}",
-            f"{row.holds:.4f}{_collapsed_text(row.collapsed)}",
+            _holds_text(row),
             row.seeds,
             f"{row.trainable_params:,}",
             f"{row.head_params:,}",
@@ -260,6 +260,12 @@ def _wide_best_table(rows: Sequence[BestRow]) -> Table:
             " ".join(filter(None, [_choice_text(row.choice), members_text(row.suite)])),
         )
     return table
+
+
+def _holds_text(row: BestRow) -> str:
+    """What a choice holds; of how many seeds, where those that confirm it are among them."""
+    of = f" (of {row.holds_of} seeds)" if row.holds_of != row.seeds else ""
+    return f"{row.holds:.4f}{of}{_collapsed_text(row.collapsed)}"
 
 
 def _collapsed_text(seeds: int) -> str:

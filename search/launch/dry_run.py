@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from search.config.sweep import SweepConfig
+from search.config.sweep import SearchSettings, SweepConfig
 from search.launch.cost import Cost, estimated, profile_steps, steps_an_epoch
 from search.launch.lm_eval import check_lm_eval
 from search.launch.prepare import SweepInputs, fewer_trials, prepare
@@ -150,6 +150,25 @@ def _confirm(config: SweepConfig, task: Task, methods: int) -> dict[str, Any] | 
     }
 
 
+def _notes_on_the_end(search: SearchSettings) -> list[str]:
+    """What the last trials are spent on, and what may end a search before them."""
+    notes = []
+    if search.repeats is not None:
+        top, seeds = search.repeats.top, search.repeats.seeds
+        notes.append(
+            f"the last {top * seeds} of the {search.trials} trials train the {top} best "
+            f"choices again with {seeds} other seeds each, the best LoRA among them; one that "
+            "falls makes room for the next"
+        )
+    if (end := search.stop_when) is not None:
+        notes.append(
+            f"search.stop_when may end the search earlier, once the next {end.trials} trials are "
+            f"expected to improve the best by less than {end.improvement_below:g} deviations "
+            "between seeds; not before each method has a complete trial and six choices have one"
+        )
+    return notes
+
+
 def _notes(
     config: SweepConfig, cost: Cost, methods: Sequence[MethodCount], resume: bool
 ) -> tuple[str, ...]:
@@ -182,13 +201,7 @@ def _notes(
             f"trials with stage_steps full train {config.train.epochs} epochs in each stage: on "
             f"average {', '.join(longer)} as long as others"
         )
-    if config.search.repeats is not None:
-        top, seeds = config.search.repeats.top, config.search.repeats.seeds
-        notes.append(
-            f"the last {top * seeds} of the {config.search.trials} trials train the {top} best "
-            f"choices again with {seeds} other seeds each, the best LoRA among them; one that "
-            "falls makes room for the next"
-        )
+    notes += _notes_on_the_end(config.search)
     limit = config.search.max_params
     beyond = [each for each in methods if limit is not None and each.trainable_params[0] > limit]
     if beyond:

@@ -32,7 +32,8 @@ class BestRow:
     `value` is the metric after the trial's last epoch, and the mean over `seeds` trials where its
     sweep has repeated the choice with other seeds. `holds` is the lower bound that ranks
     (search/queries/holding.py), by all that was measured of the choice on dev: its trials and the
-    seeds that confirm it; `collapsed` counts those that predict one class alone.
+    seeds that confirm it, `holds_of` seeds together; `collapsed` counts those of them that predict
+    one class alone.
     `trainable_params` and `head_params` are counts (the head, where fresh, is counted apart).
     `choice` can be given to `spaces.methods.parse_choice` as it is. `task_fingerprint` names the
     rows, how they become inputs, and the metric; `data` is the same of all rows that can be ranked
@@ -60,6 +61,7 @@ class BestRow:
     seeds: int = 1
     suite: Mapping[str, float] = field(default_factory=dict)
     holds: float = math.nan
+    holds_of: int = 1
     collapsed: int = 0
 
     @property
@@ -322,7 +324,8 @@ def _with_what_they_hold(
         row = _mean(rows)
         its = noise[sweep_run, row.metric] or noise[None, row.data, row.metric]
         holds = seeds.holds(its, Objective(row.metric, row.mode))
-        found.append((sweep_run, replace(row, holds=holds, collapsed=seeds.collapsed)))
+        count, fallen = len(seeds.values), seeds.collapsed
+        found.append((sweep_run, replace(row, holds=holds, holds_of=count, collapsed=fallen)))
     return found
 
 

@@ -232,6 +232,12 @@ def explained(
     model = fit_model(observations, maximize=maximize, history=history, seed=seed)
     choices = [trials[0].observation for trials in by_choice.values()]
     best = _best(model, by_choice, objective)
+    sureness = _sureness(model, by_choice, objective, history, seed)
+    if sureness.r2 is not None and sureness.r2 <= 0:
+        notes.append(
+            "the model tells choices that it has not seen no better than their mean does: do not "
+            "rely on what it says until there are more trials"
+        )
     found = replace(
         start,
         history=[
@@ -241,7 +247,7 @@ def explained(
         best=best,
         features=_features(model, choices, objective),
         keys=keys,
-        sureness=_sureness(model, by_choice, objective, history, seed),
+        sureness=sureness,
         notes=notes,
     )
     if ahead is None:

@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.recorded.folder import STATE, ranksweep, unpack
 
 EVERY = ("best", "--task", "sentiment", "--top", "99")
-NEW = ("task_fingerprint", "data", "suite")
+NEW = ("task_fingerprint", "data", "suite", "holds", "holds_of", "collapsed")
 """What `best` has told of a trial since."""
 
 
@@ -86,7 +86,8 @@ def check_it_does_what_was_measured(model: Any, folder: Path, run_id: str) -> No
 def test_the_best_trials_are_those_that_were_told(folder: Path) -> None:
     told = answer(folder, *EVERY)
     of_one_data = {(row.pop("task_fingerprint"), row.pop("data")) for row in told}
-    assert not any(row.pop("suite") for row in told)
+    assert not any(row.pop("suite") or row.pop("collapsed") for row in told)
+    assert all(0 < row.pop("holds") < 1 <= row.pop("holds_of") for row in told)
     assert told == recorded(folder, "best")
     assert len(of_one_data) == 1
 

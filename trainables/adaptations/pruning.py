@@ -59,7 +59,8 @@ def kept_ranks(values: Sequence[torch.Tensor], share: float) -> list[int]:
 class Pruned:
     """A pruned update: module -> A [R, in] and B [out, R], its scale within B, float64 on the CPU.
 
-    Counts are of ranks, and of numbers to store: rank * (rows + cols) of every block.
+    Counts are of ranks that can differ, min(rank, rows, cols) of every block before it is cut, and
+    of numbers to store: rank * (rows + cols).
     """
 
     factors: Mapping[str, Factors]
@@ -94,7 +95,7 @@ def pruned(parts: Mapping[str, Sequence[Part]], share: float) -> Pruned:
     return Pruned(
         factors={name: (A, B) for name, (A, B) in factors.items() if len(A)},
         share=share,
-        ranks_before=sum(len(part.A) for _, part in flat),
+        ranks_before=sum(len(each.S) for each in found),
         ranks=sum(kept),
         params_before=sum(part.params for _, part in flat),
         params=sum(rank * part.width for (_, part), rank in zip(flat, kept, strict=True)),

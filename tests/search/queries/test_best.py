@@ -154,7 +154,9 @@ def test_the_seeds_that_confirm_a_choice_count_for_what_it_holds(records: Record
         assert row.holds == pytest.approx(np.mean(values) - np.std(values, ddof=1) / 3**0.5)
     console = Console(file=io.StringIO(), width=160)
     console.print(best_table(rows))
-    assert f"{rows[1].holds:.4f}, 1 collapsed" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert (
+        f"{rows[1].holds:.4f} (of {rows[1].holds_of} seeds), 1 collapsed" in console.file.getvalue()
+    )  # type: ignore[attr-defined]
 
 
 def test_a_choice_that_another_version_has_repeated_is_one_row_too(records: Records) -> None:
