@@ -239,7 +239,7 @@ BEST = {
     "run_id": None,
     "choice": {"method": "taso", "learning_rate": 0.001, "retention": 0.1},
 }
-LAUNCHED = {
+LAUNCHED: dict[str, Any] = {
     "name": "movie",
     "profile_key": KEY,
     "profile_cached": True,

@@ -152,11 +152,9 @@ def test_the_seeds_that_confirm_a_choice_count_for_what_it_holds(records: Record
     assert [row.collapsed for row in rows] == [0, 1]
     for row, values in zip(rows, ((0.8, 0.81, 0.79), (0.9, 0.88, 0.5)), strict=True):
         assert row.holds == pytest.approx(np.mean(values) - np.std(values, ddof=1) / 3**0.5)
-    console = Console(file=io.StringIO(), width=160)
-    console.print(best_table(rows))
-    assert (
-        f"{rows[1].holds:.4f} (of {rows[1].holds_of} seeds), 1 collapsed" in console.file.getvalue()
-    )  # type: ignore[attr-defined]
+    shown = io.StringIO()
+    Console(file=shown, width=160).print(best_table(rows))
+    assert f"{rows[1].holds:.4f} (of {rows[1].holds_of} seeds), 1 collapsed" in shown.getvalue()
 
 
 def test_a_choice_that_another_version_has_repeated_is_one_row_too(records: Records) -> None:
