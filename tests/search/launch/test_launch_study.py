@@ -68,7 +68,13 @@ def test_a_sweep_repeats_its_best_shares_its_study_and_is_what_the_next_one_star
     capsys.readouterr()
     del changes["search.study"], changes["search.repeats"]
     second = run(
-        config_of(tiny_sweep, tmp_path, name="second", **changes | {"search.trials": 6}), tmp_path
+        config_of(
+            tiny_sweep,
+            tmp_path,
+            name="second",
+            **changes | {"search.trials": 6, "search.sampler": "tpe"},
+        ),
+        tmp_path,
     )
     said = capsys.readouterr()
     assert "start from earlier sweeps: " in said.out + said.err
