@@ -80,6 +80,23 @@ def plan_features(
     }
 
 
+def has_blocks(features: Mapping[str, float]) -> bool:
+    """Whether features are those of a plan of blocks, and not of a tuner in their place."""
+    return "log10_first_update" in features
+
+
+def moved(
+    features: Mapping[str, float], log10_rate: float, log10_alpha: float = 0.0
+) -> dict[str, float]:
+    """The features of the same plan with its learning rate and its alpha multiplied, by powers of
+    ten: that the first update is proportional to both is all that they change."""
+    found = dict(features)
+    found["log10_learning_rate"] += log10_rate
+    if has_blocks(found):
+        found["log10_first_update"] += log10_rate + log10_alpha
+    return found
+
+
 def _first_square(block: Block, in_features: int) -> float:
     moved = block.lr_scale * block.scale
     entries = int(block.rows.shape[0]) * int(block.cols.shape[0]) * block.rank

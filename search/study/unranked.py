@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import optuna
 
@@ -11,7 +11,7 @@ from search.study.study import ARM, INTERRUPTED, REASON, WARM_FROM, ended_as
 
 
 def unranked_arms(
-    study: optuna.Study, arms: Iterable[str], ranked: Iterable[str]
+    study: optuna.Study, arms: Iterable[str], ranked: Collection[str]
 ) -> dict[str, str]:
     """Arm -> why it is not among the `ranked`, for the `arms` that are not.
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from spaces.choice import Choice
 from spaces.errors import UsageError
-from spaces.features import plan_features
+from spaces.features import moved, plan_features
 from spaces.planner import Planner
 from spaces.search_space import Arm, SearchSpace
 
@@ -121,11 +121,14 @@ class Pool:
         if key not in self._features:
             plan = self._planner.plan(choice)
             features = plan_features(plan, rate, self._planner.profile)
-            self._features[key] = _moved(features, 1 / rate, 1 / alpha), plan.trainable_params
+            self._features[key] = (
+                moved(features, -log10(rate), -log10(alpha)),
+                plan.trainable_params,
+            )
             if len(self._features) > _KEPT:
                 self._features.popitem(last=False)
         unit, params = self._features[key]
-        return _moved(unit, rate, alpha), params
+        return moved(unit, log10(rate), log10(alpha)), params
 
     def _drawn(self, draw: _Draw) -> list[Candidate]:
         """The choices that the plan of a draw stands for; none where it cannot be a plan."""
@@ -151,18 +154,10 @@ def _variant(first: Candidate, draw: _Draw, free: Mapping[str, str]) -> Candidat
     rate = factors.pop("learning_rate", 1.0)
     alpha = float(np.prod(list(factors.values())))
     return replace(
-        first, params={**first.params, **changed}, features=_moved(first.features, rate, alpha)
+        first,
+        params={**first.params, **changed},
+        features=moved(first.features, log10(rate), log10(alpha)),
     )
-
-
-def _moved(features: Mapping[str, float], rate: float, alpha: float) -> dict[str, float]:
-    """Features of the same plan with its learning rate and alpha multiplied; that the first update
-    is proportional to both is all that they change."""
-    moved = dict(features)
-    moved["log10_learning_rate"] += log10(rate)
-    if "log10_first_update" in moved:
-        moved["log10_first_update"] += log10(rate * alpha)
-    return moved
 
 
 class _Draw:

@@ -14,7 +14,7 @@ from typing import Any
 from spaces.choice import Choice
 from spaces.domain import Evenly, closest, suggest
 from spaces.errors import UsageError
-from spaces.features import plan_features
+from spaces.features import moved, plan_features
 from spaces.planner import Planner
 from spaces.search_space import Arm, SearchSpace
 
@@ -24,8 +24,6 @@ NEAR = (0.5, 0.7, 1.4, 2.0)
 """Of a good choice these multiples of its learning rate may be better."""
 LEADERS = 8
 """So many of the tried choices are good ones."""
-_WITH_THE_RATE = ("log10_learning_rate", "log10_first_update")
-"""Features that move as the learning rate does: the others are those of the plan alone."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +74,15 @@ def at_other_rates(space: SearchSpace, tried: Sequence[Drawn]) -> list[Drawn]:
         for factor in NEAR:
             rate = float(closest(domain, factor * each.choice.learning_rate))
             choice = each.choice.model_copy(update={"learning_rate": rate})
-            moved = replace(each, choice=choice, features=at_rate(each.features, rate))
-            found.setdefault(repr(choice), moved)
+            other = replace(each, choice=choice, features=at_rate(each.features, rate))
+            found.setdefault(repr(choice), other)
     own = {repr(each.choice) for each in tried}
-    return [moved for text, moved in found.items() if text not in own]
+    return [other for text, other in found.items() if text not in own]
 
 
 def at_rate(features: Mapping[str, float], learning_rate: float) -> dict[str, float]:
     """The features of the same plan at another learning rate."""
-    shift = log10(learning_rate) - features["log10_learning_rate"]
-    return {
-        name: value + shift if name in _WITH_THE_RATE else value for name, value in features.items()
-    }
+    return moved(features, log10(learning_rate) - features["log10_learning_rate"])
 
 
 def _at_rates(
@@ -111,8 +106,8 @@ def _at_rates(
         rate = choice.learning_rate
         if number:
             rate = float(suggest(domain, drawing, f"{choice.method}.learning_rate"))
-        moved = choice.model_copy(update={"learning_rate": rate})
-        yield Drawn(moved, arm.name, at_rate(features, rate), plan.trainable_params)
+        other = choice.model_copy(update={"learning_rate": rate})
+        yield Drawn(other, arm.name, at_rate(features, rate), plan.trainable_params)
 
 
 class _EvenlyOf(Evenly):

@@ -17,7 +17,7 @@ from search.surrogate.observation import Observation, RelatedSweep
 from search.surrogate.worth import Worth, budgets_of, worth_of_more
 from search.tracking.facts import flattened
 from spaces.alpha import ALPHA_OVER_RANK, over_rank
-from spaces.features import FEATURES
+from spaces.features import FEATURES, has_blocks
 from spaces.methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -291,11 +291,7 @@ def _what_is_lacking(by_choice: Mapping[str, Sequence[Tried]]) -> list[str]:
         )
     if len(methods) == 1:
         notes.append(f"only {min(methods)} has complete trials: methods are not told apart")
-    blocks = [
-        trials
-        for trials in by_choice.values()
-        if "log10_first_update" in trials[0].observation.features
-    ]
+    blocks = [trials for trials in by_choice.values() if has_blocks(trials[0].observation.features)]
     if by_choice and not blocks:
         notes.append(
             "only baselines have complete trials: they have no blocks, and of their plans the "

@@ -25,7 +25,7 @@ from search.surrogate.acquisition import Outlook
 from search.surrogate.covariance import PlanKernel, likelihood
 from search.surrogate.observation import Observation, RelatedSweep
 from search.surrogate.scale import Scale
-from spaces.features import FEATURES, SPREADS
+from spaces.features import FEATURES, SPREADS, has_blocks
 
 Floats = NDArray[np.float64]
 
@@ -367,7 +367,7 @@ def _row(features: Mapping[str, float]) -> Sequence[float]:
 
 
 def _is_tuner(described: Described) -> bool:
-    return "log10_first_update" not in described.features
+    return not has_blocks(described.features)
 
 
 def _with_jitter(covariance: torch.Tensor) -> torch.Tensor:

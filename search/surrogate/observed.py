@@ -11,7 +11,7 @@ from search.surrogate.observation import Observation, recorded_features
 from search.tracking.facts import RunFacts, choice_tag
 from spaces.choice import Choice
 from spaces.errors import RanksweepError
-from spaces.features import FEATURES
+from spaces.features import FEATURES, has_blocks
 from spaces.methods.registry import from_record, recorded
 from spaces.planner import Planner
 
@@ -86,7 +86,7 @@ def _features(
     run: RunFacts, choice: Choice | None, params: int, planner: Planner | None
 ) -> Mapping[str, float] | None:
     said = run.features
-    is_whole = said is not None and ("log10_first_update" not in said or said.keys() >= {*FEATURES})
+    is_whole = said is not None and (not has_blocks(said) or said.keys() >= {*FEATURES})
     if is_whole or planner is None or choice is None:
         return said
     try:
