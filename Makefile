@@ -66,7 +66,8 @@ bench: $(DATA)/train.parquet  ## Run the benchmarks; best with nothing else on t
 	$(BIN)/python benchmarks/plans.py --repeat 5
 	$(BIN)/python benchmarks/driver_cost.py --trials 200
 	$(BIN)/python benchmarks/time_to_quality.py --trials 3 --plain-trials 1 --of 24
-	$(BIN)/python benchmarks/search_quality.py --seeds 5
+	$(BIN)/python benchmarks/search_quality.py --seeds 5 --surfaces digits --stand-ins forest --kinds front --ways TPE plan
+	$(BIN)/python benchmarks/edges.py
 	$(BIN)/python benchmarks/profile_memory.py
 	$(BIN)/python benchmarks/fuzz_profiles.py --inputs 20000
 
