@@ -19,6 +19,7 @@ import pytest
 from tests.mlflow_database import copy_where_made
 from tests.seaweed import BUCKET, Seaweed
 
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # where there are GPUs, too
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -221,12 +221,29 @@ class ClusterSettings(Settings):
     """Data-parallel workers of a group."""
     resources_per_worker: dict[str, NonNegativeFloat] = {"CPU": 1}  # noqa: RUF012 (pydantic copies it)
     """What a worker reserves of Ray, such as `{CPU: 4, GPU: 1}`; on a CPU a worker computes with
-    that many threads."""
+    that many threads. With `GPU: 0.5` two groups of one worker share a GPU; more than one is
+    refused, as a worker computes on one."""
     max_failures: NonNegativeInt = 2
     """Deaths of a worker that one job survives."""
     lease_seconds: Annotated[float, Field(ge=1.0, le=86_400.0)] = 60.0
     """Seconds without a sign of life after which another launch takes over a profile's computation
     from this one."""
+
+    @model_validator(mode="after")
+    def _one_gpu_a_worker(self) -> Self:
+        gpus = self.resources_per_worker.get("GPU", 0.0)
+        if gpus > 1:
+            raise ValueError(
+                f"resources_per_worker.GPU: {gpus:g} would leave all but one of them idle, for a "
+                "worker computes on one GPU; use GPU: 1, and more workers_per_group or groups"
+            )
+        if 0 < gpus < 1 and self.workers_per_group > 1:
+            raise ValueError(
+                f"workers_per_group: {self.workers_per_group} workers with {gpus:g} GPU each could "
+                "share a GPU, and NCCL takes no two ranks of a group on one; use GPU: 1, or groups "
+                "of one worker"
+            )
+        return self
 
 
 class TrackingSettings(Settings):

@@ -113,6 +113,8 @@ def shared_settings(config: SweepConfig, inputs: SweepInputs) -> dict[str, Any]:
     free = ("study", *SEARCH_MAY_CHANGE)
     if resolved["train"].get("warmup_steps") is None:
         resolved["train"].pop("warmup_steps", None)
+    if resolved["train"].get("tf32"):
+        resolved["train"].pop("tf32")
     if resolved["search"].get("fidelity") is None:
         resolved["search"].pop("fidelity", None)
     if resolved["search"].get("repeats") in USUAL_REPEATS:

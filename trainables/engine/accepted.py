@@ -16,13 +16,16 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
+import torch
 from pydantic import BaseModel, ValidationError
 
 from spaces.refusals import unknown_key
+from trainables.engine.accelerator import follow
 
 
 def refusal_of(section: Mapping[str, Any]) -> str | None:
     """Why DeepSpeed does not take a section: the key and the reason; None where it takes it."""
+    follow(torch.device("cpu"))  # a GPU of this machine may be another's
     from deepspeed.runtime.config import DeepSpeedConfig
 
     asked = _Asked({**section, "train_micro_batch_size_per_gpu": 1})

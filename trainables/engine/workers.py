@@ -10,6 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainables.engine.accelerator import follow
+
+GLOO_AND_NCCL = "cpu:gloo,cuda:nccl"
+"""Backends of workers on GPUs: what lies on a CPU goes through gloo, and no device waits for it."""
+
 
 class CancelledError(Exception):
     """The driver has stopped this job."""
@@ -41,10 +46,10 @@ class Workers:
         return tensor
 
     def agree(self, flag: bool) -> bool:
-        """Rank 0's flag, on every rank."""
+        """Rank 0's flag, on every rank. The device is not waited for, but the other ranks are."""
         if self.size == 1:
             return flag
-        shared = torch.tensor([int(flag)], device=self.device)
+        shared = torch.tensor([int(flag)], device="cpu")
         dist.broadcast(shared, src=0)
         return bool(shared.item())
 
@@ -70,18 +75,24 @@ def _store_of_one() -> Any:
 def join(device: torch.device | None = None) -> Workers:
     """This process's place in its process group, with DeepSpeed's communication ready.
 
-    Without a process group (a test, a script) it makes one of a single worker. DeepSpeed's own
-    shared-memory all-reduce for CPUs is left out: it wants a compiler and up to a minute at first
-    use, and a group's gradients are small; gloo does the same sums.
+    DeepSpeed computes on `device` (default: the CPU) from here on. Without a process group (a test,
+    a script) it makes one of a single worker. DeepSpeed's own shared-memory all-reduce for CPUs is
+    left out: it wants a compiler and up to a minute at first use, and a group's gradients are
+    small; gloo does the same sums.
     """
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=_store_of_one(), rank=0, world_size=1)
+    device = device or torch.device("cpu")
+    follow(device)
     os.environ.setdefault("LOCAL_RANK", "0")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # An engine takes the device of this number, and Ray numbers ranks and devices by itself.
+        os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
+    if not dist.is_initialized():
+        backend = GLOO_AND_NCCL if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store_of_one(), rank=0, world_size=1)
     import deepspeed
 
     if not deepspeed.comm.is_initialized():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
-    if device is None:
-        device = torch.device("cpu")
     return Workers(dist.get_rank(), dist.get_world_size(), device)

@@ -20,10 +20,13 @@ from typing import Any
 import ray
 import ray.tune  # used later, but two imports of Ray's libraries at once can collide
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from spaces.errors import CancelledJobError, JobError, one_line
+from trainables.engine.accelerator import follow
+from trainables.engine.workers import GLOO_AND_NCCL
 from trainables.resident.causes import why
+from trainables.resident.gpu_memory import GpuMemory
 from trainables.resident.group_watch import GroupWatch
 from trainables.resident.jobs import Done, Event, Failed, Job, Result, Steps
 from trainables.resident.node_files import serve_files
@@ -236,13 +239,14 @@ class ResidentWorkers:
                 name=f"group-{group}",
                 storage_path=self._storage_path,
                 failure_config=FailureConfig(max_failures=-1),
-                callbacks=[GroupWatch(self.queue, group)],
+                callbacks=[GroupWatch(self.queue, group), *([GpuMemory()] if use_gpu else [])],
             ),
-            torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
+            torch_config=TorchConfig(backend=GLOO_AND_NCCL if use_gpu else "gloo"),
         )
 
 
 def _serve(config: dict[str, Any]) -> None:
+    follow(get_device())  # before what follows imports DeepSpeed
     # Here, for the driver has no use for what trains, which takes seconds to import.
     from trainables.resident.worker import serve
 

@@ -17,7 +17,6 @@ from typing import Any
 import ray
 import ray.train
 import torch
-import torch.distributed as dist
 from ray.train.torch import get_device
 
 from spaces.errors import ConfigError, JobError, one_line
@@ -27,6 +26,8 @@ from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
+from trainables.engine.accelerator import tensor_float_32
+from trainables.engine.failures import out_of_memory, peer_is_gone, process_is_lost
 from trainables.engine.workers import CancelledError, Workers, join
 from trainables.profiling.profile import compute_profile
 from trainables.resident.jobs import (
@@ -156,7 +157,8 @@ def _load(config: dict[str, Any]) -> Resident:
 
 def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob) -> None:
     """Run one job on this worker and tell the queue how it goes and ends."""
-    channel = Channel(queue, group, job_id, resident.workers.rank == 0)
+    workers = resident.workers
+    channel = Channel(queue, group, job_id, workers.rank == 0)
     channel.send(Started())
     try:
         channel.send(Done(perform(job, resident, channel)))
@@ -165,14 +167,13 @@ def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob
     except (DivergedError, LmEvalError, OwnMetricError) as failure:  # every rank saw the same
         channel.send(Failed(str(failure)))
     except Exception as failure:
-        if _peer_is_gone(failure):
+        if workers.size > 1 and peer_is_gone(failure):
             raise  # the group starts again and the job with it; its death is what counts
         # On any rank: the others may hang in a collective, so the queue hears of it first.
         ray.get(queue.report.remote(job_id, Failed(_explain(failure, job)), group))
-        if resident.workers.size > 1:
+        if workers.size > 1 or process_is_lost(failure):
             raise
-    finally:
-        _give_memory_back()
+    _give_memory_back(workers.device)
 
 
 class Channel:
@@ -255,9 +256,12 @@ class _TrialObserver(Observer):
 def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
     base, plan = resident.base, Plan.from_bytes(job.plan)
     head = fresh_head(base, job.seed)
-    with adaptation_for(
-        plan, base.model, seed=job.seed, dropout=job.train.dropout, head=head
-    ) as adaptation:
+    with (
+        tensor_float_32(job.train.tf32),
+        adaptation_for(
+            plan, base.model, seed=job.seed, dropout=job.train.dropout, head=head
+        ) as adaptation,
+    ):
         if job.warm is not None:
             _start_from(job.warm, adaptation, head)
 
@@ -325,7 +329,8 @@ def _lm_eval_scores(
     from trainables.training.lm_eval_scores import lm_eval_scores
 
     base, tokenizer = resident.base, load_tokenizer(resident.base.uri)
-    return lm_eval_scores(base.model, tokenizer, asked, resident.workers, channel.should_stop)
+    with tensor_float_32(False):  # which others' scores were not made with
+        return lm_eval_scores(base.model, tokenizer, asked, resident.workers, channel.should_stop)
 
 
 @perform.register
@@ -371,6 +376,7 @@ def _trained(
 
 
 @perform.register
+@tensor_float_32(False)  # a profile's key does not say what made its products
 def _profile(job: ProfileJob, resident: Resident, channel: Channel) -> ProfileResult:
     base, settings = resident.base, job.settings
     targets = resolve_targets(base.model, base.head_modules, settings.target_modules)
@@ -392,26 +398,25 @@ def _profile(job: ProfileJob, resident: Resident, channel: Channel) -> ProfileRe
     return ProfileResult(data, time.monotonic() - started)
 
 
-def _peer_is_gone(failure: BaseException) -> bool:
-    """Whether a collective failed because another rank died; gloo raises a bare RuntimeError."""
-    return isinstance(failure, dist.DistError) or (
-        isinstance(failure, RuntimeError) and ("gloo" in str(failure) or "NCCL" in str(failure))
-    )
-
-
 def _explain(failure: BaseException, job: AnyJob) -> str:
     """A job's failure in one line, with the remedy where it is known."""
     line = one_line(failure)
-    short = ("out of memory", "can't allocate memory")  # a GPU's allocator, and the CPU's
-    if isinstance(failure, torch.OutOfMemoryError) or any(sign in line for sign in short):
+    if out_of_memory(failure):
         return f"{line}; {job.takes_less_memory}"
+    if process_is_lost(failure):
+        return f"{line}; the worker starts anew, and CUDA_LAUNCH_BLOCKING=1 on its node tells where"
     return line
 
 
-def _give_memory_back() -> None:
-    """After a job: collect what it has left, and let a GPU have the memory that it held."""
+def _give_memory_back(device: torch.device) -> None:
+    """After a job: collect what it has left, and let a GPU have the memory that it held.
+
+    Raises what a device says that computes nothing any more, whatever the job made of it: the job
+    is over by now, and the worker starts anew.
+    """
     gc.collect()
-    if torch.cuda.is_initialized():
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 
 

@@ -61,10 +61,20 @@ def labels_of(split: Split) -> NDArray[Any]:
     return labels
 
 
-def to_device(batch: Mapping[str, Any], workers: Workers) -> Pass:
-    """The batch with its tensors on the worker's device."""
+def pinned(batch: Pass) -> Pass:
+    """The batch with its tensors in memory that a GPU can read while the host goes on."""
     return {
-        key: value.to(workers.device) if isinstance(value, torch.Tensor) else value
+        key: value.pin_memory() if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
+
+
+def to_device(batch: Mapping[str, Any], workers: Workers) -> Pass:
+    """The batch with its tensors on the worker's device; the host does not wait for pinned ones."""
+    return {
+        key: value.to(workers.device, non_blocking=True)
+        if isinstance(value, torch.Tensor)
+        else value
         for key, value in batch.items()
     }
 

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,14 @@ from trainables.tasks.grouping import in_batches
 from trainables.tasks.split import Split, epoch_order
 from trainables.tasks.task import Task
 from trainables.training.evaluate import evaluate
+from trainables.training.made_ahead import made_ahead
 from trainables.training.observer import Observer
 from trainables.training.settings import TrainSettings
-from trainables.training.stage import (
-    DivergedError,
-    Schedule,
-    Stages,
-    engine_config,
-)
+from trainables.training.stage import Schedule, Stages, engine_config
+from trainables.training.unhurried import LossCheck, StepClock
 
 LOSS_CHECK_EVERY = 10  # steps between two looks at the loss for NaN
+AGREE_EVERY = 5  # steps after which the workers of a group wait for each other, to stop as one
 
 
 def finetune(
@@ -98,7 +97,7 @@ def finetune(
             report = _train_epoch(stages, split, left, step, workers, observer)
             step += len(left)
             if evaluate_on is not None and (evaluate_every_epoch or epoch == epochs):
-                started = time.perf_counter()
+                started = time.perf_counter()  # the report's numbers have waited for a GPU
                 hearing = replace(workers, should_stop=observer.should_stop)
                 report |= evaluate(model, adaptation, task, evaluate_on, hearing)
                 report |= adaptation.figures()
@@ -117,19 +116,23 @@ def _train_epoch(
 ) -> dict[str, float]:
     """Train the batches of an epoch that are left where `done` steps of the job are over."""
     loss_sum = torch.zeros((), dtype=torch.float64, device=workers.device)
-    times: list[float] = []
+    clock, check = StepClock(workers.device), LossCheck(workers)
     trained = 0
-    for step, batch in enumerate(batches, start=done + 1):
-        started = time.perf_counter()
-        loss_sum += stages.step(step - 1, split, batch)
-        trained += int(split.targets[batch].sum()) if stages.trains else 0
-        times.append(time.perf_counter() - started)
-        stages.keep(step)
-        observer.on_step(step, stages.steps, stages.last_learning_rate)
-        if step % LOSS_CHECK_EVERY == 0 or step == done + len(batches):
-            _check_finite(loss_sum, step, workers)
-        if workers.agree(observer.should_stop()):
-            raise CancelledError
+    last = done + len(batches)
+    with made_ahead(partial(stages.micro_batches, split), batches, workers.device) as made:
+        for step, batch in enumerate(batches, start=done + 1):
+            with clock.step():
+                loss_sum += stages.step(step - 1, split, batch, next(made))
+                trained += int(split.targets[batch].sum()) if stages.trains else 0
+            stages.keep(step)
+            observer.on_step(step, stages.steps, stages.last_learning_rate)
+            if step % LOSS_CHECK_EVERY == 0 or step == last:
+                check.look(loss_sum, step)
+            agrees = workers.size == 1 or step % AGREE_EVERY == 0 or step == last
+            if agrees and workers.agree(observer.should_stop()):
+                raise CancelledError
+    check.settle()
+    times = clock.seconds()
     return {
         "train_loss": float(workers.sum_(loss_sum)) / max(trained, 1),
         "learning_rate": stages.last_learning_rate,
@@ -148,11 +151,3 @@ def _reseed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _check_finite(loss_sum: torch.Tensor, step: int, workers: Workers) -> None:
-    finite = torch.isfinite(loss_sum).to(torch.float64)
-    if float(workers.sum_(finite)) < workers.size:
-        raise DivergedError(
-            f"the training loss is not finite at step {step}; lower learning_rate or alpha"
-        )

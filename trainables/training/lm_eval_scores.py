@@ -19,6 +19,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from spaces.errors import one_line
+from trainables.engine.failures import out_of_memory
 from trainables.engine.workers import CancelledError, Workers
 from trainables.training.lm_eval_settings import LmEvalError
 from trainables.training.lm_eval_state import undisturbed
@@ -147,7 +148,7 @@ class _Agreement:
 
 def _told(failure: Exception) -> str:
     line = one_line(failure)
-    if isinstance(failure, torch.OutOfMemoryError) or "out of memory" in line:
+    if out_of_memory(failure):
         return f"{line}; lower confirm.lm_eval.batch_size"
     return line
 

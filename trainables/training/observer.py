@@ -28,8 +28,9 @@ class Observer:
         rate (of scale 1) that the last was trained with."""
 
     def should_stop(self) -> bool:
-        """Asked after every step, where rank 0's answer counts, and between what is written when a
-        split is measured, where any rank's does."""
+        """Asked after a step (every few of them where there are several workers), where rank 0's
+        answer counts, and between what is written when a split is measured, where any rank's
+        does."""
         return False
 
     def on_epoch(self, epoch: int, report: dict[str, float]) -> None:

@@ -41,6 +41,10 @@ class TrainSettings(Settings):
     """Dropout on the input of a module's trainable blocks."""
     precision: Precision = "auto"
     """Precision of the base, as `profile.precision`."""
+    tf32: bool = True
+    """Whether a GPU rounds the factors of fp32 products to TF32, as its tensor cores take them,
+    while a trial trains and is measured: results then differ from a CPU's in the third or fourth
+    digit. No other precision is concerned. The profile and lm-eval compute without it."""
     seed: Seed = 0
     """Seed of the adapters, a fresh head and the order of the rows."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +14,28 @@ import torch
 from numpy.typing import NDArray
 from torch.optim.lr_scheduler import LambdaLR
 
-from spaces.errors import JobError
+from spaces.errors import JobError, one_line
 from trainables.adaptations.adaptation import Adaptation
 from trainables.engine.workers import Workers
 from trainables.tasks.kinds.kind import Kind
-from trainables.tasks.split import Split, to_device
+from trainables.tasks.split import Pass, Split, to_device
 from trainables.training.observer import Observer
 from trainables.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
 
 
 class DivergedError(JobError):
     """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward pass takes: passes of this worker's rows, on the host, and how
+    much their loss counts."""
+
+    passes: Sequence[Pass]
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -107,8 +119,16 @@ class Stages(AbstractContextManager["Stages"]):
         self._is_ready = False
         self.last_learning_rate = 0.0
 
-    def __exit__(self, *_: object) -> None:
-        self._end()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._end()
+            return
+        # Nobody asks for what a stage that was broken off has trained, and there may be no memory
+        # to freeze it in.
+        try:
+            self._let_go()
+        except Exception as failure:  # what has ended the job says why
+            logger.warning("an engine was not destroyed: %s", one_line(failure))
 
     @property
     def steps(self) -> int:
@@ -120,9 +140,26 @@ class Stages(AbstractContextManager["Stages"]):
         """Whether the stage has anything to train: not with an empty core and no head."""
         return self._engine is not None
 
-    def step(self, number: int, split: Split, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Optimizer step `number`, from 0, over `rows`; returns this worker's part of the summed
-        loss."""
+    def micro_batches(self, split: Split, rows: NDArray[np.int64]) -> Iterator[MicroBatch]:
+        """What an optimizer step over `rows` takes, each made when it is asked for.
+
+        It depends on nothing that a step changes, so that it can be asked for ahead.
+        """
+        for micro_batch in self._divided(rows):
+            own = self._workers.share(micro_batch)
+            weight = 1.0 if len(own) else 0.0  # a rank without rows still joins the collectives
+            own = own if len(own) else micro_batch[:1]
+            yield MicroBatch(split.passes(own, self._workers.device.type == "cpu"), weight)
+
+    def step(
+        self,
+        number: int,
+        split: Split,
+        rows: NDArray[np.int64],
+        micro_batches: Iterable[MicroBatch],
+    ) -> torch.Tensor:
+        """Optimizer step `number`, from 0, over `rows`, in their micro-batches; returns this
+        worker's part of the summed loss."""
         stage = self._schedule.stage_of(number)
         if stage != self._stage:
             self._end()
@@ -131,7 +168,7 @@ class Stages(AbstractContextManager["Stages"]):
                 self._observer.restore(self._engine, self._rates)
         total = torch.zeros((), dtype=torch.float64, device=self._workers.device)
         if self._engine is not None:
-            self._train(split, rows, total)
+            self._train(rows, int(split.targets[rows].sum()), micro_batches, total)
         return total
 
     def keep(self, done: int) -> None:
@@ -163,29 +200,35 @@ class Stages(AbstractContextManager["Stages"]):
             )
         self._stage = stage
 
-    def _train(self, split: Split, rows: NDArray[np.int64], total: torch.Tensor) -> None:
-        """Take an optimizer step; adds this worker's part of the summed loss to `total`."""
+    def _divided(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The rows of an optimizer step in its forward passes, those of all workers."""
+        parts = np.array_split(rows, self._settings.gradient_accumulation_steps)
+        return [part for part in parts if len(part)]
+
+    def _train(
+        self,
+        rows: NDArray[np.int64],
+        count: int,
+        micro_batches: Iterable[MicroBatch],
+        total: torch.Tensor,
+    ) -> None:
+        """Take an optimizer step over `rows`, which have `count` targets; adds this worker's part
+        of the summed loss to `total`."""
         engine, workers = self._engine, self._workers
-        count = int(split.targets[rows].sum())
         engine.train()
         engine.module.head.train(self._base_dropout)  # a head's dropout is the base's
-        accumulation = self._settings.gradient_accumulation_steps
-        micro_batches = [m for m in np.array_split(rows, accumulation) if len(m)]
+        number = len(self._divided(rows))
         for i, micro_batch in enumerate(micro_batches):
-            engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
-            own = workers.share(micro_batch)
-            weight = 1.0 if len(own) else 0.0  # a rank without rows still joins the collectives
-            own = own if len(own) else micro_batch[:1]
-            passes = split.passes(own, workers.device.type == "cpu")
-            batches = [to_device(each, workers) for each in passes]
+            engine.set_gradient_accumulation_boundary(i == number - 1)
+            batches = [to_device(each, workers) for each in micro_batch.passes]
             labels = torch.cat([batch.pop("labels") for batch in batches])
             if not self._is_ready:
                 self._is_ready = True
                 self._observer.on_ready()
-            loss = weight * self._kind.summed_loss(engine(*batches), labels)
+            loss = micro_batch.weight * self._kind.summed_loss(engine(*batches), labels)
             mean = loss * (workers.size / count)
             if (penalty := self._adaptation.penalty()) is not None:
-                mean = mean + penalty / len(micro_batches)
+                mean = mean + penalty / number
             engine.backward(mean, scale_wrt_gas=False)
             total += loss.detach()
         self._adaptation.after_backward(engine)
@@ -199,8 +242,14 @@ class Stages(AbstractContextManager["Stages"]):
 
     def _end(self) -> None:
         """Freeze the stage's blocks and let the engine go."""
-        if self._stage is not None:
-            self._adaptation.end_stage()
-        if self._engine is not None:
-            self._engine.destroy()
-        self._stage = self._engine = self._rates = None
+        try:
+            if self._stage is not None:
+                self._adaptation.end_stage()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Destroy the engine, and hold nothing of the stage even where that fails."""
+        engine, self._stage, self._engine, self._rates = self._engine, None, None, None
+        if engine is not None:
+            engine.destroy()

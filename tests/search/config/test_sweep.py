@@ -357,6 +357,15 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(
         ("space.methods.taso.retention=2", ("space.methods.taso.retention:", "2")),
         ("space.methods=[lorra]", ("space.methods", "'lora'")),
         ("cluster.resources_per_worker={CPU: -1}", ("cluster.resources_per_worker.CPU:",)),
+        (
+            "cluster.resources_per_worker={GPU: 1.5}",
+            ("cluster: resources_per_worker.GPU: 1.5", "one GPU", "use GPU: 1"),
+        ),
+        ("cluster.resources_per_worker={GPU: 2}", ("cluster: resources_per_worker.GPU: 2", "idle")),
+        (
+            "cluster={workers_per_group: 2, resources_per_worker: {GPU: 0.5}}",
+            ("cluster: workers_per_group: 2 workers with 0.5 GPU each", "NCCL", "use GPU: 1"),
+        ),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_key(

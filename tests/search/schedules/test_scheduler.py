@@ -319,7 +319,7 @@ def test_no_sweep_is_started_once_the_gpu_hours_of_the_day_are_used(
 
 
 def test_what_a_sweep_uses_is_counted_for_all_schedules(world: World, tmp_path: Path) -> None:
-    sweep = {**SWEEP, "cluster": {"address": "auto", "resources_per_worker": {"GPU": 4}}}
+    sweep = {**SWEEP, "cluster": {"address": "auto", "resources_per_worker": {"GPU": 1}}}
     settle(world.scheduler(write_schedule(tmp_path, sweep)))
     assert hours_used(ObjectStorage(f"file://{tmp_path / 'store'}"), world.now) > 0
 

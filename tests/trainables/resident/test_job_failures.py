@@ -127,8 +127,32 @@ def test_an_end_that_all_workers_agree_on_leaves_them_at_work(
 
 def test_a_collective_that_a_dead_peer_broke_is_no_failure_of_the_job(queue: Queue) -> None:
     with pytest.raises(RuntimeError, match="gloo"):
-        run(queue, Trial(error=RuntimeError("[gloo/pair.cc] Connection closed by peer")))
+        run(queue, Trial(error=RuntimeError("[gloo/pair.cc] Connection closed by peer")), size=2)
     assert queue.events == [Started()]
+
+
+def test_a_lone_worker_whose_cuda_is_lost_fails_its_job_first_and_then_itself(queue: Queue) -> None:
+    error = torch.AcceleratorError("CUDA error: device-side assert triggered\nSearch for it")
+    with pytest.raises(torch.AcceleratorError):
+        run(queue, Trial(error=error))
+    started, failed = queue.events
+    assert started == Started()
+    assert isinstance(failed, Failed)
+    assert "device-side assert triggered; the worker starts anew" in failed.error
+
+
+@pytest.mark.parametrize("error", [None, OwnMetricError("it gave no number"), CancelledError()])
+def test_a_gpu_that_computes_nothing_any_more_ends_the_worker_however_its_job_ended(
+    queue: Queue, error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def synchronize(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    worker = Resident(None, None, Workers(0, 1, torch.device("cuda")), {})  # type: ignore[arg-type]
+    with pytest.raises(torch.AcceleratorError):
+        run_job(worker, queue, 0, "job", Trial(error=error))
+    assert len(queue.events) == 2  # it was told how the job ended
 
 
 def test_every_rank_hears_of_a_cancelled_job(monkeypatch: pytest.MonkeyPatch) -> None:
