@@ -37,7 +37,7 @@ USAGE = ("invalid usage", "ncclInvalidUsage: This usually reflects invalid usage
         torch.AcceleratorError("CUDA error: out of memory" + TAIL),
         RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(h)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         dist.DistBackendError(NCCL.format(*UNHANDLED, "Cuda failure 2 'out of memory'")),
         dist.DistBackendError(NCCL.format(*UNHANDLED, "Failed to CUDA calloc async 608 bytes; "
@@ -64,7 +64,7 @@ def test_what_did_not_fit_is_neither_a_lost_process_nor_a_lost_peer(failure: Exc
         torch.AcceleratorError("CUDA error: unknown error" + TAIL),
         RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
         RuntimeError("CUDA driver error: unspecified launch failure"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm("),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
         dist.DistBackendError(
             NCCL.format(*UNHANDLED, "Cuda failure 700 'an illegal memory access was encountered'")
@@ -85,8 +85,8 @@ def test_a_cuda_error_that_stays_loses_the_process(failure: Exception) -> None:
         dist.DistBackendError(NCCL.format(*REMOTE, "socketProgressOpt: Call to recv from 10.0.0.7 "
                                           "failed : Connection reset by peer")),
         dist.DistBackendError("NCCL communicator was aborted on rank 1."),
-        dist.DistBackendError("[1] is setting up NCCL communicator and retrieving ncclUniqueId from "
-                              "[0], but store->get('0') got error: Connection reset by peer"),
+        dist.DistBackendError("[1] is setting up NCCL communicator and retrieving ncclUniqueId "
+                              "from [0], but store->get('0') got error: Connection reset by peer"),
         dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."),
     ],
 )  # fmt: skip

@@ -32,10 +32,13 @@ def as_it_ends(engine: Any, adaptation: BlockAdaptation) -> None:
 def and_the_engine_too(engine: Any, adaptation: BlockAdaptation) -> None:
     at_a_step(engine, adaptation)
 
-    def destroy() -> None:
+    destroy = engine.destroy
+
+    def destroy_and_fail() -> None:
+        destroy()
         raise RuntimeError("it cannot be destroyed")
 
-    engine.destroy = destroy
+    engine.destroy = destroy_and_fail
 
 
 @pytest.mark.parametrize("fail", [at_a_step, as_it_ends, and_the_engine_too])
@@ -45,12 +48,16 @@ def test_nothing_of_a_job_that_ran_out_of_memory_stays(
     model = tiny_bert()
     before = reports_of(model, lora(model), alone)
     held: list[weakref.ref[Any]] = []
+    done: list[str] = []
 
     def job() -> None:
         def keep(step: int, engine: Any, schedule: Any) -> None:
             if step == 2:
                 held.extend(weakref.ref(each) for each in engine.module.parameters())
                 held.append(weakref.ref(engine))
+                destroy, detach = engine.destroy, adaptation.detach
+                engine.destroy = lambda: (done.append("destroyed"), destroy())
+                vars(adaptation)["detach"] = lambda: (done.append("detached"), detach())
                 fail(engine, adaptation)
 
         with BlockAdaptation(model, lora(model), seed=3, head=head_of(model)) as adaptation:
@@ -64,6 +71,7 @@ def test_nothing_of_a_job_that_ran_out_of_memory_stays(
     except torch.OutOfMemoryError as failure:
         assert "2.00 GiB" in str(failure)  # noqa: PT017 (what is raised must not be kept)
     gc.collect()
+    assert done[:2] == ["destroyed", "detached"]
     assert len(held) > 4
     assert [each() for each in held if each() is not None] == []
     assert reports_of(model, lora(model), alone) == before
