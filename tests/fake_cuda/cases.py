@@ -66,7 +66,7 @@ def steps_without_a_wait() -> dict[str, Any]:
     sys.modules["deepspeed"] = SimpleNamespace(initialize=_PlainEngine.initialized)  # type: ignore[assignment]
     torch.cuda.set_device = lambda device: None
     torch.cuda.Event = _Event  # type: ignore[assignment,misc]
-    torch.Tensor.pin_memory = lambda self: self  # type: ignore[assignment,method-assign]
+    torch.Tensor.pin_memory = torch.Tensor.contiguous  # type: ignore[assignment,method-assign]
     task, device = tiny_task(train=60), torch.device("cuda", 0)
     settings = TrainSettings(batch_size=6, gradient_accumulation_steps=2, dropout=0.1)
     base = tiny_bert(torch.float32)
@@ -121,7 +121,7 @@ class _PlainEngine:
             with torch.no_grad():
                 torch._foreach_add_(trained, [each.grad for each in trained], alpha=-group["lr"])
         self.optimizer.zero_grad()
-        self.optimizer._opt_called = True  # its schedule asks for it
+        vars(self.optimizer)["_opt_called"] = True  # its schedule asks for it
 
 
 class _Event:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ def test_deepspeed_computes_on_the_workers_device_on_a_host_with_gpus(program: s
 
 
 def test_tf32_is_for_a_while_and_for_gpus_alone() -> None:
-    cuda, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    mkldnn: Any = torch.backends.mkldnn
+    cuda, on_cpu = torch.backends.cuda.matmul, mkldnn.matmul
     before = cuda.allow_tf32, torch.backends.cudnn.allow_tf32, on_cpu.fp32_precision
     for allowed in (True, False):
         with tensor_float_32(allowed):

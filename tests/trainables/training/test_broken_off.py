@@ -21,6 +21,14 @@ def no_memory(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
+def noting(done: list[str], name: str, work: Callable[[], None]) -> Callable[[], None]:
+    def noted() -> None:
+        done.append(name)
+        work()
+
+    return noted
+
+
 def at_a_step(engine: Any, adaptation: BlockAdaptation) -> None:
     engine.module.register_forward_hook(no_memory)
 
@@ -55,9 +63,8 @@ def test_nothing_of_a_job_that_ran_out_of_memory_stays(
             if step == 2:
                 held.extend(weakref.ref(each) for each in engine.module.parameters())
                 held.append(weakref.ref(engine))
-                destroy, detach = engine.destroy, adaptation.detach
-                engine.destroy = lambda: (done.append("destroyed"), destroy())
-                vars(adaptation)["detach"] = lambda: (done.append("detached"), detach())
+                for of, name in ((engine, "destroy"), (adaptation, "detach")):
+                    vars(of)[name] = noting(done, name, getattr(of, name))
                 fail(engine, adaptation)
 
         with BlockAdaptation(model, lora(model), seed=3, head=head_of(model)) as adaptation:
@@ -71,7 +78,7 @@ def test_nothing_of_a_job_that_ran_out_of_memory_stays(
     except torch.OutOfMemoryError as failure:
         assert "2.00 GiB" in str(failure)  # noqa: PT017 (what is raised must not be kept)
     gc.collect()
-    assert done[:2] == ["destroyed", "detached"]
+    assert done[:2] == ["destroy", "detach"]
     assert len(held) > 4
     assert [each() for each in held if each() is not None] == []
     assert reports_of(model, lora(model), alone) == before
