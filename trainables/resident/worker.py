@@ -28,6 +28,7 @@ from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import CancelledError, Workers, join
+from trainables.profiling.determinism import allow_determinism
 from trainables.profiling.profile import compute_profile
 from trainables.resident.jobs import (
     AnyJob,
@@ -84,6 +85,7 @@ def serve(config: dict[str, Any]) -> None:
     """The loop of one worker: load the base, then serve jobs until the queue is closed."""
     queue, group = config["queue"], config["group"]
     _quieten()
+    allow_determinism()
     if not ray.get(queue.starting.remote(group, ray.train.get_context().get_world_size())):
         return
     try:
