@@ -18,7 +18,7 @@ FIXED = (":4096:8", ":16:8")  # with which cuBLAS gives the same bits each time
 def allow_determinism() -> None:
     """Let jobs ask for it: cuBLAS reads its variable once, as a process first multiplies.
 
-    It costs 24 MiB of a GPU older than Hopper, where torch takes as much by itself.
+    It costs a process some 24 MiB of its GPU, and nothing where the user has set the variable.
     """
     os.environ.setdefault(CUBLAS, FIXED[0])
 

@@ -68,9 +68,9 @@ def mask_sizes(entries: int, top_percent: Sequence[float]) -> list[int]:
 def counts_on_device(score: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """Row counts, then column counts, of the masks of the `sizes` largest entries of `score`.
 
-    int64 [K, out + in], without a sync. Beside `score` [out, in] there are 12 bytes for each entry
-    of the largest mask and of the next (values and torch.topk's indices), then 4 bytes for each
-    entry of the matrix: 54 and 27 MB, then 180 MB, at 10 % and 5 % of a layer of 4096 x 11008.
+    int64 [K, out + in], without a sync. Beside `score` [out, in] there are first 12 bytes for each
+    entry of the largest mask (values and torch.topk's indices), later 4 for each of the matrix: 54
+    and 180 MB at 10 % of a layer of 4096 x 11008, which itself takes 180.
     """
     leasts = _leasts_on_device(score, sizes)
     return torch.stack([_counts_of_mask(score, size, leasts[size]) for size in sizes])
