@@ -56,12 +56,12 @@ def compute_profile(
     `head` holds the job's own fresh head modules. The result depends on the number of workers by
     floating-point order only. With `checkpoints` the job saves what it has every
     `settings.checkpoint_every` steps, and goes on from what an interrupted one has saved, to the
-    same result: bit for bit on a CPU, and on a GPU with `settings.deterministic`; `on_message`
-    (default: a warning in the log) is told so, and of a store that fails.
+    same result; `on_message` (default: a warning in the log) is told so, and of a store that fails.
 
-    Raises JobError where a statistic is not finite, the memory holds no module or an operation is
-    not deterministic as asked for, and CancelledError when `should_stop` says so, which is asked
-    after every step.
+    Two results are the same bit for bit on CPUs, and on GPUs with `settings.deterministic`. Raises
+    JobError where a statistic is not finite, the memory holds no module or an operation is not
+    deterministic as asked for, and CancelledError when `should_stop` says so, which is asked after
+    every step.
     """
     metadata = {
         "base": base_fingerprint,
