@@ -292,13 +292,14 @@ class StaticPass:
 
     def _counting(self, largest: TargetModule) -> int:
         """Bytes held at most, beside a module's accumulator, while its masks are counted."""
-        held, size = HighestHeld(self._workers.device), self._accumulator_bytes(largest)
-        if self._workers.device.type == "cpu":
-            return held.bytes + size + COUNTING_BYTES
-        weight = weight_of(self._model, largest).detach()
-        score = torch.zeros_like(weight, dtype=accumulated_in(weight.dtype))
+        device = self._workers.device
+        held = HighestHeld(device)
+        if device.type == "cpu":
+            return held.bytes + self._accumulator_bytes(largest) + COUNTING_BYTES
+        dtype = accumulated_in(weight_of(self._model, largest).dtype)
+        score = torch.zeros(largest.shape, dtype=dtype, device=device)
         counts_on_device(score, mask_sizes(score.numel(), self._settings.top_percent))
-        return held.bytes - size
+        return held.bytes - score.nbytes
 
     def _heaviest_step(self, targets: Sequence[TargetModule]) -> int:
         """Bytes held at most while the micro-batch of most tokens goes through, nothing summed."""
