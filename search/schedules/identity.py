@@ -33,7 +33,7 @@ def claim_key(base: str, task: str, config: SweepConfig) -> str:
     said = config.model_dump(mode="json", exclude_defaults=True)
     settings = {key: value for key, value in said.items() if key not in _PLACES}
     settings.get("search", {}).pop("study", None)
-    left_out = {"memory_limit", "checkpoint_every"}
+    left_out = {"memory_limit", "checkpoint_every", "deterministic"}
     if "profile" in settings:
         settings["profile"] = {k: v for k, v in settings["profile"].items() if k not in left_out}
     document: dict[str, Any] = {

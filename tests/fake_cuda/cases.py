@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.fake_cuda.device import Launches, fake_cuda, llama
+from tests.fake_cuda.profile_cases import profile  # noqa: F401
 
 
 def frozen_layer() -> int:

@@ -35,11 +35,15 @@ def llama(layers: int, **shapes: int) -> nn.Module:
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operators that launch a kernel on the device, by name: views launch none."""
+    """Counts the operators that launch a kernel on the device, by name: views launch none.
+
+    `to_host` counts those that the host waits for, to have a tensor of the device.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.of: Counter[str] = Counter()
+        self.to_host = 0
 
     @property
     def number(self) -> int:
@@ -57,4 +61,6 @@ class Launches(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func.namespace != "prim" and not func.is_view and name not in _NO_LAUNCH:
             self.of[name] += 1
+        if isinstance(result, torch.Tensor) and result.device.type == "cpu":
+            self.to_host += any(isinstance(arg, torch.Tensor) and arg.is_cuda for arg in args)
         return result

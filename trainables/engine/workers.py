@@ -45,6 +45,12 @@ class Workers:
             dist.all_reduce(tensor)
         return tensor
 
+    def reduce_to(self, rank: int, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all workers, in place on worker `rank`; the others' means nothing."""
+        if self.size > 1:
+            dist.reduce(tensor, dst=rank)
+        return tensor
+
     def agree(self, flag: bool) -> bool:
         """Rank 0's flag, on every rank. The device is not waited for, but the other ranks are."""
         if self.size == 1:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,30 @@ from trainables.engine.workers import Workers
 from trainables.layers.hooks import Hooks, accumulated_in, weight_of
 from trainables.profiling.checkpoints import Tensors
 
-SQUARES_AT_ONCE = 2**16  # of a layer's input: so many stay in a core's cache
+SQUARES_AT_ONCE = 2**16  # of a layer's input on a CPU: so many stay in a core's cache
+
+
+def squares_in_parts(vectors: torch.Tensor) -> torch.Tensor:
+    """Sums of x^2 over vectors x [n, in], float64 [in], by parts that stay in a core's cache."""
+    squares = torch.zeros(vectors.shape[-1], dtype=torch.float64, device=vectors.device)
+    for part in vectors.split(max(1, SQUARES_AT_ONCE // vectors.shape[-1])):
+        squares += part.to(torch.float64, copy=True).square_().sum(0)
+    return squares
+
+
+def squares_at_once(x: torch.Tensor, is_token: torch.Tensor | None) -> torch.Tensor:
+    """Sums of x^2 over the vectors of x [..., in], float64 [in], in six launches and no sync.
+
+    `is_token` bool [rows, positions] is false where x is left out. Each line of positions is summed
+    in float32 (a GPU casts 16 bits on the way, so no copy in 32 exists), the lines in float64. A
+    GPU adds in trees, no more than some hundred terms one after another, and all are positive: a
+    few 1e-7 of a sum are lost. A CPU adds a whole line one after another, and loses more.
+    """
+    if is_token is not None:
+        x = torch.where(is_token[..., None], x.reshape(*is_token.shape, x.shape[-1]), 0)
+    lines = x.reshape(-1, *x.shape[-2:])
+    norms: torch.Tensor = torch.linalg.vector_norm(lines, dim=1, dtype=accumulated_in(x.dtype))
+    return norms.to(torch.float64).square_().sum(0)
 
 
 class _Seen(NamedTuple):
@@ -26,19 +49,45 @@ class _Seen(NamedTuple):
     squares: torch.Tensor
     number: int
 
-    @classmethod
-    def reading(cls, x: torch.Tensor, mask: torch.Tensor | None) -> _Seen:
-        """Of the vectors of x [..., in]; `mask` [rows, tokens] is 0 where a token is padding."""
-        flat, of = x.reshape(-1, x.shape[-1]), "tokens"
-        if mask is not None:  # pictures are not padded
-            if x.shape[:-1] == mask.shape or x.shape[:-1] == (mask.numel(),):
-                flat = flat[mask.reshape(-1).bool()]
-            elif x.ndim != 2:  # a pooler reads one vector a row
-                of = "others"
-        squares = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
-        for part in flat.split(max(1, SQUARES_AT_ONCE // x.shape[-1])):
-            squares += part.to(torch.float64, copy=True).square_().sum(0)
-        return cls(of, squares, len(flat))
+
+class Readings:
+    """What layers read in one pass after another: the vectors that are tokens, none of padding."""
+
+    def __init__(self) -> None:
+        self._is_token: torch.Tensor | None = None
+        self._tokens = 0
+        self._last: tuple[weakref.ref[torch.Tensor], int, _Seen] | None = None
+
+    def begin(self, given: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """Say which pass comes next: as its split gives it, on the host, and on the device."""
+        name = "is_token" if "is_token" in given else "attention_mask"
+        self._is_token = None
+        if name in given:  # pictures are not padded, nor are rows of one length
+            self._is_token = batch[name].bool()
+            self._tokens = int(np.count_nonzero(given[name].numpy()))  # the device is not asked
+
+    def of(self, x: torch.Tensor) -> _Seen:
+        """What a layer reads; query, key and value read the same."""
+        if self._last is None or self._last[0]() is not x or self._last[1] != x._version:
+            self._last = weakref.ref(x), x._version, self._seen(x.detach())
+        return self._last[2]
+
+    def _seen(self, x: torch.Tensor) -> _Seen:
+        """Of the vectors of x [..., in]."""
+        of, is_token, number = "tokens", self._is_token, x.numel() // x.shape[-1]
+        if is_token is not None:
+            if x.shape[:-1] in (is_token.shape, (is_token.numel(),)):
+                number = self._tokens
+            else:
+                is_token = None
+                if x.ndim != 2:  # a pooler reads one vector a row
+                    of = "others"
+        if x.device.type != "cpu":
+            return _Seen(of, squares_at_once(x, is_token), number)
+        flat = x.reshape(-1, x.shape[-1])
+        if is_token is not None:
+            flat = flat[is_token.reshape(-1)]
+        return _Seen(of, squares_in_parts(flat), number)
 
 
 class _Inputs:
@@ -50,23 +99,44 @@ class _Inputs:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self.sums = {
-            f"{of}/{what}": torch.zeros(shape, dtype=torch.float64, device=device)
+        self._squares = {
+            of: torch.zeros(width, dtype=torch.float64, device=device)
             for of in ("tokens", "others")
-            for what, shape in (("squares", (width,)), ("number", ()))
         }
+        self._number = dict.fromkeys(self._squares, 0)
 
     def add(self, seen: _Seen) -> None:
         """Count what a layer has read."""
-        self.sums[f"{seen.of}/squares"] += seen.squares
-        self.sums[f"{seen.of}/number"] += seen.number
+        self._squares[seen.of] += seen.squares
+        self._number[seen.of] += seen.number
 
-    def hessian_diag(self, workers: Workers) -> NDArray[np.float32]:
-        """Diagonal of H = 2 E[x x^T] over non-padding tokens of all workers, float32 [in]."""
-        total = {name: workers.sum_(value) for name, value in self.sums.items()}
-        of = "tokens" if total["tokens/number"] > 0 else "others"
-        mean = 2 * total[f"{of}/squares"] / total[f"{of}/number"].clamp(min=1)
-        return mean.cpu().numpy().astype(np.float32)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """`<of>/squares` [in] and `<of>/number`, float64, of this worker."""
+        numbers = {of: torch.tensor(n, dtype=torch.float64) for of, n in self._number.items()}
+        return {
+            f"{of}/{what}": tensor
+            for what, tensors in (("squares", self._squares), ("number", numbers))
+            for of, tensor in tensors.items()
+        }
+
+    def add_saved(self, saved: Tensors) -> None:
+        """Add what `tensors` has given."""
+        for of, squares in self._squares.items():
+            squares.add_(saved[f"{of}/squares"].to(squares.device))
+            self._number[of] += int(saved[f"{of}/number"])
+
+    def hessian_diag(self, workers: Workers, owner: int) -> NDArray[np.float32] | None:
+        """Diagonal of H = 2 E[x x^T] over non-padding tokens of all workers, float32 [in]: of the
+        worker `owner`; None on the others. A collective."""
+        parts = list(self._squares.values())
+        numbers = torch.tensor(list(self._number.values()), dtype=torch.float64)
+        total = workers.reduce_to(owner, torch.cat([*parts, numbers.to(parts[0].device)]))
+        if workers.rank != owner:
+            return None
+        tokens, others, (of_tokens, of_others) = total.cpu().split([*map(len, parts), 2])
+        squares, number = (tokens, of_tokens) if of_tokens > 0 else (others, of_others)
+        diagonal: NDArray[np.float32] = (2 * squares / number.clamp(min=1)).float().numpy()
+        return diagonal
 
 
 class Accumulators(Hooks):
@@ -80,8 +150,7 @@ class Accumulators(Hooks):
         self._model, self._targets = model, targets
         self.abs_gradient: dict[str, torch.Tensor] = {}
         self.inputs: dict[str, _Inputs] = {}
-        self.mask: torch.Tensor | None = None
-        self._last: tuple[weakref.ref[torch.Tensor], int, _Seen] | None = None
+        self.readings = Readings()
         for target in targets:
             weight = weight_of(model, target)
             self.abs_gradient[target.name] = torch.zeros_like(
@@ -98,15 +167,14 @@ class Accumulators(Hooks):
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """What a module's sums are by now, on the CPU."""
-        return {key: tensor.cpu() for key, tensor in self._sums(name).items()}
+        sums = {"abs_gradient": self.abs_gradient[name], **self.inputs[name].tensors()}
+        return {key: tensor.cpu() for key, tensor in sums.items()}
 
     def add(self, name: str, saved: Tensors) -> None:
         """Add what `tensors` has given."""
-        for key, tensor in self._sums(name).items():
-            tensor.add_(saved[key].to(tensor.device))
-
-    def _sums(self, name: str) -> dict[str, torch.Tensor]:
-        return {"abs_gradient": self.abs_gradient[name], **self.inputs[name].sums}
+        gradient = self.abs_gradient[name]
+        gradient += saved["abs_gradient"].to(gradient.device)
+        self.inputs[name].add_saved(saved)
 
     def _adding(self, name: str) -> Callable[[torch.Tensor], None]:
         accumulator = self.abs_gradient[name]
@@ -120,12 +188,6 @@ class Accumulators(Hooks):
 
     def _measuring(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def measure(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.inputs[name].add(self._reading(inputs[0]))
+            self.inputs[name].add(self.readings.of(inputs[0]))
 
         return measure
-
-    def _reading(self, x: torch.Tensor) -> _Seen:
-        """What a layer reads; query, key and value read the same."""
-        if self._last is None or self._last[0]() is not x or self._last[1] != x._version:
-            self._last = weakref.ref(x), x._version, _Seen.reading(x.detach(), self.mask)
-        return self._last[2]

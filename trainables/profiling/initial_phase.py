@@ -75,8 +75,10 @@ class ScoredLoRA(BlockAdaptation):
         self._steps = 0
         self.scored_steps = 0
         self._pending: dict[str, torch.Tensor] = {}
-        self._hits = {n: np.zeros(t.shape[0], np.int64) for n, t in self._targets.items()}
-        self._importance = {n: np.zeros(t.shape[0], np.float64) for n, t in self._targets.items()}
+        self._tally = {
+            name: torch.zeros(2, target.shape[0], dtype=torch.float64, device=workers.device)
+            for name, target in self._targets.items()
+        }  # of each module its rows' hits and importance
 
     def after_backward(self, engine: Any) -> None:
         if self._steps % self._every:
@@ -94,8 +96,9 @@ class ScoredLoRA(BlockAdaptation):
             return
         if self._steps % self._every == 0:
             for name, score in self._pending.items():
-                self._hits[name] += (score > score.mean()).cpu().numpy()
-                self._importance[name] += score.cpu().numpy()
+                hits, importance = self._tally[name]
+                hits += score > score.mean()
+                importance += score
             self.scored_steps += 1
         self._steps += 1
 
@@ -108,9 +111,12 @@ class ScoredLoRA(BlockAdaptation):
         """`<module>/hits` int64 [out], `<module>/importance` float64 [out], summed over workers and
         steps, and `scored_steps`. A collective."""
         tally = {"scored_steps": torch.tensor(self.scored_steps)}
-        for name in self._targets:
-            own = torch.as_tensor(np.stack([self._hits[name], self._importance[name]]))
-            hits, importance = self._workers.sum_(own.to(self._workers.device)).cpu()
+        parts = list(self._tally.values())
+        total = self._workers.sum_(torch.cat(parts, dim=1)).cpu()
+        for name, part in zip(
+            self._tally, total.split([p.shape[1] for p in parts], 1), strict=True
+        ):
+            hits, importance = part
             tally[f"{name}/hits"] = hits.to(torch.int64)
             tally[f"{name}/importance"] = importance.clone()
         return tally
@@ -119,10 +125,9 @@ class ScoredLoRA(BlockAdaptation):
         """Go on from a tally of `steps` steps. Each rank takes up what it goes on adding to, so
         that the sums are made in the order in which they would have been."""
         self._steps, self.scored_steps = steps, int(tally["scored_steps"])
-        for i, name in enumerate(self._targets):
+        for i, (name, own) in enumerate(self._tally.items()):
             if i % self._workers.size == self._workers.rank:
-                self._hits[name] = tally[f"{name}/hits"].numpy().copy()
-                self._importance[name] = tally[f"{name}/importance"].numpy().copy()
+                own.copy_(torch.stack([tally[f"{name}/hits"], tally[f"{name}/importance"]]))
 
     def scores(self, tally: Tensors | None = None) -> dict[str, Fields]:
         """hits int32 [out] and row_importance float32 [out] per module; without a tally of all

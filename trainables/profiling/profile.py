@@ -25,6 +25,7 @@ from spaces.target import TargetModule
 from trainables.adaptations.blocks import plain_lora
 from trainables.engine.workers import Workers
 from trainables.profiling.checkpoints import Checkpoints, JobCheckpoints, Message
+from trainables.profiling.determinism import deterministic
 from trainables.profiling.initial_phase import ScoredLoRA, state_of, take_up, train_initial_phase
 from trainables.profiling.mask_counts import Fields
 from trainables.profiling.settings import ProfileSettings
@@ -57,8 +58,10 @@ def compute_profile(
     `settings.checkpoint_every` steps, and goes on from what an interrupted one has saved, to the
     same result; `on_message` (default: a warning in the log) is told so, and of a store that fails.
 
-    Raises JobError where a statistic is not finite or `settings.memory_limit` holds no module, and
-    CancelledError when `should_stop` says so, which is asked after every step.
+    Two results are the same bit for bit on CPUs, and on GPUs with `settings.deterministic`. Raises
+    JobError where a statistic is not finite, the memory holds no module or an operation is not
+    deterministic as asked for, and CancelledError when `should_stop` says so, which is asked after
+    every step.
     """
     metadata = {
         "base": base_fingerprint,
@@ -79,10 +82,11 @@ def compute_profile(
             f"the profile goes on from its checkpoint: step {saved.step} of the {saved.phase}"
         )
     lora = plain_lora(targets, settings.rank, settings.resolved_alpha)
-    with ScoredLoRA(
+    scored = ScoredLoRA(
         model, lora, seed=settings.seed, dropout=settings.dropout, head=head,
         every=settings.score_every, workers=workers,
-    ) as initial_phase:  # fmt: skip
+    )  # fmt: skip
+    with deterministic(settings.deterministic, workers.device), scored as initial_phase:
         if saved is not None and saved.phase == "static pass":
             take_up(saves.part("trained") or {}, initial_phase, head, settings, workers)
         else:

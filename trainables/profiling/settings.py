@@ -72,14 +72,18 @@ class ProfileSettings(Settings):
     crash can cost; `null` saves none."""
     memory_limit: Size | None = None
     """Memory that a worker's process may come to hold in the static pass, such as `2GiB`; what does
-    not fit is done in turns, a group of modules at a time. `null` sets no limit."""
+    not fit is done in turns, a group of modules at a time. `null` is what a GPU has free, less 5 %
+    of it all, and no limit on a CPU."""
+    deterministic: bool = False
+    """Whether GPUs compute the profile by algorithms that give the same bits each time, at some
+    cost in speed. CPUs do anyway."""
 
     use: str | None = None
     """Key, or its first digits, of the profile to use in place of the sweep's own, even of another
     task or of a sibling base (`launch --profile KEY`); `null` uses the sweep's own."""
 
     NOT_OF_THE_RESULT: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "memory_limit", "use"}
+        {"checkpoint_every", "memory_limit", "deterministic", "use"}
     )
     """Keys that change no profile: they are neither in its key nor in its metadata."""
 

@@ -2,8 +2,8 @@
 
 Mean abs(g) of every weight (TASO section 4.1), counted as rows and columns of its masks, and the
 diagonal of H = 2 E[x x^T] (Sensitivity-LoRA section 4.6). Where the accumulators of all modules
-would pass `profile.memory_limit`, the same micro-batches go through the base once for every group
-of modules that fits; each sum is made of the same numbers in the same order.
+would pass `profile.memory_limit`, or a GPU's memory, the same micro-batches go through the base
+once for every group of modules that fits; each sum is made of the same numbers in the same order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spaces.errors import JobError
 from spaces.target import TargetModule
 from trainables.engine.workers import CancelledError, Workers
 from trainables.layers.hooks import FLOAT16_LOSS_SCALE, Hooks, accumulated_in, weight_of
-from trainables.profiling.accumulators import Accumulators
+from trainables.profiling.accumulators import Accumulators, Readings
 from trainables.profiling.checkpoints import (
     JobCheckpoints,
     Saved,
@@ -30,8 +30,14 @@ from trainables.profiling.checkpoints import (
     rng_state,
     set_rng_state,
 )
-from trainables.profiling.mask_counts import COUNTING_BYTES, Fields, weight_counts
-from trainables.profiling.memory import give_back, held_bytes, in_words
+from trainables.profiling.mask_counts import (
+    COUNTING_BYTES,
+    Fields,
+    counts_on_device,
+    mask_sizes,
+    weight_counts,
+)
+from trainables.profiling.memory import HighestHeld, give_back, in_words, limit_of
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import epoch_order, outputs_of, to_device
 from trainables.tasks.task import Task
@@ -73,12 +79,13 @@ class StaticPass:
         half = any(weight_of(model, target).dtype == torch.float16 for target in targets)
         self._loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
         self._finished: list[dict[str, Fields]] = []
+        self._limit: int | None = None
         self._first_rng = self._rng() if settings.base_dropout else {}
 
     def run(self, saved: Saved | None = None) -> dict[str, Fields]:
         """Mask counts and hessian_diag of every module; from a checkpoint on where there is one.
 
-        Raises JobError where a gradient is not finite or the memory limit holds no module, and
+        Raises JobError where a gradient is not finite or the memory holds no module, and
         CancelledError when `should_stop` says so.
         """
         group, resumed = self._resume(saved), saved
@@ -105,16 +112,17 @@ class StaticPass:
             self._start(sums, targets, saved)
             for first in range(saved.step if saved is not None else 0, n, size):
                 if first + self._workers.rank < n:
-                    self._loss(self._batches[first + self._workers.rank], sums).backward()
+                    rows = self._batches[first + self._workers.rank]
+                    self._loss(rows, sums.readings).backward()
                 done = min(first + size, n)
                 self._progress("static pass", number * n + done, groups * n)
                 if self._should_stop is not None and self._workers.agree(self._should_stop()):
                     raise CancelledError
                 if done < n and self._checkpoints.due(first, done):
                     self._save(done, targets, sums)
-        if self._settings.memory_limit is not None:
+        if self._limit is not None:
             give_back(self._workers.device)
-        return {target.name: self._fields(sums, target.name) for target in targets}
+        return self._statistics(targets, sums)
 
     def _start(
         self, sums: Accumulators, targets: Sequence[TargetModule], saved: Saved | None
@@ -130,32 +138,47 @@ class StaticPass:
         if rng:
             set_rng_state(rng, self._workers.device)
 
-    def _loss(self, rows: NDArray[np.int64], sums: Accumulators | None) -> torch.Tensor:
+    def _loss(self, rows: NDArray[np.int64], readings: Readings) -> torch.Tensor:
         on_cpu = self._workers.device.type == "cpu"
         loss = torch.zeros((), device=self._workers.device)
         for given in self._split.passes(rows, on_cpu):
             batch = to_device(given, self._workers)
+            readings.begin(given, batch)
             labels = batch.pop("labels")
-            if sums is not None:
-                sums.mask = batch.get("is_token", batch.get("attention_mask"))
             loss = loss + self._kind.summed_loss(outputs_of(self._model, batch), labels)
         return loss / int(self._split.targets[rows].sum()) * self._loss_scale
 
-    def _fields(self, sums: Accumulators, name: str) -> Fields:
-        """A module's statistics, over all workers; its accumulators are given up."""
-        gradient = self._workers.sum_(sums.abs_gradient.pop(name))
+    def _statistics(self, targets: Sequence[TargetModule], sums: Accumulators) -> dict[str, Fields]:
+        """The statistics of a group of modules, over all workers; its accumulators are given up.
+
+        Each module is counted by one worker; all return the same.
+        """
+        workers, own = self._workers, dict[str, Fields | None]()
+        for first in range(0, len(targets), workers.size):
+            mine: tuple[str, torch.Tensor, NDArray[np.float32]] | None = None
+            # First what goes between workers, for one module each; then all of them count.
+            for owner, target in enumerate(targets[first : first + workers.size]):
+                gradient = workers.reduce_to(owner, sums.abs_gradient.pop(target.name))
+                hessian_diag = sums.inputs.pop(target.name).hessian_diag(workers, owner)
+                if hessian_diag is not None:
+                    mine = target.name, gradient, hessian_diag
+                del gradient
+            if mine is not None:
+                own[mine[0]] = self._fields(*mine)
+        found = {name: each for part in workers.gather_objects(own) for name, each in part.items()}
+        return {target.name: _finite(target.name, found[target.name]) for target in targets}
+
+    def _fields(
+        self, name: str, gradient: torch.Tensor, hessian_diag: NDArray[np.float32]
+    ) -> Fields | None:
+        """A module's statistics, of its sums over all workers; None where one is not finite."""
         gradient /= len(self._batches) * self._loss_scale
         if not torch.isfinite(gradient.max()):
-            raise not_finite(name, "the mean gradient")
-        target = self._targets[name]
+            return None
+        weight = weight_of(self._model, self._targets[name]).detach()
         transposed = isinstance(self._model.get_submodule(name), Conv1D)  # stored [in, out]
-        counts = weight_counts(
-            weight_of(self._model, target).detach(),
-            gradient,
-            self._settings.top_percent,
-            transposed,
-        )
-        return {**counts, "hessian_diag": sums.inputs[name].hessian_diag(self._workers)}
+        counts = weight_counts(weight, gradient, self._settings.top_percent, transposed)
+        return {**counts, "hessian_diag": hessian_diag}
 
     # Checkpoints --------------------------------------------------------------------------------
 
@@ -220,10 +243,11 @@ class StaticPass:
         """
         finished = {name for group in self._finished for name in group}
         left = tuple(target for name, target in self._targets.items() if name not in finished)
-        if self._settings.memory_limit is None:
+        self._limit = limit_of(self._workers.device, self._settings.memory_limit)
+        if self._limit is None:
             groups = [first, tuple(target for target in left if target not in first)]
             return [group for group in groups if group]
-        room = self._room(left, self._settings.memory_limit)
+        room = self._room(left, self._limit)
         sizes = {target.name: self._accumulator_bytes(target) for target in left}
         if sum(sizes[target.name] for target in first) > room:
             first = ()
@@ -248,37 +272,57 @@ class StaticPass:
         largest = max(targets, key=self._accumulator_bytes)
         size = self._accumulator_bytes(largest)
         give_back(self._workers.device)
-        counting = held_bytes(self._workers.device) + size + COUNTING_BYTES
-        beside = max(counting, self._heaviest_step(targets))
+        beside = max(self._counting(largest), self._heaviest_step(targets))
         give_back(self._workers.device)
-        beside = int(max(self._workers.gather_objects(beside)))
+        answers: list[tuple[int, int]] = self._workers.gather_objects((limit, beside))
+        limit, beside = min(answers, key=lambda answer: answer[0] - answer[1])
         if size > limit - beside:
+            what = (
+                f"{in_words(limit)} does not hold the accumulator of {largest.name} "
+                f"({in_words(size)}) beside the {in_words(beside)} that base, batch and counting "
+                "take"
+            )
+            less = "lower profile.batch_size or turn on train.activation_checkpointing"
+            if self._settings.memory_limit is None:
+                raise JobError(f"profile: the GPU's {what}; {less}, or use a GPU with more")
             raise JobError(
-                f"profile.memory_limit: {in_words(limit)} does not hold the accumulator of "
-                f"{largest.name} ({in_words(size)}) beside the {in_words(beside)} that base, "
-                f"batch and counting take; set {in_words(beside + size)} or more, or lower "
-                "profile.batch_size"
+                f"profile.memory_limit: {what}; set {in_words(beside + size)} or more, or {less}"
             )
         return limit - beside
 
+    def _counting(self, largest: TargetModule) -> int:
+        """Bytes held at most, beside a module's accumulator, while its masks are counted."""
+        device = self._workers.device
+        held = HighestHeld(device)
+        if device.type == "cpu":
+            return held.bytes + self._accumulator_bytes(largest) + COUNTING_BYTES
+        dtype = accumulated_in(weight_of(self._model, largest).dtype)
+        score = torch.zeros(largest.shape, dtype=dtype, device=device)
+        counts_on_device(score, mask_sizes(score.numel(), self._settings.top_percent))
+        return held.bytes - score.nbytes
+
     def _heaviest_step(self, targets: Sequence[TargetModule]) -> int:
         """Bytes held at most while the micro-batch of most tokens goes through, nothing summed."""
-        device, lengths = self._workers.device, self._split.lengths
+        lengths, readings = self._split.lengths, Readings()
         heaviest = max(self._batches, key=lambda rows: len(rows) * int(lengths[rows].max()))
-        highest = 0
+        held = HighestHeld(self._workers.device)
 
-        def sample(weight: torch.Tensor) -> None:
-            nonlocal highest
-            highest = max(highest, held_bytes(device))
+        def read(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            readings.of(inputs[0])
+
+        def free(weight: torch.Tensor) -> None:
+            held.look()
             weight.grad = None
 
         with Hooks() as hooks:
             for target in targets:
-                hooks.on_gradient(weight_of(self._model, target), sample)
-            loss = self._loss(heaviest, None)
-            highest = held_bytes(device)
+                hooks.on_gradient(weight_of(self._model, target), free)
+                for alias in target.names:
+                    hooks.on_input(self._model.get_submodule(alias), read)
+            loss = self._loss(heaviest, readings)
+            held.look()
             loss.backward()
-        return highest
+        return held.bytes
 
     def _accumulator_bytes(self, target: TargetModule) -> int:
         weight = weight_of(self._model, target)
@@ -307,6 +351,12 @@ def _below(place: str, tensors: Tensors) -> dict[str, torch.Tensor]:
     """The tensors whose names start with `place/`, named without it."""
     start = f"{place}/"
     return {n.removeprefix(start): tensor for n, tensor in tensors.items() if n.startswith(start)}
+
+
+def _finite(name: str, fields: Fields | None) -> Fields:
+    if fields is None:
+        raise not_finite(name, "the mean gradient")
+    return fields
 
 
 def not_finite(name: str, what: str) -> JobError:

@@ -110,7 +110,10 @@ class ProfileJob(Job[ProfileResult]):
     """Compute the profile; `checkpoints` is where it is saved on the way."""
 
     kind: ClassVar[str] = "profile"
-    takes_less_memory: ClassVar[str] = "lower profile.batch_size"
+    takes_less_memory: ClassVar[str] = (
+        "lower profile.batch_size or, in the static pass, profile.memory_limit, turn on "
+        "train.activation_checkpointing, or use GPUs with more memory"
+    )
 
     settings: ProfileSettings
     checkpoints: Checkpoints | None = None

@@ -29,6 +29,7 @@ from trainables.bases.structure import resolve_targets
 from trainables.engine.accelerator import tensor_float_32
 from trainables.engine.failures import out_of_memory, peer_is_gone, process_is_lost
 from trainables.engine.workers import CancelledError, Workers, join
+from trainables.profiling.determinism import allow_determinism
 from trainables.profiling.profile import compute_profile
 from trainables.resident.jobs import (
     AnyJob,
@@ -85,6 +86,7 @@ def serve(config: dict[str, Any]) -> None:
     """The loop of one worker: load the base, then serve jobs until the queue is closed."""
     queue, group = config["queue"], config["group"]
     _quieten()
+    allow_determinism()
     if not ray.get(queue.starting.remote(group, ray.train.get_context().get_world_size())):
         return
     try:

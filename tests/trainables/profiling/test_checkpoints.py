@@ -23,7 +23,7 @@ from tests.trainables.conftest import head_of, run_group, tiny_bert, tiny_task
 from trainables.bases.location import fingerprint
 from trainables.bases.structure import resolve_targets
 from trainables.engine.workers import Workers
-from trainables.profiling import static_pass
+from trainables.profiling import memory, static_pass
 from trainables.profiling.accumulators import Accumulators
 from trainables.profiling.checkpoints import MANIFEST, remove_checkpoints
 from trainables.profiling.profile import compute_profile
@@ -449,7 +449,7 @@ def holding(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     monkeypatch.setattr(static_pass, "give_back", lambda _device: None)
 
     def hold(size: int) -> None:
-        monkeypatch.setattr(static_pass, "held_bytes", lambda _device: size)
+        monkeypatch.setattr(memory, "held_bytes", lambda _device: size)
 
     return hold
 

@@ -387,7 +387,9 @@ def test_how_often_it_is_saved_and_in_how_much_memory_is_no_part_of_a_profile(
             model, head_of(model), targets_of(model), task, SETTINGS.model_copy(update=update),
             workers=alone,
         )
-        for update in ({}, {"checkpoint_every": None, "memory_limit": 2**50})
+        for update in (
+            {}, {"checkpoint_every": None, "memory_limit": 2**50, "deterministic": True},
+        )
     ]  # fmt: skip
     assert profiles[0].to_bytes() == profiles[1].to_bytes()
 
