@@ -1,0 +1,1 @@
+"""The checks of gpu_acceptance.py, a file for each of its rooms."""
