@@ -23,6 +23,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from spaces.errors import CancelledJobError, JobError, one_line
+from trainables.resident.activations import Activations
 from trainables.resident.causes import why
 from trainables.resident.group_watch import GroupWatch
 from trainables.resident.jobs import Done, Event, Failed, Job, Result, Steps
@@ -37,12 +38,15 @@ SLOW_START_S = 120.0  # after this long a user is told which groups have not com
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """What the workers of every group are: how many, and what each of them takes of a node."""
+    """What the workers of every group are: how many, what each of them takes of a node, of which of
+    Ray's types its GPU must be, and how it keeps activations."""
 
     groups: int = 1
     workers_per_group: int = 1
     resources_per_worker: Mapping[str, float] | None = None
     max_failures: int = 2
+    activations: Activations = Activations()
+    accelerator_type: str | None = None
 
 
 class ResidentWorkers:
@@ -74,6 +78,7 @@ class ResidentWorkers:
             "base_fingerprint": base_fingerprint,
             "dtype": dtype,
             "deepspeed": dict(deepspeed),
+            "activations": settings.activations,
         }
         self._task = task
         self._on_notice, self._on_steps, self._hurried = on_notice, on_steps, hurried
@@ -231,6 +236,7 @@ class ResidentWorkers:
                 num_workers=self._settings.workers_per_group,
                 use_gpu=use_gpu,
                 resources_per_worker=resources,
+                accelerator_type=self._settings.accelerator_type,
             ),
             run_config=RunConfig(
                 name=f"group-{group}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -78,15 +78,15 @@ def outputs_of(model: Any, batch: Pass) -> torch.Tensor:
     """
     places = batch.pop("places", None)
     batch.pop("is_token", None)
-    given = {"use_cache": False, **batch} if _keeps_keys(type(model)) else batch
+    given = {"use_cache": False, **batch} if _may_keep_keys(type(model).forward) else batch
     logits: torch.Tensor = model(**given).logits
     return logits if places is None else logits.flatten(0, 1)[places]
 
 
 @cache
-def _keeps_keys(model_class: type) -> bool:
-    """Whether models of a class can be told to keep the keys and values of their tokens, or not."""
-    return "use_cache" in inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
+def _may_keep_keys(forward: Callable[..., Any]) -> bool:
+    """Whether a base's forward is told whether to keep the keys and values of its tokens."""
+    return "use_cache" in inspect.signature(forward).parameters
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:

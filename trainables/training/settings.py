@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from trainables.settings import Fraction, Precision, Schedule, Seed, Settings
+from trainables.settings import Fraction, Precision, Schedule, Seed, Settings, Switch
 
 
 class TrainSettings(Settings):
@@ -41,6 +41,10 @@ class TrainSettings(Settings):
     """Dropout on the input of a module's trainable blocks."""
     precision: Precision = "auto"
     """Precision of the base, as `profile.precision`."""
+    activation_checkpointing: Switch = "auto"
+    """Whether the base's layers keep their inputs alone and are computed again for their gradients,
+    in training and in the profile: much less memory for a third more time, and the same numbers.
+    `auto` does so where a GPU would not hold the activations."""
     seed: Seed = 0
     """Seed of the adapters, a fresh head and the order of the rows."""
 
