@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -45,7 +45,7 @@ class GroupSettings:
     workers_per_group: int = 1
     resources_per_worker: Mapping[str, float] | None = None
     max_failures: int = 2
-    activations: Activations = Activations()
+    activations: Activations = field(default_factory=Activations)
     accelerator_type: str | None = None
 
 

@@ -186,8 +186,8 @@ AnyJob = Job[Any]
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """What a group that is up says of itself: rank 0's process, how many workers it has, and whether
-    they compute the base's layers again in place of keeping their activations."""
+    """What a group that is up says of itself: rank 0's process, how many workers it has, and
+    whether they compute the base's layers again in place of keeping their activations."""
 
     host: str
     pid: int = 0
