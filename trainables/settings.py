@@ -24,6 +24,17 @@ from spaces.refusals import character_name
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """A seed that every package takes, those of repetitions and confirmations above it too."""
+
+
+def _as_switch(value: object) -> object:
+    """YAML 1.1 takes the bare words on and off for booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[
+    Literal["auto", "on", "off"],
+    BeforeValidator(_as_switch, json_schema_input_type=Literal["auto", "on", "off"] | bool),
+]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["linear", "cosine", "constant"]
 ALL_LINEAR = "all-linear"

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from search.cli.output import count_range_text
 from search.launch.dry_run import DryRun
+from search.launch.memory_plan import MemoryPlan
 from search.wording import classes_line, duration, figure, knobs, tokens_line
 
 LONGEST_EXAMPLE = 600
@@ -122,6 +123,7 @@ def drawn_dry_run(result: DryRun) -> Group:
     for name in ("start", "profile", "search", "confirm", "total"):
         span = (result.seconds_low, result.seconds, result.seconds_high)
         times.add_row(name, *(duration(seconds[name]) for seconds in span))
+    memory = _memory(result.memory)
     config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=60)
     return Group(
         Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
@@ -129,5 +131,40 @@ def drawn_dry_run(result: DryRun) -> Group:
         facts,
         counts,
         times,
+        memory,
         *(Text(f"note: {note}", style="dim") for note in result.notes),
     )
+
+
+def _memory(plan: MemoryPlan) -> Group:
+    """What each worker holds, whether that fits, and what would."""
+    table = Table(
+        "GiB of a worker", *(Column(name, justify="right") for name in (*plan.parts, "peak"))
+    )
+    parts = (_gib(size) for size in plan.parts.values())
+    table.add_row("of the heaviest passes", *parts, _gib(max(plan.stages.values())))
+    stages = ", ".join(f"{name} {_gib(size)}" for name, size in plan.stages.items())
+    lines = [f"peaks: {stages}; {_gib(plan.process)} of each are the process's own"]
+    how = []
+    if plan.activation_checkpointing:
+        how.append("with activation checkpointing")
+    if plan.profile_passes > 1:
+        how.append(f"the profile's static pass in {plan.profile_passes} turns")
+    if plan.limit is None:
+        lines.append("fits: not known; name the GPU with cluster.gpu")
+    else:
+        verdict = "fits" if plan.fits else "does not fit"
+        beside = "".join(f", {each}" for each in how)
+        lines.append(f"{verdict} the {_gib(plan.limit)} of {plan.device}{beside}")
+    lines += [f"  {each.what} would fit, with {_gib(each.peak)}" for each in plan.changes]
+    if plan.fits is False and plan.least_gpus is not None:
+        lines.append(
+            f"  {plan.least_gpus} GPUs a group would fit (cluster.workers_per_group, with "
+            "deepspeed.zero_optimization.stage: 3)"
+        )
+    return Group(table, *(Text(line) for line in lines))
+
+
+def _gib(size: int) -> str:
+    gib = size / 2**30
+    return f"{gib:.2f}" if gib < 10 else f"{gib:.1f}"

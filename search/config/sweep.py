@@ -21,6 +21,7 @@ from pydantic import (
 
 from search.config.deepspeed_section import refusal_of_deepspeed
 from search.config.defaults import fill_defaults, usual_repeats
+from search.config.gpus import GPU_BYTES, gpu_bytes
 from search.config.published import PublishedSettings
 from search.objective import Objective
 from search.paths import STORE_SCHEMES, SweepPaths, check_sweep_name
@@ -223,6 +224,10 @@ class ClusterSettings(Settings):
     """What a worker reserves of Ray, such as `{CPU: 4, GPU: 1}`; on a CPU a worker computes with
     that many threads. With `GPU: 0.5` two groups of one worker share a GPU; more than one is
     refused, as a worker computes on one."""
+    gpu: str | None = None
+    """The GPU of a worker, for the memory plan of `--dry-run`: one of Ray's types, such as `A10G`,
+    `L4`, `A100-80G` or `H100`, or a size such as `24GiB`. On a cluster (`address`) the workers then
+    go to GPUs of that type alone. `null` takes what the driver has."""
     max_failures: NonNegativeInt = 2
     """Deaths of a worker that one job survives."""
     lease_seconds: Annotated[float, Field(ge=1.0, le=86_400.0)] = 60.0
@@ -242,6 +247,32 @@ class ClusterSettings(Settings):
                 f"workers_per_group: {self.workers_per_group} workers with {gpus:g} GPU each could "
                 "share a GPU, and NCCL takes no two ranks of a group on one; use GPU: 1, or groups "
                 "of one worker"
+            )
+        return self
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether workers ask for a GPU."""
+        return self.resources_per_worker.get("GPU", 0) > 0
+
+    @property
+    def accelerator_type(self) -> str | None:
+        """The type of GPU that a cluster is to place the workers on; None for any."""
+        return self.gpu if self.address != "local" and self.gpu in GPU_BYTES else None
+
+    @field_validator("gpu")
+    @classmethod
+    def _known_gpu(cls, gpu: str | None) -> str | None:
+        if gpu is not None:
+            gpu_bytes(gpu)
+        return gpu
+
+    @model_validator(mode="after")
+    def _asks_for_its_gpu(self) -> Self:
+        if self.gpu is not None and not self.on_gpu:
+            raise ValueError(
+                f"gpu: {self.gpu} is named, but a worker asks for none; add GPU: 1 to "
+                "resources_per_worker, or drop gpu"
             )
         return self
 

@@ -11,6 +11,7 @@ from typing import Any
 from search.config.sweep import SearchSettings, SweepConfig
 from search.launch.cost import Cost, estimated, profile_steps, steps_an_epoch
 from search.launch.lm_eval import check_lm_eval
+from search.launch.memory_plan import MemoryPlan, Planning
 from search.launch.prepare import SweepInputs, fewer_trials, prepare
 from search.launch.resume import as_begun, check_data, check_name
 from search.launch.task_summary import task_summary
@@ -54,8 +55,8 @@ class DryRun:
 
     `base` has uri, fingerprint and params; `task` what `task_summary` tells of it;
     `profile` its key, whether it is cached, and what computing it takes; `search` and `confirm`
-    (None where it is skipped) trials, epochs and steps. `notes` say what a user should know of the
-    rows, and what the estimate rests on.
+    (None where it is skipped) trials, epochs and steps; `memory` what each worker comes to hold.
+    `notes` say what a user should know of the rows, and what the estimate rests on.
     """
 
     config: dict[str, Any]
@@ -68,6 +69,7 @@ class DryRun:
     seconds: dict[str, float]
     seconds_low: dict[str, float]
     seconds_high: dict[str, float]
+    memory: MemoryPlan
     notes: tuple[str, ...]
 
 
@@ -125,6 +127,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         seconds=estimate.about,
         seconds_low=estimate.low,
         seconds_high=estimate.high,
+        memory=Planning(config, inputs, profiled=cached is None).plan(),
         notes=(f"head: {inputs.head.about}", *task.notes, *_notes(config, cost, methods, resume)),
     )
 

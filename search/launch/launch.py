@@ -39,6 +39,7 @@ from spaces.errors import RanksweepError, TrackingError
 from trainables.tasks.task import Task
 
 if TYPE_CHECKING:
+    from trainables.resident.activations import Activations
     from trainables.resident.groups import ResidentWorkers
     from trainables.resident.jobs import Steps
 
@@ -353,12 +354,26 @@ def _resident_workers(
             workers_per_group=config.cluster.workers_per_group,
             resources_per_worker=config.cluster.resources_per_worker,
             max_failures=config.cluster.max_failures,
+            activations=_activations(config, prepared),
+            accelerator_type=config.cluster.accelerator_type,
         ),
         storage_path=str(paths.tune),
         on_notice=view.message,
         on_steps=partial(_show_steps, view),
         hurried=lambda: interrupts.hurried,
     )
+
+
+def _activations(config: SweepConfig, prepared: SweepInputs) -> Activations:
+    """How workers keep activations; what they would hold is counted where a GPU may lack it."""
+    from trainables.resident.activations import Activations
+
+    setting, on_gpu = config.train.activation_checkpointing, config.cluster.on_gpu
+    if setting != "auto" or not on_gpu:
+        return Activations(setting)
+    from search.launch.memory_plan import Planning  # which a launch on CPUs has no use for
+
+    return Activations(setting, Planning(config, prepared, profiled=True).beside_base())
 
 
 def _show_steps(view: Progress, job_id: str, steps: Steps) -> None:

@@ -21,6 +21,7 @@ from spaces.errors import ConfigError
 
 MAY_CHANGE_ON_RESUME = ("cluster", "confirm", "published", "store", "tracking")
 SEARCH_MAY_CHANGE = ("trials", "time_budget", "stop_when")
+CHANGES_NO_RESULT = (("train", "activation_checkpointing"),)
 COMPARED_BY_CONTENT = (("base",), ("task", "data"))
 
 
@@ -44,9 +45,9 @@ def check_name(config: SweepConfig, paths: SweepPaths, resume: bool) -> None:
             "launch under another name (--set name=...)"
         )
     before, now = yaml.safe_load(paths.sweep_file.read_text()), config.resolved()
-    moved: tuple[tuple[str, ...], ...] = ()
+    moved: tuple[tuple[str, ...], ...] = CHANGES_NO_RESULT
     if Begun.of(paths) is not None:
-        moved = COMPARED_BY_CONTENT
+        moved += COMPARED_BY_CONTENT
         before, now = _without_data_of_members(before), _without_data_of_members(now)
     keys = list(_differing(before, now, moved))
     if keys:
@@ -111,6 +112,8 @@ def shared_settings(config: SweepConfig, inputs: SweepInputs) -> dict[str, Any]:
     """
     resolved = config.resolved()
     free = ("study", *SEARCH_MAY_CHANGE)
+    for section, key in CHANGES_NO_RESULT:
+        resolved[section].pop(key, None)
     if resolved["train"].get("warmup_steps") is None:
         resolved["train"].pop("warmup_steps", None)
     if resolved["train"].get("tf32"):

@@ -43,6 +43,14 @@ def test_the_profile_sections_unwritten_keys_are_those_of_the_design() -> None:
     assert ProfileSettings(alpha=3).resolved_alpha == 3
 
 
+def test_yamls_bare_on_and_off_are_no_booleans() -> None:
+    written = yaml.safe_load("[on, off, 'on', auto]")
+    said = [
+        TrainSettings(activation_checkpointing=each).activation_checkpointing for each in written
+    ]
+    assert said == ["on", "off", "on", "auto"]
+
+
 def test_one_text_column_may_be_written_without_a_list() -> None:
     assert TaskSettings.model_validate(task(text="sentence")).text == ("sentence",)
 

@@ -60,7 +60,7 @@ def base_parameters(uri: str) -> int:
 
 def meta_linear_layers(uri: str, head: str, classes: Classes) -> tuple[TargetModule, ...]:
     """Every linear layer of a base outside its head, found without loading a weight."""
-    model, its_head = _meta_model(uri, head, classes)
+    model, its_head = meta_model(uri, head, classes)
     linears = _linear_layers(model, its_head.modules)
     return _grouped(linears, linears)
 
@@ -80,12 +80,14 @@ def meta_base(uri: str, head: str, classes: Classes, patterns: Sequence[str]) ->
     They are those that `resolve_targets`, `base_size` and `head_of` find in the loaded base. Raises
     BaseModelError as these and `task_config` do.
     """
-    model, its_head = _meta_model(uri, head, classes)
+    model, its_head = meta_model(uri, head, classes)
     targets = resolve_targets(model, its_head.modules, patterns)
     return MetaBase(targets, base_size(model, its_head.modules), its_head)
 
 
-def _meta_model(uri: str, head: str, classes: Classes) -> tuple[Any, Head]:
+def meta_model(uri: str, head: str, classes: Classes) -> tuple[Any, Head]:
+    """A base with its head on the meta device, and which head it is for the task. Raises
+    BaseModelError as `task_config` and `head_of` do."""
     config = task_config(uri, head, number_of(classes))
     model = skeleton(uri, head, config)
     shapes = _checkpoint_shapes(uri)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from spaces.target import TargetModule
+from trainables.layers.recomputed import is_again
 
 # Gradients of a float16 base would vanish below 6e-8; a power of two changes no digit of theirs.
 FLOAT16_LOSS_SCALE = 1024.0
@@ -40,8 +41,14 @@ class Hooks:
         self._handles.append(weight.register_post_accumulate_grad_hook(use))
 
     def on_input(self, layer: nn.Module, use: Callable[..., None]) -> None:
-        """Have `use` called with a layer and its inputs before it runs."""
-        self._handles.append(layer.register_forward_pre_hook(use))
+        """Have `use` called with a layer and its inputs before it runs, but not where it runs again
+        for its gradients alone."""
+
+        def once(*given: Any) -> None:
+            if not is_again():
+                use(*given)
+
+        self._handles.append(layer.register_forward_pre_hook(once))
 
 
 def weight_of(model: nn.Module, target: TargetModule) -> nn.Parameter:

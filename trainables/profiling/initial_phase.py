@@ -44,6 +44,7 @@ def train_initial_phase(
     saved: Saved | None,
     progress: Progress,
     should_stop: Callable[[], bool],
+    recompute: bool = False,
 ) -> None:
     """PiLoRA's initial phase, from its first step or from where a checkpoint has it."""
     steps = math.ceil(len(task.splits["train"]) / settings.batch_size) * settings.epochs
@@ -52,7 +53,7 @@ def train_initial_phase(
         model, initial_phase, task, training_of(settings),
         learning_rate=settings.learning_rate, seed=settings.seed, workers=workers,
         deepspeed=deepspeed, evaluate_on=None, base_dropout=settings.base_dropout,
-        observer=observer,
+        recompute=recompute, observer=observer,
     )  # fmt: skip
 
 

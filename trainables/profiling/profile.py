@@ -24,6 +24,7 @@ from spaces.profile import ModuleProfile, Profile
 from spaces.target import TargetModule
 from trainables.adaptations.blocks import plain_lora
 from trainables.engine.workers import Workers
+from trainables.layers.recomputed import recomputed
 from trainables.profiling.checkpoints import Checkpoints, JobCheckpoints, Message
 from trainables.profiling.determinism import deterministic
 from trainables.profiling.initial_phase import ScoredLoRA, state_of, take_up, train_initial_phase
@@ -50,6 +51,7 @@ def compute_profile(
     checkpoints: Checkpoints | None = None,
     on_message: Message = _log.warning,
     should_stop: Callable[[], bool] = lambda: False,
+    recompute: bool = False,
 ) -> Profile:
     """Profile a frozen base on a task's training rows. Every worker returns the same profile.
 
@@ -57,6 +59,8 @@ def compute_profile(
     floating-point order only. With `checkpoints` the job saves what it has every
     `settings.checkpoint_every` steps, and goes on from what an interrupted one has saved, to the
     same result; `on_message` (default: a warning in the log) is told so, and of a store that fails.
+    With `recompute` the base's layers keep their inputs alone, in both passes: that changes no
+    statistic.
 
     Two results are the same bit for bit on CPUs, and on GPUs with `settings.deterministic`. Raises
     JobError where a statistic is not finite, the memory holds no module or an operation is not
@@ -93,15 +97,17 @@ def compute_profile(
             train_initial_phase(
                 model, initial_phase, task, settings,
                 workers=workers, deepspeed=deepspeed, saves=saves, saved=saved,
-                progress=on_progress, should_stop=should_stop,
+                progress=on_progress, should_stop=should_stop, recompute=recompute,
             )  # fmt: skip
             saved = None
         tally = initial_phase.tally()
         initial_phase.detach()
-        fields = StaticPass(
-            model, targets, task, settings, workers=workers, checkpoints=saves,
-            trained=lambda: tally | state_of(head), progress=on_progress, should_stop=should_stop,
-        ).run(saved)  # fmt: skip
+        with recomputed(model, recompute):
+            fields = StaticPass(
+                model, targets, task, settings, workers=workers, checkpoints=saves,
+                trained=lambda: tally | state_of(head), progress=on_progress,
+                should_stop=should_stop,
+            ).run(saved)  # fmt: skip
     scores = initial_phase.scores(tally)
     return Profile(
         targets=tuple(targets),

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -25,6 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from spaces.errors import CancelledJobError, JobError, one_line
 from trainables.engine.accelerator import follow
 from trainables.engine.workers import GLOO_AND_NCCL
+from trainables.resident.activations import Activations
 from trainables.resident.causes import why
 from trainables.resident.gpu_memory import GpuMemory
 from trainables.resident.group_watch import GroupWatch
@@ -40,12 +41,15 @@ SLOW_START_S = 120.0  # after this long a user is told which groups have not com
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """What the workers of every group are: how many, and what each of them takes of a node."""
+    """What the workers of every group are: how many, what each of them takes of a node, of which of
+    Ray's types its GPU must be, and how it keeps activations."""
 
     groups: int = 1
     workers_per_group: int = 1
     resources_per_worker: Mapping[str, float] | None = None
     max_failures: int = 2
+    activations: Activations = field(default_factory=Activations)
+    accelerator_type: str | None = None
 
 
 class ResidentWorkers:
@@ -77,6 +81,7 @@ class ResidentWorkers:
             "base_fingerprint": base_fingerprint,
             "dtype": dtype,
             "deepspeed": dict(deepspeed),
+            "activations": settings.activations,
         }
         self._task = task
         self._on_notice, self._on_steps, self._hurried = on_notice, on_steps, hurried
@@ -234,6 +239,7 @@ class ResidentWorkers:
                 num_workers=self._settings.workers_per_group,
                 use_gpu=use_gpu,
                 resources_per_worker=resources,
+                accelerator_type=self._settings.accelerator_type,
             ),
             run_config=RunConfig(
                 name=f"group-{group}",

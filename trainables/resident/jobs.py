@@ -189,8 +189,10 @@ AnyJob = Job[Any]
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """What a group that is up says of itself: rank 0's process, and how many workers it has."""
+    """What a group that is up says of itself: rank 0's process, how many workers it has, and
+    whether they compute the base's layers again in place of keeping their activations."""
 
     host: str
     pid: int = 0
     workers: int = 1
+    recomputes: bool = False

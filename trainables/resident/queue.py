@@ -70,6 +70,7 @@ class JobQueue:
         self._groups: dict[int, GroupFacts] = {}
         self._idle_starts: dict[int, int] = {}
         self._died: set[int] = set()
+        self._recomputes = False
         self._last_death: dict[int, str] = {}
         self._cancelled_early: set[str] = set()
         self._lost: dict[int, str] = {}
@@ -137,6 +138,12 @@ class JobQueue:
         """A group has (re)started. A job that it held when it died is queued again or failed."""
         await self._take_back_all(group)
         self._groups[group] = facts
+        if facts.recomputes and not self._recomputes:
+            self._recomputes = True
+            await self._notify(
+                "activation checkpointing is on: the base's layers keep their inputs alone and are "
+                "computed again for their gradients (train.activation_checkpointing)"
+            )
         if group in self._died:
             self._died.discard(group)
             await self._notify(f"group {group} is up again on {facts.host}")

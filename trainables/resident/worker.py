@@ -72,6 +72,7 @@ class Resident:
     task: Task
     workers: Workers
     deepspeed: Mapping[str, Any]
+    recompute: bool = False
     _shares: dict[tuple[float, int], Task] = field(default_factory=dict)
 
     def task_of(self, job: TrialJob) -> Task:
@@ -104,7 +105,7 @@ def _serve_jobs(resident: Resident, queue: Any, group: int) -> None:
     gc.freeze()  # what a job leaves behind is then all that the collector has to look at
     workers = resident.workers
     if workers.rank == 0:
-        facts = GroupFacts(socket.gethostname(), os.getpid(), workers.size)
+        facts = GroupFacts(socket.gethostname(), os.getpid(), workers.size, resident.recompute)
         ray.get(queue.register.remote(group, facts))
     while True:
         taken = None
@@ -154,7 +155,8 @@ def _load(config: dict[str, Any]) -> Resident:
             "files on every node"
         )
     task = task.fitted(base.model)
-    return Resident(base, task, workers, config["deepspeed"])
+    recompute = config["activations"].recomputed(base.model, workers)
+    return Resident(base, task, workers, config["deepspeed"], recompute)
 
 
 def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob) -> None:
@@ -275,7 +277,7 @@ def _train(job: TrialJob, resident: Resident, channel: Channel) -> TrialResult:
             base.model, adaptation, resident.task_of(job), job.train,
             learning_rate=job.learning_rate, seed=job.seed, workers=resident.workers,
             deepspeed=resident.deepspeed, evaluate_every_epoch=job.split == "dev",
-            observer=observer,
+            recompute=resident.recompute, observer=observer,
         )  # fmt: skip
         test_rows = None
         if job.split == "test":
@@ -395,6 +397,7 @@ def _profile(job: ProfileJob, resident: Resident, channel: Channel) -> ProfileRe
         workers=resident.workers, deepspeed=resident.deepspeed,
         base_fingerprint=base.fingerprint, checkpoints=job.checkpoints, on_progress=on_progress,
         on_message=lambda line: channel.send(Message(line)), should_stop=channel.should_stop,
+        recompute=resident.recompute,
     )  # fmt: skip
     data = profile.to_bytes() if resident.workers.rank == 0 else b""
     return ProfileResult(data, time.monotonic() - started)

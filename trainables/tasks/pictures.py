@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # rows.py reads pictures
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's name of a picture with so many channels
+PATCH = (16, 16)
+"""Pixels of a patch of a base that makes none: as many as most that do."""
 AT_ONCE = 64  # pictures that exist decoded, beside the split's own array
 
 
@@ -124,7 +127,8 @@ class ImageSplit:
 
     `pixel_values` float32 [n, channels, height, width] as the base's image processor makes them;
     `labels` int64 [n]: indices into the task's labels; `positions` how many vectors a picture is
-    inside the base (its patches and a class token), 1 where the base does not say.
+    inside the base: its patches and a class token, or the patches of `PATCH` pixels that it would
+    have where the base does not say.
     """
 
     pixel_values: NDArray[np.float32]
@@ -157,8 +161,8 @@ class ImageSplit:
         return Work.of([(len(indices), self.positions, 0)])
 
     def measuring_work(self, on_cpu: bool) -> Work:
-        """So many pictures at a time, whatever computes them."""
-        return Work.of((len(indices), self.positions, 0) for indices in by_length(self))
+        """So many pictures at a time."""
+        return Work.of((len(indices), self.positions, 0) for indices in by_length(self, on_cpu))
 
     def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """The rows at `indices`: pixel_values float32 [rows, channels, height, width], labels."""
@@ -245,9 +249,10 @@ def _uneven(base_uri: str, reason: str) -> BaseModelError:
 
 def _positions(vision: Any, shape: tuple[int, ...]) -> int:
     """Patches of a picture of pixels [.., height, width], and one for the class token."""
+    height, width = shape[-2:]
     patch = getattr(vision, "patch_size", None)
     if isinstance(patch, int):
         patch = (patch, patch)
     if not isinstance(patch, list | tuple) or len(patch) != 2:
-        return 1
-    return int(shape[-2] // patch[0]) * int(shape[-1] // patch[1]) + 1
+        return max(1, int(height * width) // math.prod(PATCH))
+    return int(height // patch[0]) * int(width // patch[1]) + 1

@@ -8,18 +8,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainables.engine.workers import Workers
-from trainables.tasks.grouping import in_batches
+from trainables.tasks.grouping import within_budget
 from trainables.tasks.split import Split, outputs_of, to_device
 
-EVALUATION_ROWS = 64  # rows of one forward pass when measuring
 EVALUATION_TOKENS = 2048
-"""Tokens of one, padding included, of rows that differ much in length."""
+"""Tokens of one forward pass when measuring, padding included."""
+DEVICE_TOKENS = 8192
+"""As many of those whose head is small, on a device that is fastest with many."""
 
 
 def outputs_of_rows(model: nn.Module, split: Split, outputs: int, workers: Workers) -> torch.Tensor:
     """What a base with a head of so many outputs gives for every row, float64 [n, outputs]."""
     found = torch.zeros(len(split), outputs, dtype=torch.float64, device=workers.device)
-    for indices in workers.share(by_length(split)):
+    for indices in workers.share(by_length(split, workers.device.type == "cpu")):
         batch = to_device(split.batch(indices), workers)
         batch.pop("labels")
         rows = torch.as_tensor(indices, device=workers.device)
@@ -27,6 +28,6 @@ def outputs_of_rows(model: nn.Module, split: Split, outputs: int, workers: Worke
     return workers.sum_(found)
 
 
-def by_length(split: Split) -> list[NDArray[np.int64]]:
-    """The rows of a split in groups of like length."""
-    return list(in_batches(np.argsort(split.lengths, kind="stable"), EVALUATION_ROWS))
+def by_length(split: Split, on_cpu: bool) -> list[NDArray[np.int64]]:
+    """The rows of a split in groups of like length, each of as many tokens as go well together."""
+    return within_budget(split.lengths, EVALUATION_TOKENS if on_cpu else DEVICE_TOKENS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -80,11 +82,21 @@ def to_device(batch: Mapping[str, Any], workers: Workers) -> Pass:
 
 
 def outputs_of(model: Any, batch: Pass) -> torch.Tensor:
-    """What a base gives for the targets of a pass without its labels: [targets, outputs]."""
+    """What a base gives for the targets of a pass without its labels: [targets, outputs].
+
+    No keys and values are kept of its tokens, as a base does that may have to write on.
+    """
     places = batch.pop("places", None)
     batch.pop("is_token", None)
-    logits: torch.Tensor = model(**batch).logits
+    given = {"use_cache": False, **batch} if _may_keep_keys(type(model).forward) else batch
+    logits: torch.Tensor = model(**given).logits
     return logits if places is None else logits.flatten(0, 1)[places]
+
+
+@cache
+def _may_keep_keys(forward: Callable[..., Any]) -> bool:
+    """Whether a base's forward is told whether to keep the keys and values of its tokens."""
+    return "use_cache" in inspect.signature(forward).parameters
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:

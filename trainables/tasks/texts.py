@@ -111,8 +111,8 @@ class EncodedSplit:
         return Work.of_tokens(self.passes(indices, on_cpu))
 
     def measuring_work(self, on_cpu: bool) -> Work:
-        """Rows of like length together, whatever computes them."""
-        return Work.of_tokens(self.batch(indices) for indices in by_length(self))
+        """Rows of like length together."""
+        return Work.of_tokens(self.batch(indices) for indices in by_length(self, on_cpu))
 
     def batch(self, indices: NDArray[np.integer[Any]]) -> Pass:
         """A batch of the rows at `indices`, padded on the right to the longest of them.

@@ -25,6 +25,7 @@ from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.training_rows import TrainingRows
 from trainables.engine.workers import CancelledError, Workers
 from trainables.layers.dropout import quick_dropout
+from trainables.layers.recomputed import recomputed
 from trainables.tasks.grouping import in_batches
 from trainables.tasks.split import Split, epoch_order
 from trainables.tasks.task import Task
@@ -51,6 +52,7 @@ def finetune(
     deepspeed: Mapping[str, Any] | None = None,
     evaluate_on: str | None = "dev",
     base_dropout: bool = True,
+    recompute: bool = False,
     evaluate_every_epoch: bool = True,
     observer: Observer | None = None,
 ) -> dict[str, float]:
@@ -63,7 +65,8 @@ def finetune(
     train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds),
     training_seconds and, where `evaluate_on` names a split, its loss and metric,
     evaluation_seconds and the adaptation's own figures. Where the observer has steps done, the job
-    goes on after them and its first report covers the steps since then.
+    goes on after them and its first report covers the steps since then. With `recompute` the base's
+    layers keep their inputs alone and are computed again for their gradients.
 
     Raises DivergedError on a NaN or infinite loss, CancelledError when the observer says so.
     """
@@ -89,7 +92,7 @@ def finetune(
     _reseed(seed + 7919 * workers.rank)
     report: dict[str, float] = {}
     step = observer.steps_done
-    with quick_dropout(model), stages:
+    with quick_dropout(model), recomputed(model, recompute), stages:
         for epoch in range(step // schedule.per_epoch + 1, epochs + 1):
             model.train(base_dropout)
             batches = list(in_batches(epoch_order(rows, seed, epoch), settings.batch_size))

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from trainables.settings import Fraction, Precision, Schedule, Seed, Settings
+from trainables.settings import Fraction, Precision, Schedule, Seed, Settings, Switch
 
 
 class TrainSettings(Settings):
@@ -45,6 +45,10 @@ class TrainSettings(Settings):
     """Whether a GPU rounds the factors of fp32 products to TF32, as its tensor cores take them,
     while a trial trains and is measured: results then differ from a CPU's in the third or fourth
     digit. No other precision is concerned. The profile and lm-eval compute without it."""
+    activation_checkpointing: Switch = "auto"
+    """Whether the base's layers keep their inputs alone and are computed again for their gradients,
+    in training and in the profile: much less memory for a third more time, and the same numbers.
+    `auto` does so where a GPU would not hold the activations."""
     seed: Seed = 0
     """Seed of the adapters, a fresh head and the order of the rows."""
 

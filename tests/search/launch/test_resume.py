@@ -81,6 +81,11 @@ def test_what_a_paper_prints_may_be_said_later(tmp_path: Path) -> None:
     check_name(films(SWEEP | {"published": paper}), launched(tmp_path), resume=True)
 
 
+def test_what_changes_no_result_may_be_changed(tmp_path: Path) -> None:
+    train = SWEEP["train"] | {"activation_checkpointing": "on"}
+    check_name(films(SWEEP | {"train": train}), launched(tmp_path), resume=True)
+
+
 # -- the data and the base that a sweep was begun with ---------------------------------------------
 
 ROWS = {"train": "t" * 8, "dev": "d" * 8, "test": "e" * 8}
@@ -243,3 +248,4 @@ def test_launches_of_other_trials_and_versions_share_a_study() -> None:
         assert settings(trials=trials) == older
     assert settings(trials=24, repeats={"top": 1, "seeds": 5}) != older
     assert settings(trials=24, fidelity={}) != older
+    assert "activation_checkpointing" not in older["train"]

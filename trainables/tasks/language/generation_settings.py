@@ -27,7 +27,8 @@ class GenerationSettings(Settings):
     """Seed of the draws: what is drawn for a prompt depends on it and the prompt alone."""
     batch_tokens: PositiveInt = 4096
     """Tokens of one batch at most: its rows times the longest prompt and `max_new_tokens`. A longer
-    row is a batch of its own. It decides speed and memory, and no text."""
+    row is a batch of its own, and a batch's keys and values take 2 GiB at most. It decides speed
+    and memory, and no text."""
 
     @field_validator("stop")
     @classmethod

@@ -103,15 +103,22 @@ class ChoiceRows:
     def work(self, on_cpu: bool, shares_prompts: bool) -> Work:
         """What `option_log_likelihoods` of all rows puts through a base that lets the options of a
         row share its prompt, or does not."""
+        shapes = self._shapes(on_cpu, shares_prompts)
+        return Work.of((lines, longest, lines * logits) for lines, longest, logits in shapes)
+
+    def widest(self, on_cpu: bool, shares_prompts: bool) -> tuple[int, int, int]:
+        """The lines of the pass of most tokens of those, the positions of each, and at how many of
+        them the next token is predicted."""
+        return max(self._shapes(on_cpu, shares_prompts), key=lambda shape: shape[0] * shape[1])
+
+    def _shapes(self, on_cpu: bool, shares_prompts: bool) -> Iterator[tuple[int, int, int]]:
         grown = _tree if shares_prompts else _branches
         made = (grown(*self.row(index), index) for index in range(len(self)))
         trees = [each for one in made for each in ((one,) if isinstance(one, _Tree) else one)]
-        return Work.of(
-            (len(batch), longest, len(batch) * (longest - kept))
-            for batch in _passes(trees, CPU_TOKENS if on_cpu else DEVICE_TOKENS)
-            for longest in [len(batch[0])]
-            for kept in [min(tree.first_target + longest - len(tree) for tree in batch)]
-        )
+        for batch in _passes(trees, CPU_TOKENS if on_cpu else DEVICE_TOKENS):
+            longest = len(batch[0])
+            kept = min(tree.first_target + longest - len(tree) for tree in batch)
+            yield len(batch), longest, longest - kept
 
     def _table(self, of_options: Integers) -> Integers:
         counts = np.diff(self.first)

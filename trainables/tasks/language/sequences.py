@@ -183,5 +183,4 @@ class Sequences:
             "logits_to_keep": torch.from_numpy(kept),
             "labels": torch.from_numpy(input_ids[:, 1:][is_predicted]),
             "places": torch.from_numpy(lines * len(kept) + np.searchsorted(kept, columns)),
-            "use_cache": False,
         }

@@ -26,11 +26,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from spaces.errors import BaseModelError, ConfigError, DataError
+from trainables.bases.key_values import key_value_bytes
 from trainables.engine.workers import CancelledError, never
 from trainables.tasks.grouping import within_budget
 from trainables.tasks.language.continuations import begin_alike, first_token
 from trainables.tasks.language.generation_settings import GenerationSettings
 
+CACHE_BYTES = 2**31
+"""What the keys and values of a batch may take: those of 4,096 tokens of a 7B in 16 bits."""
 ENDED_SHARE = 0.25
 """Of a batch's rows: when so many have ended, the others go on in a batch of their own."""
 LEAST_SHARED = 8
@@ -74,10 +77,11 @@ def written(
     room = prompt_room(settings, most_tokens)
     begun = [_begun(prompt, place, tokenizer, room) for place, prompt in enumerate(prompts)]
     ends = end_tokens(model.generation_config, tokenizer)
+    at_most = tokens_within(CACHE_BYTES, model.config, next(model.parameters()).dtype)
     texts = [""] * len(begun)
     with _bare_generation(model):
         shared = _shared_beginning(model, begun, device)
-        for rows in batches_by_tokens([len(prompt) for prompt in begun], settings):
+        for rows in batches_by_tokens([len(prompt) for prompt in begun], settings, at_most):
             if should_stop():
                 raise CancelledError
             batch = _Batch(model, tokenizer, settings, ends, device, shared)
@@ -112,14 +116,22 @@ def prompt_room(settings: GenerationSettings, most_tokens: int | None) -> int | 
     return most_tokens - settings.max_new_tokens
 
 
+def tokens_within(size: int, config: Any, dtype: torch.dtype) -> int | None:
+    """Of how many tokens a base keeps keys and values in `size` bytes; None where of any number."""
+    of_a_token = key_value_bytes(config, dtype)
+    return size // of_a_token if of_a_token else None
+
+
 def batches_by_tokens(
-    lengths: Sequence[int], settings: GenerationSettings
+    lengths: Sequence[int], settings: GenerationSettings, at_most: int | None = None
 ) -> list[NDArray[np.int64]]:
     """Places of prompts of these lengths, in batches of like length, the longest first.
 
-    A batch's rows times its longest prompt and `max_new_tokens` is at most `batch_tokens`.
+    A batch's rows times its longest prompt and `max_new_tokens` is at most `batch_tokens`, and
+    `at_most`, where that is less.
     """
-    return within_budget(np.asarray(lengths) + settings.max_new_tokens, settings.batch_tokens)
+    budget = settings.batch_tokens if at_most is None else min(settings.batch_tokens, at_most)
+    return within_budget(np.asarray(lengths) + settings.max_new_tokens, budget)
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

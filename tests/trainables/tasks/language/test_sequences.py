@@ -73,7 +73,7 @@ def by_passes(model: Any, passes: Sequence[Pass]) -> torch.Tensor:
         given = dict(passed)
         labels, places = given.pop("labels"), given.pop("places")
         given.pop("is_token", None)
-        logits = model(**given).logits
+        logits = model(**given, use_cache=False).logits
         assert logits.shape[1] == len(given["logits_to_keep"])
         total = total + cross_entropy(logits.flatten(0, 1)[places], labels, reduction="sum")
     return total
