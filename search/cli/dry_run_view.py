@@ -123,7 +123,7 @@ def drawn_dry_run(result: DryRun) -> Group:
     for name in ("start", "profile", "search", "confirm", "total"):
         span = (result.seconds_low, result.seconds, result.seconds_high)
         times.add_row(name, *(duration(seconds[name]) for seconds in span))
-    memory = _memory(result.memory)
+    memory = [] if result.memory is None else [_memory(result.memory)]
     config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=60)
     return Group(
         Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
@@ -131,36 +131,34 @@ def drawn_dry_run(result: DryRun) -> Group:
         facts,
         counts,
         times,
-        memory,
+        *memory,
         *(Text(f"note: {note}", style="dim") for note in result.notes),
     )
 
 
 def _memory(plan: MemoryPlan) -> Group:
     """What each worker holds, whether that fits, and what would."""
-    table = Table(
-        "GiB of a worker", *(Column(name, justify="right") for name in (*plan.parts, "peak"))
-    )
-    parts = (_gib(size) for size in plan.parts.values())
-    table.add_row("of the heaviest passes", *parts, _gib(max(plan.stages.values())))
-    stages = ", ".join(f"{name} {_gib(size)}" for name, size in plan.stages.items())
-    lines = [f"peaks: {stages}; {_gib(plan.process)} of each are the process's own"]
+    columns = {"process": plan.process, **plan.parts}
+    table = Table("memory", *(Column(name, justify="right") for name in columns), "peaks")
+    peaks = ", ".join(f"{name} {_gib(size)}" for name, size in plan.stages.items())
+    table.add_row("GiB of a worker", *map(_gib, columns.values()), peaks)
+    lines = []
     how = []
     if plan.activation_checkpointing:
         how.append("with activation checkpointing")
     if plan.profile_passes > 1:
         how.append(f"the profile's static pass in {plan.profile_passes} turns")
     if plan.limit is None:
-        lines.append("fits: not known; name the GPU with cluster.gpu")
+        lines.append(", ".join(["the memory of a GPU is not known: name it by cluster.gpu", *how]))
     else:
-        verdict = "fits" if plan.fits else "does not fit"
-        beside = "".join(f", {each}" for each in how)
-        lines.append(f"{verdict} the {_gib(plan.limit)} of {plan.device}{beside}")
-    lines += [f"  {each.what} would fit, with {_gib(each.peak)}" for each in plan.changes]
+        verdict = "fits into" if plan.fits else "does not fit into"
+        there = f"{verdict} the {_gib(plan.limit)} GiB that a worker has of {plan.device}"
+        lines.append(", ".join([there, *how]))
+    lines += [f"  would fit: {each.what} ({_gib(each.peak)} GiB)" for each in plan.changes]
     if plan.fits is False and plan.least_gpus is not None:
         lines.append(
-            f"  {plan.least_gpus} GPUs a group would fit (cluster.workers_per_group, with "
-            "deepspeed.zero_optimization.stage: 3)"
+            f"  would fit: cluster.workers_per_group: {plan.least_gpus} with "
+            "deepspeed.zero_optimization.stage: 3"
         )
     return Group(table, *(Text(line) for line in lines))
 

@@ -24,6 +24,7 @@ from spaces.domain import ends
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_linear_layers
+from trainables.footprint.activations import UncountableError
 from trainables.tasks.task import Task
 
 BUSY = 1.2
@@ -55,7 +56,8 @@ class DryRun:
 
     `base` has uri, fingerprint and params; `task` what `task_summary` tells of it;
     `profile` its key, whether it is cached, and what computing it takes; `search` and `confirm`
-    (None where it is skipped) trials, epochs and steps; `memory` what each worker comes to hold.
+    (None where it is skipped) trials, epochs and steps; `memory` what each worker comes to hold,
+    None where the base's way depends on values.
     `notes` say what a user should know of the rows, and what the estimate rests on.
     """
 
@@ -69,7 +71,7 @@ class DryRun:
     seconds: dict[str, float]
     seconds_low: dict[str, float]
     seconds_high: dict[str, float]
-    memory: MemoryPlan
+    memory: MemoryPlan | None
     notes: tuple[str, ...]
 
 
@@ -112,6 +114,12 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     times = fmean(each.length for each in methods)
     expected = task.expected(inputs.base_uri)
     estimate = estimated(config, expected, cost, profile, confirm, times, len(methods))
+    notes = [f"head: {inputs.head.about}", *task.notes, *_notes(config, cost, methods, resume)]
+    memory = None
+    try:
+        memory = Planning(config, inputs, profiled=cached is None).plan()
+    except UncountableError as error:
+        notes.append(f"there is no memory plan of this base ({error})")
     return DryRun(
         config=config.resolved(),
         base={
@@ -127,8 +135,8 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         seconds=estimate.about,
         seconds_low=estimate.low,
         seconds_high=estimate.high,
-        memory=Planning(config, inputs, profiled=cached is None).plan(),
-        notes=(f"head: {inputs.head.about}", *task.notes, *_notes(config, cost, methods, resume)),
+        memory=memory,
+        notes=tuple(notes),
     )
 
 

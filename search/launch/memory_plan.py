@@ -21,9 +21,10 @@ from spaces.errors import ChoiceError
 from spaces.planner import Planner
 from spaces.search_space import Arm
 from trainables.bases.structure import meta_model
-from trainables.footprint.activations import Counting
-from trainables.footprint.footprint import ROOM, Footprint, Run, divided, footprint
+from trainables.footprint.activations import Counting, UncountableError
+from trainables.footprint.footprint import Footprint, Run, divided, footprint
 from trainables.footprint.passes import Rows
+from trainables.resident.activations import ROOM
 
 NF4_BYTES = 0.52
 """Bytes of a weight in 4 bits, its scales included."""
@@ -103,10 +104,13 @@ class Planning:
         self._counting = self._counting_in(self._dtype)
         self._memory = Memory.of_workers(config.cluster)
 
-    def beside_base(self) -> int:
+    def beside_base(self) -> int | None:
         """Bytes that a worker's jobs come to hold at least beside the base where it keeps all
-        activations."""
-        whole = self._footprint(recompute=False)
+        activations; None where that cannot be counted."""
+        try:
+            whole = self._footprint(recompute=False)
+        except UncountableError:
+            return None
         found = replace(whole, accumulators=whole.accumulator)
         return found.peak - found.process - found.base
 

@@ -97,6 +97,11 @@ def prepare(config: SweepConfig) -> SweepInputs:
     patterns = config.profile.target_modules
     base = meta_base(base_uri, task.head, task.outputs, patterns)
     targets, size = base.targets, base.size
+    if config.train.activation_checkpointing == "on" and not base.repeatable:
+        raise ConfigError(
+            "train.activation_checkpointing: transformers does not know of it for this base's "
+            "family; set auto or off"
+        )
     borrowed = _borrowed(config, store, targets)
     grid = config.profile.top_percent if borrowed is None else borrowed["top_percent_grid"]
     space = check_against_targets(config, targets, grid)

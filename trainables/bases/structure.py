@@ -35,6 +35,7 @@ from trainables.bases.parts import (
     task_config,
     unbuildable,
 )
+from trainables.layers.recomputed import repeatable_layers
 from trainables.settings import ALL_LINEAR
 
 
@@ -67,11 +68,13 @@ def meta_linear_layers(uri: str, head: str, classes: Classes) -> tuple[TargetMod
 
 @dataclass(frozen=True)
 class MetaBase:
-    """What is known of a base without its weights: target modules, size, and the task's head."""
+    """What is known of a base without its weights: target modules, size, the task's head, and
+    whether its layers can be computed again (activation checkpointing)."""
 
     targets: tuple[TargetModule, ...]
     size: BaseSize
     head: Head
+    repeatable: bool
 
 
 def meta_base(uri: str, head: str, classes: Classes, patterns: Sequence[str]) -> MetaBase:
@@ -82,7 +85,8 @@ def meta_base(uri: str, head: str, classes: Classes, patterns: Sequence[str]) ->
     """
     model, its_head = meta_model(uri, head, classes)
     targets = resolve_targets(model, its_head.modules, patterns)
-    return MetaBase(targets, base_size(model, its_head.modules), its_head)
+    size = base_size(model, its_head.modules)
+    return MetaBase(targets, size, its_head, bool(repeatable_layers(model)))
 
 
 def meta_model(uri: str, head: str, classes: Classes) -> tuple[Any, Head]:

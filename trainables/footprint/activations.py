@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from spaces.errors import one_line
 from spaces.target import TargetModule
 from trainables.adaptations.blocks import BlockAdaptation, plain_lora
+from trainables.bases.parts import UNBUILDABLE
 from trainables.engine.masters import at_least_float
 from trainables.footprint.counted import Held, as_on_a_gpu, faked, shallow
 from trainables.layers.dropout import quick_dropout
@@ -19,6 +21,12 @@ from trainables.layers.recomputed import recomputed, repeatable_layers
 from trainables.tasks.split import Pass, outputs_of
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+_UNCOUNTABLE = (*UNBUILDABLE, NotImplementedError, IndexError)
+
+
+class UncountableError(Exception):
+    """A base does what cannot be followed without values, in one line."""
 
 
 class Counting:
@@ -126,8 +134,9 @@ class Counting:
     ) -> tuple[int, int]:
         """The most that is held up to the loss, and after it; gradients are taken at once."""
         handles = [each.register_post_accumulate_grad_hook(_taken) for each in trained]
+        known = [*_tensors(self.model), *trained]
         dropping = nullcontext() if self.on_gpu else quick_dropout(self.model)
-        with dropping, recomputed(self.model, recompute), Held(_tensors(self.model)) as held:
+        with dropping, recomputed(self.model, recompute), Held(known) as held:
             batches = [self._inputs(each) for each in passes]
             labels = torch.cat([batch.pop("labels") for batch in batches])
             loss = self.loss(forward(*batches), labels)
@@ -152,7 +161,10 @@ class Counting:
             self.model.requires_grad_(False)
             if self.on_gpu:
                 stack.enter_context(as_on_a_gpu())
-            return max(shallow(self.model, measure))
+            try:
+                return max(shallow(self.model, measure))
+            except _UNCOUNTABLE as error:
+                raise UncountableError(one_line(error)) from error
 
 
 def base_bytes(model: nn.Module, dtype: torch.dtype) -> int:

@@ -20,6 +20,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+FEW_LAYERS = 8
+"""So many layers are run whole."""
 _MANY = 2**40
 _ASKED = torch.ops.aten._local_scalar_dense.default
 _SOUGHT = torch.ops.aten.nonzero.default
@@ -149,16 +151,12 @@ def shallow(model: nn.Module, measure: Callable[[], tuple[int, ...]]) -> tuple[i
     return tuple(a + (depth - 2) * (b - a) for a, b in zip(few, more, strict=True))
 
 
-_FEW = 8
-"""So many layers are run whole."""
-
-
 def _stacks(model: nn.Module) -> list[tuple[nn.Module, str, nn.ModuleList]]:
     """The lists of many layers that are alike, each with its parent and its name there."""
     found = []
     for parent in model.modules():
         for name, child in parent.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) > _FEW:
+            if isinstance(child, nn.ModuleList) and len(child) > FEW_LAYERS:
                 shapes = {
                     (type(layer), *((n, tuple(p.shape)) for n, p in layer.named_parameters()))
                     for layer in child

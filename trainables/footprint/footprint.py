@@ -17,8 +17,6 @@ from trainables.training.settings import TrainSettings
 PROCESS_BYTES = {"cpu": 600 * 2**20, "cuda": 750 * 2**20}
 """What a worker holds where its tensors lie before it has one: on a CPU Python with torch,
 transformers, Ray and DeepSpeed, on a GPU CUDA's context and libraries."""
-ROOM = 0.95
-"""The share of a GPU's memory that is filled: torch's allocator leaves gaps."""
 
 GATHERED_LAYERS = 2
 """Layers of a divided base that a worker holds whole at a time."""

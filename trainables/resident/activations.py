@@ -11,7 +11,7 @@ from torch import nn
 from trainables.engine.workers import Workers
 
 ROOM = 0.95
-"""The share of a GPU's free memory that a plan may fill: its allocator leaves gaps."""
+"""The share of a device's memory that a plan may fill: an allocator leaves gaps."""
 
 
 @dataclass(frozen=True)
