@@ -62,9 +62,11 @@ def load_base(
 ) -> Base:
     """Load a base with a `head` (HEADS names them) for `classes`, in `dtype` on `device`.
 
-    A head that the checkpoint holds stays as it is in the model; what trains is what `fresh_head`
-    makes of it. Loading leaves torch's random state as it was. Raises BaseModelError where the base
-    cannot be loaded or holds a value that is not finite.
+    Every tensor goes from the mapped file to the device by itself, in its precision: in main memory
+    there are never more than a few of them. A head that the checkpoint holds stays as it is in the
+    model; what trains is what `fresh_head` makes of it. Loading leaves the random state of torch on
+    the CPU as it was. Raises BaseModelError where the base cannot be loaded or holds a value that
+    is not finite.
     """
     path = locate(uri)
     folder, kwargs = local_arguments(path)
@@ -81,6 +83,7 @@ def load_base(
                 folder,
                 config=config,
                 dtype=dtype,
+                device_map={"": torch.device(device)},
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **kwargs,
@@ -100,7 +103,6 @@ def load_base(
         # A decoder's classifier finds the last token of a row by the padding token, so it must be
         # the one that rows are padded with.
         model.config.get_text_config().pad_token_id = _pad_token_id(uri, path, config)
-    model.to(device)
     _check_finite(model, its_head, uri, dtype)
     return Base(uri, fingerprint(uri), model, its_head, config.model_type)
 

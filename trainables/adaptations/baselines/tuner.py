@@ -8,7 +8,8 @@ the trained function, so that loading them needs neither the seed nor a decompos
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -124,6 +125,10 @@ class TunerAdaptation(Adaptation):
         layer = self._model.get_submodule(name)
         weight: torch.Tensor = layer.weight.detach()  # type: ignore[operator]
         return weight.T if isinstance(layer, Conv1D) else weight
+
+    def _named_weight(self, target: TargetModule) -> tuple[str, Callable[[], torch.Tensor]]:
+        """A target's name and what gives its weight, [out, in]."""
+        return target.name, partial(self._weight, target.name)
 
 
 def take_from_first_worker(tensors: Iterable[torch.Tensor]) -> None:
