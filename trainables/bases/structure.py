@@ -85,6 +85,15 @@ def meta_base(uri: str, head: str, classes: Classes, patterns: Sequence[str]) ->
     return MetaBase(targets, base_size(model, its_head.modules), its_head)
 
 
+def kept_whole(uri: str, head: str, classes: Classes) -> list[str]:
+    """The modules of a base that are not quantized: its head for the task, and the next token's.
+
+    Raises BaseModelError as `meta_base` does.
+    """
+    model, its_head = _meta_model(uri, head, classes)
+    return [*its_head.modules, *_next_token_head(model)]
+
+
 def _meta_model(uri: str, head: str, classes: Classes) -> tuple[Any, Head]:
     config = task_config(uri, head, number_of(classes))
     model = skeleton(uri, head, config)
@@ -225,8 +234,12 @@ def _named(names: Iterable[str], pattern: str) -> list[str]:
 
 def _out_in(module: Any) -> tuple[int, int]:
     """[out, in] of a linear layer; a Conv1D stores [in, out]."""
-    first, second = module.weight.shape
-    return (first, second) if isinstance(module, nn.Linear) else (second, first)
+    # Not of the weight, which may be divided among workers or packed.
+    return (
+        (module.out_features, module.in_features)
+        if isinstance(module, nn.Linear)
+        else (module.nf, module.nx)
+    )
 
 
 def _unknown_target(

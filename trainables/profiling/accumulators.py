@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -81,6 +82,7 @@ class Accumulators(Hooks):
         self.abs_gradient: dict[str, torch.Tensor] = {}
         self.inputs: dict[str, _Inputs] = {}
         self.mask: torch.Tensor | None = None
+        self._counts = True
         self._last: tuple[weakref.ref[torch.Tensor], int, _Seen] | None = None
         for target in targets:
             weight = weight_of(model, target)
@@ -95,6 +97,15 @@ class Accumulators(Hooks):
             for alias in target.names:
                 self.on_input(self._model.get_submodule(alias), self._measuring(target.name))
         return self
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """While open, inputs go by uncounted."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """What a module's sums are by now, on the CPU."""
@@ -120,7 +131,8 @@ class Accumulators(Hooks):
 
     def _measuring(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def measure(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.inputs[name].add(self._reading(inputs[0]))
+            if self._counts:
+                self.inputs[name].add(self._reading(inputs[0]))
 
         return measure
 

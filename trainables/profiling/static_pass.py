@@ -9,6 +9,7 @@ of modules that fits; each sum is made of the same numbers in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import JobError
 from spaces.target import TargetModule
+from trainables.bases.quantization import is_packed
+from trainables.bases.whole_weights import whole_weights
+from trainables.engine.divided import evened, is_divided
 from trainables.engine.workers import CancelledError, Workers
 from trainables.layers.hooks import FLOAT16_LOSS_SCALE, Hooks, accumulated_in, weight_of
 from trainables.profiling.accumulators import Accumulators
@@ -70,8 +74,8 @@ class StaticPass:
         self._split, self._kind = task.splits["train"], task.its_kind
         self._batches = micro_batches(len(self._split), settings)
         self._checkpoints, self._trained, self._progress = checkpoints, trained, progress
-        half = any(weight_of(model, target).dtype == torch.float16 for target in targets)
-        self._loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
+        self._dtype = next(model.parameters()).dtype
+        self._loss_scale = FLOAT16_LOSS_SCALE if self._dtype == torch.float16 else 1.0
         self._finished: list[dict[str, Fields]] = []
         self._first_rng = self._rng() if settings.base_dropout else {}
 
@@ -101,20 +105,25 @@ class StaticPass:
     ) -> dict[str, Fields]:
         """One pass over the micro-batches for one group of modules, the `number`-th of `groups`."""
         n, size = len(self._batches), self._workers.size
-        with Accumulators(self._model, targets) as sums:
+        names = [target.names[0] for target in targets]
+        with whole_weights(self._model, names), Accumulators(self._model, targets) as sums:
             self._start(sums, targets, saved)
             for first in range(saved.step if saved is not None else 0, n, size):
-                if first + self._workers.rank < n:
-                    self._loss(self._batches[first + self._workers.rank], sums).backward()
+                own = first + self._workers.rank
+                if own < n:
+                    self._loss(self._batches[own], sums).backward()
+                elif is_divided(self._model):  # its passes are taken together
+                    with sums.uncounted():
+                        (0.0 * self._loss(self._batches[first], sums)).backward()
                 done = min(first + size, n)
                 self._progress("static pass", number * n + done, groups * n)
                 if self._should_stop is not None and self._workers.agree(self._should_stop()):
                     raise CancelledError
                 if done < n and self._checkpoints.due(first, done):
                     self._save(done, targets, sums)
-        if self._settings.memory_limit is not None:
-            give_back(self._workers.device)
-        return {target.name: self._fields(sums, target.name) for target in targets}
+            if self._settings.memory_limit is not None:
+                give_back(self._workers.device)
+            return {target.name: self._fields(sums, target.name) for target in targets}
 
     def _start(
         self, sums: Accumulators, targets: Sequence[TargetModule], saved: Saved | None
@@ -133,9 +142,14 @@ class StaticPass:
     def _loss(self, rows: NDArray[np.int64], sums: Accumulators | None) -> torch.Tensor:
         on_cpu = self._workers.device.type == "cpu"
         loss = torch.zeros((), device=self._workers.device)
-        for given in self._split.passes(rows, on_cpu):
+        passes = list(self._split.passes(rows, on_cpu))
+        for number, given in enumerate(evened(self._model, passes)):
             batch = to_device(given, self._workers)
             labels = batch.pop("labels")
+            if number >= len(passes):  # in the graph, for its backward is taken together
+                with nullcontext() if sums is None else sums.uncounted():
+                    loss = loss + outputs_of(self._model, batch)[:0].sum()
+                continue
             if sums is not None:
                 sums.mask = batch.get("is_token", batch.get("attention_mask"))
             loss = loss + self._kind.summed_loss(outputs_of(self._model, batch), labels)
@@ -272,7 +286,8 @@ class StaticPass:
             highest = max(highest, held_bytes(device))
             weight.grad = None
 
-        with Hooks() as hooks:
+        names = [target.names[0] for target in targets]
+        with whole_weights(self._model, names), Hooks() as hooks:
             for target in targets:
                 hooks.on_gradient(weight_of(self._model, target), sample)
             loss = self._loss(heaviest, None)
@@ -281,8 +296,9 @@ class StaticPass:
         return highest
 
     def _accumulator_bytes(self, target: TargetModule) -> int:
-        weight = weight_of(self._model, target)
-        return weight.numel() * accumulated_in(weight.dtype).itemsize
+        dtype, entries = self._dtype, target.shape[0] * target.shape[1]
+        stands_alone = is_divided(self._model) or is_packed(weight_of(self._model, target))
+        return entries * (accumulated_in(dtype).itemsize + (dtype.itemsize if stands_alone else 0))
 
 
 def micro_batches(rows: int, settings: ProfileSettings) -> list[NDArray[np.int64]]:

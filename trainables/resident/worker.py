@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -27,6 +28,8 @@ from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
+from trainables.engine.divided import divide
+from trainables.engine.section import divides_base, of_trials
 from trainables.engine.workers import CancelledError, Workers, join
 from trainables.profiling.profile import compute_profile
 from trainables.resident.jobs import (
@@ -50,6 +53,7 @@ from trainables.resident.jobs import (
 )
 from trainables.resident.queue import BEAT_S, POLL_S, STEPS_S
 from trainables.tasks.row_share import on_share
+from trainables.tasks.split import outputs_of, to_device
 from trainables.tasks.task import Task
 from trainables.trained.weights import Trained, TrainedFacts, read_trained
 from trainables.training.evaluate import OwnMetricError, evaluate_rows
@@ -142,8 +146,14 @@ def _load(config: dict[str, Any]) -> Resident:
     if config["files"] is not None:
         config["files"].bring()
     task = ray.get(config["task"][0])
+    divided = divides_base(config["deepspeed"])
     base = load_base(
-        config["base_uri"], task.head, task.outputs, getattr(torch, config["dtype"]), device
+        config["base_uri"],
+        task.head,
+        task.outputs,
+        getattr(torch, config["dtype"]),
+        "cpu" if divided else device,  # divided, it need not fit on one device
+        config["quantization"],
     )
     if base.fingerprint != config["base_fingerprint"]:
         raise JobError(
@@ -151,7 +161,18 @@ def _load(config: dict[str, Any]) -> Resident:
             "files on every node"
         )
     task = task.fitted(base.model)
-    return Resident(base, task, workers, config["deepspeed"])
+    if divided:
+        idle = partial(_idle, base.model, task, workers)
+        divide(base.model, base.head_modules, config["deepspeed"], workers, idle)
+    return Resident(base, task, workers, of_trials(config["deepspeed"]))
+
+
+def _idle(model: torch.nn.Module, task: Task, workers: Workers) -> None:
+    """Take the shortest pass through a base."""
+    split = task.splits["train"]
+    batch = to_device(split.batch(np.argsort(split.lengths, kind="stable")[:1]), workers)
+    batch.pop("labels")
+    outputs_of(model, batch)
 
 
 def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob) -> None:

@@ -416,8 +416,13 @@ class VeraAdaptation(PeftAdaptation):
 
 
 def _shallow_copy(module: Any) -> Any:
-    """A module of its own that holds the same Parameters, buffers and children."""
+    """A module of its own that holds the same Parameters, buffers and children, but no hooks.
+
+    The hooks are those of the module whose call comes first.
+    """
     twin = copy.copy(module)
     for kind in ("_parameters", "_buffers", "_modules"):
         setattr(twin, kind, dict(getattr(module, kind)))
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):
+        setattr(twin, kind, type(getattr(module, kind))())
     return twin
