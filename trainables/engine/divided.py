@@ -172,4 +172,5 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             yield
         finally:
             for each in divided:
-                each.ds_active_sub_modules.discard(_HELD)
+                # Not that alone: a module whose input has no gradient is never told its end.
+                each.ds_active_sub_modules.clear()

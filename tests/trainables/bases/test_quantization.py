@@ -88,7 +88,7 @@ packed = pytest.mark.skipif(MISSING, reason="needs bitsandbytes")
 def base(uri: str) -> Base:
     loaded = load_base(uri, "classification", 2, torch.float32, quantization="nf4")
     for module in loaded.model.modules():
-        # On some CPUs, and there alone, a weight is else packed anew where no gradient is asked for.
+        # Some CPUs, and they alone, else pack a weight anew where no gradient is asked for.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return loaded
