@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.profile import Profile
 from tests.trainables.conftest import head_of, run_group, tiny_bert, tiny_task
+from tests.trainables.lm_eval_examples import (
+    CHOICE,
+    WRITING,
+    asked_of,
+    decoder,
+    save_decoder,
+    write_tasks,
+)
+from tests.trainables.tasks.kinds.examples import DECODER, MadeKind, make_kind
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.structure import base_size, resolve_targets
 from trainables.engine.divided import divide
 from trainables.engine.section import of_trials
-from trainables.engine.workers import Workers
+from trainables.engine.workers import CancelledError, Workers
 from trainables.profiling.profile import compute_profile
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import outputs_of, to_device
+from trainables.tasks.task import Task
 from trainables.training.finetune import finetune, untimed
+from trainables.training.lm_eval_scores import lm_eval_scores
 from trainables.training.settings import TrainSettings
 
 PATTERNS = ("query", "output.dense")
@@ -37,23 +49,21 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "taso", "rank": 3},
     {"method": "rslora", "rank": 3},
     {"method": "ia3"},
-    {"method": "milora", "rank": 3},
     {"method": "pissa", "rank": 3},
     {"method": "lora_dash", "rank": 3},
     {"method": "eva", "rank": 3},
 )
-WHOLE: Mapping[str, Any] = {}
-DIVIDED: Mapping[str, Mapping[str, Any]] = {
-    "divided": {"stage3_param_persistence_threshold": 0},
-    "offloaded": {"offload_param": {"device": "cpu"}},
+NOTHING_KEPT = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_prefetch_bucket_size": 0,
 }
+OFFLOADED = {"offload_param": {"device": "cpu"}}
 
 
-def _base_on(workers: Workers, zero: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
-    """A tiny base, divided where `zero` says how, and the section for its trials."""
-    model, task = tiny_bert(), tiny_task()
-    if zero is None:
-        return model, {}
+def _divided(model: Any, task: Task, whole: Sequence[str], zero: Any, workers: Workers) -> Any:
+    """The section for the trials on a base that is divided now."""
     section = {"zero_optimization": {"stage": 3, **zero}}
 
     def idle() -> None:
@@ -61,23 +71,30 @@ def _base_on(workers: Workers, zero: Mapping[str, Any] | None) -> tuple[Any, dic
         batch.pop("labels")
         outputs_of(model, batch)
 
-    divide(model, ("classifier",), section, workers, idle)
-    held = sum(p.numel() for n, p in model.named_parameters() if "classifier" not in n)
-    assert held == 0 if "stage3_param_persistence_threshold" in zero else held >= 0
-    return model, of_trials(section)
+    divide(model, whole, section, workers, idle)
+    return of_trials(section)
 
 
-def _found(workers: Workers, zero: Mapping[str, Any] | None) -> dict[str, Any]:
+def _held(model: Any) -> int:
+    """Entries of the frozen parameters that are on a worker, those of its own part apart."""
+    return sum(p.numel() for n, p in model.named_parameters() if not n.startswith("classifier"))
+
+
+def _found(
+    workers: Workers, zero: Mapping[str, Any] | None, methods: Sequence[dict[str, Any]] = METHODS
+) -> dict[str, Any]:
     """The profile of a base, and of each method what it reports and has trained."""
-    model, deepspeed = _base_on(workers, zero)
-    task, targets = tiny_task(), resolve_targets(model, ("classifier",), PATTERNS)
-    limited = PROFILE.model_copy(update={"memory_limit": None})
+    model, task, deepspeed = tiny_bert(), tiny_task(), {}
+    targets = resolve_targets(model, ("classifier",), PATTERNS)
+    size = base_size(model, ("classifier",))
+    if zero is not None:
+        deepspeed = _divided(model, task, ("classifier",), zero, workers)
+        assert resolve_targets(model, ("classifier",), PATTERNS) == targets
     profile = compute_profile(
-        model, head_of(tiny_bert()), targets, task, limited, workers=workers, deepspeed=deepspeed
+        model, head_of(tiny_bert()), targets, task, PROFILE, workers=workers, deepspeed=deepspeed
     )
     found: dict[str, Any] = {"profile": profile.to_bytes()}
-    size = base_size(tiny_bert(), ("classifier",))
-    for choice in METHODS:
+    for choice in methods:
         plan = make_plan(parse_choice(choice), targets, profile, size)
         head = head_of(tiny_bert(), 3)
         with adaptation_for(plan, model, seed=3, head=head) as adaptation:
@@ -86,30 +103,88 @@ def _found(workers: Workers, zero: Mapping[str, Any] | None) -> dict[str, Any]:
                 deepspeed=deepspeed,
             )  # fmt: skip
         found[choice["method"]] = untimed(report), adaptation.weights()
+        assert zero is not NOTHING_KEPT or not _held(model)
     return found
 
 
 def _in_a_group(workers: Workers, folder: Path) -> None:
-    for name, zero in {"whole": None, **DIVIDED}.items():
-        found = _found(workers, zero)
-        if workers.rank == 0:
+    every = {
+        "whole": _found(workers, None),
+        "divided": _found(workers, NOTHING_KEPT),
+        "offloaded": _found(workers, OFFLOADED, METHODS[:1]),
+    }
+    if workers.rank == 0:
+        for name, found in every.items():
             (folder / name).write_bytes(pickle.dumps(found))
 
 
 @pytest.mark.group
 def test_a_divided_base_gives_what_a_whole_one_gives(tmp_path: Path) -> None:
     run_group(_in_a_group, 2, tmp_path)
-    whole = pickle.loads((tmp_path / "whole").read_bytes())
-    for name in DIVIDED:
-        divided = pickle.loads((tmp_path / name).read_bytes())
-        for method in (choice["method"] for choice in METHODS):
-            (report, weights), (other, others) = whole[method], divided[method]
+    whole, *others = (
+        pickle.loads((tmp_path / name).read_bytes()) for name in ("whole", "divided", "offloaded")
+    )
+    for divided in others:
+        for method in divided.keys() - {"profile"}:
+            (report, weights), (other, those) = whole[method], divided[method]
             assert other == pytest.approx(report, rel=1e-6, abs=1e-9)
             for key, tensor in weights.items():
-                torch.testing.assert_close(others[key], tensor, rtol=1e-6, atol=1e-8)
-        one, other = (Profile.from_bytes(each["profile"], "x") for each in (whole, divided))
+                torch.testing.assert_close(those[key], tensor, rtol=1e-6, atol=1e-8)
+        one, two = (Profile.from_bytes(each["profile"], "it") for each in (whole, divided))
         for module, statistics in one.modules.items():
             for field, values in vars(statistics).items():
-                np.testing.assert_allclose(
-                    vars(other.modules[module])[field], values, rtol=1e-6, err_msg=field
-                )
+                found = vars(two.modules[module])[field]
+                np.testing.assert_allclose(found, values, rtol=1e-6, err_msg=field)
+
+
+# -- passes that workers have different numbers of -------------------------------------------------
+
+KINDS = ("causal on llama", "generation on qwen2", "multiple_choice on llama")
+
+
+def _of_kinds(workers: Workers, folder: Path, kinds: Sequence[MadeKind]) -> None:
+    for made in kinds:
+        reports = []
+        for divided in (False, True):
+            base = made.base(torch.float64)
+            task = made.fitted(base)
+            targets = resolve_targets(base.model, (), DECODER)
+            base.model.gradient_checkpointing_enable()
+            deepspeed: Any = {}
+            if divided:
+                deepspeed = _divided(base.model, task, (), NOTHING_KEPT, workers)
+            plan = make_plan(parse_choice({"method": "lora", "rank": 2}), targets, None)
+            settings = TRAIN.model_copy(update={"batch_size": 4})  # the last of 13 rows is alone
+            with adaptation_for(plan, base.model, seed=3) as adaptation:
+                report = finetune(
+                    base.model, adaptation, task, settings, learning_rate=1e-2, seed=3,
+                    workers=workers, deepspeed=deepspeed,
+                )  # fmt: skip
+            reports.append(untimed(report))
+        assert reports[1] == pytest.approx(reports[0], rel=1e-6)
+        assert not _held(base.model)
+
+
+@pytest.mark.group
+def test_workers_with_fewer_passes_take_part_in_those_of_others(tmp_path: Path) -> None:
+    kinds = [make_kind(name, tmp_path / str(i)) for i, name in enumerate(KINDS)]
+    run_group(_of_kinds, 2, tmp_path, kinds)
+
+
+def _of_lm_eval(workers: Workers, folder: Path, base: Path, files: list[str]) -> None:
+    tokenizer, asked = AutoTokenizer.from_pretrained(base), asked_of(files, folder)
+    wanted = lm_eval_scores(decoder(base), tokenizer, asked, workers)
+    model = decoder(base)
+    config = {"zero_optimization": {"stage": 3, **NOTHING_KEPT}}
+    ids = torch.tensor([[1]])
+    divide(model, (), config, workers, lambda: model(input_ids=ids))
+    with pytest.raises(CancelledError):
+        lm_eval_scores(model, tokenizer, asked, workers, should_stop=lambda: workers.rank == 0)
+    assert lm_eval_scores(model, tokenizer, asked, workers) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.group
+def test_lm_eval_scores_a_divided_base_as_a_whole_one(tmp_path: Path) -> None:
+    base = save_decoder(tmp_path / "base")
+    files = write_tasks(tmp_path / "tasks", CHOICE, WRITING)
+    run_group(_of_lm_eval, 2, tmp_path, base, files)
