@@ -470,8 +470,8 @@ CHANGES_WEIGHTS = ("dora", "gora", "full", "bitfit")
 def _check_base(config: SweepConfig) -> None:
     """Raise ConfigError where a method, or the workers, cannot have the base as it is asked for."""
     divided = divides_base(config.deepspeed)
+    key, how = "base_quantization", str(config.base_quantization)
     if config.base_quantization is not None:
-        key, how = "base_quantization", config.base_quantization
         if divided:
             raise ConfigError(
                 f"{key}: {how} does not go with deepspeed.zero_optimization.stage: 3, for packed "

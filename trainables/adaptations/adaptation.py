@@ -76,6 +76,8 @@ class StageParameters(nn.Module):
     maps a factor of the learning rate to the parameters of `adapters` that train at it.
     """
 
+    _model: nn.Module
+
     def __init__(
         self,
         model: nn.Module,

@@ -28,7 +28,7 @@ from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
-from trainables.engine.divided import divide
+from trainables.engine.divided import divide, is_divided
 from trainables.engine.section import divides_base, of_trials
 from trainables.engine.workers import CancelledError, Workers, join
 from trainables.profiling.profile import compute_profile
@@ -190,7 +190,8 @@ def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob
             raise  # the group starts again and the job with it; its death is what counts
         # On any rank: the others may hang in a collective, so the queue hears of it first.
         ray.get(queue.report.remote(job_id, Failed(_explain(failure, job)), group))
-        if resident.workers.size > 1:
+        # A pass that was broken off has left a divided base half gathered.
+        if resident.workers.size > 1 or is_divided(resident.base.model):
             raise
     finally:
         _give_memory_back()

@@ -366,7 +366,8 @@ def _train_in_a_group(workers: Workers, folder: Path) -> None:
             of = decompose(weight)
             return decompositions.Components(-of.U, of.S, -of.Vt)
 
-        decompositions.singular_components = singular.singular_components = turned
+        for module in (decompositions, singular):
+            vars(module)["singular_components"] = turned
     for method in SHARED_OUT:
         zero = {"zero_optimization": {"stage": 1}}
         weights, _ = trained(method, workers, settings=ONE_EPOCH, deepspeed=zero)

@@ -71,11 +71,11 @@ def test_all_but_the_heads_is_quantized(
 
 
 def test_a_plain_base_is_left_alone_by_whole_weights() -> None:
-    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
-    weight = model[0].weight
+    layer = nn.Linear(3, 2)
+    model, weight = nn.Sequential(layer, nn.ReLU()), layer.weight
     with whole_weights(model, ["0"]):
-        assert model[0].weight is weight
-        assert "forward" not in vars(model[0])
+        assert layer.weight is weight
+        assert "forward" not in vars(layer)
     assert weight_of_layer(model, "0").data_ptr() == weight.data_ptr()
 
 
