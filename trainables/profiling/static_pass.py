@@ -8,8 +8,9 @@ of modules that fits; each sum is made of the same numbers in the same order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -75,6 +76,8 @@ class StaticPass:
         self._batches = micro_batches(len(self._split), settings)
         self._checkpoints, self._trained, self._progress = checkpoints, trained, progress
         self._dtype = next(model.parameters()).dtype
+        packed = any(is_packed(weight_of(model, target)) for target in targets)
+        self._made_whole = packed or is_divided(model)
         self._loss_scale = FLOAT16_LOSS_SCALE if self._dtype == torch.float16 else 1.0
         self._finished: list[dict[str, Fields]] = []
         self._first_rng = self._rng() if settings.base_dropout else {}
@@ -93,7 +96,8 @@ class StaticPass:
             groups = self._groups(group)
             for number, targets in enumerate(groups):
                 goes_on = resumed if number == 0 and targets == group else None
-                self._finished.append(self._pass(targets, goes_on, number, len(groups)))
+                with self._whole_weights(targets):
+                    self._finished.append(self._pass(targets, goes_on, number, len(groups)))
                 if number + 1 < len(groups):
                     self._save(0, ())
         finally:
@@ -105,8 +109,7 @@ class StaticPass:
     ) -> dict[str, Fields]:
         """One pass over the micro-batches for one group of modules, the `number`-th of `groups`."""
         n, size = len(self._batches), self._workers.size
-        names = [target.names[0] for target in targets]
-        with whole_weights(self._model, names), Accumulators(self._model, targets) as sums:
+        with Accumulators(self._model, targets) as sums:
             self._start(sums, targets, saved)
             for first in range(saved.step if saved is not None else 0, n, size):
                 own = first + self._workers.rank
@@ -121,9 +124,12 @@ class StaticPass:
                     raise CancelledError
                 if done < n and self._checkpoints.due(first, done):
                     self._save(done, targets, sums)
-            if self._settings.memory_limit is not None:
-                give_back(self._workers.device)
-            return {target.name: self._fields(sums, target.name) for target in targets}
+        if self._settings.memory_limit is not None:
+            give_back(self._workers.device)
+        return {target.name: self._fields(sums, target.name) for target in targets}
+
+    def _whole_weights(self, targets: Sequence[TargetModule]) -> AbstractContextManager[None]:
+        return whole_weights(self._model, [target.names[0] for target in targets])
 
     def _start(
         self, sums: Accumulators, targets: Sequence[TargetModule], saved: Saved | None
@@ -286,8 +292,9 @@ class StaticPass:
             highest = max(highest, held_bytes(device))
             weight.grad = None
 
-        names = [target.names[0] for target in targets]
-        with whole_weights(self._model, names), Hooks() as hooks:
+        if self._made_whole:  # a group has no room yet
+            targets = [max(targets, key=self._accumulator_bytes)]
+        with self._whole_weights(targets), Hooks() as hooks:
             for target in targets:
                 hooks.on_gradient(weight_of(self._model, target), sample)
             loss = self._loss(heaviest, None)
@@ -296,9 +303,9 @@ class StaticPass:
         return highest
 
     def _accumulator_bytes(self, target: TargetModule) -> int:
-        dtype, entries = self._dtype, target.shape[0] * target.shape[1]
-        stands_alone = is_divided(self._model) or is_packed(weight_of(self._model, target))
-        return entries * (accumulated_in(dtype).itemsize + (dtype.itemsize if stands_alone else 0))
+        """Of a module's accumulator, and of its weight where the base does not hold it whole."""
+        weight = self._dtype.itemsize if self._made_whole else 0
+        return math.prod(target.shape) * (accumulated_in(self._dtype).itemsize + weight)
 
 
 def micro_batches(rows: int, settings: ProfileSettings) -> list[NDArray[np.int64]]:
