@@ -6,9 +6,13 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 FOLDER_VARIABLE = "RANKSWEEP_CACHE"
 UNUSED_S = 30 * 86400.0
@@ -47,3 +51,38 @@ def remove_unused(folder: Path) -> None:
             if time.time() - entry.stat().st_mtime > UNUSED_S:
                 remove(entry)
                 _log.info("removed %s, which nothing has used for a month", entry)
+
+
+@contextmanager
+def alone(folder: Path, sha256: str, patience_s: float) -> Iterator[None]:
+    """Keep other processes and threads from the same work, as far as the disk can.
+
+    `sha256` names the work. Locks only save it: who has waited for `patience_s` seconds, or finds
+    no place for a lock in `folder`, goes on without.
+    """
+    locks = folder / "locks"
+    # One lock for many names, so that their number is bounded and none need ever be removed.
+    lock = FileLock(
+        locks / f"{sha256[:2]}.lock", timeout=patience_s, mode=0o600, fallback_to_soft=False
+    )
+    with suppress(OSError, Timeout):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        locks.mkdir(exist_ok=True, mode=0o700)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_by_renaming(path: Path, data: bytes) -> None:
+    """Write a file, 0600, that appears under its name only when it is whole."""
+    descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from trainables.engine.section import DIVIDING_STAGE
+
 DECIDED_BY_TRIAL = {
     "optimizer": "train.optimizer",
     "scheduler": "train.lr_scheduler",
@@ -25,7 +27,7 @@ DECIDED_BY_TRIAL = {
 }
 """Keys of DeepSpeed that a sweep may not set, and the sweep's own that decides each."""
 
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, DIVIDING_STAGE)
 
 
 def refusal_of_deepspeed(section: Mapping[str, Any]) -> str | None:
@@ -42,12 +44,11 @@ def refusal_of_deepspeed(section: Mapping[str, Any]) -> str | None:
         return f".zero_optimization: should be a mapping of its keys, not {zero!r}"
     stage = zero.get("stage", 0)
     if type(stage) is not int:
-        return f".zero_optimization.stage: should be 0, 1 or 2, not {str(stage)[:60]!r}"
+        return f".zero_optimization.stage: should be 0, 1, 2 or 3, not {str(stage)[:60]!r}"
     if stage not in STAGES:
-        return (
-            f".zero_optimization.stage: {stage} would divide the resident base, which stays whole "
-            "on each worker; use 0, 1 or 2"
-        )
+        return f".zero_optimization.stage: should be 0, 1, 2 or 3, not {stage}"
+    if refused := _refusal_of_offload(zero.get("offload_param"), stage):
+        return f".zero_optimization.offload_param{refused}"
     if set(section) <= {"zero_optimization"} and set(zero) <= {"stage"}:
         return None
     try:
@@ -55,6 +56,19 @@ def refusal_of_deepspeed(section: Mapping[str, Any]) -> str | None:
     except (TypeError, ValueError):
         return ": holds a value that is neither a finite number nor a text; correct it"
     return _said_by_deepspeed(text)
+
+
+def _refusal_of_offload(offload: object, stage: int) -> str | None:
+    """Why the base's parameters cannot be where a section wants them."""
+    if offload is None:
+        return None
+    if stage != DIVIDING_STAGE:
+        return f": goes with stage 3, which divides the base, and this is stage {stage}; remove it"
+    if not isinstance(offload, Mapping):
+        return f": should be a mapping of its keys, not {str(offload)[:60]!r}"
+    if (device := offload.get("device", "none")) not in ("none", "cpu"):
+        return f".device: should be cpu or none, not {str(device)[:60]!r}"
+    return None
 
 
 @lru_cache

@@ -30,6 +30,7 @@ from spaces.errors import ConfigError
 from spaces.search_space import SearchSpace
 from spaces.target import TargetModule
 from trainables.bases.naming import scheme_and_place
+from trainables.engine.section import divides_base
 from trainables.profiling.settings import ProfileSettings
 from trainables.settings import Name, Seed, Settings
 from trainables.tasks.kinds.registry import check_metric, mode_of
@@ -320,6 +321,11 @@ class SweepConfig(Settings):
     installed package ships). Weights are safetensors, or one `.gguf` file named in place of the
     folder; pickles, remote code, quantized weights and an adapter beside the weights are
     refused."""
+    base_quantization: Literal["nf4"] | None = None
+    """`nf4` loads the base's linear layers in 4 bits (NormalFloat, by bitsandbytes: an extra,
+    `ranksweep[nf4]`), where every worker has a GPU; adapters and head stay in `train.precision`.
+    The profile is that of the base in 4 bits. Does not go with ZeRO 3. `null` loads the weights as
+    they are."""
     task: TaskSettings
     profile: ProfileSettings = ProfileSettings()
     space: dict[str, Any] | None = None
@@ -332,7 +338,9 @@ class SweepConfig(Settings):
     keys and takes their values. What a trial decides (optimizer, scheduler,
     batch sizes, clipping, precision) is refused here; the error names the key of `train` to set
     instead. ZeRO 0, 1 and 2; in bf16 and fp16 stage 0 runs as stage 1, because DeepSpeed 0.19
-    computes it wrongly."""
+    computes it wrongly. Stage 3 divides the base among the workers of a group, for bases too large
+    for one GPU (`offload_param: {device: cpu}` keeps it in main memory); a trial's own parameters
+    are then whole on each."""
     cluster: ClusterSettings = ClusterSettings()
     store: StoreUri = DEFAULT_STORE
     """Where profiles are kept: `file://DIR`, `s3://`, `gs://` or `az://`; default:
@@ -400,6 +408,7 @@ class SweepConfig(Settings):
         _check_stop_when(self.search)
         _check_scheduler(self.search, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
+        _check_base(self)
         return self
 
 
@@ -500,6 +509,37 @@ def _check_precisions(profile: str, train: str) -> None:
             f"profile.precision: {profile} differs from train.precision {train}, but the base is "
             "loaded once; set both alike, or leave one auto"
         )
+
+
+CHANGES_WEIGHTS = ("dora", "gora", "full", "bitfit")
+"""Methods that read or train the weights of all layers at once, as Parameters that are there."""
+
+
+def _check_base(config: SweepConfig) -> None:
+    """Raise ConfigError where a method, or the workers, cannot have the base as it is asked for."""
+    divided = divides_base(config.deepspeed)
+    key, how = "base_quantization", str(config.base_quantization)
+    if config.base_quantization is not None:
+        if divided:
+            raise ConfigError(
+                f"{key}: {how} does not go with deepspeed.zero_optimization.stage: 3, for packed "
+                "weights cannot be divided; leave one of them out"
+            )
+        if not config.cluster.resources_per_worker.get("GPU", 0):
+            raise ConfigError(
+                f"{key}: {how} computes on GPUs alone; give each worker one "
+                "(cluster.resources_per_worker: {GPU: 1}), or leave it out"
+            )
+    elif divided:
+        key, how = "deepspeed.zero_optimization.stage", "3"
+    else:
+        return
+    for method in CHANGES_WEIGHTS:
+        if method in config.search_space.methods:
+            raise ConfigError(
+                f"{key}: {how} does not go with {method}, which takes the base's weights as they "
+                "are; leave it out of space.methods, or leave the key out"
+            )
 
 
 def check_against_targets(

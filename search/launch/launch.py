@@ -348,6 +348,7 @@ def _resident_workers(
         base_fingerprint=prepared.base_fingerprint,
         task=prepared.task,
         dtype=dtype_name(config),
+        quantization=config.base_quantization,
         deepspeed=config.deepspeed,
         settings=GroupSettings(
             groups=config.cluster.groups,

@@ -21,6 +21,7 @@ from spaces.target import BaseSize, TargetModule
 from trainables.bases.heads import Head
 from trainables.bases.limits import check_weights
 from trainables.bases.location import fingerprint, pin
+from trainables.bases.quantization import check_installed
 from trainables.bases.structure import meta_base
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.row_share import check_shares
@@ -76,6 +77,7 @@ def prepare(config: SweepConfig) -> SweepInputs:
     Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
     """
     check_resources(config.cluster)
+    check_installed(config.base_quantization)
     store = ProfileStore(config.store)
     store.objects.reach()
     task = build_task(config.task, config.base)
@@ -206,6 +208,7 @@ def profile_key_of(
         seed=config.profile.seed,
         dtype=dtype_name(config),
         head=head,
+        quantization=config.base_quantization,
     )
 
 

@@ -11,19 +11,16 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from search.store import keys
 from spaces.errors import ConfigError, StoreError
 from spaces.files import tensor_file
 from spaces.profile import Profile
-from trainables.cache_folder import FOLDER_VARIABLE, cache_folder
+from trainables.cache_folder import FOLDER_VARIABLE, alone, cache_folder, write_by_renaming
 from trainables.settings import bytes_of
 
 LIMIT_VARIABLE = "RANKSWEEP_CACHE_LIMIT"
@@ -85,7 +82,7 @@ class NodeCache:
         self, entry: Path, sha256: str, download: Callable[[], bytes]
     ) -> tensor_file.Bytes | bytes:
         """The entry's bytes after a download, this process's or another's, mapped where kept."""
-        with self._alone(sha256):
+        with alone(self.folder, sha256, PATIENCE_S):
             mapped = _mapped(entry, sha256)
             if mapped is not None:
                 return mapped
@@ -95,30 +92,13 @@ class NodeCache:
                 )
             data = _downloaded(sha256, download)
             try:
-                _write_by_renaming(entry, data)
+                write_by_renaming(entry, data)
                 self._evict_all_but(entry)
             except OSError as error:
                 self._say_once(error)
                 return data
         mapped = _mapped(entry, sha256)
         return data if mapped is None else mapped
-
-    @contextmanager
-    def _alone(self, sha256: str) -> Iterator[None]:
-        """Keep other processes and threads from fetching the same, as far as the disk can."""
-        locks = self.folder / "locks"
-        # One lock for many keys, so that their number is bounded and none need ever be removed.
-        lock = FileLock(
-            locks / f"{sha256[:2]}.lock", timeout=PATIENCE_S, mode=0o600, fallback_to_soft=False
-        )
-        with suppress(OSError, Timeout):
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            locks.mkdir(exist_ok=True, mode=0o700)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _say_once(self, error: OSError) -> None:
         if self.folder not in said_of:
@@ -170,16 +150,3 @@ def _downloaded(sha256: str, download: Callable[[], bytes]) -> bytes:
             "`ranksweep profiles verify`"
         )
     return data
-
-
-def _write_by_renaming(path: Path, data: bytes) -> None:
-    """Write a file, 0600, that appears under its name only when it is whole."""
-    descriptor, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(part)
-        raise

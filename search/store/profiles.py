@@ -48,14 +48,16 @@ def profile_key(
     seed: int,
     dtype: str,
     head: str | None = None,
+    quantization: str | None = None,
 ) -> str:
     """Key of the profile that these inputs give: 64 hexadecimal digits.
 
     SHA-256 over the canonical JSON (RFC 8785) of schema and algorithm version, the fingerprints of
     the base and of the training rows, the resolved target modules (name and shape, in the base's
-    order), the resolved profile settings, the seed, the dtype and, for a base with a head of its
-    own, what is done with that `head`. The order of `settings` does not matter; `target_modules`
-    and `seed` in it are left out, for their resolved forms stand beside.
+    order), the resolved profile settings, the seed, the dtype, for a base with a head of its own
+    what is done with that `head`, and the `quantization` of a base that has one. The order of
+    `settings` does not matter; `target_modules` and `seed` in it are left out, for their resolved
+    forms stand beside.
 
     Raises:
         ValueError: a setting that JSON cannot hold (a NaN, an object).
@@ -75,6 +77,8 @@ def profile_key(
     }
     if head is not None:
         document["head"] = head
+    if quantization is not None:
+        document["quantization"] = quantization
     return hashlib.sha256(rfc8785.dumps(document)).hexdigest()
 
 

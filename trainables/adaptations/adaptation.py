@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import UsageError
 from spaces.plan import Plan
+from trainables.engine.divided import evened
 from trainables.tasks.split import Pass, outputs_of
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class StageParameters(nn.Module):
     maps a factor of the learning rate to the parameters of `adapters` that train at it.
     """
 
+    _model: nn.Module
+
     def __init__(
         self,
         model: nn.Module,
@@ -94,7 +97,10 @@ class StageParameters(nn.Module):
 
         Every batch is a forward pass of its own.
         """
-        outputs = [outputs_of(self._model, batch) for batch in batches]
+        taken = evened(self._model, batches)
+        outputs = [outputs_of(self._model, dict(batch)) for batch in taken]
+        if len(taken) > len(batches):  # they are in the graph, for their backward is taken together
+            outputs[len(batches) :] = [extra[:0] for extra in outputs[len(batches) :]]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -16,12 +16,12 @@ from trainables.adaptations.blocks import BlockAdaptation
 TUNERS = {
     "rslora": ("peft", "RsloraAdaptation"),
     "dora": ("peft", "DoraAdaptation"),
-    "pissa": ("peft", "PissaAdaptation"),
     "adalora": ("peft", "AdaloraAdaptation"),
     "ia3": ("peft", "Ia3Adaptation"),
     "vera": ("peft", "VeraAdaptation"),
     "lora_xs": ("singular", "LoraXsAdaptation"),
     "milora": ("singular", "MiloraAdaptation"),
+    "pissa": ("singular", "PissaAdaptation"),
     "lora_dash": ("singular", "LoraDashAdaptation"),
     "dylora": ("factors", "DyloraAdaptation"),
     "sora": ("factors", "SoraAdaptation"),

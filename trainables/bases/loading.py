@@ -29,6 +29,14 @@ from trainables.bases.location import (
     unloadable,
 )
 from trainables.bases.parts import UNBUILDABLE, auto_class, load_tokenizer, quiet, task_config
+from trainables.bases.quantization import (
+    Quantization,
+    check_installed,
+    is_packed,
+    quantizing,
+    unpacked,
+)
+from trainables.bases.structure import kept_whole
 
 _UNLOADABLE = (*UNBUILDABLE, OSError, ImportError, SafetensorError)
 
@@ -59,12 +67,16 @@ def load_base(
     classes: Classes,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    quantization: Quantization | None = None,
 ) -> Base:
     """Load a base with a `head` (HEADS names them) for `classes`, in `dtype` on `device`.
 
-    A head that the checkpoint holds stays as it is in the model; what trains is what `fresh_head`
-    makes of it. Loading leaves torch's random state as it was. Raises BaseModelError where the base
-    cannot be loaded or holds a value that is not finite.
+    Every tensor goes from the mapped file to the device by itself, in its precision: in main memory
+    there are never more than a few of them. A head that the checkpoint holds stays as it is in the
+    model; what trains is what `fresh_head` makes of it. With `quantization` the linear layers hold
+    their weights packed. Loading leaves the random state of torch on
+    the CPU as it was. Raises BaseModelError where the base cannot be loaded or holds a value that
+    is not finite.
     """
     path = locate(uri)
     folder, kwargs = local_arguments(path)
@@ -73,6 +85,9 @@ def load_base(
         kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         kwargs["use_safetensors"] = True
+    if quantization is not None:
+        check_installed(quantization)
+        kwargs["quantization_config"] = quantizing(dtype, kept_whole(uri, head, classes))
     config = task_config(uri, head, number_of(classes))
     model_class = auto_class(head)
     with quiet(), seeded(0):
@@ -81,6 +96,7 @@ def load_base(
                 folder,
                 config=config,
                 dtype=dtype,
+                device_map={"": torch.device(device)},
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **kwargs,
@@ -100,7 +116,6 @@ def load_base(
         # A decoder's classifier finds the last token of a row by the padding token, so it must be
         # the one that rows are padded with.
         model.config.get_text_config().pad_token_id = _pad_token_id(uri, path, config)
-    model.to(device)
     _check_finite(model, its_head, uri, dtype)
     return Base(uri, fingerprint(uri), model, its_head, config.model_type)
 
@@ -109,7 +124,8 @@ def _check_finite(model: nn.Module, head: Head, uri: str, dtype: torch.dtype) ->
     """Raise BaseModelError where a weight of the base is not finite in its precision."""
     drawn = head.modules if head.order is None else ()
     for name, tensor in weights_of(model).items():
-        if not is_within(name, drawn) and not is_finite(tensor.detach(), dtype):
+        values = unpacked(tensor) if is_packed(tensor) else tensor.detach()
+        if not is_within(name, drawn) and not is_finite(values, dtype):
             raise not_finite(uri, name, dtype)
 
 

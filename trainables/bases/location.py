@@ -23,6 +23,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from spaces.errors import BaseModelError, one_line
+from trainables.bases.digests import sha256_of
 from trainables.bases.naming import scheme_and_place
 
 _log = logging.getLogger(__name__)
@@ -165,9 +166,9 @@ def fingerprint(uri: str) -> str:
         return _hub_commit(uri)
     path = locate(uri)
     digests = (
-        {"gguf": _sha256(path)}
+        {"gguf": sha256_of(path)}
         if path.is_file()
-        else {name: _sha256(path / name) for name in _defining_files(path)}
+        else {name: sha256_of(path / name) for name in _defining_files(path)}
     )
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
@@ -200,7 +201,11 @@ def hub_parts(uri: str) -> tuple[str, str | None, str | None]:
 
 
 def _hub_snapshot(uri: str, weights: bool) -> Path:
-    """Fetch a hub base at its revision, from the local cache where the hub cannot be reached."""
+    """Fetch a hub base at its revision, from the local cache where the hub cannot be reached.
+
+    Of several workers of a node one fetches: the hub's client holds a lock for each file, and who
+    has waited for it finds the file there (huggingface_hub/file_download.py).
+    """
     repo, file, revision = hub_parts(uri)
     patterns = ["config.json", WEIGHTS_INDEX, ADAPTER_CONFIG, *IMAGE_PROCESSOR_FILES]
     patterns += [*TOKENIZER_FILES, *_CONVERTED_TOKENIZERS, "tokenizer.*.json"]
@@ -314,11 +319,6 @@ def _versioned_tokenizers(path: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def local_arguments(path: Path) -> tuple[str, dict[str, Any]]:

@@ -89,6 +89,15 @@ def meta_base(uri: str, head: str, classes: Classes, patterns: Sequence[str]) ->
     return MetaBase(targets, size, its_head, bool(repeatable_layers(model)))
 
 
+def kept_whole(uri: str, head: str, classes: Classes) -> list[str]:
+    """The modules of a base that are not quantized: its head for the task, and the next token's.
+
+    Raises BaseModelError as `meta_base` does.
+    """
+    model, its_head = meta_model(uri, head, classes)
+    return [*its_head.modules, *_next_token_head(model)]
+
+
 def meta_model(uri: str, head: str, classes: Classes) -> tuple[Any, Head]:
     """A base with its head on the meta device, and which head it is for the task. Raises
     BaseModelError as `task_config` and `head_of` do."""
@@ -231,8 +240,12 @@ def _named(names: Iterable[str], pattern: str) -> list[str]:
 
 def _out_in(module: Any) -> tuple[int, int]:
     """[out, in] of a linear layer; a Conv1D stores [in, out]."""
-    first, second = module.weight.shape
-    return (first, second) if isinstance(module, nn.Linear) else (second, first)
+    # Not of the weight, which may be divided among workers or packed.
+    return (
+        (module.out_features, module.in_features)
+        if isinstance(module, nn.Linear)
+        else (module.nf, module.nx)
+    )
 
 
 def _unknown_target(

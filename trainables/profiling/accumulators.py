@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -54,6 +55,7 @@ class Readings:
     """What layers read in one pass after another: the vectors that are tokens, none of padding."""
 
     def __init__(self) -> None:
+        self.count = True
         self._is_token: torch.Tensor | None = None
         self._tokens = 0
         self._last: tuple[weakref.ref[torch.Tensor], int, _Seen] | None = None
@@ -65,6 +67,15 @@ class Readings:
         if name in given:  # pictures are not padded, nor are rows of one length
             self._is_token = batch[name].bool()
             self._tokens = int(np.count_nonzero(given[name].numpy()))  # the device is not asked
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """While open, what layers read is not to be counted."""
+        before, self.count = self.count, False
+        try:
+            yield
+        finally:
+            self.count = before
 
     def of(self, x: torch.Tensor) -> _Seen:
         """What a layer reads; query, key and value read the same."""
@@ -188,6 +199,7 @@ class Accumulators(Hooks):
 
     def _measuring(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def measure(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.inputs[name].add(self.readings.of(inputs[0]))
+            if self.readings.count:
+                self.inputs[name].add(self.readings.of(inputs[0]))
 
         return measure

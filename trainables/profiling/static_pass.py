@@ -8,7 +8,9 @@ once for every group of modules that fits; each sum is made of the same numbers 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import JobError
 from spaces.target import TargetModule
+from trainables.bases.quantization import is_packed
+from trainables.bases.whole_weights import whole_weights
+from trainables.engine.divided import evened, is_divided
 from trainables.engine.workers import CancelledError, Workers
 from trainables.layers.hooks import FLOAT16_LOSS_SCALE, Hooks, accumulated_in, weight_of
 from trainables.profiling.accumulators import Accumulators, Readings
@@ -76,8 +81,10 @@ class StaticPass:
         self._split, self._kind = task.splits["train"], task.its_kind
         self._batches = micro_batches(len(self._split), settings)
         self._checkpoints, self._trained, self._progress = checkpoints, trained, progress
-        half = any(weight_of(model, target).dtype == torch.float16 for target in targets)
-        self._loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
+        self._dtype = next(model.parameters()).dtype
+        packed = any(is_packed(weight_of(model, target)) for target in targets)
+        self._made_whole = packed or is_divided(model)
+        self._loss_scale = FLOAT16_LOSS_SCALE if self._dtype == torch.float16 else 1.0
         self._finished: list[dict[str, Fields]] = []
         self._limit: int | None = None
         self._first_rng = self._rng() if settings.base_dropout else {}
@@ -96,7 +103,8 @@ class StaticPass:
             groups = self._groups(group)
             for number, targets in enumerate(groups):
                 goes_on = resumed if number == 0 and targets == group else None
-                self._finished.append(self._pass(targets, goes_on, number, len(groups)))
+                with self._whole_weights(targets):
+                    self._finished.append(self._pass(targets, goes_on, number, len(groups)))
                 if number + 1 < len(groups):
                     self._save(0, ())
         finally:
@@ -111,9 +119,12 @@ class StaticPass:
         with Accumulators(self._model, targets) as sums:
             self._start(sums, targets, saved)
             for first in range(saved.step if saved is not None else 0, n, size):
-                if first + self._workers.rank < n:
-                    rows = self._batches[first + self._workers.rank]
-                    self._loss(rows, sums.readings).backward()
+                own = first + self._workers.rank
+                if own < n:
+                    self._loss(self._batches[own], sums.readings).backward()
+                elif is_divided(self._model):  # its passes are taken together
+                    with sums.readings.uncounted():
+                        (0.0 * self._loss(self._batches[first], sums.readings)).backward()
                 done = min(first + size, n)
                 self._progress("static pass", number * n + done, groups * n)
                 if self._should_stop is not None and self._workers.agree(self._should_stop()):
@@ -123,6 +134,9 @@ class StaticPass:
         if self._limit is not None:
             give_back(self._workers.device)
         return self._statistics(targets, sums)
+
+    def _whole_weights(self, targets: Sequence[TargetModule]) -> AbstractContextManager[None]:
+        return whole_weights(self._model, [target.names[0] for target in targets])
 
     def _start(
         self, sums: Accumulators, targets: Sequence[TargetModule], saved: Saved | None
@@ -141,10 +155,15 @@ class StaticPass:
     def _loss(self, rows: NDArray[np.int64], readings: Readings) -> torch.Tensor:
         on_cpu = self._workers.device.type == "cpu"
         loss = torch.zeros((), device=self._workers.device)
-        for given in self._split.passes(rows, on_cpu):
+        passes = list(self._split.passes(rows, on_cpu))
+        for number, given in enumerate(evened(self._model, passes)):
             batch = to_device(given, self._workers)
-            readings.begin(given, batch)
             labels = batch.pop("labels")
+            if number >= len(passes):  # in the graph, for its backward is taken together
+                with readings.uncounted():
+                    loss = loss + outputs_of(self._model, batch)[:0].sum()
+                continue
+            readings.begin(given, batch)
             loss = loss + self._kind.summed_loss(outputs_of(self._model, batch), labels)
         return loss / int(self._split.targets[rows].sum()) * self._loss_scale
 
@@ -296,7 +315,7 @@ class StaticPass:
         held = HighestHeld(device)
         if device.type == "cpu":
             return held.bytes + self._accumulator_bytes(largest) + COUNTING_BYTES
-        dtype = accumulated_in(weight_of(self._model, largest).dtype)
+        dtype = accumulated_in(self._dtype)
         score = torch.zeros(largest.shape, dtype=dtype, device=device)
         counts_on_device(score, mask_sizes(score.numel(), self._settings.top_percent))
         return held.bytes - score.nbytes
@@ -314,7 +333,9 @@ class StaticPass:
             held.look()
             weight.grad = None
 
-        with Hooks() as hooks:
+        if self._made_whole:  # a group has no room yet
+            targets = [max(targets, key=self._accumulator_bytes)]
+        with self._whole_weights(targets), Hooks() as hooks:
             for target in targets:
                 hooks.on_gradient(weight_of(self._model, target), free)
                 for alias in target.names:
@@ -325,8 +346,9 @@ class StaticPass:
         return held.bytes
 
     def _accumulator_bytes(self, target: TargetModule) -> int:
-        weight = weight_of(self._model, target)
-        return weight.numel() * accumulated_in(weight.dtype).itemsize
+        """Of a module's accumulator, and of its weight where the base does not hold it whole."""
+        weight = self._dtype.itemsize if self._made_whole else 0
+        return math.prod(target.shape) * (accumulated_in(self._dtype).itemsize + weight)
 
 
 def micro_batches(rows: int, settings: ProfileSettings) -> list[NDArray[np.int64]]:

@@ -56,9 +56,10 @@ class ResidentWorkers:
     """The driver's side: a context manager that starts the groups and closes them.
 
     `storage_path` is where Ray Train writes its own small state. `dtype` names the torch dtype that
-    the base is loaded in. `on_notice` hears, from a thread, what a user should know of the groups,
-    and `on_steps` from another, about once a second, the id of each running job and how far it is.
-    Once `hurried`, closing does not wait for jobs to end.
+    the base is loaded in, with `quantization` its linear layers packed. `on_notice` hears, from a
+    thread, what a user should know of the groups, and `on_steps` from another, about once a second,
+    the id of each running job and how far it is. Once `hurried`, closing does not wait for jobs to
+    end.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ResidentWorkers:
         task: Any,
         dtype: str,
         deepspeed: Mapping[str, Any],
+        quantization: str | None = None,
         settings: GroupSettings,
         storage_path: str,
         on_notice: Callable[[str], None] = logger.warning,
@@ -80,6 +82,7 @@ class ResidentWorkers:
             "base_uri": base_uri,
             "base_fingerprint": base_fingerprint,
             "dtype": dtype,
+            "quantization": quantization,
             "deepspeed": dict(deepspeed),
             "activations": settings.activations,
         }

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -27,7 +28,9 @@ from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
 from trainables.engine.accelerator import tensor_float_32
+from trainables.engine.divided import divide, is_divided
 from trainables.engine.failures import out_of_memory, peer_is_gone, process_is_lost
+from trainables.engine.section import divides_base, of_trials
 from trainables.engine.workers import CancelledError, Workers, join
 from trainables.profiling.determinism import allow_determinism
 from trainables.profiling.profile import compute_profile
@@ -52,6 +55,7 @@ from trainables.resident.jobs import (
 )
 from trainables.resident.queue import BEAT_S, POLL_S, STEPS_S
 from trainables.tasks.row_share import on_share
+from trainables.tasks.split import outputs_of, to_device
 from trainables.tasks.task import Task
 from trainables.trained.weights import Trained, TrainedFacts, read_trained
 from trainables.training.evaluate import OwnMetricError, evaluate_rows
@@ -146,8 +150,14 @@ def _load(config: dict[str, Any]) -> Resident:
     if config["files"] is not None:
         config["files"].bring()
     task = ray.get(config["task"][0])
+    divided = divides_base(config["deepspeed"])
     base = load_base(
-        config["base_uri"], task.head, task.outputs, getattr(torch, config["dtype"]), device
+        config["base_uri"],
+        task.head,
+        task.outputs,
+        getattr(torch, config["dtype"]),
+        "cpu" if divided else device,  # divided, it need not fit on one device
+        config["quantization"],
     )
     if base.fingerprint != config["base_fingerprint"]:
         raise JobError(
@@ -155,8 +165,19 @@ def _load(config: dict[str, Any]) -> Resident:
             "files on every node"
         )
     task = task.fitted(base.model)
+    if divided:
+        idle = partial(_idle, base.model, task, workers)
+        divide(base.model, base.head_modules, config["deepspeed"], workers, idle)
     recompute = config["activations"].recomputed(base.model, workers)
-    return Resident(base, task, workers, config["deepspeed"], recompute)
+    return Resident(base, task, workers, of_trials(config["deepspeed"]), recompute)
+
+
+def _idle(model: torch.nn.Module, task: Task, workers: Workers) -> None:
+    """Take the shortest pass through a base."""
+    split = task.splits["train"]
+    batch = to_device(split.batch(np.argsort(split.lengths, kind="stable")[:1]), workers)
+    batch.pop("labels")
+    outputs_of(model, batch)
 
 
 def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob) -> None:
@@ -175,7 +196,8 @@ def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob
             raise  # the group starts again and the job with it; its death is what counts
         # On any rank: the others may hang in a collective, so the queue hears of it first.
         ray.get(queue.report.remote(job_id, Failed(_explain(failure, job)), group))
-        if workers.size > 1 or process_is_lost(failure):
+        # A pass that was broken off has left a divided base half gathered.
+        if workers.size > 1 or process_is_lost(failure) or is_divided(resident.base.model):
             raise
     _give_memory_back(workers.device)
 

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from trainables.engine.divided import together
 from trainables.engine.workers import Workers
 from trainables.tasks.grouping import within_budget
 from trainables.tasks.split import Split, outputs_of, to_device
@@ -20,11 +21,12 @@ DEVICE_TOKENS = 8192
 def outputs_of_rows(model: nn.Module, split: Split, outputs: int, workers: Workers) -> torch.Tensor:
     """What a base with a head of so many outputs gives for every row, float64 [n, outputs]."""
     found = torch.zeros(len(split), outputs, dtype=torch.float64, device=workers.device)
-    for indices in workers.share(by_length(split, workers.device.type == "cpu")):
-        batch = to_device(split.batch(indices), workers)
-        batch.pop("labels")
-        rows = torch.as_tensor(indices, device=workers.device)
-        found[rows] = outputs_of(model, batch).double()
+    with together(model):
+        for indices in workers.share(by_length(split, workers.device.type == "cpu")):
+            batch = to_device(split.batch(indices), workers)
+            batch.pop("labels")
+            rows = torch.as_tensor(indices, device=workers.device)
+            found[rows] = outputs_of(model, batch).double()
     return workers.sum_(found)
 
 

@@ -19,6 +19,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from spaces.errors import one_line
+from trainables.engine.divided import together
 from trainables.engine.failures import out_of_memory
 from trainables.engine.workers import CancelledError, Workers
 from trainables.training.lm_eval_settings import LmEvalError
@@ -198,7 +199,8 @@ class _Shared(HFLM):  # type: ignore[misc]
         found: list[Any] = []
         failure: Exception | None = None
         try:
-            found = answer([requests[place] for place in mine]) if mine else []
+            with together(self.model):
+                found = answer([requests[place] for place in mine]) if mine else []
         except Exception as error:
             failure = error
         answers: dict[int, Any] = {}

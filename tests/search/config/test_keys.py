@@ -189,7 +189,15 @@ def test_whole_numbers_and_lists_are_what_they_stand_for() -> None:
         ({"zero_optimization": True}, "deepspeed.zero_optimization: should be a mapping"),
         ({"zero_optimization": {"stage": True}}, "deepspeed.zero_optimization.stage: should be 0"),
         ({"zero_optimization": {"stage": "1"}}, "deepspeed.zero_optimization.stage: should be 0"),
-        ({"zero_optimization": {"stage": 3}}, "deepspeed.zero_optimization.stage: 3 would divide"),
+        ({"zero_optimization": {"stage": 4}}, "deepspeed.zero_optimization.stage: should be 0"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "deepspeed.zero_optimization.offload_param: goes with stage 3",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "deepspeed.zero_optimization.offload_param.device: should be cpu or none, not 'nvme'",
+        ),
         (
             {"zero_optimisation": {"stage": 1}},
             "deepspeed.zero_optimisation: unknown key; did you mean 'zero_optimization'?",

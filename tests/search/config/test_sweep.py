@@ -388,6 +388,41 @@ def test_deepspeed_keys_that_the_trial_decides_are_refused_by_name(
     assert DECIDED_BY_TRIAL[key] in line
 
 
+GPUS = "cluster.resources_per_worker={CPU: 1, GPU: 1}"
+DIVIDED = "deepspeed={zero_optimization: {stage: 3, offload_param: {device: cpu}}}"
+
+
+def test_a_base_may_be_divided_or_quantized(tmp_path: Path) -> None:
+    def loaded(*overrides: str) -> SweepConfig:
+        return load_sweep(sweep_file(tmp_path), overrides)
+
+    assert loaded(DIVIDED).deepspeed["zero_optimization"]["stage"] == 3
+    assert loaded("base_quantization=nf4", GPUS).base_quantization == "nf4"
+    assert loaded().base_quantization is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["base_quantization=nf4"], "base_quantization: nf4 computes on GPUs alone; give each"),
+        (["base_quantization=int8", GPUS], "base_quantization: "),
+        (["base_quantization=nf4", GPUS, DIVIDED], "base_quantization: nf4 does not go with deep"),
+        (
+            ["base_quantization=nf4", GPUS, "space={methods: [lora, dora]}"],
+            "base_quantization: nf4 does not go with dora, which takes the base's weights",
+        ),
+        (
+            [DIVIDED, "space={methods: [full]}"],
+            "deepspeed.zero_optimization.stage: 3 does not go with full, which takes",
+        ),
+    ],
+)
+def test_what_does_not_go_with_such_a_base_is_refused(
+    overrides: list[str], line: str, tmp_path: Path
+) -> None:
+    assert refusal(tmp_path, *overrides).startswith(line)
+
+
 def test_the_first_error_is_told_and_how_many_more_there_are(tmp_path: Path) -> None:
     line = refusal(tmp_path, "train.epochs=0", "profile.rank=0", "search.seed=-1")
     assert line.endswith("(and 2 more)")

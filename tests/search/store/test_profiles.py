@@ -511,6 +511,11 @@ def test_the_key_is_the_hash_of_the_canonical_json() -> None:
     assert key_with() == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_a_base_in_four_bits_has_profiles_of_its_own() -> None:
+    assert key_with(quantization="nf4") != key_with()
+    assert key_with(quantization=None) == key_with()
+
+
 def test_the_key_does_not_depend_on_how_the_settings_are_written() -> None:
     settings = {"top_percent": (1.0, 2.0, 5.0, 10.0), "rank": 8.0, "learning_rate": 0.0002}
     assert key_with(settings=settings) == key_with()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +60,12 @@ def milora(model: Layered, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     return U[:, :-3] @ torch.diag(S[:-3]) @ Vt[:-3] + B @ A
 
 
+def pissa(model: Layered, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """The weight without its 3 largest components, and B A."""
+    U, S, Vt = decomposition(model)
+    return U[:, 3:] @ torch.diag(S[3:]) @ Vt[3:] + B @ A
+
+
 def sora(model: Layered, A: torch.Tensor, B: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """W + (alpha / r) B diag(g) A."""
     return model.weight + 16 / 4 * B @ torch.diag(gate) @ A
@@ -69,7 +77,7 @@ def dylora(model: Layered, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 
 
 DENSE: dict[str, Callable[..., torch.Tensor]] = {
-    "lora_xs": lora_xs, "milora": milora, "sora": sora, "dylora": dylora,
+    "lora_xs": lora_xs, "milora": milora, "pissa": pissa, "sora": sora, "dylora": dylora,
 }  # fmt: skip
 
 
@@ -168,6 +176,47 @@ def test_lora_xs_and_milora_start_from_the_decomposition_of_numpy(transposed: bo
     torch.testing.assert_close(mi["B"].T @ mi["B"], torch.diag(S[-3:]), **EXACT)
     assert torch.equal(mi["A"], mi["initial_A"])
     assert torch.equal(mi["B"], mi["initial_B"])
+
+
+@pytest.mark.parametrize("method", ["lora_xs", "milora", "pissa"])
+def test_a_base_is_decomposed_once_for_all_trials(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decompose, done = torch.linalg.svd, []
+
+    def counting(*weight: Any, **how: Any) -> Any:
+        done.append(weight)
+        return decompose(*weight, **how)
+
+    monkeypatch.setattr(torch.linalg, "svd", counting)
+
+    def started(model: Layered, rank: int) -> dict[str, torch.Tensor]:
+        plan = plan_of_first(model, method, rank=rank)
+        with adaptation_for(plan, model, seed=1) as adaptation:
+            adaptation.begin_stage(0, 5)
+            adaptation.end_stage()
+            return adaptation.weights()
+
+    model = Layered(False, out=200, in_=150)
+    found = {rank: started(model, rank) for rank in (3, 64, 2)}
+    assert len(done) == 1
+    found[65] = started(model, 65)  # more than was kept
+    assert len(done) == 2
+    started(model, 128)
+    assert len(done) == 2
+    for rank, weights in found.items():
+        afresh = started(Layered(False, out=200, in_=150), rank)
+        assert all(torch.equal(weights[name], tensor) for name, tensor in afresh.items())
+
+
+def test_what_is_kept_of_a_base_does_not_keep_it() -> None:
+    model = Layered(False)
+    with adaptation_for(plan_of_first(model, "pissa"), model, seed=1) as adaptation:
+        adaptation.begin_stage(0, 5)
+    base = weakref.ref(model)
+    del model, adaptation
+    gc.collect()
+    assert base() is None
 
 
 # -- LoRA-Dash -------------------------------------------------------------------------------------

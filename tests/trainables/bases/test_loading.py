@@ -20,10 +20,12 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import BaseModelError
 from spaces.target import TargetModule
+from trainables.bases import loading
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.location import fingerprint, locate, pin, processor_files
 from trainables.bases.parts import load_config, load_image_processor, load_tokenizer
@@ -380,6 +382,38 @@ def test_every_module_of_a_head_is_drawn(tmp_path: Path) -> None:
     assert tuple(heads) == ("pooler", "classifier")
     assert not torch.equal(heads["pooler"].dense.weight, base.model.pooler.dense.weight)
     assert not torch.equal(heads["classifier"].weight, base.model.classifier.weight)
+
+
+# --- where the weights go ----------------------------------------------------------------------
+
+
+class Sizes(TorchDispatchMode):
+    """Looks how large the tensors are that operators make on the CPU, in bytes."""
+
+    largest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type == "cpu" and not func.is_view:
+            self.largest = max(self.largest, result.nbytes)
+        return result
+
+
+def test_weights_go_to_the_device_one_by_one_and_in_their_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = save(tmp_path, "llama")
+    largest = max(tensor.nbytes for tensor in load_file(tmp_path / "model.safetensors").values())
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # a mode is of one thread
+    monkeypatch.setattr(loading, "is_finite", lambda *_: True)  # which a device must tell
+    with Sizes() as sizes:
+        base = load_base(uri, "classification", 2, torch.bfloat16, "meta")
+    parameters = list(base.model.parameters())
+    assert {each.device.type for each in (*parameters, *base.model.buffers())} == {"meta"}
+    assert {each.dtype for each in parameters} == {torch.bfloat16}
+    assert sizes.largest <= largest
 
 
 # --- what names a base -------------------------------------------------------------------------

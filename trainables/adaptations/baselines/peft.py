@@ -1,16 +1,14 @@
-"""The baselines that PEFT has: rsLoRA, DoRA, PiSSA, AdaLoRA, IA3 and VeRA, on a base left as it is.
+"""The baselines that PEFT trains: rsLoRA, DoRA, AdaLoRA, IA3 and VeRA, on a base left as it is.
 
-PEFT builds its layers around shallow copies of the target modules, which share the base's storage;
-while attached, a module of the base forwards to the layer around its copy. The base's module tree,
-its Parameters and its configuration stay what they are.
+PEFT builds its layers around shallow copies of the target modules, which hold the base's own
+Parameters; while attached, a module of the base forwards to the layer around its copy. The base's
+module tree, its Parameters and its configuration stay what they are.
 
 With W [out, in], A [r, in], B [out, r]:
 
 rsLoRA (Kalajdzievski, 2023):    W + (alpha / sqrt(r)) B A
 DoRA (Liu et al., 2024, Eq. 5):  m V / ||V||,  V = W + (alpha / r) B A, norms of rows, m = ||W|| at
                                  first; the norm is a constant for the gradient (section 4.3)
-PiSSA (Meng et al., 2024, Eqs. 2 to 4):  W - B_0 A_0 + B A, from the r largest singular components,
-                                 B_0 = U_r S_r^(1/2), A_0 = S_r^(1/2) V_r^T
 AdaLoRA (Zhang et al., 2023, Eqs. 3 to 12):  W + (alpha / r) B diag(E) A; the least important
                                  entries of E, of all modules together, are masked to a budget
 IA3 (Liu et al., 2022, section 3.3):  l * (W x + b), or W (l * x) + b where the input is scaled
@@ -66,7 +64,7 @@ class PeftAdaptation(TunerAdaptation):
         # Names of its own: PEFT takes a name also for the end of a longer one.
         names = {name: f"m{i}" for i, name in enumerate(self._targets)}
         self._skeleton = nn.ModuleDict(
-            {key: self._copied(self._model.get_submodule(name)) for name, key in names.items()}
+            {key: _shallow_copy(self._model.get_submodule(name)) for name, key in names.items()}
         )
         config = self._config(names, fresh)
         with seeded(stage_seed(self._seed, 0)), warnings.catch_warnings():
@@ -87,13 +85,6 @@ class PeftAdaptation(TunerAdaptation):
             module for module in self._skeleton.modules() if isinstance(module, nn.Dropout)
         ]
 
-    def _copied(self, module: nn.Module) -> nn.Module:
-        """What PEFT builds a layer around: other Parameters on the same storage."""
-        twin: nn.Module = _shallow_copy(module)
-        for attribute, parameter in module.named_parameters(recurse=False):
-            setattr(twin, attribute, nn.Parameter(parameter.detach(), requires_grad=False))
-        return twin
-
     def _put_in_place(self) -> None:
         for name, layer in self._layers.items():
             for alias in self._targets[name].names:
@@ -107,9 +98,8 @@ class PeftAdaptation(TunerAdaptation):
 
     def _beside(self, layer: Any, resident: nn.Module) -> Any:
         """The same adapter around another layer on the same matrix, which has its own bias."""
-        twin, beside = self._copied(resident), _shallow_copy(layer)
-        twin.weight = layer.base_layer.weight
-        beside.base_layer = twin
+        beside = _shallow_copy(layer)
+        beside.base_layer = _shallow_copy(resident)
         return beside
 
     def _registered(self) -> Sequence[nn.Module]:
@@ -209,50 +199,6 @@ class DoraAdaptation(PeftAdaptation):
             lora_B="lora_B.weight",
             lora_magnitude_vector="lora_magnitude_vector",
         )
-
-
-class PissaAdaptation(PeftAdaptation):
-    """PiSSA: LoRA from a weight's largest singular components, the rest of it frozen."""
-
-    def _config(self, names: Mapping[str, str], fresh: bool) -> peft.PeftConfig:
-        return peft.LoraConfig(
-            **self._lora_settings(names),
-            lora_alpha=self._settings["rank"],
-            init_lora_weights="pissa" if fresh else True,
-        )
-
-    def _copied(self, module: nn.Module) -> nn.Module:
-        twin = super()._copied(module)
-        weight = twin.get_parameter("weight")
-        if weight.dtype == torch.float64:  # which PEFT's decomposition refuses
-            twin.weight = nn.Parameter(weight.float(), requires_grad=False)
-        return twin
-
-    def _build(self, fresh: bool) -> None:
-        super()._build(fresh)
-        for name in self._layers:
-            for factor in ("A", "B"):
-                start = self.trained[f"{name}/lora_{factor}"].detach().clone()
-                self._constants[f"{name}/initial_{factor}"] = start
-
-    def _put_in_place(self) -> None:
-        for name, layer in self._layers.items():
-            A, B = (self._constants[f"{name}/initial_{factor}"].double() for factor in "AB")
-            resident: Any = self._model.get_submodule(name)
-            start = (B @ A).T if isinstance(resident, Conv1D) else B @ A
-            # Of the factors as they were rounded, so that the start is W again.
-            rest = (resident.weight.detach().double() - start).to(resident.weight.dtype)
-            layer.base_layer.weight = nn.Parameter(rest, requires_grad=False)
-        super()._put_in_place()
-
-    def factors(self) -> dict[str, Factors]:
-        return {
-            name: (
-                torch.cat([self._part(name, "lora_A"), self._part(name, "initial_A")]),
-                torch.cat([self._part(name, "lora_B"), -self._part(name, "initial_B")], dim=1),
-            )
-            for name in self._layers
-        }
 
 
 class AdaloraAdaptation(PeftAdaptation):
@@ -470,8 +416,13 @@ class VeraAdaptation(PeftAdaptation):
 
 
 def _shallow_copy(module: Any) -> Any:
-    """A module of its own that holds the same Parameters, buffers and children."""
+    """A module of its own that holds the same Parameters, buffers and children, but no hooks.
+
+    The hooks are those of the module whose call comes first.
+    """
     twin = copy.copy(module)
     for kind in ("_parameters", "_buffers", "_modules"):
         setattr(twin, kind, dict(getattr(module, kind)))
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):
+        setattr(twin, kind, type(getattr(module, kind))())
     return twin

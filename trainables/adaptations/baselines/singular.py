@@ -1,6 +1,7 @@
-"""Baselines on the singular value decomposition of the base's weights: LoRA-XS, MiLoRA, LoRA-Dash.
+"""Baselines on the singular values of the base's weights: LoRA-XS, MiLoRA, PiSSA, LoRA-Dash.
 
-W [out, in] = U diag(S) V^T, singular values descending, decomposed once per trial and module.
+W [out, in] = U diag(S) V^T, singular values descending. The first three take components that are
+found once for all trials on a base (decompositions.py).
 
 LoRA-XS (Balazy et al., 2024, section 3) trains a matrix R [r, r] between two frozen ones, which are
 the r largest singular components; the paper writes h = x W, so that its A is on our right:
@@ -11,11 +12,12 @@ R starts at 0 and not, as in the paper, at N(0, 1e-5^2): R alone trains, so that
 not vanish there, and a trial starts from the base itself.
 
 MiLoRA (Wang et al., 2024, Eqs. 4 to 6) starts LoRA from the r smallest components and freezes the
-others, as PiSSA does from the largest ones:
+others; PiSSA (Meng et al., 2024, Eqs. 2 to 4) does so from the r largest ones:
 
     W + B A - B_0 A_0,    B_0 = U_m diag(S_m)^(1/2),    A_0 = diag(S_m)^(1/2) V_m^T
 
-What is frozen is written as W less the start, so that no copy of W is needed.
+What is frozen is written as W less the start, so that no copy of W is needed and a trial starts
+from the base itself.
 
 LoRA-Dash (Si et al., 2024, section 4) trains LoRA alone for some steps (pre-launch), then finds the
 task's directions, the s singular directions of W with the largest change rate
@@ -25,11 +27,15 @@ task's directions, the s singular directions of W with the largest change rate
 and trains a change c_i of their singular values along with LoRA (dash):
 
     W + (alpha / r) B A + sum_i c_i u_i v_i^T,    c = 0 at the launch
+
+Any direction may be chosen, so that every weight is decomposed at every trial's launch: all
+components of a base take more than twice the memory of its weights.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import nn
@@ -37,22 +43,16 @@ from torch.nn.functional import linear
 
 from spaces.target import TargetModule
 from trainables.adaptations.adaptation import Factors
+from trainables.adaptations.baselines.decompositions import (
+    Components,
+    largest_components,
+    singular_components,
+    smallest_components,
+)
 from trainables.adaptations.baselines.factors import FactorAdaptation, FactorTuner
 from trainables.adaptations.baselines.tuner import take_from_first_worker
 
 EPSILON = 1e-6  # of LoRA-Dash's change rate: a direction that W lacks divides by nearly nothing
-
-
-def singular_components(
-    weight: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U [out, k], S [k] descending and V^T [k, in] of a weight, k = min(out, in).
-
-    Float64 of a float64 weight, else float32.
-    """
-    precise = weight if weight.dtype == torch.float64 else weight.float()
-    U, S, Vt = torch.linalg.svd(precise, full_matrices=False)
-    return U, S, Vt
 
 
 class LoraXsTuner(FactorTuner):
@@ -82,44 +82,78 @@ class LoraXsAdaptation(FactorAdaptation[LoraXsTuner]):
         (out, in_), rank = target.shape, self._settings["rank"]
         A, B = torch.zeros(rank, in_), torch.zeros(out, rank)
         if fresh:
-            U, S, Vt = singular_components(self._weight(target.name))
-            A, B = S[:rank, None] * Vt[:rank], U[:, :rank]
+            of = largest_components(self._model, *self._named_weight(target), rank)
+            A, B = of.S[:, None] * of.Vt, of.U
         R = self._parameter(torch.zeros(rank, rank))
         scale = self._settings["alpha"] / rank
         return LoraXsTuner(self._placed(A), R, self._placed(B), scale, self._dropout)
 
 
-class MiloraTuner(FactorTuner):
-    """Two factors less what they started from."""
+class StartedTuner(FactorTuner):
+    """Two factors less what they started from; `names` are those of A and B among the weights."""
 
-    def __init__(self, A: nn.Parameter, B: nn.Parameter, dropout: float) -> None:
+    def __init__(
+        self, A: nn.Parameter, B: nn.Parameter, names: tuple[str, str], dropout: float
+    ) -> None:
         super().__init__(dropout)
-        self.A, self.B = A, B
+        self._names = names
+        for name, factor in zip(names, (A, B), strict=True):
+            self.register_parameter(name, factor)
         self.constants = {"initial_A": A.detach().clone(), "initial_B": B.detach().clone()}
 
+    @property
+    def trained(self) -> Factors:
+        """A and B as they are now."""
+        A, B = (self.get_parameter(name) for name in self._names)
+        return A, B
+
     def delta(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        x = x.to(self.A.dtype)
+        A, B = self.trained
+        x = x.to(A.dtype)
         start = linear(linear(x, self.constants["initial_A"]), self.constants["initial_B"])
-        return linear(linear(self.dropped(x), self.A), self.B) - start
+        return linear(linear(self.dropped(x), A), B) - start
 
     def factors(self) -> Factors:
+        A, B = self.trained
         return (
-            torch.cat([self.A, self.constants["initial_A"]]),
-            torch.cat([self.B, -self.constants["initial_B"]], dim=1),
+            torch.cat([A, self.constants["initial_A"]]),
+            torch.cat([B, -self.constants["initial_B"]], dim=1),
         )
 
 
-class MiloraAdaptation(FactorAdaptation[MiloraTuner]):
-    """MiLoRA on every target module."""
+class StartedAdaptation(FactorAdaptation[StartedTuner]):
+    """Two factors that start from singular components, on every target module."""
 
-    def _tuned(self, target: TargetModule, fresh: bool) -> MiloraTuner:
+    _names = ("A", "B")
+
+    @abstractmethod
+    def _components(self, target: TargetModule, rank: int) -> Components:
+        """Those that the factors of a module start from."""
+
+    def _tuned(self, target: TargetModule, fresh: bool) -> StartedTuner:
         (out, in_), rank = target.shape, self._settings["rank"]
         A, B = torch.zeros(rank, in_), torch.zeros(out, rank)
         if fresh:
-            U, S, Vt = singular_components(self._weight(target.name))
-            root = S[-rank:].sqrt()
-            A, B = root[:, None] * Vt[-rank:], U[:, -rank:] * root
-        return MiloraTuner(self._parameter(A), self._parameter(B), self._dropout)
+            of = self._components(target, rank)
+            root = of.S.sqrt()
+            A, B = root[:, None] * of.Vt, of.U * root
+        return StartedTuner(self._parameter(A), self._parameter(B), self._names, self._dropout)
+
+
+class MiloraAdaptation(StartedAdaptation):
+    """MiLoRA: from the smallest components."""
+
+    def _components(self, target: TargetModule, rank: int) -> Components:
+        return smallest_components(self._model, *self._named_weight(target), rank)
+
+
+class PissaAdaptation(StartedAdaptation):
+    """PiSSA: from the largest components."""
+
+    _names = ("lora_A", "lora_B")
+
+    def _components(self, target: TargetModule, rank: int) -> Components:
+        return largest_components(self._model, *self._named_weight(target), rank)
 
 
 class LoraDashTuner(FactorTuner):
@@ -149,14 +183,14 @@ class LoraDashTuner(FactorTuner):
     @torch.no_grad()
     def launch(self, weight: torch.Tensor) -> None:
         """Choose the directions by the change that the two factors make now."""
-        U, S, Vt = singular_components(weight)
-        B, A = self.B.to(U.dtype), self.A.to(U.dtype)
+        of = singular_components(weight)
+        B, A = self.B.to(of.U.dtype), self.A.to(of.U.dtype)
         # u_i^T B A v_i for every i, without the matrix B A
-        change = self.scale * ((U.T @ B) * (Vt @ A.T)).sum(1)
-        rate = change.abs() / (S + EPSILON)
+        change = self.scale * ((of.U.T @ B) * (of.Vt @ A.T)).sum(1)
+        rate = change.abs() / (of.S + EPSILON)
         chosen = torch.topk(rate, len(self.coefficients)).indices
-        self.constants["left"].copy_(U[:, chosen])
-        self.constants["right"].copy_(Vt[chosen])
+        self.constants["left"].copy_(of.U[:, chosen])
+        self.constants["right"].copy_(of.Vt[chosen])
 
     def factors(self) -> Factors:
         left = self.constants["left"] * self.coefficients

@@ -8,14 +8,14 @@ the trained function, so that loading them needs neither the seed nor a decompos
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
 
 from spaces.errors import JobError, UsageError
 from spaces.target import TargetModule
@@ -26,6 +26,7 @@ from trainables.adaptations.adaptation import (
     named_tensor,
     stage_seed,
 )
+from trainables.bases.whole_weights import weight_of_layer
 from trainables.layers.stand_in import hook_layers
 
 
@@ -121,9 +122,11 @@ class TunerAdaptation(Adaptation):
 
     def _weight(self, name: str) -> torch.Tensor:
         """The base's weight of a module, as [out, in]."""
-        layer = self._model.get_submodule(name)
-        weight: torch.Tensor = layer.weight.detach()  # type: ignore[operator]
-        return weight.T if isinstance(layer, Conv1D) else weight
+        return weight_of_layer(self._model, name)
+
+    def _named_weight(self, target: TargetModule) -> tuple[str, Callable[[], torch.Tensor]]:
+        """A target's name and what gives its weight, [out, in]."""
+        return target.name, partial(self._weight, target.name)
 
 
 def take_from_first_worker(tensors: Iterable[torch.Tensor]) -> None:

@@ -64,17 +64,19 @@ def row_losses(model: torch.nn.Module, split: Sequences, workers: Workers) -> ND
     import torch
     from torch.nn.functional import cross_entropy
 
+    from trainables.engine.divided import together
     from trainables.engine.masters import at_least_float
     from trainables.tasks.grouping import within_budget
     from trainables.tasks.reading import EVALUATION_TOKENS
     from trainables.tasks.split import outputs_of, to_device
 
     losses = torch.zeros(len(split), dtype=torch.float64, device=workers.device)
-    for indices in workers.share(within_budget(split.lengths, EVALUATION_TOKENS)):
-        batch = to_device(split.batch(indices), workers)
-        labels = batch.pop("labels")
-        outputs = at_least_float(outputs_of(model, batch))
-        of_target = torch.from_numpy(np.repeat(indices, split.targets[indices]))
-        each = cross_entropy(outputs, labels, reduction="none").double()
-        losses.index_add_(0, of_target.to(workers.device), each)
+    with together(model):
+        for indices in workers.share(within_budget(split.lengths, EVALUATION_TOKENS)):
+            batch = to_device(split.batch(indices), workers)
+            labels = batch.pop("labels")
+            outputs = at_least_float(outputs_of(model, batch))
+            of_target = torch.from_numpy(np.repeat(indices, split.targets[indices]))
+            each = cross_entropy(outputs, labels, reduction="none").double()
+            losses.index_add_(0, of_target.to(workers.device), each)
     return np.asarray(workers.sum_(losses).cpu().numpy())

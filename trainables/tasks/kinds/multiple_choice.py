@@ -141,13 +141,15 @@ class MultipleChoice(LanguageKind):
         """The log-likelihood of each option, float64 [n, most options], NaN beyond a row's."""
         import torch
 
+        from trainables.engine.divided import together
         from trainables.tasks.language.option_scores import option_log_likelihoods
 
         rows = choices_of(task, split)
         order = np.argsort(rows.lengths, kind="stable")
         own = workers.share(order)
         scores = np.zeros((len(rows), rows.choices.most_options))
-        scores[own] = option_log_likelihoods(model, rows.choices, own, device=workers.device)
+        with together(model):
+            scores[own] = option_log_likelihoods(model, rows.choices, own, device=workers.device)
         return np.asarray(workers.sum_(torch.as_tensor(scores, device=workers.device)).cpu())
 
     def measure(self, task: Task, split: str, readings: NDArray[np.float64]) -> Measurement:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.bases.parts import load_generation_config, load_tokenizer
+from trainables.engine.divided import together
 from trainables.engine.workers import CancelledError, Workers
 from trainables.tasks.kinds.kind import EncodedRows
 from trainables.tasks.language.chat import check_asked
@@ -91,7 +92,7 @@ class WrittenSplit(Sequences):
         own = workers.share(order)
         bounds = self.prompt_offsets
         mine: list[tuple[int, str]] | None = None
-        with suppress(CancelledError):
+        with suppress(CancelledError), together(model):
             texts = written(
                 model,
                 _tokenizer_of(self.base_uri),
