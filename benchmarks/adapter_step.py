@@ -94,8 +94,8 @@ def side(name: str, model: torch.nn.Module, conditions: Conditions, dropout: flo
     """One step of a side, on a model of its own; the profile is drawn at random."""
     import torch
 
-    adapters: tuple[torch.nn.Parameter, ...] = ()
     trained = model
+    stage: torch.nn.Module | None = None
     if name == "floor":
         entrance = model.get_input_embeddings()  # type: ignore[operator]
         entrance.register_forward_hook(lambda *call: call[2].requires_grad_(True))
@@ -121,7 +121,7 @@ def side(name: str, model: torch.nn.Module, conditions: Conditions, dropout: flo
         targets = meta_base(conditions.base, "classification", 2, conditions.target_modules).targets
         plan = make_plan(parse_choice(CHOICES[name]), targets, drawn_profile(targets))
         adaptation = BlockAdaptation(model, plan, seed=0, dropout=dropout, head={})
-        adapters = tuple(adaptation.begin_stage(0, 10).parameters())
+        stage = adaptation.begin_stage(0, 10)
     generator = torch.Generator().manual_seed(0)
     shape = (conditions.rows, conditions.tokens)
     ids = torch.randint(1000, 20000, shape, generator=generator)
@@ -129,10 +129,11 @@ def side(name: str, model: torch.nn.Module, conditions: Conditions, dropout: flo
     labels = torch.randint(0, 2, (conditions.rows,), generator=generator)
 
     def step() -> None:
-        logits = trained(**batch).logits
+        logits = trained(**batch).logits if stage is None else stage(dict(batch))
         torch.autograd.backward(torch.nn.functional.cross_entropy(logits, labels))
-        for parameter in (*trained.parameters(), *adapters):
-            parameter.grad = None
+        for module in (trained, stage):
+            if module is not None:
+                module.zero_grad()
 
     return step
 

@@ -73,7 +73,9 @@ def initial_phase(
     scale = settings.resolved_alpha / rank
     lora = plain_lora(targets, rank, settings.resolved_alpha)
     with BlockAdaptation(model, lora, seed=settings.seed) as drawn:
-        start = [a.blocks[0].A.detach().clone() for a in adapters_of(drawn.begin_stage(0, 1))]
+        start = [
+            a.blocks[0].now()[0].detach().clone() for a in adapters_of(drawn.begin_stage(0, 1))
+        ]
     A = [a.requires_grad_() for a in start]
     B = [torch.zeros(t.shape[0], rank, dtype=a.dtype, requires_grad=True)
          for t, a in zip(targets, A, strict=True)]  # fmt: skip

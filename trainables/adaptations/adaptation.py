@@ -295,7 +295,8 @@ def named_tensor(
 def lora_draw(rank: int, columns: int, fan_in: int, generator: torch.Generator) -> torch.Tensor:
     """LoRA's Kaiming draw of A [rank, columns] ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)), float64."""
     bound = 1.0 / math.sqrt(fan_in)
-    return (2 * torch.rand(rank, columns, generator=generator, dtype=torch.float64) - 1) * bound
+    drawn = torch.rand(rank, columns, generator=generator, dtype=torch.float64, device="cpu")
+    return (2 * drawn - 1) * bound
 
 
 def stage_seed(seed: int, stage: int) -> int:

@@ -11,14 +11,11 @@ layers stay as they are, and detaching leaves the base as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from spaces.methods.registry import make_plan, parse_choice
 from spaces.plan import Block, Plan
@@ -32,161 +29,75 @@ from trainables.adaptations.adaptation import (
     named_tensor,
     stage_seed,
 )
-from trainables.layers.low_rank import LowRank, add_low_rank, linear_with_updates
+from trainables.adaptations.flat import BlockFactors, FlatFactors, ModuleBlocks, stacked
+from trainables.layers.low_rank import LowRank, add_low_rank, linear_with_update
 from trainables.layers.stand_in import Removable, stand_in
-
-
-class BlockParameters(nn.Module):
-    """The two factors of one block.
-
-    A [rank, cols] ~ U(-1/sqrt(in), 1/sqrt(in)) with the full `in` of the weight (LoRA's Kaiming
-    draw), B [rows, rank] = 0.
-    """
-
-    def __init__(
-        self,
-        block: Block,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        A = lora_draw(block.rank, len(block.cols), shape[1], generator)
-        self.A = nn.Parameter(A.to(device=device, dtype=dtype))
-        self.B = nn.Parameter(torch.zeros(len(block.rows), block.rank, dtype=dtype, device=device))
-        self.shape, self.scale, self.lr_scale = shape, block.scale, block.lr_scale
-        self.rows = _indices(block.rows, shape[0], device)
-        self.cols = _indices(block.cols, shape[1], device)
-
-
-def _indices(index: NDArray[np.int32], size: int, device: torch.device) -> torch.Tensor | None:
-    """The index as a tensor; None where it takes every position."""
-    if len(index) == size:
-        return None
-    return torch.as_tensor(index, dtype=torch.long, device=device)
+from trainables.tasks.split import Pass
 
 
 class ModuleAdapter(nn.Module):
     """All blocks of one target module in one stage, and the frozen blocks of the stages before.
 
     The trainable blocks share one dropout mask on their input; frozen blocks read it undropped.
-    `frozen` holds the factors A [rank, in] and B [out, rank], its scale within, of each of those.
+    `factors` holds A [R, in] and B [out, R], of the ranks that train and then of those that are
+    frozen; who places them puts the present ones there. `trained` is how many train, None where all
+    do.
     """
 
     def __init__(
-        self, blocks: Sequence[BlockParameters], dropout: float, frozen: Sequence[Factors] = ()
+        self,
+        factors: Sequence[torch.Tensor],
+        *,
+        blocks: Sequence[BlockFactors] = (),
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        trained: int | None = None,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.trainable = tuple(blocks)
-        self.dropout = dropout
-        self._factors = [factor for block in blocks for factor in (block.A, block.B)]
-        self._layout = _Layout(blocks) if blocks else None
-        self._frozen: list[LowRank] = []
-        if frozen:
-            A, B = (torch.cat(parts, dim) for dim, parts in enumerate(zip(*frozen, strict=True)))
-            self._frozen = [LowRank(A, B)]
+        self.blocks = tuple(blocks)
+        self.scale, self.dropout, self.trained = scale, dropout, trained
+        self._factors = factors
 
-    def updates(self) -> list[LowRank]:
+    def update(self) -> LowRank:
         """What all blocks add to the layer."""
-        if self._layout is None:
-            return self._frozen
-        A, B = self._layout.of_whole_matrix(self._factors)
-        dropout = self.dropout if self.training else 0.0
-        return [LowRank(A, B, self._layout.scale, dropout), *self._frozen]
+        A, B = self._factors
+        return LowRank(A, B, self.scale, self.dropout if self.training else 0.0, self.trained)
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The layer's output y [..., out] with what the blocks add to it for x [..., in]."""
-        for update in self.updates():
-            y = add_low_rank(y, x, update)
-        return y
+        return add_low_rank(y, x, self.update())
 
     def whole(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """The linear layer of `weight` [out, in] and `bias` with what the blocks add."""
-        return linear_with_updates(x, weight, bias, self.updates())
+        return linear_with_update(x, weight, bias, self.update())
 
 
-class _Layout:
-    """Where the blocks of one matrix lie within the factors A [R, in] and B [out, R] of their sum.
+class BlockStage(StageParameters):
+    """A stage of blocks: flat parameters, placed once for all modules at every forward."""
 
-    `scale` is that of the sum; where the blocks differ in theirs it is 1, and B holds them.
-    """
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: Iterable[nn.Module],
+        factors: FlatFactors,
+        head: Mapping[str, nn.Module],
+    ) -> None:
+        flats = zip(factors.lr_scales, factors.flats, strict=True)
+        super().__init__(model, adapters, {scale: [flat] for scale, flat in flats}, head)
+        for number, flat in enumerate(factors.flats):
+            self.register_parameter(f"flat{number}", flat)
+        self._factors = factors
 
-    def __init__(self, blocks: Sequence[BlockParameters]) -> None:
-        self._out, self._in = blocks[0].shape
-        self._ranks = [len(block.A) for block in blocks]
-        self._rows = [block.rows for block in blocks]
-        self._cols = [block.cols for block in blocks]
-        first = self._cols[0]
-        self._same_cols = all(
-            cols is first or (cols is not None and first is not None and torch.equal(cols, first))
-            for cols in self._cols
-        )
-        scales = [block.scale for block in blocks]
-        same = len(set(scales)) == 1
-        self.scale = scales[0] if same else 1.0
-        self._scales = [1.0] * len(scales) if same else scales
+    def forward(self, *batches: Pass) -> torch.Tensor:
+        self.place()
+        return super().forward(*batches)
 
-    def of_whole_matrix(self, factors: Sequence[torch.Tensor]) -> Factors:
-        """(A, B), zero where no block lies, of the blocks' own A and B in turn."""
-        if len(factors) == 2 and self._rows[0] is None and self._cols[0] is None:
-            return factors[0], factors[1]
-        A, B = _Placed.apply(self, *factors)
-        return A, B
-
-    def place(self, factors: Sequence[torch.Tensor]) -> Factors:
-        """`of_whole_matrix`, unknown to autograd."""
-        own_A, own_B = factors[::2], factors[1::2]
-        if self._same_cols:
-            A = self._in_columns(torch.cat(list(own_A)), self._cols[0])
-        else:
-            A = torch.cat([self._in_columns(*each) for each in zip(own_A, self._cols, strict=True)])
-        B = own_B[0].new_zeros(self._out, sum(self._ranks))
-        parts = zip(own_B, self._rows, self._scales, B.split(self._ranks, 1), strict=True)
-        for own, rows, scale, part in parts:
-            scaled = own if scale == 1 else own * scale
-            if rows is None:
-                part.copy_(scaled)
-            else:
-                part.index_copy_(0, rows, scaled)
-        return A, B
-
-    def gradients(self, A: torch.Tensor, B: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The gradients of the blocks' A and B in turn from those of the factors of the sum."""
-        if self._same_cols and self._cols[0] is not None:
-            A = A.index_select(1, self._cols[0])
-        parts = zip(
-            A.split(self._ranks), B.split(self._ranks, 1), self._rows, self._cols, self._scales,
-            strict=True,
-        )  # fmt: skip
-        for part_A, part_B, rows, cols, scale in parts:
-            whole = self._same_cols or cols is None
-            yield part_A if whole else part_A.index_select(1, cols)
-            own = part_B if rows is None else part_B.index_select(0, rows)
-            yield own if scale == 1 else own * scale
-
-    def _in_columns(self, A: torch.Tensor, cols: torch.Tensor | None) -> torch.Tensor:
-        return A if cols is None else A.new_zeros(len(A), self._in).index_copy_(1, cols, A)
-
-
-class _Placed(torch.autograd.Function):
-    """`_Layout.place`, with the gradients read from where the blocks lie."""
-
-    @staticmethod
-    def forward(ctx: Any, layout: _Layout, *factors: torch.Tensor) -> Factors:
-        ctx.layout = layout
-        return layout.place(factors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_A: torch.Tensor, grad_B: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        return None, *ctx.layout.gradients(grad_A, grad_B)
+    def place(self) -> None:
+        """Give the modules the present values of the parameters, for whoever calls the base
+        itself."""
+        self._factors.place()
 
 
 class BlockAdaptation(Adaptation):
@@ -199,65 +110,89 @@ class BlockAdaptation(Adaptation):
         self._attached: list[Removable] = []
         self._adapters: dict[str, ModuleAdapter] = {}
         self._start: Mapping[str, torch.Tensor] = {}
+        self._factors: FlatFactors | None = None
         self._index = 0
 
     def begin_stage(self, index: int, steps: int) -> StageParameters:
+        stage = self._plan.stages[index]
+        trained = [name for name in self._targets if name in stage]
+        modules = [
+            ModuleBlocks(self._targets[name].shape, stage[name], self._frozen.get(name, ()))
+            for name in trained
+        ]
+        factors = FlatFactors(modules, dtype=self._dtype, device=self._device)
+        self._draw(index, dict(zip(trained, factors.blocks, strict=True)))
+        factors.place()
+        adapters = self._frozen_adapters(without=trained)
+        for number, (name, module) in enumerate(zip(trained, modules, strict=True)):
+            adapters[name] = ModuleAdapter(
+                factors.matrices[number],
+                blocks=factors.blocks[number],
+                scale=module.scale,
+                dropout=self._dropout,
+                trained=module.rank if module.frozen else None,
+            )
+        self._attach({name: adapters[name] for name in self._targets if name in adapters})
+        self._index, self._factors = index, factors
+        return BlockStage(self._model, self._adapters.values(), factors, self._head)
+
+    def _draw(self, index: int, blocks: Mapping[str, Sequence[BlockFactors]]) -> None:
+        """Give a stage's factors the values that they start from."""
         generator = torch.Generator().manual_seed(stage_seed(self._seed, index))
-        adapters = {}
-        for name in self._targets:
-            blocks = self._blocks(index, name, generator)
-            for factor, own in _factors(f"stage{index}/{name}", blocks):
-                if factor in self._start:
-                    own.data.copy_(named_tensor(self._start, factor, own.shape))
-            if blocks or name in self._frozen:
-                adapters[name] = ModuleAdapter(blocks, self._dropout, self._frozen.get(name, ()))
-        self._attach(adapters)
-        self._index = index
-        scaled: dict[float, list[nn.Parameter]] = {}
-        for adapter in adapters.values():
-            for block in adapter.trainable:
-                scaled.setdefault(block.lr_scale, []).extend([block.A, block.B])
-        return StageParameters(self._model, adapters.values(), scaled, self._head)
+        for name, of_module in blocks.items():
+            fan_in = self._targets[name].shape[1]
+            for j, own in enumerate(of_module):
+                block, place = own.block, _place(index, name, j)
+                own.write(A=lora_draw(block.rank, len(block.cols), fan_in, generator))
+                for side, shape in _shapes(block).items():
+                    if f"{place}/{side}" in self._start:
+                        own.write(**{side: named_tensor(self._start, f"{place}/{side}", shape)})
 
     def start_from(self, weights: Mapping[str, torch.Tensor]) -> None:
         self._start = dict(weights)
 
     def end_stage(self) -> None:
-        for name, adapter in self._adapters.items():
-            self._freeze(name, f"stage{self._index}/{name}", adapter.trainable)
+        self._finished |= self._trained_now()
+        self._freeze(self._index)
         self._attach_frozen()
 
     def eval(self) -> None:
         for adapter in self._adapters.values():
             adapter.eval()
+        if self._factors is not None:
+            with torch.no_grad():
+                self._factors.place()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """`stage<i>/<module>/block<j>/A` [rank, cols] and `/B` [rows, rank]."""
         return dict(self._finished)
 
     def weights_so_far(self) -> dict[str, torch.Tensor]:
-        found = super().weights_so_far()
-        for name, adapter in self._adapters.items():
-            for factor, own in _factors(f"stage{self._index}/{name}", adapter.trainable):
-                found[factor] = own.detach().clone()
-        return found
+        return super().weights_so_far() | self._trained_now()
+
+    def _trained_now(self) -> dict[str, torch.Tensor]:
+        """Copies of the factors of the stage under way, by the names of `weights`."""
+        return {
+            f"{_place(self._index, name, j)}/{side}": _copy(factor)
+            for name, adapter in self._adapters.items()
+            for j, own in enumerate(adapter.blocks)
+            for side, factor in zip("AB", own.now(), strict=True)
+        }
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        generator = torch.Generator()
         for index, stage in enumerate(self._plan.stages):
-            for name in stage:
-                place, blocks = f"stage{index}/{name}", self._blocks(index, name, generator)
-                for factor, own in _factors(place, blocks):
-                    own.data.copy_(named_tensor(weights, factor, own.shape))
-                self._freeze(name, place, blocks)
+            for name, blocks in stage.items():
+                for j, block in enumerate(blocks):
+                    for side, shape in _shapes(block).items():
+                        factor = f"{_place(index, name, j)}/{side}"
+                        given = named_tensor(weights, factor, shape)
+                        self._finished[factor] = _copy(given.to(self._device, self._dtype))
+            self._freeze(index)
         self._attach_frozen()
 
     def factors(self) -> dict[str, Factors]:
         return {
-            name: (
-                torch.cat([A.double().cpu() for A, _ in frozen]),
-                torch.cat([B.double().cpu() for _, B in frozen], dim=1),
-            )
+            name: stacked([(A.double().cpu(), B.double().cpu()) for A, B in frozen])
             for name, frozen in self._frozen.items()
         }
 
@@ -268,8 +203,8 @@ class BlockAdaptation(Adaptation):
             for name, blocks in stage.items():
                 for j, block in enumerate(blocks):
                     A, B = (
-                        self._finished[f"stage{index}/{name}/block{j}/{factor}"].double().cpu()
-                        for factor in "AB"
+                        self._finished[f"{_place(index, name, j)}/{side}"].double().cpu()
+                        for side in "AB"
                     )
                     rows, cols = (
                         torch.as_tensor(each, dtype=torch.long) for each in (block.rows, block.cols)
@@ -278,31 +213,30 @@ class BlockAdaptation(Adaptation):
                     found.setdefault(name, []).append(part)
         return found
 
-    def _blocks(self, stage: int, name: str, generator: torch.Generator) -> list[BlockParameters]:
-        """Fresh factors of a module's blocks in a stage."""
-        shape = self._targets[name].shape
-        return [
-            BlockParameters(block, shape, generator, dtype=self._dtype, device=self._device)
-            for block in self._plan.stages[stage].get(name, ())
-        ]
+    def _freeze(self, index: int) -> None:
+        """Keep what a finished stage adds, as factors of whole matrices."""
+        for name, blocks in self._plan.stages[index].items():
+            parts = []
+            for j, block in enumerate(blocks):
+                A, B = (self._finished[f"{_place(index, name, j)}/{side}"] for side in "AB")
+                rows, cols = (
+                    torch.as_tensor(each, dtype=torch.long, device=A.device)
+                    for each in (block.rows, block.cols)
+                )
+                part = Part(A, B * block.scale, rows, cols, self._targets[name].shape)
+                parts.append(part.in_whole(part.A, part.B))
+            self._frozen.setdefault(name, []).append(stacked(parts))
 
-    def _freeze(self, name: str, place: str, blocks: Sequence[BlockParameters]) -> None:
-        if not blocks:
-            return
-        with torch.no_grad():
-            layout = _Layout(blocks)
-            A, B = layout.place([factor for block in blocks for factor in (block.A, block.B)])
-            self._frozen.setdefault(name, []).append((A, B * layout.scale))
-            for factor, own in _factors(place, blocks):
-                self._finished[factor] = own.detach().clone()
+    def _frozen_adapters(self, without: Sequence[str] = ()) -> dict[str, ModuleAdapter]:
+        """Adapters of what earlier stages have left of modules, and nothing else."""
+        return {
+            name: ModuleAdapter(frozen[0] if len(frozen) == 1 else stacked(frozen))
+            for name, frozen in self._frozen.items()
+            if name not in without
+        }
 
     def _attach_frozen(self) -> None:
-        self._attach(
-            {
-                name: ModuleAdapter((), self._dropout, frozen)
-                for name, frozen in self._frozen.items()
-            }
-        )
+        self._attach(self._frozen_adapters())
 
     def _attach(self, adapters: Mapping[str, ModuleAdapter]) -> None:
         self.detach()
@@ -314,14 +248,21 @@ class BlockAdaptation(Adaptation):
     def detach(self) -> None:
         for each in self._attached:
             each.remove()
-        self._attached, self._adapters = [], {}
+        self._attached, self._adapters, self._factors = [], {}, None
 
 
-def _factors(place: str, blocks: Sequence[BlockParameters]) -> Iterator[tuple[str, nn.Parameter]]:
-    """The factors of a module's blocks by the names that `BlockAdaptation.weights` gives them."""
-    for j, block in enumerate(blocks):
-        yield f"{place}/block{j}/A", block.A
-        yield f"{place}/block{j}/B", block.B
+def _place(stage: int, name: str, block: int) -> str:
+    """Under what name the factors of a block stand among the weights."""
+    return f"stage{stage}/{name}/block{block}"
+
+
+def _shapes(block: Block) -> dict[str, tuple[int, int]]:
+    """The shapes of a block's A and B."""
+    return {"A": (block.rank, len(block.cols)), "B": (len(block.rows), block.rank)}
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def plain_lora(targets: Sequence[TargetModule], rank: int, alpha: float) -> Plan:

@@ -30,14 +30,36 @@ class LowRank(NamedTuple):
     B: torch.Tensor
     scale: float = 1.0
     dropout: float = 0.0
+    trained: int | None = None
+
+    def parts(self) -> list[LowRank]:
+        """The ranks that train, and those that are frozen and read x as it is."""
+        A, B, scale, dropout, trained = self
+        if trained is None:
+            return [self]
+        return [
+            LowRank(A[:trained], B[:, :trained], scale, dropout),
+            LowRank(A[trained:], B[:, trained:], scale),
+        ]
 
 
 def add_low_rank(y: torch.Tensor, x: torch.Tensor, update: LowRank) -> torch.Tensor:
     """y [..., out] with the update for x [..., in], by torch's own operations."""
-    A, B, scale, dropout = update
+    if update.trained is not None:
+        for part in update.parts():
+            y = add_low_rank(y, x, part)
+        return y
+    A, B, scale, dropout, _ = update
     dropped = nn.functional.dropout(x, dropout, training=dropout > 0)
     added = nn.functional.linear(nn.functional.linear(dropped.to(A.dtype), A), B * scale)
     return y + added.to(y.dtype)
+
+
+def linear_with_update(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, update: LowRank
+) -> torch.Tensor:
+    """x W^T + b of a frozen layer with an update: x [..., in], W [out, in], y [..., out]."""
+    return linear_with_updates(x, weight, bias, update.parts())
 
 
 def linear_with_updates(
@@ -107,7 +129,7 @@ class _LinearWithUpdates(torch.autograd.Function):
             needs_A, needs_B = needs[2 * i : 2 * i + 2]
             grad_A = grad_B = None
             if needs_B:  # in this order the long sides are read as they lie
-                grad_B = (inner[i].T @ grad).T.contiguous().mul_(scale)
+                grad_B = (inner[i].T @ grad).mul_(scale).T
             if needs_x or needs_A:
                 grad_inner = (grad @ B[i]).mul_(scale)
             if needs_A:

@@ -21,7 +21,7 @@ import torch
 from spaces.errors import RanksweepError, StoreError
 from trainables.engine.workers import Workers
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 """Raise it whenever what is saved means something else, or the computation goes another way."""
 
 MANIFEST = "manifest.json"

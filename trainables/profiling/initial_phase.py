@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainables.adaptations.blocks import BlockAdaptation, BlockParameters
+from trainables.adaptations.blocks import BlockAdaptation
+from trainables.adaptations.flat import BlockFactors
 from trainables.engine.masters import at_least_float, full_gradient
 from trainables.engine.state import EngineState, engine_state, restore_engine
 from trainables.engine.workers import Workers
@@ -84,13 +85,14 @@ class ScoredLoRA(BlockAdaptation):
     def after_backward(self, engine: Any) -> None:
         if self._steps % self._every:
             return
+        assert self._factors is not None, "a backward pass outside a stage"
+        # a collective where gradients are partitioned: every rank asks for the whole gradient
+        gradients = [full_gradient(engine, flat) for flat in self._factors.flats]
         self._pending = {}
         for i, (name, adapter) in enumerate(self._adapters.items()):
-            (block,) = adapter.trainable
-            # a collective where gradients are partitioned: every rank asks for every gradient
-            grad_A, grad_B = full_gradient(engine, block.A), full_gradient(engine, block.B)
             if i % self._workers.size == self._workers.rank:
-                self._pending[name] = approximate_row_scores(block, grad_A, grad_B)
+                (block,) = adapter.blocks
+                self._pending[name] = approximate_row_scores(block, *block.of(gradients))
 
     def after_step(self, skipped: bool, learning_rate: float) -> None:
         if skipped:
@@ -230,14 +232,14 @@ def take_up(
 
 
 def approximate_row_scores(
-    block: BlockParameters, grad_A: torch.Tensor, grad_B: torch.Tensor
+    block: BlockFactors, grad_A: torch.Tensor, grad_B: torch.Tensor
 ) -> torch.Tensor:
     """S_i = sum_j abs(B G^A + G^B A)_ij, float64 [out] (PiLoRA Eqs. 7 and 8).
 
     The gradients are in float32 at least, for they may be too small for float16. The approximate
     gradient [out, in] exists a few rows at a time.
     """
-    A, B = at_least_float(block.A.detach()), at_least_float(block.B.detach())
+    A, B = (at_least_float(factor.detach()) for factor in block.now())
     grad_A, grad_B = grad_A.to(A.dtype), grad_B.to(A.dtype)
     scores = [
         (b @ grad_A + grad_b @ A).abs().sum(1, dtype=torch.float64)

@@ -24,6 +24,9 @@ from trainables.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
+DEEPSPEED_BUCKET = 500_000_000
+"""Numbers of a bucket where its config names no size."""
+
 
 class DivergedError(JobError):
     """The loss became NaN or infinite."""
@@ -86,10 +89,24 @@ def engine_config(
         "train_micro_batch_size_per_gpu": math.ceil(settings.batch_size / accumulation / workers),
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": settings.max_grad_norm or 0.0,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        # bfloat16 reaches as far as float32: what is not finite there is no step to leave out, and
+        # looking for it takes two launches a parameter and a wait for the device. The loss is
+        # looked at in any case.
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": False},
         "fp16": {"enabled": dtype == torch.float16},
         "steps_per_print": 10**9,
     }
+
+
+def with_buckets(config: Mapping[str, Any], parameters: int) -> dict[str, Any]:
+    """An engine's config with buckets that hold so many parameters, where it names no other size.
+
+    DeepSpeed makes a bucket of half a billion numbers at the first step, whatever there is to
+    reduce.
+    """
+    size = min(parameters + parameters % 2, DEEPSPEED_BUCKET)  # an even number, it says
+    buckets = {"reduce_bucket_size": size, "allgather_bucket_size": size}
+    return {**config, "zero_optimization": buckets | config["zero_optimization"]}
 
 
 class Stages(AbstractContextManager["Stages"]):
@@ -185,7 +202,8 @@ class Stages(AbstractContextManager["Stages"]):
         groups = parameters.parameter_groups(self._learning_rate, settings.weight_decay)
         self.last_learning_rate = 0.0
         if groups:
-            optimizer = torch.optim.AdamW(groups)
+            on_cuda = self._workers.device.type == "cuda"
+            optimizer = torch.optim.AdamW(groups, fused=True if on_cuda else None)
             constant = settings.lr_scheduler == "constant"
             name = "constant_with_warmup" if constant else settings.lr_scheduler
             warmup = settings.warmup_of(steps)
@@ -195,7 +213,7 @@ class Stages(AbstractContextManager["Stages"]):
             self._engine, *_ = deepspeed.initialize(
                 model=parameters,
                 optimizer=optimizer,
-                config=self._config,
+                config=with_buckets(self._config, sum(p.numel() for p in parameters.parameters())),
                 dist_init_required=False,
             )
         self._stage = stage

@@ -64,26 +64,24 @@ TARGETS = (TargetModule("first", (OUT, IN)), TargetModule("second", (IN, OUT)))
 
 def randomised(adaptation: BlockAdaptation, stage: int) -> Any:
     """Begin a stage and give its B factors values, so that the update is not zero."""
-    parameters = adaptation.begin_stage(stage, 1)
+    parameters: Any = adaptation.begin_stage(stage, 1)
     generator = torch.Generator().manual_seed(stage)
-    with torch.no_grad():
-        for adapter in adapters_of(parameters):
-            for block in adapter.blocks:
-                block.B.copy_(
-                    torch.rand(block.B.shape, generator=generator, dtype=torch.float64) - 0.5
-                )
+    for adapter in adapters_of(parameters):
+        for block in adapter.blocks:
+            shape = len(block.block.rows), block.block.rank
+            block.write(B=torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5)
+    parameters.place()
     return parameters
 
 
 def dense_update(blocks: Sequence[Block], adapter: Any, shape: tuple[int, int]) -> torch.Tensor:
     """scale * B A written entry by entry into a zero matrix: the definition of a block."""
     total = torch.zeros(shape, dtype=torch.float64)
-    for block, parameters in zip(blocks, adapter.blocks, strict=True):
+    for block, factors in zip(blocks, adapter.blocks, strict=True):
+        A, B = factors.now()
         for i, row in enumerate(block.rows):
             for j, col in enumerate(block.cols):
-                total[row, col] = total[row, col] + block.scale * (
-                    parameters.B[i, :] @ parameters.A[:, j]
-                )
+                total[row, col] = total[row, col] + block.scale * (B[i, :] @ A[:, j])
     return total
 
 
@@ -260,7 +258,7 @@ def test_blocks_start_at_zero_with_the_kaiming_draw_of_the_full_matrix() -> None
     plan = Plan.of([{"0": [block]}], (TargetModule("0", (60, 50)),))
     with BlockAdaptation(model, plan, seed=3) as adaptation:
         (adapter,) = adapters_of(adaptation.begin_stage(0, 1))
-        A, B = adapter.blocks[0].A, adapter.blocks[0].B
+        A, B = (factor.detach() for factor in adapter.blocks[0].now())
     assert B.shape == (2, 40)
     assert not B.any()
     bound = 1 / math.sqrt(50)
@@ -279,7 +277,7 @@ def test_the_draw_depends_on_seed_and_stage_alone() -> None:
             for stage in range(2):
                 torch.rand(17)  # other uses of the global generator do not matter
                 parameters = adaptation.begin_stage(stage, 1)
-                found.append(adapters_of(parameters)[0].blocks[0].A.detach().clone())
+                found.append(adapters_of(parameters)[0].blocks[0].now()[0].detach().clone())
                 adaptation.end_stage()
         return found
 
@@ -297,10 +295,11 @@ def test_trainable_blocks_share_one_dropout_mask_and_frozen_ones_read_the_whole_
     plan = Plan.of([{"first": blocks}, {"first": blocks}], TARGETS)
     x = torch.ones(64, IN, dtype=torch.float64)
     with BlockAdaptation(model, plan, seed=0, dropout=0.5) as adaptation:
+        stage: Any = adaptation.begin_stage(0, 1)
         with torch.no_grad():
-            for block in adapters_of(adaptation.begin_stage(0, 1))[0].blocks:
-                block.A.fill_(1.0)
-                block.B.fill_(1.0)
+            for parameter in stage.parameters():
+                parameter.fill_(1.0)
+        stage.place()
         base = nn.functional.linear(x, model.first.weight, model.first.bias)
         delta = model.first(x) - base
         assert torch.equal(delta[:, 0].round(decimals=9), delta[:, 1].round(decimals=9))

@@ -79,7 +79,7 @@ def test_a_lora_trial_is_what_peft_in_a_plain_loop_gives(
     plan, names = lora(model), [t.name for t in targets_of(model)]
     with BlockAdaptation(model, plan, seed=3) as drawn:
         draws = {
-            name: adapter.blocks[0].A.detach().clone()
+            name: adapter.blocks[0].now()[0].detach().clone()
             for name, adapter in zip(names, adapters_of(drawn.begin_stage(0, 1)), strict=True)
         }
     ours = reports_of(model, plan, alone)
