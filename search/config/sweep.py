@@ -250,15 +250,6 @@ class ClusterSettings(Settings):
             gpu_bytes(gpu)
         return gpu
 
-    @model_validator(mode="after")
-    def _asks_for_its_gpu(self) -> Self:
-        if self.gpu is not None and not self.on_gpu:
-            raise ValueError(
-                f"gpu: {self.gpu} is named, but a worker asks for none; add GPU: 1 to "
-                "resources_per_worker, or drop gpu"
-            )
-        return self
-
 
 class TrackingSettings(Settings):
     """Where trials are logged."""
@@ -383,6 +374,7 @@ class SweepConfig(Settings):
         _check_stop_when(self.search)
         _check_scheduler(self.search, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
+        _check_gpu(self.cluster)
         return self
 
 
@@ -482,6 +474,14 @@ def _check_precisions(profile: str, train: str) -> None:
         raise ConfigError(
             f"profile.precision: {profile} differs from train.precision {train}, but the base is "
             "loaded once; set both alike, or leave one auto"
+        )
+
+
+def _check_gpu(cluster: ClusterSettings) -> None:
+    if cluster.gpu is not None and not cluster.on_gpu:
+        raise ConfigError(
+            f"cluster.gpu: {cluster.gpu} is named, but a worker asks for none; add GPU: 1 to "
+            "cluster.resources_per_worker, or leave gpu out"
         )
 
 
