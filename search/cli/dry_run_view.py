@@ -123,7 +123,7 @@ def drawn_dry_run(result: DryRun) -> Group:
     for name in ("start", "profile", "search", "confirm", "total"):
         span = (result.seconds_low, result.seconds, result.seconds_high)
         times.add_row(name, *(duration(seconds[name]) for seconds in span))
-    memory = [] if result.memory is None else [_memory(result.memory)]
+    memory = [] if result.memory is None else [drawn_memory(result.memory)]
     config = yaml.safe_dump(result.config, sort_keys=False, default_flow_style=None, width=60)
     return Group(
         Syntax(config.rstrip(), "yaml", background_color="default", word_wrap=True),
@@ -136,7 +136,7 @@ def drawn_dry_run(result: DryRun) -> Group:
     )
 
 
-def _memory(plan: MemoryPlan) -> Group:
+def drawn_memory(plan: MemoryPlan) -> Group:
     """What each worker holds, whether that fits, and what would."""
     columns = {"process": plan.process, **plan.parts}
     table = Table("memory", *(Column(name, justify="right") for name in columns), "peaks")

@@ -268,15 +268,6 @@ class ClusterSettings(Settings):
             gpu_bytes(gpu)
         return gpu
 
-    @model_validator(mode="after")
-    def _asks_for_its_gpu(self) -> Self:
-        if self.gpu is not None and not self.on_gpu:
-            raise ValueError(
-                f"gpu: {self.gpu} is named, but a worker asks for none; add GPU: 1 to "
-                "resources_per_worker, or drop gpu"
-            )
-        return self
-
 
 class TrackingSettings(Settings):
     """Where trials are logged."""
@@ -409,6 +400,7 @@ class SweepConfig(Settings):
         _check_scheduler(self.search, self.train.epochs)
         _check_precisions(self.profile.precision, self.train.precision)
         _check_base(self)
+        _check_gpu(self.cluster)
         return self
 
 
@@ -540,6 +532,14 @@ def _check_base(config: SweepConfig) -> None:
                 f"{key}: {how} does not go with {method}, which takes the base's weights as they "
                 "are; leave it out of space.methods, or leave the key out"
             )
+
+
+def _check_gpu(cluster: ClusterSettings) -> None:
+    if cluster.gpu is not None and not cluster.on_gpu:
+        raise ConfigError(
+            f"cluster.gpu: {cluster.gpu} is named, but a worker asks for none; add GPU: 1 to "
+            "cluster.resources_per_worker, or leave gpu out"
+        )
 
 
 def check_against_targets(

@@ -48,7 +48,7 @@ search: {trials: 24, time_budget: null, metric: accuracy, mode: max, objectives:
 train: {epochs: 3, batch_size: 16, gradient_accumulation_steps: 1, optimizer: adamw,
         weight_decay: 0.0, max_grad_norm: 1.0, lr_scheduler: linear, warmup_ratio: 0.06,
         warmup_steps: null,
-        dropout: 0.05, precision: auto, tf32: true, seed: 0}
+        dropout: 0.05, precision: auto, tf32: true, activation_checkpointing: auto, seed: 0}
 deepspeed: {zero_optimization: {stage: 0}}
 cluster: {address: local, groups: 1, workers_per_group: 1, resources_per_worker: {CPU: 1},
           max_failures: 2}

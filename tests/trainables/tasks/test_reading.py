@@ -25,7 +25,9 @@ DECODER = {**TEXT, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_toke
 def texts(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> EncodedSplit:
     offsets = np.concatenate([[0], lengths.cumsum()])
     ids = (
-        np.random.default_rng(0).integers(2, int(TEXT["vocab_size"]), int(offsets[-1])).astype(np.int32)
+        np.random.default_rng(0)
+        .integers(2, int(TEXT["vocab_size"]), int(offsets[-1]))
+        .astype(np.int32)
     )
     return EncodedSplit(ids, offsets, None, np.zeros(len(lengths), np.int64), 1)
 
