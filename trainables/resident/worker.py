@@ -28,7 +28,7 @@ from trainables.adaptations.registry import adaptation_for
 from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
-from trainables.engine.divided import divide, is_divided
+from trainables.engine.divided import divide
 from trainables.engine.section import divides_base, of_trials
 from trainables.engine.workers import CancelledError, Workers, join
 from trainables.profiling.profile import compute_profile
@@ -68,12 +68,14 @@ CANCEL_POLL_S = 0.2  # how often a running job asks whether it was cancelled
 
 @dataclass
 class Resident:
-    """What a worker keeps from job to job."""
+    """What a worker keeps from job to job. `deepspeed` is the section for the engines of trials;
+    `divided` is whether the base is divided among the workers."""
 
     base: Base
     task: Task
     workers: Workers
     deepspeed: Mapping[str, Any]
+    divided: bool = False
     _shares: dict[tuple[float, int], Task] = field(default_factory=dict)
 
     def task_of(self, job: TrialJob) -> Task:
@@ -164,7 +166,7 @@ def _load(config: dict[str, Any]) -> Resident:
     if divided:
         idle = partial(_idle, base.model, task, workers)
         divide(base.model, base.head_modules, config["deepspeed"], workers, idle)
-    return Resident(base, task, workers, of_trials(config["deepspeed"]))
+    return Resident(base, task, workers, of_trials(config["deepspeed"]), divided)
 
 
 def _idle(model: torch.nn.Module, task: Task, workers: Workers) -> None:
@@ -191,7 +193,7 @@ def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob
         # On any rank: the others may hang in a collective, so the queue hears of it first.
         ray.get(queue.report.remote(job_id, Failed(_explain(failure, job)), group))
         # A pass that was broken off has left a divided base half gathered.
-        if resident.workers.size > 1 or is_divided(resident.base.model):
+        if resident.workers.size > 1 or resident.divided:
             raise
     finally:
         _give_memory_back()
