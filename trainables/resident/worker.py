@@ -28,7 +28,7 @@ from trainables.bases.loading import Base, fresh_head, load_base
 from trainables.bases.parts import load_tokenizer
 from trainables.bases.structure import resolve_targets
 from trainables.engine.accelerator import tensor_float_32
-from trainables.engine.divided import divide, is_divided
+from trainables.engine.divided import divide
 from trainables.engine.failures import out_of_memory, peer_is_gone, process_is_lost
 from trainables.engine.section import divides_base, of_trials
 from trainables.engine.workers import CancelledError, Workers, join
@@ -70,13 +70,15 @@ CANCEL_POLL_S = 0.2  # how often a running job asks whether it was cancelled
 
 @dataclass
 class Resident:
-    """What a worker keeps from job to job."""
+    """What a worker keeps from job to job. `deepspeed` is the section for the engines of trials;
+    `divided` is whether the base is divided among the workers."""
 
     base: Base
     task: Task
     workers: Workers
     deepspeed: Mapping[str, Any]
     recompute: bool = False
+    divided: bool = False
     _shares: dict[tuple[float, int], Task] = field(default_factory=dict)
 
     def task_of(self, job: TrialJob) -> Task:
@@ -169,7 +171,7 @@ def _load(config: dict[str, Any]) -> Resident:
         idle = partial(_idle, base.model, task, workers)
         divide(base.model, base.head_modules, config["deepspeed"], workers, idle)
     recompute = config["activations"].recomputed(base.model, workers)
-    return Resident(base, task, workers, of_trials(config["deepspeed"]), recompute)
+    return Resident(base, task, workers, of_trials(config["deepspeed"]), recompute, divided)
 
 
 def _idle(model: torch.nn.Module, task: Task, workers: Workers) -> None:
@@ -197,7 +199,7 @@ def run_job(resident: Resident, queue: Any, group: int, job_id: str, job: AnyJob
         # On any rank: the others may hang in a collective, so the queue hears of it first.
         ray.get(queue.report.remote(job_id, Failed(_explain(failure, job)), group))
         # A pass that was broken off has left a divided base half gathered.
-        if workers.size > 1 or process_is_lost(failure) or is_divided(resident.base.model):
+        if workers.size > 1 or process_is_lost(failure) or resident.divided:
             raise
     _give_memory_back(workers.device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +53,7 @@ def group_of(
     task: Task,
     tmp_path: Path,
     on_steps: Callable[[str, Steps], None] | None = None,
+    deepspeed: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[ResidentWorkers]:
     """One group on the tiny base."""
@@ -61,7 +62,7 @@ def group_of(
         base_fingerprint=settings.pop("base_fingerprint", fingerprint(tiny_sweep["base"])),
         task=task,
         dtype="float32",
-        deepspeed={},
+        deepspeed=deepspeed or {},
         settings=GroupSettings(resources_per_worker={"CPU": 1}, **settings),
         storage_path=str(tmp_path),
         on_steps=on_steps,
@@ -234,6 +235,17 @@ def test_two_groups_of_two_workers_serve_side_by_side_with_the_same_result(
     assert found == [alone] * 4
     assert {each.workers for each in up.values()} == {2}
     assert len({each.pid for each in up.values()}) == 2
+
+
+def test_a_group_that_divides_its_base_serves_the_same_result(
+    group: ResidentWorkers, tiny_sweep: dict[str, Any], task: Task, tmp_path: Path
+) -> None:
+    job = trial(tiny_sweep, LORA, epochs=2)
+    wanted = losses(group, job)
+    zero = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
+    with group_of(tiny_sweep, task, tmp_path, deepspeed=zero, workers_per_group=2) as workers:
+        for found, whole in zip(losses(workers, job), wanted, strict=True):
+            assert found == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_job_that_keeps_killing_its_worker_fails_and_the_next_is_served(
