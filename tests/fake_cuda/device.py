@@ -17,7 +17,10 @@ SHAPES_OF_7B = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
     "vocab_size": 32000,
 }  # fmt: skip
-_NO_LAUNCH = {"detach", "_unsafe_view", "lift_fresh", "empty", "empty_like", "empty_strided"}
+_NO_LAUNCH = {
+    "detach", "_unsafe_view", "lift_fresh", "empty", "empty_like", "empty_strided",
+    "_record_function_enter_new", "_record_function_exit",
+}  # fmt: skip
 
 
 @contextmanager

@@ -230,7 +230,7 @@ class BlockAdaptation(Adaptation):
     def _frozen_adapters(self, without: Sequence[str] = ()) -> dict[str, ModuleAdapter]:
         """Adapters of what earlier stages have left of modules, and nothing else."""
         return {
-            name: ModuleAdapter(frozen[0] if len(frozen) == 1 else stacked(frozen))
+            name: ModuleAdapter(stacked(frozen), dropout=self._dropout, trained=0)
             for name, frozen in self._frozen.items()
             if name not in without
         }

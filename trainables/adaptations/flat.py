@@ -222,13 +222,23 @@ class _Bands:
         self.starts: list[NDArray[np.int64]] = []
         self.index = torch.empty(0, dtype=torch.int64)
 
-    def of(self, lines: torch.Tensor) -> torch.Tensor:
-        """[width, numbers]: every number of a buffer [lines, length] and those right below it.
+    def scatter(self, flats: Sequence[torch.Tensor], lines: torch.Tensor) -> None:
+        """Write the section's numbers where they belong in a buffer [lines, length]."""
+        self._columns(lines).scatter_(1, self.index, _bits(self.section.of(flats)))
 
-        It is a view in which numbers appear more than once.
+    def gather(self, lines: torch.Tensor, flats: Sequence[torch.Tensor]) -> None:
+        """Read the section's numbers from where they belong."""
+        torch.gather(self._columns(lines), 1, self.index, out=_bits(self.section.of(flats)))
+
+    def _columns(self, lines: torch.Tensor) -> torch.Tensor:
+        """[width, numbers]: every number of the buffer and those right below it.
+
+        A view in which numbers appear more than once, and so one of integers: what has 16 bits
+        scatter may add up elsewhere, and copy the whole view back.
         """
         width, length = self.section.lines, lines.shape[1]
-        return lines.as_strided((width, lines.numel() - (width - 1) * length), (length, 1))
+        size = width, lines.numel() - (width - 1) * length
+        return _bits(lines).as_strided(size, (length, 1))
 
 
 class _Placed(_Matrices):
@@ -261,7 +271,7 @@ class _Placed(_Matrices):
         if self._buffer.dtype != flats[0].dtype:  # an engine may cast what it is given
             self._buffer = self._buffer.to(flats[0].dtype)
         for bands in self.bands.values():
-            bands.of(self._buffer).scatter_(1, bands.index, bands.section.of(flats))
+            bands.scatter(flats, self._buffer)
         if self._scale is not None:  # all that was not written just now is zero or of scale 1
             self._buffer.mul_(self._scale)
         return self._of(self._buffer)
@@ -274,7 +284,7 @@ class _Placed(_Matrices):
         if self._scale is not None:
             lines.mul_(self._scale)
         for bands in self.bands.values():
-            torch.gather(bands.of(lines), 1, bands.index, out=bands.section.of(into))
+            bands.gather(lines, into)
 
 
 class FlatFactors:
@@ -373,7 +383,14 @@ def _lay_in_bands(
 
 def stacked(factors: Sequence[Factors]) -> Factors:
     """The factors of a sum of updates of whole matrices."""
+    if len(factors) == 1:
+        return factors[0]
     return torch.cat([A for A, _ in factors]), torch.cat([B for _, B in factors], dim=1)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers."""
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def _widths(rank: int) -> Iterator[int]:

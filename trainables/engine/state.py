@@ -122,9 +122,8 @@ def _begin_moments(engine: Any, optimizer: Any, steps: Mapping[nn.Parameter, flo
     holders = _holders(engine, optimizer)
     for parameter, count in steps.items():
         holder = holders[parameter]
-        device = holder.device if optimizer.defaults["fused"] else "cpu"  # as AdamW puts them
         optimizer.state[holder] = {
-            "step": torch.tensor(count, dtype=torch.float32, device=device),
+            "step": torch.tensor(count, dtype=torch.float32, device=holder.device),
             **{moment: torch.zeros_like(holder) for moment in MOMENTS},
         }
     for group, parameters in zip(optimizer.param_groups, _groups(engine) or (), strict=False):

@@ -37,10 +37,8 @@ class LowRank(NamedTuple):
         A, B, scale, dropout, trained = self
         if trained is None:
             return [self]
-        return [
-            LowRank(A[:trained], B[:, :trained], scale, dropout),
-            LowRank(A[trained:], B[:, trained:], scale),
-        ]
+        frozen = LowRank(A[trained:], B[:, trained:], scale)
+        return [LowRank(A[:trained], B[:, :trained], scale, dropout), frozen][trained == 0 :]
 
 
 def add_low_rank(y: torch.Tensor, x: torch.Tensor, update: LowRank) -> torch.Tensor:

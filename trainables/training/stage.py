@@ -202,8 +202,7 @@ class Stages(AbstractContextManager["Stages"]):
         groups = parameters.parameter_groups(self._learning_rate, settings.weight_decay)
         self.last_learning_rate = 0.0
         if groups:
-            on_cuda = self._workers.device.type == "cuda"
-            optimizer = torch.optim.AdamW(groups, fused=True if on_cuda else None)
+            optimizer = torch.optim.AdamW(groups, fused=True)
             constant = settings.lr_scheduler == "constant"
             name = "constant_with_warmup" if constant else settings.lr_scheduler
             warmup = settings.warmup_of(steps)

@@ -289,7 +289,9 @@ def test_para_trains_as_lora_does_and_is_measured_as_numpy_cuts_it(alone: Worker
 
     def train(plan: Plan, epochs: int) -> tuple[dict[str, Any], list[dict[str, float]]]:
         model, reports = tiny_bert(), []
-        settings = SETTINGS.model_copy(update={"epochs": epochs, "lr_scheduler": "constant"})
+        # DeepSpeed clips by a norm in float32, which tells parameters that lie apart from one.
+        unlike = {"epochs": epochs, "lr_scheduler": "constant", "max_grad_norm": None}
+        settings = SETTINGS.model_copy(update=unlike)
         with adaptation_for(plan, model, seed=3, head=head_of(model, 3)) as adaptation:
             finetune(
                 model, adaptation, tiny_task(), settings, learning_rate=RATE, seed=3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ BLOCKS = {
     "rows and columns": [
         Block(2, indices(1, 6), indices(0, 4), 0.5, 2.0),
         Block(3, indices(0, 2), indices(0, 4), 0.5, 2.0),
+    ],
+    "two learning rates": [
+        Block(3, np.arange(OUT, dtype=np.int32), np.arange(IN, dtype=np.int32), 2.0, 1.0),
+        Block(2, np.arange(OUT, dtype=np.int32), np.arange(IN, dtype=np.int32), 2.0, 4.0),
     ],
     "overlapping": [
         Block(2, indices(1, 6), indices(0, 2, 4), 3.0),
@@ -309,3 +314,53 @@ def test_trainable_blocks_share_one_dropout_mask_and_frozen_ones_read_the_whole_
         adaptation.begin_stage(1, 1)
         frozen = model.first(x) - base  # the new blocks' B is zero
         torch.testing.assert_close(frozen[:, 0], torch.full((64,), 5.0, dtype=torch.float64))
+
+
+def test_a_stage_trains_one_parameter_for_each_learning_rate() -> None:
+    whole = np.arange(IN, dtype=np.int32), np.arange(OUT, dtype=np.int32)
+    stage = {
+        "first": [Block(2, whole[1], whole[0], 1.0), Block(3, indices(2, 5), whole[0], 1.0, 4.0)],
+        "second": [Block(1, whole[0], indices(0, 3), 0.5)],
+    }
+    plan = Plan.of([stage], TARGETS)
+    with BlockAdaptation(Layered(False), plan, seed=0) as adaptation:
+        parameters = adaptation.begin_stage(0, 1)
+        groups = parameters.parameter_groups(1e-2, 0.1)
+        sizes = [(group["lr_scale"], sum(p.numel() for p in group["params"])) for group in groups]
+        assert len(list(parameters.parameters())) == 2
+        assert [group["lr"] for group in groups] == pytest.approx([1e-2, 4e-2])
+    assert sizes == [(1.0, 2 * (OUT + IN) + (IN + 2)), (4.0, 3 * (2 + IN))]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_measuring_and_the_next_forward_see_what_has_been_trained(name: str) -> None:
+    """Also where an engine has put the parameters into memory of its own."""
+    model, blocks = Outputs(Layered(False)), BLOCKS[name]
+    x = torch.randn(4, IN, dtype=torch.float64)
+    target = TargetModule("model.first", (OUT, IN))
+    plan = Plan.of([{"model.first": blocks}], (target,))
+    with BlockAdaptation(model, plan, seed=1) as adaptation:
+        parameters: Any = adaptation.begin_stage(0, 1)
+        for train in (True, False, True):
+            for parameter in parameters.parameters():
+                parameter.data = torch.randn_like(parameter)
+            if train:
+                y = parameters({"x": x})
+            else:
+                adaptation.eval()
+                y = model(x).logits
+            update = dense_update(blocks, parameters.adapters[0], (OUT, IN))
+            expected = dense_forward(model.model, x, update, False)
+            torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+            assert y.requires_grad == train
+
+
+class Outputs(nn.Module):
+    """A model of layers whose output has logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=self.model(x))

@@ -69,7 +69,7 @@ def block_parts(choice: str) -> tuple[Plan, dict[str, list[Part]], dict[str, tor
     with adaptation_for(plan, model, seed=3) as adaptation:
         for stage in range(adaptation.stages):
             with torch.no_grad():
-                for parameter in adaptation.begin_stage(stage, 4).adapters.parameters():
+                for parameter in adaptation.begin_stage(stage, 4).parameters():
                     parameter.add_(torch.randn(parameter.shape, generator=generator).double())
             adaptation.end_stage()
         return plan, adaptation.parts(), adaptation.updates()
