@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
+from search.config.sweep import SweepConfig
+from search.launch.precision import dtype_without_probe
 from search.launch.prepare import SweepInputs
 from search.paths import SweepPaths, private_files
 from spaces.errors import ConfigError
@@ -21,19 +23,26 @@ class Begun:
     """Fingerprints of what a sweep was begun with, and the mark that its runs in MLflow carry.
 
     `rows` maps each split to what names its rows; `inputs` covers the training rows, the classes
-    and how rows become the base's inputs.
+    and how rows become the base's inputs. `dtype` is what the base is loaded in; None where an
+    older ranksweep has written it.
     """
 
     base: str
     inputs: str
     rows: Mapping[str, str]
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    dtype: str | None = None
 
     @classmethod
     def by(cls, inputs: SweepInputs) -> Begun:
         """What a sweep that begins now is begun with, under a new mark."""
         task = inputs.task
-        return cls(inputs.base_fingerprint, task.train_fingerprint, dict(task.rows))
+        return cls(
+            inputs.base_fingerprint,
+            task.train_fingerprint,
+            dict(task.rows),
+            dtype=inputs.precision.dtype,
+        )
 
     @classmethod
     def of(cls, paths: SweepPaths) -> Begun | None:
@@ -60,6 +69,15 @@ class Begun:
         """Keep it in the sweep's folder."""
         with private_files():
             paths.begun_file.write_text(json.dumps(asdict(self), indent=2))
+
+
+def dtype_as_begun(config: SweepConfig, paths: SweepPaths) -> str:
+    """What the base of a sweep that goes on is loaded in: where the sweep leaves it open, what it
+    was begun with. Raises ConfigError as `Begun.of` does."""
+    begun = Begun.of(paths)
+    if config.precision != "auto" or begun is None or begun.dtype is None:
+        return dtype_without_probe(config)
+    return begun.dtype
 
 
 def refuse_other_data(before: Mapping[str, object], now: Mapping[str, object], name: str) -> None:

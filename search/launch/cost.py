@@ -94,10 +94,15 @@ class Cost:
 
     @classmethod
     def measured(
-        cls, config: SweepConfig, linear: Sequence[TargetModule], adapted: set[str], head: str
+        cls,
+        config: SweepConfig,
+        linear: Sequence[TargetModule],
+        adapted: set[str],
+        head: str,
+        dtype: torch.dtype = torch.float32,
     ) -> Cost:
-        """Time each shape of layer, as many threads wide as a worker is, and the head of that name
-        (trainables/bases/parts.py)."""
+        """Time each shape of layer in `dtype`, as many threads wide as a worker is, and the head of
+        that name (trainables/bases/parts.py)."""
         device = _device(config)
         wanted = int(config.cluster.resources_per_worker.get("CPU", 1))
         threads = max(1, min(wanted, own_cpus()))
@@ -108,7 +113,7 @@ class Cost:
         step = forward = 0.0
         flops, busy = 1.0, []
         for (shape, with_adapter), number in layers.items():
-            tokens, run = _layer(shape, with_adapter, device)
+            tokens, run = _layer(shape, with_adapter, device, dtype)
             times = [_time(run, train, device, threads) for train in (True, False)]
             step += number * times[0].seconds / tokens
             forward += number * times[1].seconds / tokens
@@ -118,13 +123,13 @@ class Cost:
         if head_class(head).writes and width:
             vocabulary = int(text.vocab_size)
             part = min(vocabulary, PROBE_VOCABULARY)
-            places, run = _next_token(part, width, device)
+            places, run = _next_token(part, width, device, dtype)
             head_step, head_forward = (
                 _time(run, train, device, threads).seconds / places * vocabulary / part
                 for train in (True, False)
             )
             weights = vocabulary * width + sum(math.prod(each.shape) for each in linear)
-            read = weights * _seconds_to_read_a_weight(device, threads)
+            read = weights * _seconds_to_read_a_weight(device, threads, dtype)
         return cls(
             step, forward, flops, 4.0 * width * depth, str(device), len(linear),
             median(busy or [1.0]), head_step, head_forward, read,
@@ -159,16 +164,17 @@ class _Timed:
 
 
 def _layer(
-    shape: tuple[int, int], adapted: bool, device: torch.device
+    shape: tuple[int, int], adapted: bool, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, Callable[[bool], None]]:
     """How many tokens go through a layer, and its pass: forward, and backward where it trains."""
     out_features, in_features = shape
     tokens = max(16, min(512, int(PROBE_FLOPS / (4 * out_features * in_features))))
-    weight = torch.randn(out_features, in_features, device=device)
-    down = torch.randn(TYPICAL_RANK, in_features, device=device, requires_grad=True)
-    up = torch.randn(out_features, TYPICAL_RANK, device=device, requires_grad=True)
-    x = torch.randn(tokens, in_features, device=device, requires_grad=True)
-    gradient = torch.ones(tokens, out_features, device=device)
+    made: dict[str, Any] = {"device": device, "dtype": dtype}
+    weight = torch.randn(out_features, in_features, **made)
+    down = torch.randn(TYPICAL_RANK, in_features, **made, requires_grad=True)
+    up = torch.randn(out_features, TYPICAL_RANK, **made, requires_grad=True)
+    x = torch.randn(tokens, in_features, **made, requires_grad=True)
+    gradient = torch.ones(tokens, out_features, **made)
 
     def run(train: bool) -> None:
         with torch.set_grad_enabled(train):
@@ -182,12 +188,12 @@ def _layer(
 
 
 def _next_token(
-    vocabulary: int, width: int, device: torch.device
+    vocabulary: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, Callable[[bool], None]]:
     """How many places a frozen head of the next token is timed at, and its pass with the loss."""
     places = max(16, min(128, int(PROBE_FLOPS / (4 * vocabulary * width))))
-    weight = torch.randn(vocabulary, width, device=device)
-    x = torch.randn(places, width, device=device, requires_grad=True)
+    weight = torch.randn(vocabulary, width, device=device, dtype=dtype)
+    x = torch.randn(places, width, device=device, dtype=dtype, requires_grad=True)
     labels = torch.zeros(places, dtype=torch.long, device=device)
 
     def run(train: bool) -> None:
@@ -199,11 +205,11 @@ def _next_token(
     return places, run
 
 
-def _seconds_to_read_a_weight(device: torch.device, threads: int) -> float:
+def _seconds_to_read_a_weight(device: torch.device, threads: int, dtype: torch.dtype) -> float:
     """By the forward pass of one token: its work is little beside reading the weights."""
-    width = math.isqrt(PROBE_BYTES // 4)
-    weight = torch.empty(width, width, device=device).fill_(1e-3)
-    x = torch.ones(1, width, device=device)
+    width = math.isqrt(PROBE_BYTES // dtype.itemsize)
+    weight = torch.empty(width, width, device=device, dtype=dtype).fill_(1e-3)
+    x = torch.ones(1, width, device=device, dtype=dtype)
 
     def run(_: bool) -> None:
         linear(x, weight)

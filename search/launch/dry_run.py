@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from search.config.sweep import SearchSettings, SweepConfig
+from search.launch.begun import dtype_as_begun
 from search.launch.cost import Cost, estimated, profile_steps, steps_an_epoch
 from search.launch.lm_eval import check_lm_eval
 from search.launch.memory_plan import MemoryPlan, Planning
@@ -87,7 +90,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         check_name(config, paths, resume)
     check_experiment(config.tracking.uri, config.tracking.experiment)
     check_lm_eval(config)
-    inputs = prepare(config)
+    inputs = prepare(config, dtype_as_begun(config, paths) if resume else None)
     check_data(config, paths, inputs, resume)
     task, targets, space = inputs.task, inputs.targets, inputs.space
     cached = inputs.store.get(inputs.key)
@@ -110,11 +113,16 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     }
     confirm = _confirm(config, task, len(methods))
     linear = meta_linear_layers(inputs.base_uri, task.head, task.outputs)
-    cost = Cost.measured(config, linear, {target.name for target in targets}, task.head)
+    adapted = {target.name for target in targets}
+    dtype = getattr(torch, inputs.precision.dtype)
+    cost = Cost.measured(config, linear, adapted, task.head, dtype)
     times = fmean(each.length for each in methods)
     expected = task.expected(inputs.base_uri)
     estimate = estimated(config, expected, cost, profile, confirm, times, len(methods))
-    notes = [f"head: {inputs.head.about}", *task.notes, *_notes(config, cost, methods, resume)]
+    notes = [f"head: {inputs.head.about}"]
+    if inputs.precision.note is not None:
+        notes.append(inputs.precision.note)
+    notes += [*task.notes, *_notes(config, cost, methods, resume)]
     memory = None
     try:
         memory = Planning(config, inputs, profiled=cached is None).plan()

@@ -17,10 +17,10 @@ import yaml
 from search.config.database import check_database
 from search.config.sweep import SweepConfig
 from search.interrupts import EXIT_INTERRUPTED, Interrupts
-from search.launch.begun import Begun
+from search.launch.begun import Begun, dtype_as_begun
 from search.launch.closing import tracking_of
 from search.launch.lm_eval import asked_tags, check_lm_eval
-from search.launch.prepare import SweepInputs, dtype_name, prepare
+from search.launch.prepare import SweepInputs, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
 from search.launch.result import LaunchResult, constant_answers
@@ -78,7 +78,7 @@ def launch(
             check_database(config.search.study)
     set_ray_environment(config.cluster.address)
     started = time.monotonic()
-    prepared = prepare(config)
+    prepared = prepare(config, dtype_as_begun(config, paths) if resume else None)
     if not profile_only:
         check_data(config, paths, prepared, resume)
         check_lm_eval(config, load_all=True)
@@ -103,6 +103,8 @@ def launch(
         if profile_only and result.profile_cached:
             return result
         view.message(f"head: {prepared.head.about}")
+        if prepared.precision.note is not None:
+            view.message(prepared.precision.note)
         ray_is_gone = partial(_leave_without_ray, tracker, result, view, interrupts)
         with ray_cluster(config, interrupts, ray_is_gone):
             if not profile_only:
@@ -347,7 +349,7 @@ def _resident_workers(
         base_uri=prepared.base_uri,
         base_fingerprint=prepared.base_fingerprint,
         task=prepared.task,
-        dtype=dtype_name(config),
+        dtype=prepared.precision.dtype,
         quantization=config.base_quantization,
         deepspeed=config.deepspeed,
         settings=GroupSettings(

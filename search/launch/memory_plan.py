@@ -15,7 +15,7 @@ import torch
 
 from search.config.gpus import gpu_bytes
 from search.config.sweep import ClusterSettings, SweepConfig
-from search.launch.prepare import SweepInputs, dtype_name
+from search.launch.prepare import SweepInputs
 from spaces.domain import ends
 from spaces.errors import ChoiceError
 from spaces.planner import Planner
@@ -100,7 +100,7 @@ class Planning:
         self._task = inputs.task.expected(inputs.base_uri)
         self._largest = largest_plan(config, inputs)
         self._profiled = profiled
-        self._dtype: torch.dtype = getattr(torch, dtype_name(config))
+        self._dtype: torch.dtype = getattr(torch, inputs.precision.dtype)
         self._counting = self._counting_in(self._dtype)
         self._memory = Memory.of_workers(config.cluster)
 

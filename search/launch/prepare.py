@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from search.config.sweep import ClusterSettings, SweepConfig, check_against_targets
+from search.launch.precision import Precision, precision_of
 from search.launch.ray_environment import own_cpus
 from search.store.profiles import ProfileStore, profile_key
 from spaces.errors import ConfigError, ProfileError, StoreError
@@ -32,8 +33,9 @@ from trainables.tasks.task import Task, build_task
 class SweepInputs:
     """A sweep's task, target modules, size and head of the base, fitted space and profile key.
 
-    `base_uri` names a hub base by its commit; other bases as the sweep does. `borrowed` is the
-    manifest of the profile that `profile.use` names; None where the profile is the sweep's own.
+    `base_uri` names a hub base by its commit; other bases as the sweep does. `precision` is what
+    every worker loads it in. `borrowed` is the manifest of the profile that `profile.use` names;
+    None where the profile is the sweep's own.
     """
 
     task: Task
@@ -44,6 +46,7 @@ class SweepInputs:
     size: BaseSize
     head: Head
     space: SearchSpace
+    precision: Precision
     key: str
     store: ProfileStore
     borrowed: Mapping[str, Any] | None = None
@@ -71,9 +74,10 @@ class SweepInputs:
         return {tag: str(self.borrowed.get(key, "unknown")) for tag, key in keys.items()}
 
 
-def prepare(config: SweepConfig) -> SweepInputs:
+def prepare(config: SweepConfig, dtype: str | None = None) -> SweepInputs:
     """Read the data, the base's structure and the store, and check the sweep against them.
 
+    `dtype` is that which a sweep was begun in that goes on; None where it is to be decided.
     Raises ConfigError, ChoiceError, BaseModelError, DataError or StoreError.
     """
     check_resources(config.cluster)
@@ -109,17 +113,23 @@ def prepare(config: SweepConfig) -> SweepInputs:
     space = check_against_targets(config, targets, grid)
     for method in space.methods:  # a method that this base cannot take says so here
         count_range(space.default_choice(method), targets, size=size)
-    _check_memory_limit(config, targets, size)
+    precision = precision_of(config, targets) if dtype is None else Precision(dtype)
+    _check_memory_limit(config, targets, size, precision.dtype)
     base_fingerprint = fingerprint(base_uri)
     key = (
         borrowed["key"]
         if borrowed is not None
         else profile_key_of(
-            config, base_fingerprint, task.train_fingerprint, targets, base.head.in_key
+            config,
+            base_fingerprint,
+            task.train_fingerprint,
+            targets,
+            base.head.in_key,
+            dtype=precision.dtype,
         )
     )
     if borrowed is not None or store.manifest(key) is None:  # else they were sound when profiled
-        check_weights(base_uri, task.head, task.outputs, dtype_name(config))
+        check_weights(base_uri, task.head, task.outputs, precision.dtype)
     return SweepInputs(
         task=task,
         task_name=config.task.name,
@@ -129,6 +139,7 @@ def prepare(config: SweepConfig) -> SweepInputs:
         size=size,
         head=base.head,
         space=space,
+        precision=precision,
         key=key,
         store=store,
         borrowed=borrowed,
@@ -160,13 +171,13 @@ def _borrowed(
 
 
 def _check_memory_limit(
-    config: SweepConfig, targets: Sequence[TargetModule], size: BaseSize
+    config: SweepConfig, targets: Sequence[TargetModule], size: BaseSize, dtype: str
 ) -> None:
     """Refuse what cannot hold even the weights; what the batches take is known to the job alone."""
     limit = config.profile.memory_limit
     if limit is None:
         return
-    bytes_each = 4 if dtype_name(config) == "float32" else 2
+    bytes_each = 4 if dtype == "float32" else 2
     least = size.params * bytes_each + 4 * max(t.shape[0] * t.shape[1] for t in targets)
     if limit < least:
         raise ConfigError(
@@ -198,15 +209,17 @@ def profile_key_of(
     train_fingerprint: str,
     targets: Sequence[TargetModule],
     head: str | None = None,
+    *,
+    dtype: str,
 ) -> str:
-    """The key under which the profile of a sweep is stored."""
+    """The key under which the profile of a sweep is stored whose base is loaded in `dtype`."""
     return profile_key(
         base_fingerprint=base_fingerprint,
         train_fingerprint=train_fingerprint,
         targets=targets,
         settings=_of_the_result(config.profile),
         seed=config.profile.seed,
-        dtype=dtype_name(config),
+        dtype=dtype,
         head=head,
         quantization=config.base_quantization,
     )
@@ -232,22 +245,6 @@ def same_result(said: object, settings: ProfileSettings) -> bool:
         return False
     left_open = {"target_modules": None}
     return theirs | left_open == _of_the_result(settings) | left_open
-
-
-def dtype_name(config: SweepConfig) -> str:
-    """The dtype that every worker loads the base in: float32, bfloat16 or float16.
-
-    The driver decides `auto`, for the profile's key depends on it: float32 on CPUs; on GPUs
-    bfloat16, unless the driver sees one that does not compute it.
-    """
-    if config.precision != "auto":
-        return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[config.precision]
-    if config.cluster.resources_per_worker.get("GPU", 0) == 0:
-        return "float32"
-    unfit = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
-        including_emulation=False
-    )
-    return "float32" if unfit else "bfloat16"
 
 
 def fewer_trials(config: SweepConfig, arms: int) -> str | None:

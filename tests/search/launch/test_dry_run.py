@@ -51,6 +51,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_bf16() -> Iterator[None]:
+    """No machine's CPU is asked whether it gains by bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.launch.precision.computes_bf16", lambda: False)
+        yield
+
+
 def sweep(**sections: Any) -> SweepConfig:
     raw: dict[str, Any] = {
         "base": BASE,

@@ -56,14 +56,16 @@ def test_an_own_head_is_a_part_of_the_profiles_key_and_a_fresh_one_is_not(
     owned = prepare(config)
     rows, targets = owned.task.train_fingerprint, owned.targets
     assert owned.head.order == (1, 0)
-    assert owned.key == profile_key_of(config, owned.base_fingerprint, rows, targets, "own")
-    assert owned.key != profile_key_of(config, owned.base_fingerprint, rows, targets)
+    facts = (config, owned.base_fingerprint, rows, targets)
+    assert owned.key == profile_key_of(*facts, "own", dtype="float32")
+    assert owned.key != profile_key_of(*facts, dtype="float32")
 
     model = transformers.AutoModel.from_pretrained(headed.removeprefix("path:"))
     model.save_pretrained(headed.removeprefix("path:"))
     bare = prepare(config)
     assert bare.head.order is None
-    assert bare.key == profile_key_of(config, bare.base_fingerprint, rows, targets)
+    facts = (config, bare.base_fingerprint, rows, targets)
+    assert bare.key == profile_key_of(*facts, dtype="float32")
 
 
 def test_a_profile_needs_no_lm_eval(headed: str, tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def inputs(base: str = "b" * 8, **changed: str) -> Any:
     task = SimpleNamespace(
         train_fingerprint=made_of, rows={**ROWS, **changed}, fingerprint=str(changed)
     )
-    return SimpleNamespace(task=task, base_fingerprint=base, key="profile")
+    precision = SimpleNamespace(dtype="float32")
+    return SimpleNamespace(task=task, base_fingerprint=base, key="profile", precision=precision)
 
 
 def with_study(url: str | None) -> Any:
