@@ -32,8 +32,9 @@ from trainables.adaptations.adaptation import (
     named_tensor,
     stage_seed,
 )
-from trainables.layers.low_rank import LowRank, add_low_rank, linear_with_updates
-from trainables.layers.stand_in import Removable, stand_in
+from trainables.layers.adapted import update_layers
+from trainables.layers.low_rank import LowRank
+from trainables.layers.stand_in import Removable
 
 
 class BlockParameters(nn.Module):
@@ -84,30 +85,24 @@ class ModuleAdapter(nn.Module):
         self.dropout = dropout
         self._factors = [factor for block in blocks for factor in (block.A, block.B)]
         self._layout = _Layout(blocks) if blocks else None
-        self._frozen: list[LowRank] = []
+        self._frozen: LowRank | None = None
         if frozen:
             A, B = (torch.cat(parts, dim) for dim, parts in enumerate(zip(*frozen, strict=True)))
-            self._frozen = [LowRank(A, B)]
+            self._frozen = LowRank(A, B, trained=0)
 
-    def updates(self) -> list[LowRank]:
+    def update(self) -> LowRank | None:
         """What all blocks add to the layer."""
         if self._layout is None:
             return self._frozen
         A, B = self._layout.of_whole_matrix(self._factors)
-        dropout = self.dropout if self.training else 0.0
-        return [LowRank(A, B, self._layout.scale, dropout), *self._frozen]
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The layer's output y [..., out] with what the blocks add to it for x [..., in]."""
-        for update in self.updates():
-            y = add_low_rank(y, x, update)
-        return y
-
-    def whole(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The linear layer of `weight` [out, in] and `bias` with what the blocks add."""
-        return linear_with_updates(x, weight, bias, self.updates())
+        dropout, scale = self.dropout if self.training else 0.0, self._layout.scale
+        if self._frozen is None:
+            return LowRank(A, B, scale, dropout)
+        scaled = B if scale == 1 else B * scale
+        return LowRank(
+            torch.cat([A, self._frozen.A]), torch.cat([scaled, self._frozen.B], 1), 1.0, dropout,
+            len(A),
+        )  # fmt: skip
 
 
 class _Layout:
@@ -307,9 +302,10 @@ class BlockAdaptation(Adaptation):
     def _attach(self, adapters: Mapping[str, ModuleAdapter]) -> None:
         self.detach()
         self._adapters = dict(adapters)
-        for name, adapter in adapters.items():
-            names = self._targets[name].names
-            self._attached += stand_in(self._model, names, adapter.whole, adapter.add)
+        self._attached = update_layers(
+            self._model,
+            [(self._targets[name].names, adapter.update) for name, adapter in adapters.items()],
+        )
 
     def detach(self) -> None:
         for each in self._attached:
