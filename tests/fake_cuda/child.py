@@ -12,5 +12,6 @@ if __name__ == "__main__":
     guard, case, arguments = sys.argv[1:]
     ctypes.CDLL(guard, mode=ctypes.RTLD_GLOBAL)
     os.environ["DS_ACCELERATOR"] = "cpu"
-    cases = importlib.import_module("tests.fake_cuda.cases")
-    print(json.dumps(getattr(cases, case)(**json.loads(arguments))))
+    file, _, name = case.rpartition(":")
+    cases = importlib.import_module(f"tests.fake_cuda.{file or 'cases'}")
+    print(json.dumps(getattr(cases, name)(**json.loads(arguments))))

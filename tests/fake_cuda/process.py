@@ -37,7 +37,8 @@ def _guard() -> Path:
 
 
 def run_on_fake_cuda(case: str, **arguments: Any) -> Any:
-    """What a function of `tests.fake_cuda.cases` returns for these arguments, by way of JSON.
+    """What a function of `cases` returns for these arguments, by way of JSON; that of another file
+    is named `file:function`.
 
     Raises AssertionError, with the end of what the process has said, where it fails.
     """

@@ -57,7 +57,9 @@ class BlockParameters(nn.Module):
         A = lora_draw(block.rank, len(block.cols), shape[1], generator)
         self.A = nn.Parameter(A.to(device=device, dtype=dtype))
         self.B = nn.Parameter(torch.zeros(len(block.rows), block.rank, dtype=dtype, device=device))
-        self.shape, self.scale, self.lr_scale = shape, block.scale, block.lr_scale
+        self.block, self.shape, self.scale, self.lr_scale = (
+            block, shape, block.scale, block.lr_scale,
+        )  # fmt: skip
         self.rows = _indices(block.rows, shape[0], device)
         self.cols = _indices(block.cols, shape[1], device)
 
@@ -116,11 +118,7 @@ class _Layout:
         self._ranks = [len(block.A) for block in blocks]
         self._rows = [block.rows for block in blocks]
         self._cols = [block.cols for block in blocks]
-        first = self._cols[0]
-        self._same_cols = all(
-            cols is first or (cols is not None and first is not None and torch.equal(cols, first))
-            for cols in self._cols
-        )
+        self._same_cols = all(np.array_equal(b.block.cols, blocks[0].block.cols) for b in blocks)
         scales = [block.scale for block in blocks]
         same = len(set(scales)) == 1
         self.scale = scales[0] if same else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -104,9 +104,9 @@ def _forward(
     return y
 
 
-def _alike(x: torch.Tensor, update: LowRank, readers: Sequence[_Reader]) -> dict[_Reader, LowRank]:
+def _alike(x: torch.Tensor, update: LowRank, readers: Sequence[_Reader]) -> dict[Hashable, LowRank]:
     """The updates that can read x together with the first, by their readers."""
-    found = {}
+    found: dict[Hashable, LowRank] = {}
     for reader in readers:
         other = reader.update()
         if (

@@ -200,16 +200,15 @@ class _Inner(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, ranks: _Ranks, *factors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        A = factors[0] if len(factors) == 1 else torch.cat(factors)
+        A = _stacked(factors)
         ctx.ranks = ranks
         ctx.dropout = input_dropout(x.device, ranks.dropout) if ranks.dropping else None
         inner = x.new_empty(len(x), len(A))
+        if ranks.plain:  # of all ranks in one product, also where the next ones are written over
+            inner.addmm_(x, A.T, beta=0)
         with _read(x, ctx.dropout) as read:
             for span in ranks.dropping:
-                alpha = ctx.dropout.scale
-                inner[:, span].addmm_(read, A[span].T, beta=0, alpha=alpha)
-        for span in ranks.plain:
-            inner[:, span].addmm_(x, A[span].T, beta=0)
+                inner[:, span].addmm_(read, A[span].T, beta=0, alpha=ctx.dropout.scale)
         needed = ctx.dropout is not None or any(ctx.needs_input_grad[2:])
         ctx.save_for_backward(x if needed else None, A)
         ctx.set_materialize_grads(False)
@@ -240,6 +239,21 @@ class _Inner(torch.autograd.Function):
             for needed, called, rows in zip(needs, ranks.called, ranks.columns, strict=True)
         ]
         return grad_x, None, *own
+
+
+def _stacked(factors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The layers' A one below another, without a copy where they lie so."""
+    first, stop = factors[0], factors[0].storage_offset()
+    for A in factors:
+        if (
+            A.storage_offset() != stop
+            or not A.is_contiguous()
+            or A.untyped_storage() is not first.untyped_storage()
+        ):
+            return torch.cat(factors)
+        stop += A.numel()
+    size = (sum(len(A) for A in factors), first.shape[1])
+    return first if len(factors) == 1 else first.as_strided(size, first.stride())
 
 
 def _read(x: torch.Tensor, dropout: InputDropout | None) -> Any:
@@ -281,7 +295,7 @@ class _Layer(torch.autograd.Function):
             return grad_x, grad_inner, None, None, None, None
         weight, inner, B = ctx.saved_tensors
         grad = grad.contiguous()  # once for all products that read it
-        grad_B = _grad_of_B(grad, inner[:, columns], scale) if needs_B else None
+        grad_B = _grad_of_outer(grad, inner[:, columns], B, scale) if needs_B else None
         if needs_inner:
             if grad_inner is None:
                 grad_inner = (grad.new_empty if is_last else grad.new_zeros)(ctx.size)
@@ -306,10 +320,12 @@ def _outer(
     return torch.addmm(bias, inner, B.T, alpha=scale)
 
 
-def _grad_of_B(grad: torch.Tensor, inner: torch.Tensor, scale: float) -> torch.Tensor:
-    """scale * grad^T z [out, r]."""
-    out, rank = grad.shape[1], inner.shape[1]
-    if grad.is_cpu:  # in this order the long sides are read as they lie
-        turned = grad.new_empty(rank, out).addmm_(inner.T, grad, beta=0, alpha=scale)
-        return turned.T.contiguous()
-    return grad.new_empty(out, rank).addmm_(grad.T, inner, beta=0, alpha=scale)
+def _grad_of_outer(
+    grad: torch.Tensor, inner: torch.Tensor, B: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """scale * grad^T z [out, r], laid out as B is."""
+    if B.is_contiguous() and not B.is_cpu:
+        return torch.empty_like(B).addmm_(grad.T, inner, beta=0, alpha=scale)
+    # in this order a CPU reads the long sides as they lie
+    turned = grad.new_empty(B.shape[::-1]).addmm_(inner.T, grad, beta=0, alpha=scale)
+    return turned.T.contiguous() if B.is_contiguous() else turned.T
