@@ -16,10 +16,10 @@ from tests.fake_cuda.profile_cases import profile  # noqa: F401
 
 def frozen_layer() -> int:
     """Launches of one layer of a frozen 7B, forward and backward."""
-    return _of_a_layer(lambda _model: None)
+    return launches_of_a_layer(lambda _model: None)
 
 
-def _of_a_layer(attach: Callable[[nn.Module], object]) -> int:
+def launches_of_a_layer(attach: Callable[[nn.Module], object]) -> int:
     """Launches that a layer adds to a step at 16 x 128 tokens once `attach` has had the model."""
     found = []
     for layers in (2, 3):

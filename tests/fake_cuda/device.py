@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -18,16 +19,45 @@ SHAPES_OF_7B = {
     "vocab_size": 32000,
 }  # fmt: skip
 _NO_LAUNCH = {
-    "detach", "_unsafe_view", "lift_fresh", "empty", "empty_like", "empty_strided",
+    "detach", "_unsafe_view", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty",
     "_record_function_enter_new", "_record_function_exit",
 }  # fmt: skip
+
+# A build for the CPU lacks the device's own kernel for this and takes it to pieces.
+_KERNELS = torch.library.Library("aten", "IMPL")
+_KERNELS.impl("silu_backward", lambda grad, x: torch.empty_like(grad), "CUDA")
 
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Everything that is made inside lies on the fake device, unless it is said to be elsewhere."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+    """Everything that is made inside lies on the fake device, unless it is said to be elsewhere.
+
+    Attention is one launch each way, as on a device; its generator has a state, which is None.
+    """
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.device("cuda"),
+        mock.patch("torch.nn.functional.scaled_dot_product_attention", _flash_attention),
+        mock.patch("torch.cuda.get_rng_state", return_value=None),
+        mock.patch("torch.cuda.set_rng_state", return_value=None),
+    ):
         yield
+
+
+def _flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """What a device takes where nothing is padded."""
+    attend = torch.ops.aten._scaled_dot_product_flash_attention
+    out: torch.Tensor = attend(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    return out
 
 
 def llama(layers: int, **shapes: int) -> nn.Module:

@@ -30,8 +30,9 @@ from trainables.adaptations.adaptation import (
     stage_seed,
 )
 from trainables.adaptations.flat import BlockFactors, FlatFactors, ModuleBlocks, stacked
-from trainables.layers.low_rank import LowRank, add_low_rank, linear_with_update
-from trainables.layers.stand_in import Removable, stand_in
+from trainables.layers.adapted import update_layers
+from trainables.layers.low_rank import LowRank
+from trainables.layers.stand_in import Removable
 from trainables.tasks.split import Pass
 
 
@@ -62,16 +63,6 @@ class ModuleAdapter(nn.Module):
         """What all blocks add to the layer."""
         A, B = self._factors
         return LowRank(A, B, self.scale, self.dropout if self.training else 0.0, self.trained)
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The layer's output y [..., out] with what the blocks add to it for x [..., in]."""
-        return add_low_rank(y, x, self.update())
-
-    def whole(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The linear layer of `weight` [out, in] and `bias` with what the blocks add."""
-        return linear_with_update(x, weight, bias, self.update())
 
 
 class BlockStage(StageParameters):
@@ -241,9 +232,10 @@ class BlockAdaptation(Adaptation):
     def _attach(self, adapters: Mapping[str, ModuleAdapter]) -> None:
         self.detach()
         self._adapters = dict(adapters)
-        for name, adapter in adapters.items():
-            names = self._targets[name].names
-            self._attached += stand_in(self._model, names, adapter.whole, adapter.add)
+        self._attached = update_layers(
+            self._model,
+            [(self._targets[name].names, adapter.update) for name, adapter in adapters.items()],
+        )
 
     def detach(self) -> None:
         for each in self._attached:

@@ -9,14 +9,10 @@ from typing import Protocol
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
 
 Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """What a layer of input x [..., in] gives in place of its output y [..., out], which may be written
 over."""
-
-Whole = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""What a linear layer gives for its input x [..., in], its weight [out, in] and its bias [out]."""
 
 
 def hook_layers(model: nn.Module, names: Sequence[str], change: Change) -> list[RemovableHandle]:
@@ -24,10 +20,11 @@ def hook_layers(model: nn.Module, names: Sequence[str], change: Change) -> list[
 
     One layer may have several of the names.
     """
-    return [_changed(layer, change) for layer in _layers(model, names)]
+    return [changed(layer, change) for layer in named_layers(model, names).values()]
 
 
-def _changed(layer: nn.Module, change: Change) -> RemovableHandle:
+def changed(layer: nn.Module, change: Change) -> RemovableHandle:
+    """Change the output of a layer."""
     return layer.register_forward_hook(lambda _layer, inputs, y: change(inputs[0], y))
 
 
@@ -36,27 +33,6 @@ class Removable(Protocol):
 
     def remove(self) -> None:
         """Take it away."""
-
-
-def stand_in(
-    model: nn.Module, names: Sequence[str], whole: Whole, change: Change
-) -> list[Removable]:
-    """Have `whole` compute every plain linear layer of these names, each layer once.
-
-    Any other layer has its output changed by `change`, which must come to the same.
-    """
-
-    def forward(own: nn.Linear | Conv1D, x: torch.Tensor) -> torch.Tensor:
-        weight = own.weight.T if isinstance(own, Conv1D) else own.weight
-        return whole(x, weight, own.bias)
-
-    handles: list[Removable] = []
-    for layer in _layers(model, names):
-        if type(layer) in (nn.Linear, Conv1D) and "forward" not in vars(layer):
-            handles.append(StandIn(layer, forward))
-        else:
-            handles.append(_changed(layer, change))
-    return handles
 
 
 class StandIn:
@@ -70,6 +46,10 @@ class StandIn:
         del self._layer.forward
 
 
-def _layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """The layers of these names, each once."""
-    return list({id(layer): layer for layer in map(model.get_submodule, names)}.values())
+def named_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers of these names, each once, by the first of its own."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        found.setdefault(id(layer), (name, layer))
+    return dict(found.values())
