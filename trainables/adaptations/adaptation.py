@@ -200,7 +200,8 @@ class Adaptation(ABC):
         """End the stage: what it has trained stays attached, frozen."""
 
     def eval(self) -> None:
-        """Turn the adapters' dropout off until the next training step."""
+        """Turn the adapters' dropout off until the next training step, and have the base compute
+        with what has been trained by now, whoever calls it."""
         return
 
     def figures(self) -> dict[str, float]:

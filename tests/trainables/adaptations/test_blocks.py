@@ -335,7 +335,8 @@ def test_a_stage_trains_one_parameter_for_each_learning_rate() -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_measuring_and_the_next_forward_see_what_has_been_trained(name: str) -> None:
     """Also where an engine has put the parameters into memory of its own."""
-    model, blocks = Outputs(Layered(False)), BLOCKS[name]
+    layered, blocks = Layered(False), BLOCKS[name]
+    model = Outputs(layered)
     x = torch.randn(4, IN, dtype=torch.float64)
     target = TargetModule("model.first", (OUT, IN))
     plan = Plan.of([{"model.first": blocks}], (target,))
@@ -350,7 +351,7 @@ def test_measuring_and_the_next_forward_see_what_has_been_trained(name: str) -> 
                 adaptation.eval()
                 y = model(x).logits
             update = dense_update(blocks, parameters.adapters[0], (OUT, IN))
-            expected = dense_forward(model.model, x, update, False)
+            expected = dense_forward(layered, x, update, False)
             torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
             assert y.requires_grad == train
 

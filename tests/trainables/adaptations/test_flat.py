@@ -39,9 +39,9 @@ def drawn_modules(seed: int, rates: Sequence[float]) -> list[ModuleBlocks]:
         ]
         modules.append(ModuleBlocks(shape, blocks, frozen))
     # Two that need no placing, one of them with two blocks.
-    whole = [np.arange(size, dtype=np.int32) for size in SHAPES[0]]
-    modules.append(ModuleBlocks(SHAPES[0], [Block(5, whole[0], whole[1], 2.0, rates[0])]))
-    modules.append(ModuleBlocks(SHAPES[0], [Block(r, *whole, 2.0, rates[0]) for r in (1, 37)]))
+    rows, cols = (np.arange(size, dtype=np.int32) for size in SHAPES[0])
+    modules.append(ModuleBlocks(SHAPES[0], [Block(5, rows, cols, 2.0, rates[0])]))
+    modules.append(ModuleBlocks(SHAPES[0], [Block(r, rows, cols, 2.0, rates[0]) for r in (1, 37)]))
     return modules
 
 
@@ -82,7 +82,7 @@ def test_matrices_and_gradients_are_those_of_the_blocks(
         # The third module is read by nobody.
         read = [i for i in range(len(modules)) if i != 2]
         gradients = [
-            torch.autograd.grad(sum((each[i] * weights[i]).sum() for i in read), factors.flats)
+            torch.autograd.grad([(each[i] * weights[i]).sum() for i in read], factors.flats)
             for each in (got, wanted)
         ]
         for one, other in zip(*gradients, strict=True):
@@ -115,7 +115,8 @@ def test_no_copy_is_made_where_nothing_has_to_be_placed() -> None:
 
 
 def test_a_backward_pass_through_matrices_that_are_written_over_fails() -> None:
-    module = ModuleBlocks((4, 4), [Block(2, *(np.array([0, 2], np.int32) for _ in "AB"), 1.0)])
+    some = np.array([0, 2], dtype=np.int32)
+    module = ModuleBlocks((4, 4), [Block(2, some, some, 1.0)])
     factors = FlatFactors([module], dtype=torch.float64, device=CPU)
     factors.place()
     A, B = factors.matrices[0]

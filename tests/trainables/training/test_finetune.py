@@ -394,3 +394,27 @@ def test_the_first_step_is_adams_first_step_in_every_precision(
     for tensor in moved:
         sizes = tensor.double().abs()
         assert float((sizes - 0.01).abs().median()) < 1e-4
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_trains_is_one_parameter_and_a_bucket_as_large(alone: Workers, stage: int) -> None:
+    """DeepSpeed's own is half a billion numbers, and it looks at every gradient for infinity."""
+    model, task, engines = tiny_bert(torch.bfloat16), tiny_task(), []
+    written = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 40}}
+    reports = []
+    for section in ({"zero_optimization": {"stage": stage}}, written):
+        observer = hearing(restore=lambda engine, _: engines.append(engine.optimizer))
+        with BlockAdaptation(model, lora(model), seed=0, head=head_of(model)) as adaptation:
+            reports.append(
+                finetune(
+                    model, adaptation, task, SETTINGS, learning_rate=0.01, seed=0, workers=alone,
+                    deepspeed=section, observer=observer,
+                )
+            )  # fmt: skip
+            of_head = sum(p.numel() for p in head_of(model)["classifier"].parameters())
+        trained = lora(model).trainable_params + of_head
+    assert len(engines[0].bit16_groups[0]) == 3  # the blocks', the head's weight and its bias
+    assert engines[0].reduce_bucket_size == engines[0].allgather_bucket_size == trained
+    assert engines[1].reduce_bucket_size == 40
+    assert not any(each.check_grad_overflow for each in engines)
+    assert untimed(reports[0]) == untimed(reports[1])
