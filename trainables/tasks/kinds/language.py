@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trainables.tasks.language.sequences import Sequences
     from trainables.tasks.rows import Rows
     from trainables.tasks.settings import TaskSettings
+    from trainables.tasks.split import Pass
     from trainables.tasks.task import Task
 
 
@@ -62,21 +63,29 @@ class LanguageKind(Kind):
 def row_losses(model: torch.nn.Module, split: Sequences, workers: Workers) -> NDArray[np.float64]:
     """The loss of each row, summed over its targets: float64 [n]. A collective."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     from trainables.engine.divided import together
-    from trainables.engine.masters import at_least_float
     from trainables.tasks.grouping import within_budget
     from trainables.tasks.reading import EVALUATION_TOKENS
-    from trainables.tasks.split import outputs_of, to_device
+    from trainables.tasks.split import to_device
 
     losses = torch.zeros(len(split), dtype=torch.float64, device=workers.device)
     with together(model):
         for indices in workers.share(within_budget(split.lengths, EVALUATION_TOKENS)):
             batch = to_device(split.batch(indices), workers)
-            labels = batch.pop("labels")
-            outputs = at_least_float(outputs_of(model, batch))
             of_target = torch.from_numpy(np.repeat(indices, split.targets[indices]))
-            each = cross_entropy(outputs, labels, reduction="none").double()
-            losses.index_add_(0, of_target.to(workers.device), each)
+            losses.index_add_(0, of_target.to(workers.device), _target_losses(model, batch))
     return np.asarray(workers.sum_(losses).cpu().numpy())
+
+
+def _target_losses(model: torch.nn.Module, batch: Pass) -> torch.Tensor:
+    """The loss of each target of a pass, float64 [targets]. Its logits are gone before the next
+    pass has its own."""
+    from torch.nn.functional import cross_entropy
+
+    from trainables.engine.masters import at_least_float
+    from trainables.tasks.split import outputs_of
+
+    labels = batch.pop("labels")
+    outputs = at_least_float(outputs_of(model, batch))
+    return cross_entropy(outputs, labels, reduction="none").double()
