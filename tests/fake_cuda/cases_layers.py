@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -10,11 +11,11 @@ import torch
 from torch import nn
 
 from spaces.methods.registry import make_plan, parse_choice
+from spaces.plan import Plan
 from tests.fake_cuda.cases import launches_of_a_layer
 from tests.fake_cuda.device import fake_cuda, llama
 from tests.spaces.example_profiles import drawn_profile
 from tests.trainables.tuner_examples import adaptation_of
-from trainables.adaptations.registry import adaptation_for
 from trainables.bases.structure import base_size, resolve_targets
 from trainables.layers.adapted import update_layers
 from trainables.layers.low_rank import LowRank
@@ -22,72 +23,69 @@ from trainables.layers.low_rank import LowRank
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def adapted_layer(dropout: float = 0.0, frozen: int = 0) -> int:
-    """Launches of one layer of a 7B with an update of 8 ranks on each projection, and so many
-    frozen ones."""
-
-    def attach(model: nn.Module) -> object:
-        updates = []
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.Linear) and name.endswith(PROJECTIONS):
-                A, B = (
-                    torch.zeros(8 + frozen, size, dtype=torch.bfloat16, requires_grad=True)
-                    for size in layer.weight.shape[::-1]
-                )
-                scale, trained = (1.0, 8) if frozen else (2.0, None)
-                updates.append(((name,), _given(LowRank(A, B.T, scale, dropout, trained))))
-        return update_layers(model, updates)
-
-    return launches_of_a_layer(attach)
+def _plan(choice: Mapping[str, Any], model: nn.Module) -> Plan:
+    targets = resolve_targets(model, (), PROJECTIONS)
+    return make_plan(parse_choice(choice), targets, drawn_profile(targets), base_size(model, ()))
 
 
-def _given(update: LowRank) -> Callable[[], LowRank]:
-    return lambda: update
+def launches(dropouts: list[float]) -> dict[str, list[int]]:
+    """Launches of one layer of a 7B, frozen, and with the updates of each method's last stage for
+    each dropout.
+
+    What places a stage's factors, once a step, is not a layer's.
+    """
+    found = {"frozen": [launches_of_a_layer(lambda _model: None)]}
+    for method in ("lora", "pilora", "joint", "taso"):
+        attach = partial(_planned, choice={"method": method})
+        found[method] = [launches_of_a_layer(partial(attach, dropout=p)) for p in dropouts]
+    return found
 
 
-def planned_layer(choice: dict[str, Any], stage: int = 0, dropout: float = 0.0) -> int:
-    """Launches of one layer of a 7B in a stage of a choice's plan."""
-
-    def attach(model: nn.Module) -> object:
-        targets = resolve_targets(model, (), PROJECTIONS)
-        plan = make_plan(parse_choice(choice), targets, drawn_profile(targets))
-        adaptation = adaptation_for(plan, model, seed=0, dropout=dropout)
-        for index in range(stage + 1):
-            if index:
-                adaptation.end_stage()
-            stages = adaptation.begin_stage(index, 10)
-        return stages
-
-    return launches_of_a_layer(attach)
+def _planned(model: nn.Module, choice: Mapping[str, Any], dropout: float) -> object:
+    plan = _plan(choice, model)
+    adaptation = adaptation_of(plan, model, seed=0, dropout=dropout)
+    for index in range(adaptation.stages):
+        if index:
+            adaptation.end_stage()
+        stage = adaptation.begin_stage(index, 10).train()
+    names = [target.names for target in plan.targets if any(target.name in s for s in plan.stages)]
+    given = [_as_leaves(adapter.update()) for adapter in stage.adapters]  # type: ignore[operator]
+    adaptation.detach()
+    return update_layers(model, zip(names, given, strict=True))
 
 
-def stages(choice: dict[str, Any], dtype: str = "bfloat16") -> int:
-    """Every stage of a choice's plan: a step, one under activation checkpointing, a measurement.
+def _as_leaves(update: LowRank) -> Callable[[], LowRank]:
+    A, B = (each.detach().requires_grad_(True) for each in (update.A, update.B))
+    return lambda: update._replace(A=A, B=B)
+
+
+def stages(choices: list[dict[str, Any]], dtypes: list[str]) -> list[int]:
+    """Every stage of each choice's plan: a step, one under activation checkpointing, a measurement.
 
     Returns how many stages there were.
     """
+    pairs = zip(choices, dtypes, strict=True)
+    return [_stages(choice, getattr(torch, dtype)) for choice, dtype in pairs]
+
+
+def _stages(choice: Mapping[str, Any], dtype: torch.dtype) -> int:
     # What PEFT moves to the device is there already, and what is fake cannot be moved in place.
     with fake_cuda(), mock.patch.object(nn.Module, "to", lambda module, *_, **__: module):
         biases = {"attention_bias": True, "mlp_bias": True}
         model: Any = llama(2, hidden_size=64, intermediate_size=96, num_attention_heads=4, **biases)
-        model.train()  # as it is when a base's dropout is wanted; checkpointing asks for it
-        targets = resolve_targets(model, (), PROJECTIONS)
-        plan = make_plan(
-            parse_choice(choice), targets, drawn_profile(targets), base_size(model, ())
-        )
-        settings = {"seed": 0, "dropout": 0.1, "dtype": getattr(torch, dtype)}
-        with adaptation_of(plan, model, **settings) as adaptation:
+        model.train()  # only then are activations checkpointed
+        plan = _plan(choice, model)
+        ids = torch.zeros(4, 16, dtype=torch.int64)
+        with adaptation_of(plan, model, seed=0, dropout=0.1, dtype=dtype) as adaptation:
             for index in range(adaptation.stages):
                 parameters = adaptation.begin_stage(index, 2)
                 parameters.train()
                 trained = list(parameters.parameters())
-                ids = torch.zeros(4, 16, dtype=torch.int64)
                 for is_checkpointed in (False, True):
                     if is_checkpointed:
                         model.gradient_checkpointing_enable()
                         model.enable_input_require_grads()
-                    loss = parameters({"input_ids": ids, "use_cache": False}).sum()
-                    loss.backward()
+                    parameters({"input_ids": ids, "use_cache": False}).sum().backward()
                     assert all(each.grad is not None for each in trained)
                     for each in trained:
                         each.grad = None
@@ -96,4 +94,4 @@ def stages(choice: dict[str, Any], dtype: str = "bfloat16") -> int:
                 with torch.no_grad():
                     model(input_ids=ids)
                 adaptation.end_stage()
-        return adaptation.stages
+            return adaptation.stages

@@ -250,7 +250,7 @@ def _stacked(factors: Sequence[torch.Tensor]) -> torch.Tensor:
             or not A.is_contiguous()
             or A.untyped_storage() is not first.untyped_storage()
         ):
-            return torch.cat(factors)
+            return torch.cat(list(factors))
         stop += A.numel()
     size = (sum(len(A) for A in factors), first.shape[1])
     return first if len(factors) == 1 else first.as_strided(size, first.stride())

@@ -1,4 +1,4 @@
-"""The product written by hand is that of autograd, and drops what dropout would."""
+"""Products written by hand are those of autograd, and drop what dropout would."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.layers.dropout import dropped_entries
-from trainables.layers.low_rank import LowRank, linear_with_update
+from trainables.layers import low_rank
+from trainables.layers.dropout import DrawnAgain, dropped_entries
+from trainables.layers.low_rank import LowRank, SharedInput, add_low_rank, linear_with_update
 
 SHAPE = (3, 5)  # rows and tokens
 OUT, IN, RANK = 7, 6, 2
@@ -24,45 +25,115 @@ def drawn(seed: int = 0, ranks: tuple[int, ...] = (RANK,)) -> list[torch.Tensor]
     return [tensor.requires_grad_(i not in (1, 2)) for i, tensor in enumerate(made)]
 
 
-def kept(probability: float) -> torch.Tensor:
+WAYS = ("by gaps", "drawn again")
+
+
+def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have inputs dropped as on a CPU, or as on other devices."""
+    if way == "drawn again":
+        monkeypatch.setattr(low_rank, "input_dropout", lambda _device, p: DrawnAgain(p))
+
+
+def kept(probability: float, way: str = "by gaps") -> torch.Tensor:
     """What the product's next draw leaves of each entry of x, scaled as dropout scales it."""
     mask = torch.ones(math.prod(SHAPE) * IN, dtype=torch.float64)
+    if probability and way == "drawn again":
+        return torch.native_dropout(mask.view(-1, IN), probability, True)[0].view(*SHAPE, IN)
     if probability:
         mask[dropped_entries(len(mask), probability)] = 0
     return mask.view(*SHAPE, IN) / (1 - probability)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("probability", [0.0, 0.05, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("probability", [0.0, 0.05, 0.5, 0.9])
 def test_value_and_gradients_are_those_of_autograd_with_the_same_entries_dropped(
-    probability: float, biased: bool
+    probability: float, biased: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    take(way, monkeypatch)
     x, W, b, A, B = drawn()
     bias = b if biased else None
     torch.manual_seed(3)
-    expected = nn.functional.linear(x, W, bias) + 1.5 * (x * kept(probability)) @ A.T @ B.T
+    dropped = x * kept(probability, way)
+    expected = nn.functional.linear(x, W, bias) + 1.5 * dropped @ A.T @ B.T
     weights = torch.randn_like(expected)
     gradients = torch.autograd.grad((expected * weights).sum(), (x, A, B))
     torch.manual_seed(3)
     value = linear_with_update(x, W, bias, LowRank(A, B, 1.5, probability))
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-    found = torch.autograd.grad((value * weights).sum(), (x, A, B))
-    for each, oracle in zip(found, gradients, strict=True):
-        torch.testing.assert_close(each, oracle, rtol=1e-12, atol=1e-12)
+    state = torch.get_rng_state()
+    for _ in range(2):  # a graph that is kept can be gone through again
+        found = torch.autograd.grad((value * weights).sum(), (x, A, B), retain_graph=True)
+        for each, oracle in zip(found, gradients, strict=True):
+            torch.testing.assert_close(each, oracle, rtol=1e-12, atol=1e-12)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_several_updates_each_read_the_input_with_entries_dropped_of_their_own() -> None:
-    x, W, b, A, B, C, D = drawn(ranks=(2, 3))
+@pytest.mark.parametrize("way", WAYS)
+def test_layers_of_one_input_share_its_dropped_entries_and_frozen_ranks_read_it_whole(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(way, monkeypatch)
+    x, W, b, *factors = drawn(ranks=(2, 3, 1))
+    As, Bs, trained = factors[::2], factors[1::2], (1, 3, 0)
+    updates = [LowRank(A, B, 0.5, 0.4, t) for A, B, t in zip(As, Bs, trained, strict=True)]
     torch.manual_seed(3)
-    first, second = kept(0.4), kept(0.2)
-    expected = nn.functional.linear(x, W, b)
-    expected = expected + (x * first) @ A.T @ B.T + 0.5 * (x * second) @ C.T @ D.T
-    gradients = torch.autograd.grad(expected.square().sum(), (x, A, B, C, D))
+    dropped = x * kept(0.4, way)
+    expected = [
+        nn.functional.linear(x, W, b)
+        + 0.5 * (dropped @ A[:t].T @ B[:, :t].T + x @ A[t:].T @ B[:, t:].T)
+        for A, B, t in zip(As, Bs, trained, strict=True)
+    ]
+    oracles = torch.autograd.grad(torch.cat(expected, 1).square().sum(), (x, *factors))
     torch.manual_seed(3)
-    value = linear_with_update(x, W, b, LowRank(A, B, 1.0, 0.4), LowRank(C, D, 0.5, 0.2))
-    found = torch.autograd.grad(value.square().sum(), (x, A, B, C, D))
-    for each, oracle in zip((value, *found), (expected, *gradients), strict=True):
+    shared = SharedInput(x, dict(enumerate(updates)))
+    values = [shared.layer(key, W, b) for key in (2, 0, 1)]
+    values = [values[1], values[2], values[0]]
+    found = torch.autograd.grad(torch.cat(values, 1).square().sum(), (x, *factors))
+    for each, oracle in zip(values, expected, strict=True):
         torch.testing.assert_close(each, oracle, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[0], oracles[0], rtol=1e-12, atol=1e-12)
+    for t, A, B, of_A, of_B in zip(
+        trained, found[1::2], found[2::2], oracles[1::2], oracles[2::2], strict=True
+    ):
+        torch.testing.assert_close(A[:t], of_A[:t], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(B[:, :t], of_B[:, :t], rtol=1e-12, atol=1e-12)
+        assert A.isfinite().all()
+        assert B.isfinite().all()
+
+
+def test_added_by_torchs_operations_an_update_is_the_same() -> None:
+    x, W, b, A, B = drawn(ranks=(3,))
+    update = LowRank(A, B, 0.5, 0.3, trained=2)
+    torch.manual_seed(4)
+    dropped = nn.functional.dropout(x, 0.3)
+    expected = 0.5 * (dropped @ A[:2].T @ B[:, :2].T + x @ A[2:].T @ B[:, 2:].T)
+    torch.manual_seed(4)
+    y = nn.functional.linear(x, W, b)
+    torch.testing.assert_close(add_low_rank(y, x, update), y + expected)
+
+
+def test_factors_that_lie_one_below_another_are_read_there() -> None:
+    x, W, b, *_ = drawn()
+    flat = torch.randn(6, IN, dtype=torch.float64, requires_grad=True)
+    parts = flat.split((3, 1, 2))
+    Bs = [torch.randn(OUT, len(part), dtype=torch.float64) for part in parts]
+    for order in ((0, 1, 2), (0, 2), (1, 0)):
+        expected = sum(x @ parts[i].T @ Bs[i].T for i in order)
+        shared = SharedInput(x, {i: LowRank(parts[i], Bs[i]) for i in order})
+        value = sum(shared.layer(i, W, b) - nn.functional.linear(x, W, b) for i in order)
+        assert isinstance(value, torch.Tensor)
+        torch.testing.assert_close(value, expected)
+        found, oracle = (torch.autograd.grad(y.square().sum(), flat) for y in (value, expected))
+        torch.testing.assert_close(found, oracle)
+
+
+def test_a_graph_that_is_gone_cannot_be_gone_through_again() -> None:
+    x, W, b, A, B = drawn()
+    value = linear_with_update(x, W, b, LowRank(A, B)).sum()
+    value.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        value.backward()
 
 
 @pytest.mark.parametrize("asked", [(0,), (3,), (4,), (3, 4), (0, 4), (0, 3)])
@@ -92,7 +163,7 @@ def test_a_layer_that_trains_has_gradients_of_its_own() -> None:
 def test_a_layer_without_updates_is_itself(biased: bool) -> None:
     x, W, b, _, _ = drawn()
     bias = b if biased else None
-    assert torch.equal(linear_with_update(x, W, bias, []), nn.functional.linear(x, W, bias))
+    assert torch.equal(linear_with_update(x, W, bias, None), nn.functional.linear(x, W, bias))
 
 
 def test_inputs_weights_and_gradients_may_lie_in_any_order() -> None:
