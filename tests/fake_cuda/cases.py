@@ -82,7 +82,7 @@ def steps_without_a_wait() -> dict[str, Any]:
         split, batches = task.splits["train"], np.split(np.arange(60), 10)
         stages = Stages(
             adaptation, task.its_kind, settings, Schedule(10, 1, 1), learning_rate=1e-3,
-            config={}, workers=workers, base_dropout=True, observer=Observer(),
+            config={"zero_optimization": {}}, workers=workers, base_dropout=True, observer=Observer(),
         )  # fmt: skip
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         clock, check = StepClock(device), LossCheck(workers)
