@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.fake_cuda.device import Launches, fake_cuda, llama
+from tests.fake_cuda.device import Launches, fake_cuda, fake_tensors, llama
 from tests.fake_cuda.profile_cases import profile  # noqa: F401
 
 
@@ -51,8 +51,6 @@ def steps_without_a_wait() -> dict[str, Any]:
     """Steps of a job as the loop takes them; a host that asks the device for a value fails."""
     import sys
 
-    from torch._subclasses import FakeTensorMode
-
     from spaces.methods.registry import make_plan, parse_choice
     from tests.trainables.conftest import tiny_bert, tiny_task
     from trainables.adaptations.blocks import BlockAdaptation
@@ -75,14 +73,15 @@ def steps_without_a_wait() -> dict[str, Any]:
     plan = make_plan(parse_choice({"method": "lora", "rank": 2, "alpha": 6}), targets, None)
     with fake_cuda():
         model, other = (type(base)(base.config) for _ in range(2))
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         workers, head = Workers(0, 1, device), {"classifier": other.classifier}
         model.requires_grad_(False)
         adaptation = BlockAdaptation(model, plan, seed=0, dropout=0.1, head=head)
         split, batches = task.splits["train"], np.split(np.arange(60), 10)
         stages = Stages(
             adaptation, task.its_kind, settings, Schedule(10, 1, 1), learning_rate=1e-3,
-            config={"zero_optimization": {}}, workers=workers, base_dropout=True, observer=Observer(),
+            config={"zero_optimization": {}}, workers=workers, base_dropout=True,
+            observer=Observer(),
         )  # fmt: skip
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         clock, check = StepClock(device), LossCheck(workers)

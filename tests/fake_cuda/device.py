@@ -30,13 +30,19 @@ _KERNELS.impl("silu_backward", lambda grad, x: torch.empty_like(grad), "CUDA")
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Everything that is made inside lies on the fake device, unless it is said to be elsewhere.
+    """Everything that is made inside lies on the fake device, unless it is said to be elsewhere."""
+    with fake_tensors(), torch.device("cuda"):
+        yield
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """What is made inside is fake, and lies where it is said to.
 
     Attention is one launch each way, as on a device; its generator has a state, which is None.
     """
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
-        torch.device("cuda"),
         mock.patch("torch.nn.functional.scaled_dot_product_attention", _flash_attention),
         mock.patch("torch.cuda.get_rng_state", return_value=None),
         mock.patch("torch.cuda.set_rng_state", return_value=None),

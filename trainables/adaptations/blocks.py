@@ -240,6 +240,8 @@ class BlockAdaptation(Adaptation):
     def detach(self) -> None:
         for each in self._attached:
             each.remove()
+        if self._factors is not None:
+            self._factors.release()
         self._attached, self._adapters, self._factors = [], {}, None
 
 

@@ -337,6 +337,11 @@ class FlatFactors:
             for module, side in zip(group.modules, group.sides, strict=True):
                 self.matrices[module][side] = next(values)
 
+    def release(self) -> None:
+        """Hold no values any more, nor what they were made of: nobody reads them again."""
+        for matrices in self.matrices:
+            matrices[:] = torch.empty(0), torch.empty(0)
+
     def values(self, flats: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Every matrix, unknown to autograd."""
         return tuple(matrix for group in self._groups for matrix in group.values(flats))
