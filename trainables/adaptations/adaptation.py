@@ -94,8 +94,17 @@ class StageParameters(nn.Module):
 
         Every batch is a forward pass of its own.
         """
+        self.place()
         outputs = [outputs_of(self._model, batch) for batch in batches]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def place(self) -> None:
+        """Have the base compute with the parameters as they are now, for a backward pass to them.
+
+        Each forward does so first; who calls the base itself calls it before. Modules that read
+        their own parameters ask for nothing.
+        """
+        return
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups, one per learning-rate scale; the head trains at scale 1."""

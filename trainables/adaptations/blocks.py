@@ -32,7 +32,6 @@ from trainables.adaptations.adaptation import (
 from trainables.adaptations.flat import BlockFactors, FlatFactors, ModuleBlocks, stacked
 from trainables.layers.low_rank import LowRank, add_low_rank, linear_with_update
 from trainables.layers.stand_in import Removable, stand_in
-from trainables.tasks.split import Pass
 
 
 class ModuleAdapter(nn.Module):
@@ -90,13 +89,7 @@ class BlockStage(StageParameters):
             self.register_parameter(f"flat{number}", flat)
         self._factors = factors
 
-    def forward(self, *batches: Pass) -> torch.Tensor:
-        self.place()
-        return super().forward(*batches)
-
     def place(self) -> None:
-        """Give the modules the present values of the parameters, for whoever calls the base
-        itself."""
         self._factors.place()
 
 

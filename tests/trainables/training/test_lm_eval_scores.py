@@ -171,6 +171,7 @@ def losses(base: Path, model: Any) -> list[float]:
         optimizer = torch.optim.SGD(parameters.parameters(), lr=0.5)
         model.train()
         for _ in range(4):
+            parameters.place()
             loss = model(**batch, labels=batch["input_ids"]).loss
             optimizer.zero_grad()
             loss.backward()
