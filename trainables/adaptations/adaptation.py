@@ -97,11 +97,20 @@ class StageParameters(nn.Module):
 
         Every batch is a forward pass of its own.
         """
+        self.place()
         taken = evened(self._model, batches)
         outputs = [outputs_of(self._model, dict(batch)) for batch in taken]
         if len(taken) > len(batches):  # they are in the graph, for their backward is taken together
             outputs[len(batches) :] = [extra[:0] for extra in outputs[len(batches) :]]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def place(self) -> None:
+        """Have the base compute with the parameters as they are now, for a backward pass to them.
+
+        Each forward does so first; who calls the base itself calls it before. Modules that read
+        their own parameters ask for nothing.
+        """
+        return
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups, one per learning-rate scale; the head trains at scale 1."""

@@ -33,7 +33,6 @@ from trainables.adaptations.flat import BlockFactors, FlatFactors, ModuleBlocks,
 from trainables.layers.adapted import update_layers
 from trainables.layers.low_rank import LowRank
 from trainables.layers.stand_in import Removable
-from trainables.tasks.split import Pass
 
 
 class ModuleAdapter(nn.Module):
@@ -81,13 +80,7 @@ class BlockStage(StageParameters):
             self.register_parameter(f"flat{number}", flat)
         self._factors = factors
 
-    def forward(self, *batches: Pass) -> torch.Tensor:
-        self.place()
-        return super().forward(*batches)
-
     def place(self) -> None:
-        """Give the modules the present values of the parameters, for whoever calls the base
-        itself."""
         self._factors.place()
 
 

@@ -69,7 +69,7 @@ TARGETS = (TargetModule("first", (OUT, IN)), TargetModule("second", (IN, OUT)))
 
 def randomised(adaptation: BlockAdaptation, stage: int) -> Any:
     """Begin a stage and give its B factors values, so that the update is not zero."""
-    parameters: Any = adaptation.begin_stage(stage, 1)
+    parameters = adaptation.begin_stage(stage, 1)
     generator = torch.Generator().manual_seed(stage)
     for adapter in adapters_of(parameters):
         for block in adapter.blocks:
@@ -300,7 +300,7 @@ def test_trainable_blocks_share_one_dropout_mask_and_frozen_ones_read_the_whole_
     plan = Plan.of([{"first": blocks}, {"first": blocks}], TARGETS)
     x = torch.ones(64, IN, dtype=torch.float64)
     with BlockAdaptation(model, plan, seed=0, dropout=0.5) as adaptation:
-        stage: Any = adaptation.begin_stage(0, 1)
+        stage = adaptation.begin_stage(0, 1)
         with torch.no_grad():
             for parameter in stage.parameters():
                 parameter.fill_(1.0)
