@@ -52,8 +52,11 @@ def update_layers(
     the draw of its dropped entries, each of which is dropped with its probability on its own.
     """
     readers: dict[str, _Reader] = {}
-    handles: list[Removable] = []
     current = _Current()
+    handles: list[Removable] = [
+        model.register_forward_pre_hook(current.forget),
+        model.register_forward_hook(current.forget),
+    ]
     for names, update in updates:
         for name, layer in named_layers(model, names).items():
             if type(layer) in (nn.Linear, Conv1D) and "forward" not in vars(layer):
@@ -62,10 +65,11 @@ def update_layers(
             else:
                 handles.append(changed(layer, partial(_added, update)))
     for name, reader in readers.items():
-        parent, _, own = name.rpartition(".")
+        own = name.rpartition(".")[2]
+        parent = name.removesuffix(own)
         for alike in READ_ONE_INPUT:
             if own in alike:
-                after = (f"{parent}.{each}" for each in alike[alike.index(own) + 1 :])
+                after = (parent + each for each in alike[alike.index(own) + 1 :])
                 reader.next = [readers[each] for each in after if each in readers]
     return handles
 
@@ -84,6 +88,10 @@ class _Current:
     """The input that has been read last, while there are layers that are likely to read it next."""
 
     shared: SharedInput | None = None
+
+    def forget(self, *_: object) -> None:
+        """No pass of the model reads on where another has stopped."""
+        self.shared = None
 
 
 def _forward(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -122,7 +123,8 @@ class SharedInput:
     def update_for(self, key: Hashable, x: torch.Tensor) -> LowRank | None:
         """The update of a layer that is about to read x; None where it cannot be read here."""
         if (
-            key not in self._places
+            not self._ranks.is_open
+            or key not in self._places
             or self._ranks.called[self._places[key]]
             or x is not self._source
             or self._version is None
@@ -141,21 +143,26 @@ class SharedInput:
         """The output [..., out] of the layer of that key, of weight [out, in] and bias [out]."""
         update, place = self._updates[key], self._places[key]
         self._ranks.called[place] = True
-        own = _Own(update.scale, self._ranks.columns[place], self.is_done)
+        own = _Own(update.scale, self._ranks.columns[place], self.is_done, self._ranks)
         y, x, self._inner = _Layer.apply(self._x, self._inner, weight, bias, update.B, own)
         self._x = x if self._x.requires_grad else self._x
         return y.view(*self._source.shape[:-1], len(weight))  # type: ignore[no-any-return]
 
 
-class _Ranks(NamedTuple):
+@dataclass
+class _Ranks:
     """The ranks of all layers together: whose each is, and which of them read the input with
-    entries dropped and which as it is. `called` is filled in as layers are called."""
+    entries dropped and which as it is.
+
+    `called` is filled in as layers are called, until a backward pass through any of them.
+    """
 
     dropout: float
     dropping: Sequence[slice]
     plain: Sequence[slice]
     columns: Sequence[slice]
     called: list[bool]
+    is_open: bool = True
 
     @classmethod
     def of(cls, updates: Sequence[LowRank]) -> _Ranks:
@@ -191,6 +198,7 @@ class _Own(NamedTuple):
     scale: float
     columns: slice
     is_last: bool
+    ranks: _Ranks
 
 
 class _Inner(torch.autograd.Function):
@@ -287,7 +295,8 @@ class _Layer(torch.autograd.Function):
         grad_x: torch.Tensor | None,
         grad_inner: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
-        scale, columns, is_last = ctx.own
+        scale, columns, is_last, ranks = ctx.own
+        ranks.is_open = False
         needs_x, needs_inner, _, _, needs_B, _ = ctx.needs_input_grad
         if grad is None:
             if grad_inner is not None:

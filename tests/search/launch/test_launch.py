@@ -484,7 +484,7 @@ def test_ray_is_not_imported_before_it_is_said_where_it_may_listen() -> None:
         assert "ray" not in sys.modules
         task = {"name": "t", "data": {"train": "t.csv", "dev": "d.csv"}, "text": "text"}
         launch.check_name = lambda *_: None
-        launch.prepare = lambda _: sys.exit(os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"])
+        launch.prepare = lambda *_: sys.exit(os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"])
         launch.launch(parse_sweep({"base": "path:b", "task": task}), view=None)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -182,6 +182,21 @@ def test_checkpointed_layers_drop_the_same_entries_again(
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_a_pass_does_not_read_on_where_another_has_stopped() -> None:
+    class Base(Reading):
+        def forward(self, x: torch.Tensor, *names: str) -> list[torch.Tensor]:
+            return [self.layer(name, x) for name in names]
+
+    model, updates = Base(), drawn_updates()
+    attach(model, updates)
+    x = torch.randn(4, SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        model(x, "q_proj")
+        updates["k_proj"].A.zero_()
+        (value,) = model(x, "k_proj")
+    torch.testing.assert_close(value, x @ model.k_proj.weight + model.k_proj.bias)
+
+
 def test_a_bases_layers_are_as_they_were_once_the_updates_are_gone() -> None:
     model = tiny_bert()
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
