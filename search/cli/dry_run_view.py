@@ -149,7 +149,8 @@ def drawn_memory(plan: MemoryPlan) -> Group:
     if plan.profile_passes > 1:
         how.append(f"the profile's static pass in {plan.profile_passes} turns")
     if plan.limit is None:
-        lines.append(", ".join(["the memory of a GPU is not known: name it by cluster.gpu", *how]))
+        remedy = "; name the GPU by cluster.gpu" if plan.on_gpu else ""
+        lines.append(", ".join([f"the memory of {plan.device} is not known{remedy}", *how]))
     else:
         verdict = "fits into" if plan.fits else "does not fit into"
         there = f"{verdict} the {_gib(plan.limit)} GiB that a worker has of {plan.device}"

@@ -54,6 +54,7 @@ class MemoryPlan:
     """
 
     device: str
+    on_gpu: bool
     limit: int | None
     fits: bool | None
     activation_checkpointing: bool
@@ -81,9 +82,9 @@ class Memory:
             if cluster.gpu is not None:
                 return cls(cluster.gpu, int(gpu_bytes(cluster.gpu) * share))
             found = _gpu_found()
-            return cls("GPU", None) if found is None else cls(found[0], int(found[1] * share))
+            return cls("its GPU", None) if found is None else cls(found[0], int(found[1] * share))
         if cluster.address != "local":
-            return cls("CPU", None)
+            return cls("a node of the cluster", None)
         return cls("this machine", _machine_bytes() // (cluster.groups * cluster.workers_per_group))
 
     def holds(self, found: Footprint) -> bool:
@@ -127,6 +128,7 @@ class Planning:
         changes = tuple(self._changes(whole, recompute)) if fits is False else ()
         return MemoryPlan(
             device=self._memory.device,
+            on_gpu=self._on_gpu,
             limit=self._memory.limit,
             fits=fits,
             activation_checkpointing=recompute,

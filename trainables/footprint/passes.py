@@ -25,7 +25,10 @@ from trainables.training.settings import TrainSettings
 
 def of_longest_rows(split: Split, rows: int, on_cpu: bool) -> Sequence[Pass]:
     """The passes of a micro-batch that has the split's longest rows in it."""
-    longest = np.argsort(-split.lengths, kind="stable")[:rows]
+    lengths = split.lengths
+    longest = (
+        np.argpartition(lengths, -rows)[-rows:] if rows < len(lengths) else np.arange(len(lengths))
+    )
     return split.passes(longest, on_cpu)
 
 

@@ -98,6 +98,13 @@ def test_a_profile_takes_turns_where_its_sums_do_not_fit(made: Made) -> None:
     assert some.profile_passes == 2
 
 
+def test_workers_are_told_what_they_would_hold_beside_the_base(made: Made) -> None:
+    config = sweep(made, cluster=on(GIB))
+    planning = Planning(config, prepare(config), profiled=False)
+    plan = planning.plan()
+    assert planning.beside_base() == plan.stages["training"] - plan.process - plan.parts["base"]
+
+
 def test_what_nothing_helps_is_said_without_a_remedy(made: Made) -> None:
     plan = planned(made, cluster={**ON_GPU, "gpu": "512MiB"})
     assert (plan.fits, plan.changes, plan.least_gpus) == (False, (), None)

@@ -20,6 +20,7 @@ from spaces.profile import Profile
 from trainables.bases.location import fingerprint
 from trainables.bases.structure import meta_base
 from trainables.profiling.settings import ProfileSettings
+from trainables.resident.activations import Activations
 from trainables.resident.groups import GroupSettings, ResidentWorkers
 from trainables.resident.jobs import (
     Cancelled,
@@ -84,11 +85,11 @@ def group(
     told: list[tuple[str, Steps]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ResidentWorkers]:
-    """A group of two workers that the tests of this file share."""
+    """A group of two workers that the tests of this file share; they compute layers again."""
     with group_of(
         tiny_sweep, task, tmp_path_factory.mktemp("group"),
         on_steps=lambda job_id, steps: told.append((job_id, steps)),
-        workers_per_group=2, max_failures=1,
+        workers_per_group=2, max_failures=1, activations=Activations("on"),
     ) as workers:  # fmt: skip
         yield workers
 
@@ -135,6 +136,7 @@ def losses(workers: ResidentWorkers, job: TrialJob) -> list[tuple[float, float]]
 def test_nothing_of_a_job_survives_into_the_next(
     group: ResidentWorkers, tiny_sweep: dict[str, Any]
 ) -> None:
+    assert groups_up(group, 1)[0].recomputes
     first = losses(group, trial(tiny_sweep, LORA, epochs=3))
     assert len(first) == 3
     settings = ProfileSettings.model_validate(tiny_sweep["profile"])

@@ -192,6 +192,17 @@ def test_a_dead_groups_job_goes_to_another_group_and_hears_no_more_from_the_dead
     run(scenario())
 
 
+def test_that_layers_are_computed_again_is_told_once() -> None:
+    async def scenario() -> None:
+        queue = JobQueue(groups=2)
+        for group in range(2):
+            await queue.register(group, GroupFacts(f"node{group}", recomputes=True))
+        assert "activation checkpointing is on" in str(await queue.next_notice(0.01))
+        assert await queue.next_notice(0.01) is None
+
+    run(scenario())
+
+
 def test_only_groups_that_are_not_up_are_named_to_be_ended() -> None:
     async def scenario() -> None:
         queue = JobQueue(groups=3)
