@@ -208,10 +208,11 @@ def test_the_study_says_of_every_trial_what_mlflow_says(
 ) -> None:
     trials = study_of(folder, "tiny").get_trials()
     assert Counter(t.state.name for t in trials) == {"COMPLETE": 7}
-    client = client_of(folder)
+    logged_as = {run.data.tags["ranksweep.number"]: run for run in runs_of(folder, "trial", "tiny")}
     for trial in trials:
-        logged = client.get_run(trial.user_attrs["mlflow_run_id"])
-        assert logged.data.tags["ranksweep.number"] == str(trial.number)
+        logged = logged_as[str(trial.number)]
+        # A trial may be over before MLflow has been told that it began.
+        assert trial.user_attrs.get("mlflow_run_id") in (logged.info.run_id, None)
         assert logged.data.metrics["accuracy"] == trial.value
         assert sorted(trial.intermediate_values) == [1, 2]
 
