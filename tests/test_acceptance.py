@@ -107,7 +107,7 @@ def rehearsed(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
     out = folder / "out.jsonl"
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--rehearse", "--out", str(out), *options],
-        capture_output=True, text=True, timeout=480, check=False,
+        capture_output=True, text=True, timeout=580, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     lines = [json.loads(line) for line in out.read_text().splitlines()]
