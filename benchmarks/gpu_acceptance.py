@@ -153,8 +153,11 @@ class Outcome:
 class Report:
     """The table on the terminal and the lines in a file, as outcomes come."""
 
-    def __init__(self, out: Path | None) -> None:
+    def __init__(self, out: Path | None, *, rehearsal: bool = False) -> None:
         self._out, self._lock = out, threading.Lock()
+        self._rehearsal = rehearsal
+        if rehearsal:
+            print("a rehearsal on the CPU, with tiny shapes: it says nothing of a GPU")
         self.outcomes: list[Outcome] = []
         print(
             f"{'check':14} {'result':8} {'figure':>10}  {'goal':18} {'seconds':>7}  what came out"
@@ -171,7 +174,7 @@ class Report:
                 flush=True,
             )
             if self._out is not None:
-                line = vars(outcome)
+                line = vars(outcome) | {"rehearsal": self._rehearsal}
                 if outcome.figure is not None and not math.isfinite(outcome.figure):
                     line = line | {"figure": None}
                 with self._out.open("a", encoding="utf-8") as file:
@@ -359,7 +362,7 @@ def main() -> int:
         return 2
     started = time.monotonic()
     until = started + 60 * MINUTES * (PATIENCE if arguments.rehearse else 1.0)
-    report = Report(arguments.out)
+    report = Report(arguments.out, rehearsal=arguments.rehearse)
     for phase in phases:
         runs = [RoomRun(room, report, rehearsal=arguments.rehearse, until=until) for room in phase]
         with ThreadPoolExecutor(len(runs)) as pool:

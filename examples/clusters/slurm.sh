@@ -41,9 +41,9 @@ launch=$(mktemp)
 srun --cpus-per-task "$SLURM_CPUS_PER_TASK" \
   ray symmetric-run --address "$first:6379" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "$gpus_per_node" -- \
-  bash -c 'echo $$ > "$0"; exec ranksweep launch "$@"' "$launch" "$@" \
+  bash -c 'echo $$ > "$0"; exec ranksweep launch "$@"' "$launch" \
   --set cluster.address=auto --set "cluster.groups=$groups" \
-  --set "cluster.resources_per_worker.CPU=$cpus" --set cluster.resources_per_worker.GPU=1 &
+  --set "cluster.resources_per_worker.CPU=$cpus" --set cluster.resources_per_worker.GPU=1 "$@" &
 nodes=$!
 
 # Three minutes before the time is up the sweep hears Ctrl-C: it closes its trials, and `--resume`

@@ -161,6 +161,8 @@ def drawn_memory(plan: MemoryPlan) -> Group:
             f"  would fit: cluster.workers_per_group: {plan.least_gpus} with "
             "deepspeed.zero_optimization.stage: 3"
         )
+    elif plan.fits is False and not plan.changes:
+        lines.append("  no single change of the sweep would make it fit: use more memory a worker")
     return Group(table, *(Text(line) for line in lines))
 
 

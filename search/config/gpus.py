@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spaces.errors import nearest
 from trainables.settings import bytes_of
 
 MIB = 2**20
+LEAST = 256 * MIB
+"""What is less is a unit that was left out."""
 GPU_BYTES: Mapping[str, int] = {
     name: mib * MIB
     for name, mib in {
@@ -27,9 +28,12 @@ def gpu_bytes(gpu: str) -> int:
     if gpu in GPU_BYTES:
         return GPU_BYTES[gpu]
     try:
-        return bytes_of(gpu)
+        size = bytes_of(gpu)
     except ValueError:
         raise ValueError(
-            f"{gpu[:80]!r} is neither a GPU whose memory is known nor a size such as 24GiB; "
-            f"{nearest(gpu, GPU_BYTES)}"
+            f"{gpu[:80]!r} is neither a GPU whose memory is known nor a size; write its size, such "
+            f"as 24GiB, or one of {', '.join(GPU_BYTES)}"
         ) from None
+    if size < LEAST:
+        raise ValueError(f"{gpu[:80]!r} is {size:,} bytes, less than any GPU has; write 24GiB")
+    return size

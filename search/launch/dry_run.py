@@ -27,6 +27,7 @@ from spaces.domain import ends
 from spaces.profile import Profile
 from spaces.search_space import Arm
 from trainables.bases.structure import base_parameters, meta_linear_layers
+from trainables.engine.section import said_of_division
 from trainables.footprint.activations import UncountableError
 from trainables.tasks.task import Task
 
@@ -122,6 +123,9 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
     notes = [f"head: {inputs.head.about}"]
     if inputs.precision.note is not None:
         notes.append(inputs.precision.note)
+    divided = said_of_division(config.deepspeed, config.cluster.workers_per_group)
+    if divided is not None:
+        notes.append(divided)
     notes += [*task.notes, *_notes(config, cost, methods, resume)]
     memory = None
     try:

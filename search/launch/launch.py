@@ -36,6 +36,7 @@ from search.tracking.mlflow import absolute_uri
 from search.tracking.tracker import Tracker
 from search.wording import classes_line, tokens_line
 from spaces.errors import RanksweepError, TrackingError
+from trainables.engine.section import said_of_division
 from trainables.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ def launch(
         view.message(f"head: {prepared.head.about}")
         if prepared.precision.note is not None:
             view.message(prepared.precision.note)
+        divided = said_of_division(config.deepspeed, config.cluster.workers_per_group)
+        if divided is not None:
+            view.message(divided)
         ray_is_gone = partial(_leave_without_ray, tracker, result, view, interrupts)
         with ray_cluster(config, interrupts, ray_is_gone):
             if not profile_only:

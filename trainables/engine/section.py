@@ -25,3 +25,18 @@ def of_trials(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _OF_THE_BASE and not key.startswith("stage3_")
     }
     return {**deepspeed, "zero_optimization": {**zero, "stage": 0}}
+
+
+def said_of_division(deepspeed: Mapping[str, Any], workers: int) -> str | None:
+    """What to tell of a base that is divided among so many workers of a group, if it is."""
+    if not divides_base(deepspeed):
+        return None
+    offload = deepspeed["zero_optimization"].get("offload_param") or {}
+    aside = ", its parts in main memory" if offload.get("device") == "cpu" else ""
+    if workers == 1 and not aside:
+        return (
+            "deepspeed.zero_optimization.stage: 3 divides nothing in groups of one worker; raise "
+            "cluster.workers_per_group, or add offload_param"
+        )
+    among = f"the {workers} workers" if workers > 1 else "the one worker"
+    return f"ZeRO 3: the base is divided among {among} of each group{aside}"

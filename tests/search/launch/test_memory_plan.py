@@ -151,9 +151,11 @@ def test_gpus_have_rays_names_or_a_size(made: Made) -> None:
     known = {each for each in vars(accelerators).values() if isinstance(each, str)}
     assert GPU_BYTES.keys() <= known
     assert gpu_bytes("24GiB") == 24 * GIB
+    with pytest.raises(ValueError, match="'24' is 24 bytes, less than any GPU has; write 24GiB"):
+        gpu_bytes("24")
     assert sweep(made, cluster={**ON_GPU, "gpu": "H100"}).cluster.accelerator_type == "H100"
     assert sweep(made, cluster={**ON_GPU, "gpu": "24GiB"}).cluster.accelerator_type is None
-    with pytest.raises(ConfigError, match=r"cluster\.gpu: .*H1000.* did you mean 'H100'"):
+    with pytest.raises(ConfigError, match=r"cluster\.gpu: .*H1000.* or one of .*H100"):
         sweep(made, cluster={**ON_GPU, "gpu": "H1000"})
     with pytest.raises(ConfigError, match=r"cluster\.gpu: H100 is named, but a worker asks"):
         sweep(made, cluster={"gpu": "H100"})
