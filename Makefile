@@ -28,7 +28,7 @@ $(DATA)/train.parquet: $(VENV)/.ready examples/prepare_movie.py
 	touch $@
 
 # Each demo is a sweep of its own name, so that it can be run again; the profile is then cached.
-demo: $(DATA)/train.parquet  ## Run a small sweep on movie reviews, about seven minutes on two cores
+demo: $(DATA)/train.parquet  ## Run a small sweep on movie reviews, three to seven minutes on two cores
 	$(BIN)/ranksweep launch examples/demo.yaml --set name=demo-$$(date +%Y%m%d-%H%M%S)
 
 # The second part file by file in two processes, each with a Ray of its own: much of it is waiting.
