@@ -517,7 +517,7 @@ def _check_base(config: SweepConfig) -> None:
                 f"{key}: {how} does not go with deepspeed.zero_optimization.stage: 3, for packed "
                 "weights cannot be divided; leave one of them out"
             )
-        if not config.cluster.resources_per_worker.get("GPU", 0):
+        if not config.cluster.on_gpu:
             raise ConfigError(
                 f"{key}: {how} computes on GPUs alone; give each worker one "
                 "(cluster.resources_per_worker: {GPU: 1}), or leave it out"

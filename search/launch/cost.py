@@ -226,13 +226,13 @@ def _time(run: Callable[[bool], None], train: bool, device: torch.device, thread
     """
     if device.type == "cuda":
         return _Timed(median(wall for wall, _ in _tries(run, train, device)))
-    with _threads(1):
+    with torch_threads(1):
         alone = _tries(run, train, device)
     processor = median(cpu for _, cpu in alone)
     busy = max(1.0, median(wall for wall, _ in alone) / processor)
     if threads == 1:
         return _Timed(processor, busy)
-    with _threads(threads):
+    with torch_threads(threads):
         quickest = min(wall for wall, _ in _tries(run, train, device))
     return _Timed(min(max(quickest, processor / threads), processor / threads**0.6), busy)
 
@@ -257,12 +257,11 @@ def _tries(
 
 def _device(config: SweepConfig) -> torch.device:
     """The device of this machine that is most like a worker's."""
-    wants_gpu = config.cluster.resources_per_worker.get("GPU", 0) > 0
-    return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if config.cluster.on_gpu and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def torch_threads(number: int) -> Iterator[None]:
     """So many threads, for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)

@@ -245,7 +245,7 @@ def _notes(
         )
     elif config.search.scheduler.name != "none":
         notes.append("about: where no trial is stopped early; at least: where all that may be are")
-    if config.cluster.resources_per_worker.get("GPU", 0) > 0 and cost.device == "cpu":
+    if config.cluster.on_gpu and cost.device == "cpu":
         notes.append("the workers ask for a GPU, which this machine has not: they will be faster")
     if config.cluster.address != "local":
         notes.append(f"the workers run on the cluster {config.cluster.address}, not here")

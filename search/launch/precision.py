@@ -10,13 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +22,10 @@ from filelock import FileLock, Timeout
 from torch.nn.functional import gelu, layer_norm, linear
 
 from search.config.sweep import SweepConfig
+from search.launch.cost import torch_threads
 from search.launch.ray_environment import own_cpus
 from spaces.target import TargetModule
-from trainables.cache_folder import cache_folder
+from trainables.cache_folder import cache_folder, write_by_renaming
 
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LEAST_GAIN = 1.2
@@ -71,7 +69,7 @@ def precision_of(config: SweepConfig, targets: Sequence[TargetModule]) -> Precis
     shapes = Counter(target.shape for target in targets)
     here = config.cluster.address == "local" and config.search.study is None
     wide = max((inner for _, inner in shapes), default=0) >= LEAST_WIDTH
-    if not (asked and here and wide and not _wants_gpus(config) and computes_bf16()):
+    if not (asked and here and wide and not config.cluster.on_gpu and computes_bf16()):
         return Precision(dtype)
     threads = max(1, min(int(config.cluster.resources_per_worker.get("CPU", 1)), own_cpus()))
     gain = _remembered_gain(shapes, threads)
@@ -88,16 +86,12 @@ def dtype_without_probe(config: SweepConfig) -> str:
     """The precision by the sweep and its resources alone, as older versions decided it."""
     if config.precision != "auto":
         return NAMES[config.precision]
-    if not _wants_gpus(config):
+    if not config.cluster.on_gpu:
         return "float32"
     unfit = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
         including_emulation=False
     )
     return "float32" if unfit else "bfloat16"
-
-
-def _wants_gpus(config: SweepConfig) -> bool:
-    return config.cluster.resources_per_worker.get("GPU", 0) > 0
 
 
 def computes_bf16() -> bool:
@@ -123,7 +117,7 @@ def _gain(shapes: Shapes, clock: Callable[[], float], threads: int) -> tuple[flo
     """The gain by a clock, and how many times longer it all took by the clock on the wall."""
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), 0.0)
     wall, spent = -time.perf_counter(), -clock()
-    with _threads(threads):
+    with torch_threads(threads):
         for shape, number in shapes.items():
             passes = {dtype: _pass(shape, dtype) for dtype in seconds}
             for dtype, quickest in _quickest(passes, clock).items():
@@ -167,16 +161,6 @@ def _quickest(
     return found
 
 
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _remembered_gain(shapes: Shapes, threads: int) -> float | None:
     """The gain as it was first found here for these shapes; None where it cannot be kept."""
     asked = {
@@ -193,7 +177,7 @@ def _remembered_gain(shapes: Shapes, threads: int) -> float | None:
         with FileLock(f"{file}.lock", timeout=PATIENCE_S):
             if (known := _read(file)) is None:
                 known = bf16_gain(shapes, threads)
-                _write(file, {**asked, "gain": known})
+                write_by_renaming(file, json.dumps({**asked, "gain": known}).encode())
             return known
     except (OSError, Timeout):
         return None
@@ -204,13 +188,6 @@ def _read(file: Path) -> float | None:
         return float(json.loads(file.read_text(encoding="utf-8"))["gain"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write(file: Path, found: Mapping[str, object]) -> None:
-    descriptor, part = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-        json.dump(found, opened)
-    Path(part).replace(file)
 
 
 def _cpuinfo(key: str) -> str:

@@ -192,7 +192,7 @@ def check_resources(cluster: ClusterSettings) -> None:
         return
     workers = cluster.groups * cluster.workers_per_group
     have = {"CPU": float(own_cpus())}
-    if cluster.resources_per_worker.get("GPU", 0):
+    if cluster.on_gpu:
         have["GPU"] = float(torch.cuda.device_count())
     for name, amount in cluster.resources_per_worker.items():
         if amount * workers > have.get(name, 0.0):
