@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -30,7 +30,10 @@ def refusal(
         if details["type"] == "extra_forbidden":
             key, reason = _unknown_key(_in_the_file(details, raw, whole), whole)
         else:
-            key, reason = _dotted(_in_the_file(details, raw, whole), raw), _reason(details)
+            place = _in_the_file(details, raw, whole)
+            key, reason = _dotted(place, raw), _reason(details)
+            if details["type"] in ("literal_error", "enum", *WANTED) and _may_be_null(place, whole):
+                reason += " or null"
             given.setdefault(key, _given(details))
         grouped.setdefault(key, [])
         if reason not in grouped[key]:
@@ -42,6 +45,13 @@ def refusal(
     more = f" (and {len(grouped) - 1} more)" if len(grouped) > 1 else ""
     where = f"{key}: " if key else ""
     return " ".join(f"{where}{' or '.join(reasons)}{given.get(key, '')}".split()) + more
+
+
+def _may_be_null(loc: Sequence[int | str], whole: type[BaseModel]) -> bool:
+    if not loc:
+        return False
+    field = _model_at(loc[:-1], whole).model_fields.get(str(loc[-1]))
+    return field is not None and NoneType in get_args(field.annotation)
 
 
 def _unknown_key(loc: tuple[int | str, ...], whole: type[BaseModel]) -> tuple[str, str]:

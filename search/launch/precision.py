@@ -65,6 +65,8 @@ def precision_of(config: SweepConfig, targets: Sequence[TargetModule]) -> Precis
     and launches on several machines that share a study, are not asked.
     """
     dtype = dtype_without_probe(config)
+    if config.precision == "auto" and dtype == "bfloat16":
+        return Precision(dtype, "precision: bf16, as `auto` takes on GPUs; train.precision names one")
     asked = config.precision == "auto" and dtype == "float32"
     shapes = Counter(target.shape for target in targets)
     here = config.cluster.address == "local" and config.search.study is None
