@@ -66,7 +66,7 @@ def precision_of(config: SweepConfig, targets: Sequence[TargetModule]) -> Precis
     """
     dtype = dtype_without_probe(config)
     if config.precision == "auto" and dtype == "bfloat16":
-        return Precision(dtype, "precision: bf16, as `auto` takes on GPUs; train.precision names one")
+        return Precision(dtype, "precision: bf16, which auto takes on GPUs")
     asked = config.precision == "auto" and dtype == "float32"
     shapes = Counter(target.shape for target in targets)
     here = config.cluster.address == "local" and config.search.study is None
