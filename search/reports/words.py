@@ -12,19 +12,20 @@ def value(number: float | None, digits: int = 4) -> str:
     """A metric or any other number: four digits that tell, thousands separated."""
     if number is None or not math.isfinite(number):
         return "–"
-    if number == 0:
-        return "0"
     size = abs(number)
+    if size < 1e-9:
+        return "0"
     if size >= 10**digits:
         return f"{number:,.0f}"
     if size < 1e-3:
         return f"{number:.2g}"
-    return f"{number:.{max(0, digits - max(1, math.floor(math.log10(size)) + 1))}f}"
+    whole = max(0, math.floor(math.log10(size)) + 1)
+    return f"{number:.{max(0, digits - whole)}f}"
 
 
 def change(number: float) -> str:
     """A difference, with its sign."""
-    shown = value(abs(number), 3)
+    shown = value(abs(number))
     return shown if shown == "0" else f"{'+' if number > 0 else '−'}{shown}"
 
 

@@ -44,9 +44,7 @@ def _of_share(
     every = call(uri, partial(_in_bulk, client, key, run_ids), patience)
     if every is None:
         return {
-            run_id: _points(
-                call(uri, partial(client.get_metric_history, run_id, key), patience)
-            )
+            run_id: _points(call(uri, partial(client.get_metric_history, run_id, key), patience))
             for run_id in run_ids
         }
     by_run: dict[str, list[Metric]] = {}

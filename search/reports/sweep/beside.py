@@ -91,9 +91,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _says_on_test(
-    rows: Sequence[Confirmation], lora: Confirmation | None, metric: str
-) -> str:
+def _says_on_test(rows: Sequence[Confirmation], lora: Confirmation | None, metric: str) -> str:
     if lora is None:
         return (
             f"Confirmed on test: {rows[0].arm} has the best mean {metric}, {value(rows[0].mean)}. "
@@ -107,8 +105,7 @@ def _says_on_test(
         if any(row.verdict == verdict for row in rows)
     ]
     start = (
-        f"On test, beside tuned LoRA's {value(lora.mean)} over "
-        f"{plural(len(lora.values), 'seed')}"
+        f"On test, beside tuned LoRA's {value(lora.mean)} over {plural(len(lora.values), 'seed')}"
     )
     if not compared:
         return f"{start}: no interval can be told of any other choice."
@@ -219,9 +216,7 @@ def _brushed(
     }
 
 
-def _printed(
-    record: SweepRecord, found: Sequence[Beside], metric: str, has_lora: bool
-) -> Figure:
+def _printed(record: SweepRecord, found: Sequence[Beside], metric: str, has_lora: bool) -> Figure:
     look = styles(record)
     figure, axes = plot(8.0, 1.3 + 0.42 * len(found), TITLE)
     axes.axvline(0, color=INK[0], linestyle="--", linewidth=1.2)
@@ -235,9 +230,7 @@ def _printed(
             f"{value(each.mean)}, {each.told}", (1.01, place), fontsize=8, va="center",
             xycoords=("axes fraction", "data"), annotation_clip=False, parse_math=False,
         )  # fmt: skip
-    axes.set_yticks(
-        range(len(found)), [each.arm for each in found], fontsize=9, parse_math=False
-    )
+    axes.set_yticks(range(len(found)), [each.arm for each in found], fontsize=9, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(_axis(metric, has_lora), parse_math=False)
     axes.grid(axis="x", color="0.92")

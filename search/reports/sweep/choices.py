@@ -76,11 +76,7 @@ def axes_of(record: SweepRecord, runs: Sequence[RunFacts]) -> tuple[list[Axis], 
     for each in told:
         for key in each:
             having[key] = having.get(key, 0) + 1
-    varied = [
-        key
-        for key in having
-        if len({_text(each[key]) for each in told if key in each}) > 1
-    ]
+    varied = [key for key in having if len({_text(each[key]) for each in told if key in each}) > 1]
     varied.sort(key=lambda key: (key != "learning_rate", -having[key]))
     kept, left_out = varied[: MOST_AXES - 3], varied[MOST_AXES - 3 :]
     found = [

@@ -11,7 +11,7 @@ from search.reports.colours import NOISE
 from search.reports.drawing import plot
 from search.reports.panel import Absent, Panel
 from search.reports.sweep.measured import arm_of, better, label, styles
-from search.reports.words import change, plural, value
+from search.reports.words import change, plural
 from search.tracking.facts import RunFacts
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def _brushed(record: SweepRecord, curves: Sequence[Curve]) -> Mapping[str, Any]:
         arm = arm_of(each.run)
         style = look[arm]
         symbols = [
-            style.symbol_plotly
-            + ("-open" if point is each.peak and point is not each.last else "")
+            style.symbol_plotly + ("-open" if point is each.peak and point is not each.last else "")
             for point in each.points
         ]
         sizes = [11 if point in (each.peak, each.last) else 6 for point in each.points]
@@ -164,9 +163,7 @@ def _printed(record: SweepRecord, curves: Sequence[Curve]) -> Figure:
             axes.plot(point.epoch, point.value, style.marker_matplotlib, markersize=8, mew=1.5,
                       markerfacecolor=fill, markeredgecolor=style.colour_light)  # fmt: skip
     axes.set_xlabel("epoch (open: best, filled: last)")
-    axes.set_ylabel(
-        f"{record.objective.metric} ({better(record.objective)})", parse_math=False
-    )
+    axes.set_ylabel(f"{record.objective.metric} ({better(record.objective)})", parse_math=False)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", color="0.92")
     if any(each.stands_out for each in curves):
@@ -174,5 +171,3 @@ def _printed(record: SweepRecord, curves: Sequence[Curve]) -> Figure:
     else:
         axes.set_title("no trial is complete", fontsize=8, color=NOISE[0])
     return figure
-
-

@@ -131,9 +131,7 @@ def hours_panel(record: SweepRecord) -> Panel | Absent:
 
 def _says(record: SweepRecord, shares: Sequence[Share]) -> str:
     whole = sum(share.seconds for share in shares)
-    by_kind = {
-        kind: sum(share.seconds for share in shares if share.kind == kind) for kind in KINDS
-    }
+    by_kind = {kind: sum(share.seconds for share in shares if share.kind == kind) for kind in KINDS}
     told = [
         f"{kind} {hours(seconds)} ({seconds / whole:.0%})"
         for kind, seconds in sorted(by_kind.items(), key=lambda each: -each[1])

@@ -39,10 +39,7 @@ def importance_panel(record: SweepRecord) -> Panel | Absent:
     metric = record.objective.metric
     told = [(run.method, keys_of(run.choice or {}), run.metrics[metric]) for run in runs]
     shared = {
-        key
-        for _, keys, _ in told
-        for key in keys
-        if all(key in others for _, others, _ in told)
+        key for _, keys, _ in told for key in keys if all(key in others for _, others, _ in told)
     }
     groups: dict[str, list[tuple[dict[str, Any], float]]] = {}
     if len({method for method, _, _ in told}) > 1:

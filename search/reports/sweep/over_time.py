@@ -51,8 +51,7 @@ def moments(record: SweepRecord) -> list[Moment]:
     """
     metric, objective = record.objective.metric, record.objective
     every = [
-        (run, run.ended_ms or run.started_ms)
-        for run in (*record.trials, *record.confirmations)
+        (run, run.ended_ms or run.started_ms) for run in (*record.trials, *record.confirmations)
     ]
     if not every:
         return []
@@ -216,9 +215,7 @@ def _printed(record: SweepRecord, found: Sequence[Moment]) -> Figure:
     confirmed = [each for each in found if each.seed is not None]
     marks("confirmation", confirmed, "*", INK[0], markersize=7, markerfacecolor="none")
     axes.set_xlabel(f"{unit} since the sweep began")
-    axes.set_ylabel(
-        f"{record.objective.metric} ({better(record.objective)})", parse_math=False
-    )
+    axes.set_ylabel(f"{record.objective.metric} ({better(record.objective)})", parse_math=False)
     axes.grid(axis="y", color="0.92")
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

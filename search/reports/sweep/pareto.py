@@ -117,9 +117,7 @@ def _brushed(
             "name": label(arm),
             "x": [c.row.trainable_params for c in each],
             "y": [round(c.seeds.mean, 6) for c in each],
-            "text": [
-                f"trial {c.row.number}, {plural(len(c.seeds.values), 'seed')}" for c in each
-            ],
+            "text": [f"trial {c.row.number}, {plural(len(c.seeds.values), 'seed')}" for c in each],
             "hovertemplate": (
                 f"{label(arm)}, %{{text}}<br>%{{x:,}} parameters<br>{label(metric)} %{{y:.4f}}"
                 "<extra></extra>"
