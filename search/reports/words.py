@@ -42,6 +42,21 @@ def short_count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def round_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """1, 2 and 5 times powers of ten within a range above 0, for an axis with a logarithmic scale;
+    the ends where no two of them are in it."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    if len(found) > 9:
+        found = [each for each in found if math.log10(each).is_integer()]
+    return [(each, short_count(each)) for each in (found if len(found) > 1 else [low, high])]
+
+
+def sentence(text: str) -> str:
+    """A text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
+
+
 def plural(number: int, one: str, many: str | None = None) -> str:
     """A number with its noun."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

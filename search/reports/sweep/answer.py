@@ -50,16 +50,19 @@ def _searched(record: SweepRecord) -> str:
     what = f"{plural(len(record.trials), 'trial')} of {listed(arms)}" if arms else "No trial"
     rows = record.told.get("rows")
     train = rows.get("train") if isinstance(rows, dict) else None
-    on = f" on {train:,} training rows" if isinstance(train, int) else ""
-    for_what = f"for the task {run.task} on the base {run.base_uri or run.base[:12]}{on}"
+    on = f" ({train:,} training rows)" if isinstance(train, int) else ""
     head = {
         "running": "The sweep still runs: so far ",
         "interrupted": "The sweep was interrupted: ",
         "failed": "The sweep has failed: ",
     }.get(stands(record), "")
-    sentence = f"{what} looked {for_what} for the {way} {metric} on dev"
-    if head:
-        sentence = head + sentence[0].lower() + sentence[1:]
+    searched = (
+        f"{what} searched for the {way} {metric} on dev of the task {run.task}{on}, with the base "
+        f"{run.base_uri or run.base[:12]}"
+    )
+    if head and not arms:
+        searched = searched[0].lower() + searched[1:]
+    searched = head + searched
     states = Counter(trial.status or "running" for trial in record.trials)
     told = [
         f"{states.pop(state):,} {words}"
@@ -73,7 +76,7 @@ def _searched(record: SweepRecord) -> str:
     ]
     told += [f"{number:,} {state}" for state, number in sorted(states.items())]
     ended = f" ({run.reason})" if run.reason else ""
-    return f"{sentence}: {listed(told)}{ended}." if told else f"{sentence}{ended}."
+    return f"{searched}: {listed(told)}{ended}." if told else f"{searched}{ended}."
 
 
 # -- what won, and what to do next -----------------------------------------------------------------
@@ -210,8 +213,8 @@ class _Found:
         if lost is None or lost <= 0:
             return ""
         return (
-            f"; of its {self._metric} on dev when it was chosen, {value(lost)} did not hold over the "
-            "seeds that confirm it"
+            f"; of its {self._metric} on dev when it was chosen, {value(lost)} did not hold over "
+            "the seeds that confirm it"
         )
 
     # -- next ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEY, TITLE = "choices", "What was chosen, and what came of it"
-MOST_AXES = 14
+MOST_AXES = 12
 MOST_NAMES = 30
 """Values of an axis that are named each; more are numbered."""
 _APART = 0.12
@@ -134,7 +134,7 @@ def _steps(given: Sequence[float], log: bool) -> list[float]:
 
 
 def _tick(number: float) -> str:
-    return short_count(number) if number >= 1000 else value(number, 3)
+    return short_count(number) if number >= 1000 else f"{number:.3g}"
 
 
 def _params(run: RunFacts) -> int:
@@ -176,7 +176,7 @@ def _brushed(
         places = [*axis.places, *(at for at, _ in axis.ticks)]
         dimensions.append(
             {
-                "label": label(axis.name.replace("_", " ")),
+                "label": label(_short(axis.name, axes)),
                 "values": list(axis.places),
                 "range": [min(places), max(places) if max(places) > min(places) else 1],
                 "tickvals": [at for at, _ in axis.ticks],
@@ -203,9 +203,16 @@ def _brushed(
         "layout": {
             "height": 460,
             "margin": {"l": 70, "r": 70, "t": 70, "b": 30},
-            "meta": {"least_width": 96 * len(axes)},
+            "meta": {"least_width": 92 * len(axes)},
         },
     }
+
+
+def _short(name: str, axes: Sequence[Axis]) -> str:
+    """The name of an axis, without its section where no other has the same."""
+    own = name.rpartition(".")[2]
+    alone = sum(each.name.rpartition(".")[2] == own for each in axes) == 1
+    return (own if alone else name).replace("_", " ")
 
 
 def _colour_range(record: SweepRecord, runs: Sequence[RunFacts]) -> tuple[float, float]:
@@ -255,7 +262,7 @@ def _printed(record: SweepRecord, runs: Sequence[RunFacts], axes: Sequence[Axis]
     plane.set_xlim(-0.1, len(axes) - 0.4)
     plane.set_ylim(-0.04, 1.04)
     plane.set_xticks(
-        at, [axis.name.replace("_", " ").replace(".", "\n") for axis in axes], fontsize=7.5,
+        at, [_short(axis.name, axes).replace(" ", "\n") for axis in axes], fontsize=7.5,
         parse_math=False,
     )  # fmt: skip
     plane.set_yticks([])

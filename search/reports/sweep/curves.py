@@ -11,7 +11,7 @@ from search.reports.colours import NOISE
 from search.reports.drawing import plot
 from search.reports.panel import Absent, Panel
 from search.reports.sweep.measured import arm_of, better, label, styles
-from search.reports.words import change, plural
+from search.reports.words import change, plural, sentence
 from search.tracking.facts import RunFacts
 
 if TYPE_CHECKING:
@@ -79,12 +79,13 @@ def _says(record: SweepRecord, curves: Sequence[Curve]) -> str:
     early = [each for each in whole if gain(each.peak.value) > gain(each.last.value)]
     told += "; the best of each method is bold, its best epoch open, its last filled."
     if not whole:
-        return told
+        return sentence(told)
     if not early:
-        return f"{told} Every complete trial was best at its end, so longer training may help."
+        told += " Every complete trial was best at its end, so longer training may help."
+        return sentence(told)
     lost = max(early, key=lambda each: gain(each.peak.value) - gain(each.last.value))
     rest = len(whole) - len(early)
-    return (
+    return sentence(
         f"{told} {plural(len(early), 'complete trial')} of {len(whole):,} had a better epoch "
         f"before the last, at most {change(lost.peak.value - lost.last.value)} (trial "
         f"{lost.run.number}); {plural(rest, 'was', 'were')} best at the end."

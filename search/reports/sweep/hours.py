@@ -170,8 +170,13 @@ def _brushed(shares: Sequence[Share]) -> Mapping[str, Any]:
                     "type": "bar", "orientation": "h", "name": kind,
                     "y": [label(row) for row in rows],
                     "x": [round(mine.get(row, 0.0) / size, 4) for row in rows],
-                    "marker": {"color": both(*colours),
-                               "pattern": {"shape": _PATTERNS[kind], "solidity": 0.25}},
+                    "marker": {
+                        "color": both(*colours),
+                        "pattern": {
+                            "shape": _PATTERNS[kind], "solidity": 0.25, "fillmode": "overlay",
+                            "fgcolor": both("#ffffff", "#191d23"),
+                        },
+                    },
                     "hovertemplate": f"%{{y}}: {kind} %{{x:.2f}} {unit}<extra></extra>",
                 }
             )  # fmt: skip
@@ -180,6 +185,7 @@ def _brushed(shares: Sequence[Share]) -> Mapping[str, Any]:
         "layout": {
             "height": 170 + 36 * len(rows),
             "barmode": "stack",
+            "legend": {"traceorder": "normal"},
             "bargap": 0.35,
             "xaxis": {"title": {"text": f"{unit} of a group"}},
             "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},

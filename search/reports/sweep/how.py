@@ -34,7 +34,7 @@ def how_of(record: SweepRecord) -> list[How]:
         ("search ended by", " ".join(filter(None, [run.ended_by, run.reason]))),
         ("error", run.error or ""),
     ]
-    found = [How("Where and when", rows=[each for each in facts if each[1]])]
+    found = [How("Where and when", rows=[each for each in facts if each[1] not in ("", "-")])]
     rows = record.told.get("rows")
     if isinstance(rows, dict):
         found.append(How("Rows", rows=[(str(k), f"{v:,}") for k, v in rows.items()]))

@@ -79,12 +79,12 @@ def _says(record: SweepRecord, parts: Sequence[Part], few: Sequence[str]) -> str
     for of in dict.fromkeys(part.of for part in parts):
         first = max((part for part in parts if part.of == of), key=lambda part: part.share)
         told.append(
-            f"{of}: {first.key} ({first.share:.0%} of the differences, over "
-            f"{plural(first.trials, 'trial')})"
+            f"{f'within {of}' if of != ALL else 'over all methods'} it is {first.key} "
+            f"({first.share:.0%} of the differences, {plural(first.trials, 'trial')})"
         )
-    text = f"What {record.objective.metric} on dev differs by most. {'; '.join(told)}."
+    text = f"What makes most of the difference in {record.objective.metric}: {'; '.join(told)}."
     if few:
-        text += f" Of {listed(few)} fewer than {FEWEST} trials are whole, too few to say."
+        text += f" Of {listed(few)} there are fewer than {FEWEST} trials, too few to say."
     if min(part.trials for part in parts) < 5 * FEWEST:
         text += " On so few trials these are hints."
     return text

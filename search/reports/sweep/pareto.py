@@ -18,7 +18,7 @@ from search.reports.sweep.measured import (
     styles,
     tuned_lora,
 )
-from search.reports.words import change, count, plural, short_count, value
+from search.reports.words import change, count, plural, round_ticks, value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +57,10 @@ def pareto_panel(record: SweepRecord) -> Panel | Absent:
 
 def _says(record: SweepRecord, choices: Sequence[Choice], front: Sequence[Choice]) -> str:
     metric, objective = record.objective.metric, record.objective
+    low, high = _shown_range(choices)
+    reach = [end for each in choices for end in each.interval or (each.seeds.mean,)]
+    cut = any(not low <= end <= high for end in reach)
+    beyond = " What has collapsed and the ends of wide intervals lie outside the picture." * cut
     least, most = front[0], front[-1]
     told = (
         f"{plural(len(choices), 'choice')} on dev, {plural(len(front), 'of them', 'of them')} on "
@@ -76,12 +80,25 @@ def _says(record: SweepRecord, choices: Sequence[Choice], front: Sequence[Choice
         )
     lora = tuned_lora(choices)
     if lora is None:
-        return f"{told} No LoRA was trained to its end, so there is no line to beat."
+        return f"{told} No LoRA was trained to its end, so there is no line to beat.{beyond}"
     gap = objective.gain(most.seeds.mean) - objective.gain(lora.seeds.mean)
     line = f" The line to beat, tuned LoRA, is at {value(lora.seeds.mean)}"
     if most is lora:
-        return f"{told}{line}: it is the best itself."
-    return f"{told}{line}; the best of the front is {change(gap)} from it."
+        return f"{told}{line}: it is the best itself.{beyond}"
+    return f"{told}{line}; the best of the front is {change(gap)} from it.{beyond}"
+
+
+def _shown_range(choices: Sequence[Choice]) -> tuple[float, float]:
+    """Around the means of what has not collapsed, with their intervals as far as there is room."""
+    means = [each.seeds.mean for each in choices if not each.seeds.collapsed]
+    means = means or [each.seeds.mean for each in choices]
+    ends = [end for each in choices if not each.seeds.collapsed for end in each.interval or ()]
+    low, high = min(means), max(means)
+    room = max(high - low, 0.01 * abs(high), 1e-6)
+    return (
+        max(min([low, *ends]), low - room) - 0.06 * room,
+        min(max([high, *ends]), high + room) + 0.06 * room,
+    )
 
 
 def _points(choices: Sequence[Choice]) -> dict[str, list[Choice]]:
@@ -148,15 +165,26 @@ def _brushed(
              "line": {"color": both(*NOISE), "width": 1.5, "dash": "dash"}}
         )  # fmt: skip
         annotations.append(
-            {"xref": "paper", "x": 1, "y": y, "text": f"tuned LoRA {value(y)}", "showarrow": False,
-             "xanchor": "right", "yanchor": "bottom", "font": {"color": both(*NOISE)}}
+            {"xref": "paper", "x": 0.005, "y": y, "text": f"tuned LoRA {value(y)}",
+             "showarrow": False, "xanchor": "left", "yanchor": "bottom",
+             "font": {"color": both(*NOISE)}}
         )  # fmt: skip
+    sizes = [max(each.row.trainable_params, 1) for each in choices]
+    ticks = round_ticks(min(sizes), max(sizes))
     return {
         "data": data,
         "layout": {
             "height": 460,
-            "xaxis": {"type": "log", "title": {"text": "trained parameters"}, "dtick": "D2"},
-            "yaxis": {"title": {"text": f"{label(metric)} on dev ({better(record.objective)})"}},
+            "xaxis": {
+                "type": "log",
+                "title": {"text": "trained parameters"},
+                "tickvals": [at for at, _ in ticks],
+                "ticktext": [text for _, text in ticks],
+            },
+            "yaxis": {
+                "title": {"text": f"{label(metric)} on dev ({better(record.objective)})"},
+                "range": list(_shown_range(choices)),
+            },
             "shapes": shapes,
             "annotations": annotations,
         },
@@ -193,8 +221,11 @@ def _printed(record: SweepRecord, choices: Sequence[Choice], front: Sequence[Cho
         axes.axhline(lora.seeds.mean, color=NOISE[0], linestyle="--", linewidth=1.2, zorder=0,
                      label="tuned LoRA")  # fmt: skip
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _: short_count(x))
-    axes.xaxis.set_minor_formatter(lambda x, _: "")
+    sizes = [max(each.row.trainable_params, 1) for each in choices]
+    marks = round_ticks(min(sizes), max(sizes))
+    axes.set_xticks([at for at, _ in marks], [text for _, text in marks])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(*_shown_range(choices))
     axes.set_xlabel("trained parameters")
     axes.set_ylabel(f"{metric} ({better(record.objective)})", parse_math=False)
     axes.grid(axis="y", color="0.92")
