@@ -118,6 +118,11 @@ class SweepPaths:
         return self.sweep / "base_scores.json"
 
     @property
+    def report(self) -> Path:
+        """Folder of the report that its last launch has left."""
+        return self.sweep / "report"
+
+    @property
     def log(self) -> Path:
         """The sweep's log file."""
         return self.sweep / "launch.log"

@@ -67,6 +67,8 @@ def drawn_launch(config: SweepConfig, result: LaunchResult) -> Iterator[Renderab
                 f"{'' if beaten else '; nothing that was confirmed beats it'}"
             )
     yield from lm_eval_table(result.confirmation or (), result.lm_eval_of_base)
+    if result.report is not None:
+        yield f"report: {result.report}"
     yield "\n".join(["look further:", *_look_further(config, result)])
 
 

@@ -23,6 +23,7 @@ from search.launch.lm_eval import asked_tags, check_lm_eval
 from search.launch.prepare import SweepInputs, prepare
 from search.launch.profile_stage import ProfileStage
 from search.launch.ray_environment import set_ray_environment
+from search.launch.report import leave_report
 from search.launch.result import LaunchResult, constant_answers
 from search.launch.resume import as_begun, check_data, check_name
 from search.launch.sweep_lock import alone
@@ -121,7 +122,22 @@ def launch(
                 )
             result.seconds["prepare"] = time.monotonic() - started
             with (
-                _told_how_it_ends(tracker, result, view, interrupts, on_result),
+                _told_how_it_ends(
+                    tracker,
+                    result,
+                    view,
+                    interrupts,
+                    on_result,
+                    partial(
+                        leave_report,
+                        result,
+                        paths,
+                        tracker,
+                        config.store,
+                        view.message,
+                        lambda: interrupts.hurried,
+                    ),
+                ),
                 _resident_workers(config, prepared, paths, view, interrupts) as workers,
             ):
                 profile = stage.obtained(workers, tracker, result.sweep_run_id)
@@ -245,8 +261,10 @@ def _told_how_it_ends(
     view: Progress,
     interrupts: Interrupts,
     on_result: Callable[[LaunchResult], object],
+    last: Callable[[], object],
 ) -> Iterator[None]:
-    """Close the sweep's run with the state in which what is done meanwhile has ended."""
+    """Close the sweep's run with the state in which what is done meanwhile has ended; `last` is
+    done then."""
     state: State = "failed"
     reason = None
     try:
@@ -263,6 +281,7 @@ def _told_how_it_ends(
     finally:
         with interrupts.deferred():
             _close_sweep(tracker, result, state, reason)
+            last()
             if result.states:
                 on_result(result)
 

@@ -46,6 +46,8 @@ class LaunchResult:
     reason: str | None = None
     """Why the search ended before all trials were out."""
     seconds: dict[str, float] = field(default_factory=dict)
+    report: str | None = None
+    """The page of its report, where one was written."""
     untold: int = 0
     """Records of trials that MLflow has not been told; --resume tells them."""
 

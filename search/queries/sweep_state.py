@@ -117,8 +117,8 @@ class SweepReader:
             raise ConfigError(f"SWEEP: the run of {self.run.sweep!r} was deleted in MLflow")
         children = self._recorded.search({}, [run.experiment_id], run.run_id)
         objective = Objective(run.metric or "accuracy", run.mode or "max")
-        trials = sorted(_numbered(children, "trial"), key=lambda each: each.number or 0)
-        confirms = _numbered(children, "confirm")
+        trials = sorted(numbered(children, "trial"), key=lambda each: each.number or 0)
+        confirms = numbered(children, "confirm")
         stage: Stage = "confirm" if confirms else "search" if trials else "profile"
         found = [self._trial(each, objective.metric) for each in trials]
         again = [self._trial(each, f"test_{objective.metric}") for each in confirms]
@@ -233,7 +233,7 @@ def _arm_best(
     )
 
 
-def _numbered(children: Iterable[RunFacts], kind: str) -> list[RunFacts]:
+def numbered(children: Iterable[RunFacts], kind: str) -> list[RunFacts]:
     """The runs of one kind, each number and seed once: the newest, which comes first."""
     found: dict[tuple[int | None, int | None], RunFacts] = {}
     for run in children:

@@ -151,6 +151,10 @@ class RunFacts:
     """Of a sweep: why its search ended before all trials were out."""
     error: str | None = None
     """Why a run has ended that is not complete."""
+    git_commit: str | None = None
+    """Of the ranksweep that has launched it, where it was a checkout."""
+    versions: str | None = None
+    """Package -> version as of its launch, as JSON."""
     token: str | None = None
     """What no other run has; of a sweep the mark that its folder has too."""
     host: str | None = None

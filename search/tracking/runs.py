@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from search.tracking.artifacts import moved_with_database
-from search.tracking.facts import RunFacts
+from search.tracking.facts import Point, RunFacts
+from search.tracking.histories import histories
 from search.tracking.mlflow import (
     PATIENCE_S,
     call,
@@ -58,6 +59,10 @@ class RecordedRuns:
                 raise
 
         return call(self.uri, look, self._patience)
+
+    def histories(self, run_ids: Sequence[str], key: str) -> dict[str, list[Point]]:
+        """Run id -> the points of a metric by step; runs that do not have it are left out."""
+        return histories(self._client, self.uri, run_ids, key, self._patience)
 
     def files(self, run_id: str) -> frozenset[str]:
         """The names of a run's artifacts."""
