@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _KINDS_ABREAST = 16
 _LABELLED_LINES = 250
+_UPRIGHT = 8
+"""More names than so many stand on end, for they would cross each other on a phone."""
 _GAP = 0.06
 """Between the kinds, of a kind's width."""
 _MOST_NUMBERS, _MOST_BINS = 6_000, 16
@@ -78,7 +80,8 @@ class HeatMap:
         """For paper."""
         image = np.concatenate([self._column(name) for name in self.columns], axis=1)
         height = 2.0 + 0.22 * len(self.lines)
-        figure, axes = plot(3.0 + 1.1 * len(self.columns), height, self.title)
+        width = 3.0 + min(1.1 * len(self.columns), 6.6 + 0.5 * len(self.columns))
+        figure, axes = plot(width, height, self.title)
         shown = axes.imshow(
             image,
             aspect="auto",
@@ -128,8 +131,10 @@ class HeatMap:
         low, high = self._limits(image)
         bar: dict[str, Any] = {"title": {"text": self.measure, "side": "right"}, "thickness": 12}
         if is_log:
-            powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-            bar |= {"tickvals": list(powers), "ticktext": [f"1e{power}" for power in powers]}
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+            marks = [(m, power) for power in powers for m in (1, 2, 5)]
+            bar["tickvals"] = [rounded(math.log10(m) + power, 5) for m, power in marks]
+            bar["ticktext"] = [f"{m}e{power}" for m, power in marks]
             low, high = math.log10(low), math.log10(high)
         data = []
         for place, name in enumerate(self.columns):
@@ -152,11 +157,14 @@ class HeatMap:
             data.append(trace)
         middles = [round(place * (1 + _GAP) + 0.5, 4) for place in range(len(self.columns))]
         names = [label(name) for name in self.columns]
+        upright = len(names) > _UPRIGHT
+        below = 6 * max(map(len, self.columns), default=0) if upright else 60
         layout = {
-            "height": min(max(160 + 22 * len(self.lines), 300), 1400),
+            "height": min(max(100 + below + 22 * len(self.lines), 300), 1400),
             "coloraxis": {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": bar},
             "xaxis": {
-                "tickvals": middles, "ticktext": names, "tickangle": -35, "automargin": True,
+                "tickvals": middles, "ticktext": names, "automargin": True,
+                "tickangle": -90 if upright else -35,
                 "showgrid": False, "zeroline": False,
             },
             "yaxis": {

@@ -6,8 +6,10 @@ trial, and their mean where several share a value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -174,14 +176,12 @@ def _says(drawn: _Drawn, fallen: int) -> str:
     )
     if drawn.lora is not None:
         told += f"; tuned LoRA reaches {value(drawn.lora)}"
-    means = drawn.means()
-    if means:
-        shared = sorted({mean.place for mean in means})
+    if means := drawn.means():
         told += ". Means of several trials: " + ", ".join(
-            f"{value(mean.mean)} at {_shown(figure, mean.place)} ({mean.arm}, {mean.count})"
+            f"{value(mean.mean)} at {_shown(figure, mean.place)} ({mean.arm}, {mean.count} trials)"
             for mean in sorted(means, key=lambda mean: (mean.place, mean.arm))[:8]
         )
-        told += " and more" if len(means) > 8 and shared else ""
+        told += " and more" if len(means) > 8 else ""
     if fallen:
         told += f". {plural(fallen, 'trial')} that predict one class alone are left out"
     return f"{told}."
@@ -238,7 +238,20 @@ class _Drawn:
     def _step(self) -> float:
         """The least distance between two places."""
         places = sorted({p.place for p in self.points})
-        return min(b - a for a, b in zip(places, places[1:], strict=False))
+        return min(b - a for a, b in pairwise(places))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """What every part of the figure shows of the axis; by their logarithms where it has such.
+
+        A little more than the places take.
+        """
+        places = [p.place for p in self.points]
+        low, high = min(places), max(places)
+        if self.figure.is_log:
+            low, high = math.log10(low), math.log10(high)
+        beside = max(0.06 * (high - low), self._step / 2 if self.figure.is_whole else 0.0)
+        return low - beside, high + beside
 
     def at(self) -> list[float] | None:
         """The ticks, where they are not left to the plotter."""
@@ -247,7 +260,8 @@ class _Drawn:
             return places
         if self.figure.is_log:
             inner = [m * 10**e for e in range(-6, 2) for m in (1, 2, 5)]
-            return [t for t in inner if places[0] / 2 < t < places[-1] * 2]
+            low, high = self.span
+            return [t for t in inner if low <= math.log10(t) <= high] or places
         return None
 
     # -- printed -----------------------------------------------------------------------------------
@@ -266,8 +280,9 @@ class _Drawn:
                              label="tuned LoRA")  # fmt: skip
             for arm in self.arms:
                 self._print_arm(axes, facet, arm, look[arm])
-            at = self.at()
-            if at is not None:
+            low, high = self.span
+            axes.set_xlim(*((10**low, 10**high) if self.figure.is_log else (low, high)))
+            if (at := self.at()) is not None:
                 ticks(axes, "x", at, [_shown(self.figure, place) for place in at])
             elif self.figure.percent:
                 axes.xaxis.set_major_formatter(lambda place, _: _shown(self.figure, place))
@@ -328,7 +343,9 @@ class _Drawn:
             "x": [rounded_place(self.drawn_at(arm, p.place)) for p in points],
             "y": [round(p.value, 6) for p in points],
             "text": [f"trial {p.number}, {_shown(self.figure, p.place)}" for p in points],
-            "hovertemplate": f"{label(arm)}, %{{text}}<br>{label(metric)} %{{y:.4f}}<extra></extra>",
+            "hovertemplate": (
+                f"{label(arm)}, %{{text}}<br>{label(metric)} %{{y:.4f}}<extra></extra>"
+            ),
             "marker": {"color": style.colour, "symbol": style.symbol_plotly, "size": 9,
                        "opacity": 0.85},
         }  # fmt: skip
@@ -349,7 +366,12 @@ class _Drawn:
 
     def _layout(self) -> dict[str, Any]:
         objective, count = self.record.objective, len(self.facets)
-        axis: dict[str, Any] = {"automargin": True, "title": {"text": label(self.figure.axis)}}
+        axis: dict[str, Any] = {
+            "automargin": True,
+            "zeroline": False,
+            "title": {"text": label(self.figure.axis)},
+            "range": [rounded_place(each) for each in self.span],
+        }
         if self.figure.is_log:
             axis["type"] = "log"
         if (at := self.at()) is not None:

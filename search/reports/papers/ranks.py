@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from search.queries.best_choice import BestChoice
-from search.reports.colours import NOISE, both, style_of
+from search.reports.colours import INK, NOISE, ArmStyle, both
 from search.reports.drawing import plot, thinned, ticks
 from search.reports.panel import Absent, Panel
 from search.reports.profile_figures import ProfileReport
@@ -24,7 +24,11 @@ RANKS = "ranks-by-signal", "Rank of each layer by each signal (Sensitivity-LoRA,
 SIGNALS: tuple[str, ...] = get_args(SensitivityChoice.model_fields["signal"].annotation)
 _UNIFORM = "uniform"
 _CALLED = {"combined": "combined", "global": "global (trace)", "local": "local (Topk, Eff. Rank)"}
-_STYLES = style_of(SIGNALS)
+_STYLES = {
+    "combined": ArmStyle(*INK, "circle", "o"),
+    "global": ArmStyle("#0072b2", "#56b4e9", "square", "s"),
+    "local": ArmStyle("#d55e00", "#f28e4b", "triangle-up", "^"),
+}
 _LABELLED = 40
 
 
@@ -118,7 +122,6 @@ class _LayerRanks:
                 label=_CALLED[signal],
             )
         ticks(axes, "x", *thinned(self.layers, _LABELLED))
-        axes.set_ylim(bottom=0)
         axes.set_xlabel("layer")
         axes.set_ylabel("ranks")
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
@@ -145,7 +148,7 @@ class _LayerRanks:
         layout = {
             "height": 380,
             "xaxis": {"type": "category", "title": {"text": "layer"}, "automargin": True},
-            "yaxis": {"title": {"text": "ranks"}, "rangemode": "tozero", "automargin": True},
+            "yaxis": {"title": {"text": "ranks"}, "automargin": True},
             "legend": {"orientation": "h", "y": -0.25, "x": 0},
         }
         return {"data": data, "layout": layout}
