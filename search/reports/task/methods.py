@@ -54,10 +54,14 @@ def wins_panel(record: TaskRecord) -> Panel | Absent:
         return Absent(WINS_KEY, WINS_TITLE, "no sweep of the task has a complete trial")
     arms = sorted(took_part, key=lambda arm: (-on_dev[arm], -better[arm], arm))
     drawn = _Wins(arms, on_dev, better)
-    told = ", ".join(f"{arm} {on_dev[arm]} of {took_part[arm]}" for arm in arms if on_dev[arm])
+    told = ", ".join(
+        f"{arm} in {on_dev[arm]} of the {plural(took_part[arm], 'sweep')} that it took part in"
+        for arm in arms
+        if on_dev[arm]
+    )
     beat = ", ".join(f"{arm} in {better[arm]}" for arm in arms if better[arm])
     confirmed = sum(sweep.comparison is not None for sweep in record.sweeps)
-    says = f"Best on dev was {told} sweeps that it took part in."
+    says = f"Best on dev: {told}."
     if confirmed:
         says += (
             f" On test, of {plural(confirmed, 'sweep')} with confirmations, better than LoRA "
@@ -132,10 +136,10 @@ def gaps_of(sweep: SweepRecord, place: int) -> list[Gap]:
     objective, found = sweep.objective, []
     choices = choices_of(sweep)
     lora = tuned_lora(choices)
-    seen: set[str] = set()
+    seen: set[str] = set() if lora is None else {lora.row.arm}
     for choice in choices if lora is not None else ():
         assert lora is not None
-        if choice.row.arm in seen or choice is lora:
+        if choice.row.arm in seen:
             continue
         seen.add(choice.row.arm)
         gap = objective.gain(choice.seeds.mean) - objective.gain(lora.seeds.mean)
