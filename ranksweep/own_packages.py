@@ -1,7 +1,7 @@
 """Finds ranksweep's own packages, whatever else on the path is named as they are.
 
-PYTHONPATH, the working directory of a notebook, and the one that `ray job submit` ships, come before
-what is installed: a `search.py` there would stand in for ranksweep's own package.
+PYTHONPATH, the working directory of a notebook, and the one that `ray job submit` ships, come
+before what is installed: a `search.py` there would stand in for ranksweep's own package.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def find_own_packages() -> None:
         origin = getattr(sys.modules.get(name), "__file__", None)
         if name in sys.modules and (origin is None or ROOT not in Path(origin).resolve().parents):
             raise ImportError(
-                f"ranksweep: a module {name!r} of {origin or 'somewhere else'} is imported already, "
+                f"ranksweep: a module {name!r} is imported already, of {origin or 'elsewhere'}, "
                 "and ranksweep has a package of that name; import ranksweep first, or rename yours"
             )
     if not any(isinstance(each, OwnPackages) for each in sys.meta_path):

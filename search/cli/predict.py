@@ -57,9 +57,7 @@ def predict(
         as_searched=as_searched,
         own_code=own_code,
     )
-    told = predict_file(
-        asked, file, out, at_once=batch_size, prefix=prefix, overwrite=overwrite
-    )
+    told = predict_file(asked, file, out, at_once=batch_size, prefix=prefix, overwrite=overwrite)
     lines = [f"{told.rows:,} rows in {told.out}, with {', '.join(told.columns)}"]
     if told.confirms:
         lines.append(

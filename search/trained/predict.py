@@ -145,13 +145,18 @@ def predict_file(
     source = located(place, place)
     if is_saved_dataset(source):
         raise DataError(f"{file}: is a folder; name a file, such as one of Parquet")
+    try:
+        source.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     target = file.with_name(f"{file.stem}.predicted{file.suffix}") if out is None else out
     _check_out(source, target, overwrite)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    done, columns = 0, ()
+    done = 0
+    columns: tuple[str, ...] = ()
     try:
         with answering(asked, own_device()) as model:
-            with closing(beside(source, place, model.asked, part, at_once)) as parts:  # type: ignore[type-var]
+            with closing(beside(source, place, model.asked, part, at_once)) as parts:
                 for records, write in parts:
                     told = renamed(model.answers(records, place), prefix)
                     write(told)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from trainables.tasks.records import Asked, Records
 
 New = Mapping[str, Sequence[Any]]
 """New columns by name."""
-Parts = Iterator[tuple[Records, Callable[[New], None]]]
+Parts = Generator[tuple[Records, Callable[[New], None]]]
 """Some rows of a file, and what writes them with their new columns."""
 
 
@@ -48,8 +48,8 @@ def _check_new(new: New, there: Sequence[str], place: str) -> None:
             )
 
 
-def _text(out: Path, **more: Any) -> IO[str]:
-    return out.open("w", encoding="utf-8", errors=ESCAPED, **more)
+def _text(out: Path) -> IO[str]:
+    return out.open("w", encoding="utf-8", errors=ESCAPED, newline="")
 
 
 # -- tables of text --------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def _table(
 ) -> Parts:  # fmt: skip
     records = replace(read(path, place, asked, every=True), folder=path.parent)
     names = list(records.columns)
-    with _text(out, newline="") as file:
+    with _text(out) as file:
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
 
         def write(part: Records, new: New) -> None:

@@ -170,9 +170,9 @@ def _parsed(
     label = next((header.index(column) for column, key in asked.items() if key == "label"), None)
     if every:
         check_columns(dict.fromkeys(header, "data"), header, place)  # none twice
-    kept = header if every else asked
-    table = _Table(len(header), {column: [] for column in kept})
-    values = [(table.columns[column], header.index(column)) for column in kept]
+    names = header if every else list(asked)
+    table = _Table(len(header), {column: [] for column in names})
+    values = [(table.columns[column], header.index(column)) for column in names]
     suspects: list[tuple[int, int, list[str | None]]] = []
     while True:
         first = reader.line_num + 1

@@ -49,8 +49,8 @@ class Answering:
         """Raise UsageError where the task is of a kind that predicts nothing of rows."""
         if type(self.kind).predictions is Kind.predictions:
             raise UsageError(
-                f"task.kind: {self.settings.kind} predicts nothing of rows; give it `questions` and "
-                "`predictions`, as trainables.tasks.kinds.kind.Kind has them"
+                f"task.kind: {self.settings.kind} predicts nothing of rows; give it `questions` "
+                "and `predictions`, as trainables.tasks.kinds.kind.Kind has them"
             )
 
     @torch.no_grad()

@@ -84,7 +84,9 @@ def write_wheel(folder: Path) -> Path:
             "Tag: py3-none-any",
             f"Build: {build}",
         ),
-        f"{info}/entry_points.txt": _lines("[console_scripts]", "ranksweep = ranksweep.command:main"),
+        f"{info}/entry_points.txt": _lines(
+            "[console_scripts]", "ranksweep = ranksweep.command:main"
+        ),
     }
     record = f"{info}/RECORD"
     files[record] = _record(files, record)
