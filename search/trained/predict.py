@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from search.queries.trial_run import TrialRun, find_trial
-from search.trained.its_task import its_files, task_settings
+from search.trained.its_task import task_settings
 from spaces.errors import ConfigError, DataError, RanksweepError
 from trainables.bases.quantization import Quantization
 from trainables.tasks.beside import beside
@@ -95,12 +95,10 @@ def answering(asked: Asked, device: torch.device) -> Iterator[Answering]:
     run = asked.run
     trained = run.trained(own_code=asked.own_code)
     settings = task_settings(run, own_code=asked.own_code)
-    with its_files(run), ExitStack() as open_:
-        quantization = _quantization(run, device)
-        base = load_its_base(trained.facts, asked.base_uri, device, quantization)
-        model = Answering(settings, trained.facts.labels, base.model, device, base.uri)
-        model.check()
-        open_.enter_context(restored(trained, run.plan(), base))
+    base = load_its_base(trained.facts, asked.base_uri, device, _quantization(run, device))
+    model = Answering(settings, trained.facts.labels, base.model, device, base.uri)
+    model.check()
+    with restored(trained, run.plan(), base):
         yield model
 
 
