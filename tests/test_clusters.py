@@ -55,7 +55,7 @@ def needed_by_pip() -> set[str]:
     """The files and folders that the project is built of."""
     settings = ("setup.py", "setup.cfg", "MANIFEST.in")
     there = {name for name in settings if (ROOT / name).exists()}
-    floors = {"search", "trainables", "spaces", "ranksweep.py"}
+    floors = {"search", "trainables", "spaces", "ranksweep"}
     return {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], *floors, *there}
 
 

@@ -192,15 +192,4 @@ def run_launch(
             return Result(known[-1], drawn_launch(config, known[-1]), cut_off)
     if profile_only:
         return Result(result, drawn_profile(config, result))
-    error = ""
-    if not result.best:
-        reason = (
-            f" ({result.reason})" if result.reason else "; see their errors above and in MLflow"
-        )
-        error = f"{config.name}: no trial ran to its end{reason}"
-    elif result.untold:
-        error = (
-            f"{config.name}: {result.untold} records of its trials are not in MLflow; launch with "
-            "--resume once it answers"
-        )
-    return Result(result, drawn_launch(config, result), error)
+    return Result(result, drawn_launch(config, result), result.failure or "")

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -382,6 +383,14 @@ class View(Progress, AbstractContextManager["View"]):
             told += [f"about {cells['left']} left"] if cells["left"] else []
             words.append(", ".join(told))
         return "; ".join(words)
+
+
+def lines_view(name: str, *, metric: str, to: TextIO | None) -> View:
+    """One that writes plain lines to `to`, whatever that is; nothing where there is none."""
+    console = Console(
+        file=to, quiet=to is None, force_terminal=False, force_jupyter=False, color_system=None
+    )
+    return View(name, metric=metric, console=console)
 
 
 def _one_class(collapsed: bool) -> str:

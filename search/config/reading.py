@@ -23,7 +23,7 @@ TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """`raw` with each "a.b=value" put in; the value is read as YAML."""
-    result = dict(raw)
+    values: list[tuple[str, Sequence[str], Any]] = []
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
@@ -34,19 +34,36 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         where = f"--set {path.strip()}"
         if not text.strip():
             raise ConfigError(f"{where}: has no value; write one, or null for none")
-        _put(result, keys, parse_yaml(text, where))
+        values.append((where, keys, parse_yaml(text, where)))
+    return _with_values(raw, values)
+
+
+def with_values(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`raw` with each value put in at its dotted key, such as "train.epochs"."""
+    for name in values:
+        if not all(name.split(".")):
+            raise ConfigError(f"overrides: {name!r} is no key; write for example train.epochs")
+    return _with_values(
+        raw, [(f"overrides {name}", name.split("."), value) for name, value in values.items()]
+    )
+
+
+def _with_values(
+    raw: Mapping[str, Any], values: Iterable[tuple[str, Sequence[str], Any]]
+) -> dict[str, Any]:
+    result = dict(raw)
+    for where, keys, value in values:
+        _put(result, where, keys, value)
     return result
 
 
-def _put(mapping: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def _put(mapping: dict[str, Any], given: str, keys: Sequence[str], value: Any) -> None:
     inner = mapping
     for depth, key in enumerate(keys[:-1]):
         below = inner.get(key)
         if below is not None and not isinstance(below, Mapping):
             where = ".".join(keys[: depth + 1])
-            raise ConfigError(
-                f"--set {'.'.join(keys)}: {where} is not a mapping; set {where} as a whole"
-            )
+            raise ConfigError(f"{given}: {where} is not a mapping; set {where} as a whole")
         inner[key] = dict(below or {})
         inner = inner[key]
     inner[keys[-1]] = value
@@ -81,7 +98,13 @@ def load_sweep(
     `store` and `tracking` are those of the command line; they win over the file. Raises ConfigError
     or ChoiceError, one line with the full path of the key.
     """
-    raw = written_sweep(path, overrides)
+    return sweep_of(written_sweep(path, overrides), store=store, tracking=tracking)
+
+
+def sweep_of(
+    raw: dict[str, Any], *, store: str | None = None, tracking: str | None = None
+) -> SweepConfig:
+    """The sweep that plain data say, with files where they are; the rest as in `load_sweep`."""
     configured = raw.get("store")
     if configured is None or isinstance(configured, str):
         raw["store"] = resolve_store(store, configured)
@@ -99,9 +122,17 @@ def written_sweep(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, 
     Raises ConfigError where the file or an override cannot be read.
     """
     path = Path(path)
-    raw = apply_overrides(read_mapping(path), overrides)
-    _locate_files(raw, path.parent)
-    return raw
+    return with_files(apply_overrides(read_mapping(path), overrides), path.parent)
+
+
+def with_files(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A sweep in plain data with its files where they are: here, or in `folder`.
+
+    Raises ConfigError where a chat template cannot be read.
+    """
+    result = dict(raw)
+    _locate_files(result, folder)
+    return result
 
 
 def parse_sweep(raw: Mapping[str, Any]) -> SweepConfig:

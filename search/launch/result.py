@@ -58,6 +58,21 @@ class LaunchResult:
             f"constant_answer_{split}": each.value for split, each in self.constant_answers.items()
         }
 
+    @property
+    def failure(self) -> str | None:
+        """What of a launch that went to its end has failed, in one line; None where nothing."""
+        if not self.best:
+            reason = (
+                f" ({self.reason})" if self.reason else "; see their errors above and in MLflow"
+            )
+            return f"{self.name}: no trial ran to its end{reason}"
+        if self.untold:
+            return (
+                f"{self.name}: {self.untold} records of its trials are not in MLflow; launch with "
+                "--resume once it answers"
+            )
+        return None
+
     def judge(self) -> None:
         """Set `nothing_learned` by what is best now."""
         self.nothing_learned = None

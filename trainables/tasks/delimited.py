@@ -37,19 +37,20 @@ _SEPARATED = {
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
-def csv_records(path: Path, place: str, asked: Asked) -> Records:
-    """The columns `asked` of a CSV file. Raises DataError where one cannot be had, or a row."""
-    table = _read(path, place, asked, ",")
+def csv_records(path: Path, place: str, asked: Asked, *, every: bool = False) -> Records:
+    """The columns `asked` of a CSV file, or `every` one. Raises DataError where one cannot be had,
+    or a row."""
+    table = _read(path, place, asked, ",", every=every)
     if faults := table.faults():
         raise DataError(f"{place}: {faults}")
     return table.records(path)
 
 
-def tsv_records(path: Path, place: str, asked: Asked) -> Records:
-    """The columns `asked` of a TSV file. Raises DataError where one cannot be had, or a row."""
-    table = _read(path, place, asked, "\t")
+def tsv_records(path: Path, place: str, asked: Asked, *, every: bool = False) -> Records:
+    """The same of a TSV file."""
+    table = _read(path, place, asked, "\t", every=every)
     if table.misquoted or table.swallowed:
-        plain = _read(path, place, asked, "\t", quoted=False)
+        plain = _read(path, place, asked, "\t", quoted=False, every=every)
         if not plain.faults():
             return plain.records(
                 path, f"{place}: its quote marks do not quote fields; they are read as they stand"
@@ -119,14 +120,21 @@ def _spans(spans: list[tuple[int, int]]) -> str:
     return (f"line {first}" if first == last else f"lines {first} to {last}") + more
 
 
-def _read(path: Path, place: str, asked: Asked, delimiter: str, quoted: bool = True) -> _Table:
+def _read(
+    path: Path,
+    place: str,
+    asked: Asked,
+    delimiter: str,
+    quoted: bool = True,
+    every: bool = False,
+) -> _Table:
     encoding = encoding_of(path, place)
     try:
         with (
             _fields_of_any_length(),
             path.open(encoding=encoding, errors=ESCAPED, newline="") as file,
         ):
-            return _parsed(file, place, asked, delimiter, quoted)
+            return _parsed(file, place, asked, delimiter, quoted, every)
     except UnicodeDecodeError as error:
         raise broken_off(place, encoding) from error
 
@@ -142,7 +150,9 @@ def _fields_of_any_length() -> Iterator[None]:
             csv.field_size_limit(before)
 
 
-def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quoted: bool) -> _Table:
+def _parsed(
+    lines: Iterable[str], place: str, asked: Asked, delimiter: str, quoted: bool, every: bool
+) -> _Table:
     taken: list[str] = []  # the lines of the row that is being read
 
     def kept() -> Iterator[str]:
@@ -158,8 +168,11 @@ def _parsed(lines: Iterable[str], place: str, asked: Asked, delimiter: str, quot
     )
     header = _header(reader, taken, place, asked, delimiter)
     label = next((header.index(column) for column, key in asked.items() if key == "label"), None)
-    table = _Table(len(header), {column: [] for column in asked})
-    values = [(table.columns[column], header.index(column)) for column in asked]
+    if every:
+        check_columns(dict.fromkeys(header, "data"), header, place)  # none twice
+    names = header if every else list(asked)
+    table = _Table(len(header), {column: [] for column in names})
+    values = [(table.columns[column], header.index(column)) for column in names]
     suspects: list[tuple[int, int, list[str | None]]] = []
     while True:
         first = reader.line_num + 1

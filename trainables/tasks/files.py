@@ -50,7 +50,7 @@ def file_records(source: str, place: str, asked: Asked) -> Records:
 
 def file_chunks(source: str, place: str, asked: Asked, *, whole: bool) -> Iterator[Records]:
     """As `file_records`, in parts where it is large, unless it is asked for `whole`."""
-    path = _located(source, place)
+    path = located(source, place)
     try:
         if is_saved_dataset(path):
             yield from _saved_chunks(path, place, asked, whole)
@@ -115,8 +115,9 @@ def _part(columns: Mapping[str, Sequence[object]], start: int, of: int) -> Recor
     return Records(columns, range(start + 1, end + 1), read_so_far=read_so_far)
 
 
-def _located(source: str, place: str) -> Path:
-    """The file, in an installed package where its name says so."""
+def located(source: str, place: str) -> Path:
+    """The file, in an installed package where its name says so. Raises DataError where there is
+    none, or of no suffix that is read."""
     if source.startswith("package:"):
         try:
             return package_path(place, source.removeprefix("package:"))
@@ -165,16 +166,28 @@ def _parquet_records(path: Path, place: str, asked: Asked) -> Records:
 
 
 def _parquet_chunks(path: Path, place: str, asked: Asked) -> Iterator[Records]:
+    yield from (records for records, _ in parquet_parts(path, place, asked, list(asked)))
+
+
+def parquet_parts(
+    path: Path,
+    place: str,
+    asked: Asked,
+    kept: list[str] | None = None,
+    at_once: int | None = None,
+) -> Iterator[tuple[Records, pyarrow.Table]]:
+    """The rows of a Parquet file in parts, of `at_once` rows or of `PART` bytes, each with the
+    table of its columns `kept`, else of all."""
     start = 0
     # Else a whole row group is read ahead, which may be the whole file.
     with _parquet(path, place, asked, pre_buffer=False, buffer_size=2**20) as file:
         rows = file.metadata.num_rows
         groups = range(file.metadata.num_row_groups)
         size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
-        for batch in file.iter_batches(_rows_of_a_part(size, rows), columns=list(asked)):
+        for batch in file.iter_batches(at_once or _rows_of_a_part(size, rows), columns=kept):
             table = pyarrow.Table.from_batches([batch])
             columns = {column: _python_values(table.column(column)) for column in asked}
-            yield replace(_part(columns, start, rows), folder=path.parent)
+            yield replace(_part(columns, start, rows), folder=path.parent), table
             start += table.num_rows
 
 
@@ -226,6 +239,11 @@ def _decoded(value: bytes | None) -> object:
 
 def _json_records(path: Path, place: str, asked: Asked) -> Records:
     """Rows of a JSON array of objects, or of one object a line."""
+    return _json_whole(path, place, asked)[0]
+
+
+def _json_whole(path: Path, place: str, asked: Asked) -> tuple[Records, list[Any]]:
+    """The same, with the objects themselves."""
     text = read_text(path, place)
     if text.lstrip().startswith("["):
         unit = "row"
@@ -245,17 +263,25 @@ def _json_records(path: Path, place: str, asked: Asked) -> Records:
     _check_objects(rows, records, place)
     if rows:
         check_columns(asked, list(dict.fromkeys(key for row in rows for key in row)), place)
-    return replace(records, columns=_columns_of(rows, asked))
+    return replace(records, columns=_columns_of(rows, asked)), rows
 
 
 def _json_chunks(path: Path, place: str, asked: Asked) -> Iterator[Records]:
     """Rows of one object a line; of an array in one part."""
+    yield from (records for records, _ in json_parts(path, place, asked))
+
+
+def json_parts(
+    path: Path, place: str, asked: Asked
+) -> Iterator[tuple[Records, list[dict[str, Any]]]]:
+    """The same, each part with its objects; a key that one has twice has the value TWICE there."""
     encoding, read = encoding_of(path, place), 0
     with _lines_of(path, place, encoding) as lines:
         there: set[str] = set()
         while part := _within(lines, PART):
             if not read and part[0][1].lstrip().startswith("["):
-                yield replace(_json_records(path, place, asked), folder=path.parent)
+                records, rows = _json_whole(path, place, asked)
+                yield replace(records, folder=path.parent), rows
                 return
             read += len(part)
             described = Records(
@@ -267,7 +293,7 @@ def _json_chunks(path: Path, place: str, asked: Asked) -> Iterator[Records]:
             if not there >= asked.keys():  # the rows to come may have it
                 there |= _keys_of(path, place, encoding)
                 check_columns(asked, list(there), place)
-            yield replace(described, columns=_columns_of(rows, asked))
+            yield replace(described, columns=_columns_of(rows, asked)), rows
 
 
 def _keys_of(path: Path, place: str, encoding: str) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -36,6 +36,16 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def between(self, start: int, end: int) -> Records:
+        """Those records from the one at `start` up to the one at `end`."""
+        end = min(end, len(self))
+        if (start, end) == (0, len(self)):
+            return self
+        part = {name: values[start:end] for name, values in self.columns.items()}
+        before = 0 if self.read_so_far is None else self.read_so_far - len(self)
+        numbers = self.numbers[start:end]
+        return replace(self, columns=part, numbers=numbers, read_so_far=before + end)
 
     def where(self, indices: Sequence[int]) -> str:
         """Of how many records the ones at `indices` are, and where the first of them lie."""

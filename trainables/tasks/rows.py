@@ -26,6 +26,9 @@ from trainables.tasks.stored_rows import RowFile, Stored, canonical
 from trainables.tasks.suite import member_errors, member_settings, of_member
 
 SPLITS = ("train", "dev", "test")
+ASKED = "rows"
+"""A split of rows that a trained model is to answer: nothing is learned or chosen by them, so they
+may be as they are."""
 Input = str | Picture
 BLOCK = 2**20
 """Characters of rows that become tokens at a time: a tokenizer takes 50 times their bytes."""

@@ -19,7 +19,7 @@ from trainables.bases.parts import load_tokenizer
 from trainables.tasks.care import Cuts
 from trainables.tasks.grouping import of_like_length
 from trainables.tasks.reading import by_length
-from trainables.tasks.rows import Rows
+from trainables.tasks.rows import ASKED, Rows
 from trainables.tasks.settings import TaskSettings
 from trainables.tasks.split import Pass, Split
 from trainables.tasks.work import Work
@@ -159,11 +159,13 @@ def token_splits(
     for split, encoded in splits.items():
         check_vocabulary(encoded, rows[split], tokenizer, limits.vocabulary, split, base_uri)
         _check_types(encoded, limits.types, split, base_uri)
-        _check_unknown(encoded, tokenizer, settings, split, base_uri)
+        if split != ASKED:
+            _check_unknown(encoded, tokenizer, settings, split, base_uri)
         _check_ends(encoded, rows[split], limits.end, split, base_uri)
     check_padding(tokenizer, limits.vocabulary, base_uri)
     first = next(iter(splits))  # train, unless a suite's member is encoded
-    _check_told_apart(splits[first], rows[first], settings, base_uri)
+    if first != ASKED:
+        _check_told_apart(splits[first], rows[first], settings, base_uri)
     _warn_of_size(len(tokenizer), limits.vocabulary, base_uri)
     notes = (
         _cuts(encoded, rows[split], tokenizer, settings.max_length).note(

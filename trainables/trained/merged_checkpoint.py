@@ -31,6 +31,24 @@ def write_merged_checkpoint(
     itself. `update` is what to merge in place of the whole update. Raises UsageError where the
     update cannot be merged.
     """
+    merge_into_base(adaptation, base, labels, update)
+    with quiet():
+        base.model.save_pretrained(folder)
+    # Byte for byte: transformers leaves out what it takes for a default, and refuses some.
+    theirs = locate(base.uri) / GENERATION_CONFIG
+    if theirs.is_file() and (folder / GENERATION_CONFIG).is_file():
+        shutil.copyfile(theirs, folder / GENERATION_CONFIG)
+    write_processor(base.uri, folder, tokenizing)
+
+
+def merge_into_base(
+    adaptation: Adaptation,
+    base: Base,
+    labels: Sequence[str],
+    update: Mapping[str, Factors] | None = None,
+) -> None:
+    """Put the update into the parameters of the base in memory, and the names of its outputs into
+    its config; the head stays in its place as long as the adaptation is open. As above."""
     if update is None:
         changed = adaptation.merged()
     else:
@@ -45,10 +63,3 @@ def write_merged_checkpoint(
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: i for i, label in enumerate(labels)}
-    with quiet():
-        model.save_pretrained(folder)
-    # Byte for byte: transformers leaves out what it takes for a default, and refuses some.
-    theirs = locate(base.uri) / GENERATION_CONFIG
-    if theirs.is_file() and (folder / GENERATION_CONFIG).is_file():
-        shutil.copyfile(theirs, folder / GENERATION_CONFIG)
-    write_processor(base.uri, folder, tokenizing)

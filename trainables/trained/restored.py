@@ -14,15 +14,20 @@ from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.registry import adaptation_for
 from trainables.bases.heads import is_within
 from trainables.bases.loading import Base, load_base
+from trainables.bases.quantization import Quantization
 from trainables.tasks.kinds.registry import kind_of
 from trainables.trained.weights import Trained, TrainedFacts
 
 
 def load_its_base(
-    facts: TrainedFacts, uri: str | None = None, device: torch.device | str = "cpu"
+    facts: TrainedFacts,
+    uri: str | None = None,
+    device: torch.device | str = "cpu",
+    quantization: Quantization | None = None,
 ) -> Base:
     """Load the base that a trial was trained on, in its dtype, from where it was or from `uri`.
 
+    Its weights are as they are in its files, unless a `quantization` is wanted.
     Raises BaseModelError where there is no such base, or one of other content.
     """
     # transformers imports DeepSpeed to save a model, and that warns of a machine without a GPU.
@@ -35,6 +40,7 @@ def load_its_base(
             len(facts.labels) or 1,
             getattr(torch, facts.dtype),
             device,
+            quantization,
         )
     except BaseModelError as error:
         if uri is not None:

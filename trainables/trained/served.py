@@ -13,22 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spaces.errors import DataError
 from trainables.bases.parts import auto_class, quiet
-from trainables.engine.workers import Workers
 from trainables.tasks.kinds.registry import kind_of
 from trainables.tasks.language.chat_template import read_chat_template
 from trainables.tasks.own import is_own
-from trainables.tasks.records import Records, check_columns
-from trainables.tasks.rows import Rows, content_hash
+from trainables.tasks.records import check_columns
 from trainables.tasks.settings import DataSettings, TaskSettings
-from trainables.tasks.task import Task
+from trainables.trained.answering import Answering, records_of
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
 TASK_FILE = "ranksweep_task.json"
-_SPLIT = "test"
 _PLACE = "the rows"
 
 
@@ -88,22 +84,12 @@ class ServedTask:
         columns = {name: rows[name].tolist() for name in self.columns}
         return pd.DataFrame(self.answers(columns), index=rows.index)
 
-    @torch.no_grad()
     def answers(self, columns: Mapping[str, Sequence[object]]) -> dict[str, list[Any]]:
         """The same of columns by name."""
-        kind, settings = kind_of(self.settings.kind), self.settings
+        where = f"path:{self.folder}"
+        answering = Answering(self.settings, (), self.model, self.device, where)
         count = len(next(iter(columns.values())))
-        if not count:
-            return {"prediction": []}
-        read = kind.questions(Records(columns, range(1, count + 1)), settings, _PLACE)
-        if read.faults:
-            raise DataError("; also ".join(dict.fromkeys(read.faults)))
-        hashes = [content_hash(*row) for row in zip(read.inputs, read.labels, strict=True)]
-        rows = Rows(read.inputs, read.labels, hashes)  # not `of`, which would put them in order
-        encoded = kind.encode({_SPLIT: rows}, (), settings, f"path:{self.folder}")
-        task = Task(settings.name, settings.kind, (), encoded.splits, settings.metric, "", "")
-        readings = kind.readings(self.model, task, _SPLIT, Workers(0, 1, self.device))
-        return kind.predictions(task, _SPLIT, readings, read.inputs, settings)
+        return answering.answers(records_of(columns, count), _PLACE)
 
 
 def _load_pyfunc(path: str) -> ServedTask:

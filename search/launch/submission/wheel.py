@@ -22,8 +22,7 @@ from packaging.requirements import Requirement
 from spaces.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
-FLOORS = ("search", "trainables", "spaces")
-COMMAND = "ranksweep.py"
+PACKAGES = ("ranksweep", "search", "trainables", "spaces")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time that a zip file knows: a wheel of the same files is the same file."""
 
@@ -85,7 +84,9 @@ def write_wheel(folder: Path) -> Path:
             "Tag: py3-none-any",
             f"Build: {build}",
         ),
-        f"{info}/entry_points.txt": _lines("[console_scripts]", "ranksweep = ranksweep:main"),
+        f"{info}/entry_points.txt": _lines(
+            "[console_scripts]", "ranksweep = ranksweep.command:main"
+        ),
     }
     record = f"{info}/RECORD"
     files[record] = _record(files, record)
@@ -100,9 +101,9 @@ def write_wheel(folder: Path) -> Path:
 
 def _files() -> Iterator[tuple[str, bytes]]:
     """Name in the wheel -> content, in order of the names."""
-    found = [ROOT / COMMAND]
-    for floor in FLOORS:
-        found += [file for file in (ROOT / floor).rglob("*") if file.is_file()]
+    found: list[Path] = []
+    for package in PACKAGES:
+        found += [file for file in (ROOT / package).rglob("*") if file.is_file()]
     for file in sorted(found):
         if "__pycache__" not in file.parts:
             yield file.relative_to(ROOT).as_posix(), file.read_bytes()

@@ -145,6 +145,30 @@ class Causal(LanguageKind):
         rows = RowStatistics(task.metric, task.fingerprint, statistics)
         return Measurement(metrics["loss"], metrics, rows)
 
+    def question_columns(self, settings: TaskSettings) -> tuple[str, ...]:
+        return tuple(self.columns(settings))
+
+    def questions(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        """All of a row: what is told of it is how likely its own answer is."""
+        return self.read(records, settings, place)
+
+    def predictions(
+        self,
+        task: Task,
+        split: str,
+        readings: Any,
+        rows: Sequence[tuple[Input, ...]],
+        settings: TaskSettings,
+    ) -> dict[str, list[Any]]:
+        """Of each row the mean loss of the tokens that bear one, its perplexity, and how many of
+        them there are."""
+        import numpy as np
+
+        tokens = task.splits[split].targets
+        loss = readings / tokens
+        told = {"loss": loss, "perplexity": np.exp(loss), "tokens": tokens}
+        return {name: values.tolist() for name, values in told.items()}
+
     def usage(
         self, settings: TaskSettings, labels: Sequence[str], folder: str, base: Base
     ) -> Usage:

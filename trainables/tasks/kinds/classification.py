@@ -75,6 +75,23 @@ class ClassKind(Kind):
         right = labels_of(task.splits[split]).tolist()
         return [task.labels[i] for i in said], [task.labels[i] for i in right]
 
+    def predictions(
+        self,
+        task: Task,
+        split: str,
+        readings: torch.Tensor,
+        rows: Sequence[tuple[Input, ...]],
+        settings: TaskSettings,
+    ) -> dict[str, list[Any]]:
+        """The class of each row, its probability as `score`, and that of each class."""
+        shares = readings.softmax(-1)
+        chosen = readings.argmax(-1)
+        told = {
+            "prediction": [task.labels[i] for i in chosen.tolist()],
+            "score": shares.gather(-1, chosen[:, None])[:, 0].tolist(),
+        }
+        return told | {f"score_{name}": shares[:, i].tolist() for i, name in enumerate(task.labels)}
+
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import constant_class
 
@@ -121,11 +138,16 @@ class ImageClassification(ClassKind):
 
     def read(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
         from trainables.tasks.classes import labelled
+
+        read = self.questions(records, settings, place)
+        return labelled(read, records, settings.label, place)
+
+    def questions(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
         from trainables.tasks.pictures import pictures_of
 
         assert settings.image is not None, "a checked section names it"
         inputs, faults = pictures_of(settings.image, records, place)
-        return labelled(ReadRows(inputs, (), faults), records, settings.label, place)
+        return ReadRows(inputs, [""] * len(inputs), faults)
 
     def written(self, row: tuple[Input, ...], label: str, settings: TaskSettings) -> dict[str, Any]:
         (picture,) = row

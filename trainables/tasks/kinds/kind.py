@@ -206,8 +206,10 @@ class Kind(ABC):
         return tuple(self.input_columns(settings))
 
     def questions(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
-        """The rows of records that lack their answers, with one in its place that says nothing."""
-        raise NotImplementedError("a kind that answers rows reads them")
+        """The rows of records that lack their answers, with one in its place that says nothing;
+        empty where a task's first class is put there. Raises NotImplementedError for a kind that
+        predicts nothing of rows."""
+        raise NotImplementedError("a kind that predicts reads them")
 
     def predictions(
         self,
@@ -218,8 +220,8 @@ class Kind(ABC):
         settings: TaskSettings,
     ) -> dict[str, list[Any]]:
         """Columns of what is answered for each row of a split, whose inputs are `rows`; the answer
-        itself is `prediction`."""
-        raise NotImplementedError("a kind that answers rows gives them")
+        itself is `prediction`, where the kind has one."""
+        raise NotImplementedError("a kind that predicts gives them")
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         """The best answer by the task's metric that is the same for every row; None where there is

@@ -192,12 +192,20 @@ class MultipleChoice(LanguageKind):
         rows: Sequence[tuple[Input, ...]],
         settings: TaskSettings,
     ) -> dict[str, list[Any]]:
-        """The likeliest option of each row by the task's metric, and its place from 0."""
-        from trainables.tasks.language.choice_metrics import likeliest_by
+        """The likeliest option of each row by the task's metric, its place from 0, and the score
+        of each option that it is the likeliest by: its log-likelihood, as the metric divides it."""
+        from trainables.tasks.language.choice_metrics import likeliest, scores_by
 
-        chosen = likeliest_by(task.metric, readings, choices_of(task, split).choices).tolist()
-        options = [row[1:][index] for row, index in zip(rows, chosen, strict=True)]
-        return {"prediction": options, "index": chosen}
+        scores = scores_by(task.metric, readings, choices_of(task, split).choices)
+        chosen = likeliest(scores).tolist()
+        options = [row[1:] for row in rows]
+        return {
+            "prediction": [each[index] for each, index in zip(options, chosen, strict=True)],
+            "index": chosen,
+            "scores": [
+                own[: len(each)].tolist() for own, each in zip(scores, options, strict=True)
+            ],
+        }
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import ConstantAnswer

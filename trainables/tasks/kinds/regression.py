@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trainables.engine.workers import Workers
     from trainables.tasks.constant_answer import ConstantAnswer
     from trainables.tasks.records import Records
-    from trainables.tasks.rows import Rows
+    from trainables.tasks.rows import Input, Rows
     from trainables.tasks.settings import TaskSettings
     from trainables.tasks.task import Task
 
@@ -31,6 +31,7 @@ class Regression(TextInputs):
     metrics = ("pearson", "spearman", "mse")
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     pipeline: ClassVar[str | None] = "text-classification"
+    no_label = "0.0"
 
     def with_labels(
         self, read: ReadRows, records: Records, settings: TaskSettings, place: str
@@ -109,6 +110,17 @@ class Regression(TextInputs):
         from trainables.tasks.split import labels_of
 
         return readings[:, 0].tolist(), labels_of(task.splits[split]).tolist()
+
+    def predictions(
+        self,
+        task: Task,
+        split: str,
+        readings: torch.Tensor,
+        rows: Sequence[tuple[Input, ...]],
+        settings: TaskSettings,
+    ) -> dict[str, list[Any]]:
+        """The number of each row."""
+        return {"prediction": readings[:, 0].tolist()}
 
     def constant_answer(self, task: Task, split: str) -> ConstantAnswer | None:
         from trainables.tasks.constant_answer import ConstantAnswer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,12 @@ def template_fault(template: str) -> str | None:
 
 
 class TextInputs(Kind):
-    """A row is one or two texts, or one that a template composes, and a label beside them."""
+    """A row is one or two texts, or one that a template composes, and a label beside them.
 
+    `no_label` stands for the label of a row that has none; it says nothing.
+    """
+
+    no_label: ClassVar[str] = ""
     keys = frozenset({"text", "template"})
 
     def refusal(self, key: str, value: object, given: Mapping[str, Any]) -> str | None:
@@ -60,21 +64,25 @@ class TextInputs(Kind):
         return dict.fromkeys(settings.text, "text")
 
     def read(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
+        return self.with_labels(self.questions(records, settings, place), records, settings, place)
+
+    def questions(self, records: Records, settings: TaskSettings, place: str) -> ReadRows:
         from trainables.tasks.values import strings_of
 
         if settings.template:
             from trainables.tasks.language.forms import template_texts
 
             composed, faults = template_texts(settings.template, records, place)
-            read = ReadRows([(text,) for text in composed], (), faults)
-            return self.with_labels(read, records, settings, place)
+            return self._unlabelled([(text,) for text in composed], faults)
         columns, faults = [], []
         for column in settings.text:
             strings, wrong = strings_of(records, column, "text")
             columns.append(strings)
             faults += [f"task.text: {place} has {fault}" for fault in wrong]
-        inputs = list(zip(*columns, strict=not faults))
-        return self.with_labels(ReadRows(inputs, (), faults), records, settings, place)
+        return self._unlabelled(list(zip(*columns, strict=not faults)), faults)
+
+    def _unlabelled(self, inputs: Sequence[tuple[str, ...]], faults: list[str]) -> ReadRows:
+        return ReadRows(inputs, [self.no_label] * len(inputs), faults)
 
     def with_labels(
         self, read: ReadRows, records: Records, settings: TaskSettings, place: str

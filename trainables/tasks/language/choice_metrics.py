@@ -25,16 +25,24 @@ def hits(scores: Floats, right: Counts, divisor: Counts | None = None) -> Floats
 
 def likeliest(scores: Floats, divisor: Counts | None = None) -> Counts:
     """The first of the options with the highest score, int64 [n], divided as in `hits`."""
-    if divisor is not None:
-        scores = scores / np.maximum(divisor, 1)
+    scores = _divided(scores, divisor)
     best: Counts = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
     return best
 
 
+def _divided(scores: Floats, divisor: Counts | None) -> Floats:
+    return scores if divisor is None else scores / np.maximum(divisor, 1)
+
+
+def scores_by(metric: str, scores: Floats, rows: ChoiceRows) -> Floats:
+    """The scores that a metric judges by, float64 [n, K]; those of a metric of the user's own as
+    they are."""
+    return _divided(scores, _divisors(rows).get(metric))
+
+
 def likeliest_by(metric: str, scores: Floats, rows: ChoiceRows) -> Counts:
-    """The option of each row that a metric judges by, int64 [n]; by that of a metric of the user's
-    own the likeliest as it is."""
-    return likeliest(scores, _divisors(rows).get(metric))
+    """The option of each row that a metric judges by, int64 [n]."""
+    return likeliest(scores_by(metric, scores, rows))
 
 
 def hits_by_metric(scores: Floats, rows: ChoiceRows) -> Mapping[str, Floats]:

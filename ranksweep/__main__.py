@@ -1,0 +1,5 @@
+"""`python -m ranksweep` is the command."""
+
+from ranksweep.command import main
+
+main()

@@ -1,0 +1,210 @@
+"""What MLflow has of trials and sweeps, as frames of pandas or as typed rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from spaces.errors import RanksweepError
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+    from search.queries.best import BestRow
+    from search.queries.comparison import Comparison
+    from search.queries.history import Step
+
+
+def frame(rows: Iterable[Any], of: type[Any] | None = None) -> pd.DataFrame:
+    """Typed rows, such as `LaunchResult.best`, as a frame: a column for each field of their
+    dataclass, in its order. `of` is that dataclass, for where there may be no rows."""
+    import pandas as pd
+
+    every = list(rows)
+    kind = of or (type(every[0]) if every else None)
+    names = [] if kind is None else [each.name for each in fields(kind)]
+    return pd.DataFrame([[getattr(row, name) for name in names] for row in every], columns=names)
+
+
+@overload
+def best(
+    task: str,
+    *,
+    base: str | None = ...,
+    method: str | None = ...,
+    metric: str | None = ...,
+    max_params: int | None = ...,
+    top: int | None = ...,
+    pareto: bool = ...,
+    data: str | None = ...,
+    tracking: str | None = ...,
+    rows: Literal[False] = ...,
+) -> pd.DataFrame: ...
+
+
+@overload
+def best(
+    task: str,
+    *,
+    base: str | None = ...,
+    method: str | None = ...,
+    metric: str | None = ...,
+    max_params: int | None = ...,
+    top: int | None = ...,
+    pareto: bool = ...,
+    data: str | None = ...,
+    tracking: str | None = ...,
+    rows: Literal[True],
+) -> list[BestRow]: ...
+
+
+def best(
+    task: str,
+    *,
+    base: str | None = None,
+    method: str | None = None,
+    metric: str | None = None,
+    max_params: int | None = None,
+    top: int | None = 10,
+    pareto: bool = False,
+    data: str | None = None,
+    tracking: str | None = None,
+    rows: bool = False,
+) -> pd.DataFrame | list[BestRow]:
+    """The best complete trials of a task, best first: a row each (search/queries/best.py has the
+    columns), or the typed rows themselves.
+
+    `base` is a part of a base's name or the start of its fingerprint; `metric` ranks by another
+    than the searched one; `pareto` gives the front of metric against parameters; `data` is the
+    start of the fingerprint of other data than the newest trial's. `tracking` is MLflow's URI, by
+    default MLFLOW_TRACKING_URI or that of the working directory. Raises Error, with the reason,
+    where there is none.
+    """
+    from search.config.reading import resolve_tracking
+    from search.queries import best as its
+
+    uri = resolve_tracking(tracking)
+    asked: dict[str, Any] = {
+        "base": base,
+        "method": method,
+        "metric": metric,
+        "max_params": max_params,
+        "data": data,
+    }
+    found = its.best(uri, task, **asked, top=top, pareto=pareto)
+    if not found:
+        raise RanksweepError(its.why_none(uri, task, **asked))
+    return found if rows else frame(found)
+
+
+@overload
+def compare(
+    sweep: str,
+    *,
+    against: str = ...,
+    tracking: str | None = ...,
+    rows: Literal[False] = ...,
+) -> pd.DataFrame: ...
+
+
+@overload
+def compare(
+    sweep: str, *, against: str = ..., tracking: str | None = ..., rows: Literal[True]
+) -> Comparison: ...
+
+
+def compare(
+    sweep: str, *, against: str = "lora", tracking: str | None = None, rows: bool = False
+) -> pd.DataFrame | Comparison:
+    """A sweep's methods side by side on test, as confirmed, best mean first: a row each
+    (`Confirmation` in search/queries/comparison.py has the columns).
+
+    The frame's `attrs` have the `verdict` in one sentence, lines on what `fallen` choices do not
+    hold, and the metric of a `constant_answer`; with `rows`, the `Comparison` itself has all that.
+    `sweep` is a name or a run id, `against` the arm or method that the others are set beside.
+    Raises Error where there is no such sweep, or nothing of it was confirmed.
+    """
+    from search.config.reading import resolve_tracking
+    from search.queries import comparison
+
+    compared = comparison.compare(resolve_tracking(tracking), sweep, against)
+    if rows:
+        return compared
+    made = frame(compared.rows, comparison.Confirmation)
+    made.attrs = {
+        "verdict": comparison.verdict(compared.rows, against),
+        "fallen": list(compared.fallen),
+        "constant_answer": compared.constant,
+    }
+    return made
+
+
+@overload
+def history(
+    task: str,
+    *,
+    base: str | None = ...,
+    top: int | None = ...,
+    tracking: str | None = ...,
+    rows: Literal[False] = ...,
+) -> pd.DataFrame: ...
+
+
+@overload
+def history(
+    task: str,
+    *,
+    base: str | None = ...,
+    top: int | None = ...,
+    tracking: str | None = ...,
+    rows: Literal[True],
+) -> list[Step]: ...
+
+
+def history(
+    task: str,
+    *,
+    base: str | None = None,
+    top: int | None = None,
+    tracking: str | None = None,
+    rows: bool = False,
+) -> pd.DataFrame | list[Step]:
+    """How the best of a task has moved from sweep to sweep, base by base, the oldest first: a row
+    for each sweep (`Step` in search/queries/history.py has the columns), or the typed rows.
+
+    Of each base the `top` newest sweeps are given. Raises Error, with the reason, where there is
+    none.
+    """
+    from search.config.reading import resolve_tracking
+    from search.queries import history as its
+
+    uri = resolve_tracking(tracking)
+    found = its.history(uri, task, base=base, top=top)
+    if not found:
+        raise RanksweepError(its.why_none(uri, task, base))
+    return found if rows else frame(found)
+
+
+def report(
+    sweep: str,
+    out: str | os.PathLike[str],
+    *,
+    store: str | None = None,
+    tracking: str | None = None,
+) -> Path:
+    """Write the report of a sweep into the folder `out`, as `ranksweep report` does; returns its
+    page, which a browser opens from the file.
+
+    `sweep` is a name or a run id. `store` is where its profile is, by default the sweep's own.
+    Raises Error where there is no such sweep, ConfigError where the folder holds something else.
+    """
+    from search.reports.write import write_sweep_report
+
+    from search.config.reading import resolve_tracking
+
+    folder = Path(out)
+    write_sweep_report(resolve_tracking(tracking), sweep, folder, store)
+    return folder / "index.html"
