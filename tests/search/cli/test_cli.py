@@ -290,7 +290,7 @@ def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> No
     for words in (KEY, "2 complete, 1 pruned", "taso", "0.75", "45,624", "retention=0.1"):
         assert words in done.out
     assert "ranksweep best --task movie" in done.out
-    assert "mlflow ui --backend-store-uri sqlite:////tmp/x.db" in done.out
+    assert "mlflow server --backend-store-uri sqlite:////tmp/x.db" in done.out
     assert "search: resume=True profile_only=False" in done.err
     assert "noise" not in done.out
 
@@ -322,7 +322,7 @@ def test_a_server_of_mlflow_is_named_by_its_own_address(tmp_path: Path) -> None:
     sweep = sweep_file(tmp_path, tracking={"uri": uri})
     shown = replaced(tmp_path, body, "launch", sweep).out.splitlines()
     assert shown[-1].strip() == uri
-    assert not any("mlflow ui" in line for line in shown)
+    assert not any("mlflow server" in line for line in shown)
     assert any(line.endswith(f"--tracking {uri}") for line in shown)
 
 
