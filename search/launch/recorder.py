@@ -110,9 +110,7 @@ class Recorder:
             if (best := self._leader()) is not None:
                 self._view.best(best.number, best.arm, best.value, best.trainable_params)
         last = {k: float(metrics[k]) for k in ("head_params",) if metrics.get(k) is not None}
-        name = self._names.pop(number, None)
-        if name is not None:
-            name = measured_name(name, self._config.search.metric, value)
+        name = measured_name(self._names.pop(number, ""), self._config.search.metric, value)
         body = end_of_trial(state, error, last, collapsed=is_collapsed(metrics), name=name)
         self._relay.append(partial(self._relay.journal.end, number, body, now_ms()))
 

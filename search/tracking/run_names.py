@@ -24,9 +24,9 @@ def trial_name(
     return " ".join(parts)
 
 
-def measured_name(name: str, metric: str, value: float | None) -> str:
-    """The name of a run that is over, with what it was measured to be, if it was."""
-    return name if value is None else f"{name}: {metric} {figure(value)}"
+def measured_name(name: str, metric: str, value: float | None) -> str | None:
+    """The name of a run that is over, with what it was measured to be; None where it was not."""
+    return None if value is None else f"{name}: {metric} {figure(value)}"
 
 
 def profile_name(task: str | None, base_uri: str | None, key: str) -> str:

@@ -133,7 +133,7 @@ def test_a_confirmation_says_what_it_is_and_what_it_measured(faultless: dict[str
     assert tags["ranksweep.arm"] == tags["ranksweep.method"] == "taso"
     assert tags["ranksweep.plan_digest"] == plan_of(CHOSEN[1]["choice"]).digest
     assert run["metrics"]["test_accuracy"] == [(2, "0.25")]
-    assert run["metrics"]["epoch"] == [(2, "2.0")]
+    assert run["tags"]["ranksweep.epoch"] == "2"
     assert "accuracy" not in run["metrics"], "the dev metric of a trial"
     files = {"choice.yaml", "plan.json", "plan.safetensors", "test_rows.safetensors"}
     assert set(run["files"]) == files
