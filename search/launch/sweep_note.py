@@ -14,7 +14,6 @@ from search.launch.result import LaunchResult
 from search.queries.best_choice import BestChoice
 from search.queries.comparison import Confirmation, verdict
 from search.queries.differences import CONFIDENCE
-from search.redaction import redacted
 from search.tracking.datasets import DatasetFacts, SourceType
 from search.tracking.run_names import short_base, short_rate
 from search.wording import duration, figure
@@ -100,7 +99,7 @@ def answer(config: SweepConfig, result: LaunchResult) -> str:
     )
     said += f" ({duration(sum(result.seconds.values()))})." if result.seconds else "."
     if result.reason is not None:
-        said += f" {redacted(result.reason).rstrip('.')}."
+        said += f" {result.reason.rstrip('.')}."
     if result.nothing_learned is not None:
         return f"{said} {result.nothing_learned[0].upper()}{result.nothing_learned[1:]}."
     if result.confirmation:

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -147,12 +148,16 @@ def _drawn_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Figure:
 
 def _of_statistics(rows: RowStatistics) -> Files:
     head, columns = _columns(rows)
+    told = {"label": rows.right, "prediction": rows.answers}
+    known = {name: each for name, each in told.items() if each is not None}
+    numbers = {} if known and rows.metric in _RATES else dict(zip(head, columns, strict=True))
+    table = {"row": range(len(rows)), **known, **numbers}
     lines = [
-        [i, *(f"{value:.9g}" for value in each)]
-        for i, each in enumerate(np.column_stack(columns)[:MOST_ROWS])
+        [f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line]
+        for line in islice(zip(*table.values(), strict=True), MOST_ROWS)
     ]
     return {
-        "predictions.csv": _csv(["row", *head], lines),
+        "predictions.csv": _csv(list(table), lines),
         "distribution.png": _picture(lambda: _drawn_rows(rows.metric, head, columns)),
     }
 

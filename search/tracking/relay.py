@@ -220,12 +220,11 @@ class Relay:
             params=None if start is None else flattened(start.body["choice"]),
             metrics=[point for record in records for point in _points(record)],
             tags=_tags(records),
+            name=None if end is None else end.body.get("name"),
         )
         if end is not None:
             if (test_rows := self.journal.test_rows_of(number)) is not None:
                 tracker.log_test_rows(run_id, test_rows, self._shown(number, test_rows))
-            if (name := end.body.get("name")) is not None:
-                tracker.rename(run_id, name)
             if tries > 1:
                 tracker.delete_doubles(run_id, run.token)
             tracker.end(run_id, end.body["state"], ended_ms=end.at_ms)

@@ -16,6 +16,7 @@ from search.tracking.mlflow import (
     is_refused,
     search_runs,
 )
+from search.tracking.ui import ui_link
 
 
 class RecordedRuns:
@@ -58,6 +59,11 @@ class RecordedRuns:
                 raise
 
         return call(self.uri, look, self._patience)
+
+    def link_to(self, run_id: str) -> str | None:
+        """The page of a run in MLflow's UI; None where no server is named, or the run is gone."""
+        found = self.find(run_id)
+        return None if found is None else ui_link(self.uri, found.experiment_id, run_id)
 
     def files(self, run_id: str) -> frozenset[str]:
         """The names of a run's artifacts."""

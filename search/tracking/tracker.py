@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from search import paths
+from search.redaction import redacted_text
 from search.tracking.artifacts import check_artifacts
 from search.tracking.datasets import DatasetFacts
 from search.tracking.facts import (
@@ -134,12 +135,9 @@ class Tracker:
 
     def describe(self, run_id: str, markdown: str) -> None:
         """Set the description that MLflow's UI shows above a run, in place of one of before."""
-        text = markdown if len(markdown) <= _NOTE_CHARACTERS else markdown[:_NOTE_CHARACTERS] + "…"
+        text = redacted_text(markdown)
+        text = text if len(text) <= _NOTE_CHARACTERS else text[:_NOTE_CHARACTERS] + "…"
         self._call(lambda: self.client.set_tag(run_id, NOTE, text))
-
-    def rename(self, run_id: str, name: str) -> None:
-        """Call a run otherwise in MLflow's UI."""
-        self._call(lambda: self.client.set_tag(run_id, NAME, name))
 
     def share_view(self, key: str, view: str, at_most: int = 30) -> None:
         """Keep a shared view of the experiment's runs (search/tracking/ui.py) under its key.
@@ -329,15 +327,17 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         metrics: Iterable[Point] = (),
         tags: Mapping[str, Any] | None = None,
+        name: str | None = None,
     ) -> None:
         """Log params, metrics and tags together, in one call where they fit into one.
 
-        A point that the run has already, with the same step, value and time, is not logged again.
+        `name` is what the run is called from now on. A point that the run has already, with the same step, value and time, is not logged again.
         """
         from mlflow.entities import Metric, RunTag
 
         written = run_params(params or {})
         named = [RunTag(PREFIX + key, value) for key, value in tag_texts(tags).items()]
+        named += [] if name is None else [RunTag(NAME, name)]
         points = [
             Metric(NOT_IN_A_KEY.sub("_", point.key), point.value, point.at_ms, point.step)
             for point in metrics

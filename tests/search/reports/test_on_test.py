@@ -90,6 +90,20 @@ def test_every_other_kind_has_its_rows_and_their_distribution(
     assert files["distribution.png"][:4] == PNG
 
 
+def test_answers_that_were_kept_stand_beside_the_rows_numbers() -> None:
+    statistics = weighted(np.array([1.0, 0.0]), np.ones(2))
+    written = RowStatistics("exact_match", "rows", statistics, ('say "yes", twice', "no"))
+    lines = table(files_of_rows(written.to_bytes(), {})["predictions.csv"])
+    assert lines[0] == {"row": "0", "prediction": 'say "yes", twice', "exact_match": "1"}
+    moved = np.array([[1.0, -1.0, -0.5, 0, 0, 0], [1.0, 1.0, 0.5, 0, 0, 0]])
+    numbers = RowStatistics("pearson", "rows", moved, (2.5, 3.5), (2.0, 4.0))
+    lines = table(files_of_rows(numbers.to_bytes(), {})["predictions.csv"])
+    assert lines == [
+        {"row": "0", "label": "2", "prediction": "2.5"},
+        {"row": "1", "label": "4", "prediction": "3.5"},
+    ]
+
+
 def test_each_member_of_a_suite_has_a_folder() -> None:
     members: dict[str, MeasuredRows] = {"one": classes("accuracy"), "two": classes("accuracy")}
     files = files_of_rows(SuiteRows("accuracy", "rows", members).to_bytes(), {"two": "abc"})
