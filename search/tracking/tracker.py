@@ -331,7 +331,8 @@ class Tracker:
     ) -> None:
         """Log params, metrics and tags together, in one call where they fit into one.
 
-        `name` is what the run is called from now on. A point that the run has already, with the same step, value and time, is not logged again.
+        `name` is what the run is called from now on. A point that the run has already, with the
+        same step, value and time, is not logged again.
         """
         from mlflow.entities import Metric, RunTag
 
