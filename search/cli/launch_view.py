@@ -13,6 +13,7 @@ from search.cli.output import add_row
 from search.cli.results import confirmation_table, suite_table
 from search.config.reading import resolve_store, resolve_tracking
 from search.redaction import redacted
+from search.tracking.ui import LOCAL_SERVER, ui_link
 from search.wording import duration, figure, knobs
 
 if TYPE_CHECKING:
@@ -98,10 +99,13 @@ def _look_further(config: SweepConfig, result: LaunchResult) -> Iterator[str]:
     yield _command("ranksweep", "best", *asked, *which, *at)
     if result.confirmation:
         yield _command("ranksweep", "compare", config.name, *at)
+    run, experiment = result.sweep_run_id, result.experiment_id
     if uri.startswith(("http://", "https://")):
-        yield f"  {uri}"
+        yield f"  {(experiment and ui_link(uri, experiment, view=run)) or uri}"
     else:
-        yield _command("mlflow", "ui", "--backend-store-uri", uri)
+        yield _command("mlflow", "server", "--backend-store-uri", uri)
+        if experiment:
+            yield f"  {ui_link(LOCAL_SERVER, experiment, view=run)}"
     if "***" in uri:
         yield "  (with what stands for *** put in)"
 

@@ -76,7 +76,18 @@ def best(
     }
     rows = best.best(uri, task, **asked, top=top, pareto=pareto)
     error = "" if rows else best.why_none(uri, task, **asked)
-    return Result(rows, [best_table(rows)] if rows else [], error)
+    return Result(rows, _best_of(uri, rows) if rows else [], error)
+
+
+def _best_of(uri: str, rows: Sequence[BestRow]) -> list[RenderableType]:
+    from search.tracking.runs import RecordedRuns
+
+    drawn: list[RenderableType] = [best_table(rows)]
+    if uri.startswith(("http://", "https://")) and (
+        link := RecordedRuns(uri).link_to(rows[0].run_id)
+    ):
+        drawn.append(f"the first in MLflow: {link}")
+    return drawn
 
 
 @app.command()

@@ -59,9 +59,15 @@ def sweeps_show(
     """Show one sweep: how it stands, its best, where it is."""
     from search.paths import SweepPaths
     from search.queries.sweeps import sweep_called
+    from search.tracking.ui import ui_link
 
-    found = sweep_called(_tracking(tracking), SweepPaths().absolute().root, name)
-    return Result(_documents([found])[0], [sweep_table(found)])
+    uri = _tracking(tracking)
+    found = sweep_called(uri, SweepPaths().absolute().root, name)
+    link = None
+    if uri is not None and found.experiment_id is not None:
+        link = ui_link(uri, found.experiment_id, found.run_id)
+    shown: list[RenderableType] = [sweep_table(found), *([] if link is None else [link])]
+    return Result(_documents([found])[0], shown)
 
 
 @sweeps_app.command("remove")

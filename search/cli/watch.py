@@ -226,6 +226,7 @@ def drawn_end(reader: SweepReader, state: SweepState) -> Iterator[RenderableType
         profile_cached="profile" not in state.seconds,
         tracking_uri=redacted(reader.uri),
         sweep_run_id=state.run_id,
+        experiment_id=reader.run.experiment_id,
         states=state.states,
         best=state.best,
         seconds=state.seconds,

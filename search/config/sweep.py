@@ -282,6 +282,10 @@ class TrackingSettings(Settings):
     or arm (and those on the Pareto front of a search for two objectives), every complete trial's,
     or nobody's. `best` and `all` keep those of every confirmation too, but for `full`, whose
     weights are as large as the base: `best` keeps its first seed's."""
+    system_metrics: bool = False
+    """Log what the launch's own machine does meanwhile, every ten seconds, into the sweep's run:
+    processors, memory, disk, network and, where `nvidia-ml-py` is installed, its GPUs. Other nodes
+    of a cluster are not looked at."""
 
 
 class ConfirmSettings(Settings):

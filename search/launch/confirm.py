@@ -29,13 +29,14 @@ from search.queries.lm_eval_scores import as_metrics, settings_tags
 from search.tracking.facts import now_ms, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
+from search.tracking.run_names import measured_name, trial_name
 from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from search.tracking.weights import WeightFiles
 from search.tuning.trial import job_name
 from spaces.errors import CancelledJobError, JobError, TrackingError
 from spaces.plan import Plan
-from trainables.resident.jobs import Event, Started, TrialJob
+from trainables.resident.jobs import LOSSES, Epoch, Event, Started, TrialJob
 from trainables.tasks.collapse import is_collapsed
 from trainables.tasks.measured_rows import MeasuredRows, read_measured_rows
 
@@ -239,10 +240,15 @@ def _run_one(
     def begin() -> None:  # no more than once, as the journal keeps the first
         relay.append(partial(journal.start, run, body, now_ms(), confirmed.key))
 
-    def begun(event: Event) -> None:
-        if isinstance(event, Started):
-            begin()
-            view.trial_started(row["number"], row["arm"], plan.trainable_params, seed)
+    losses: dict[int, float] = {}
+
+    def heard(event: Event) -> None:
+        match event:
+            case Started():
+                begin()
+                view.trial_started(row["number"], row["arm"], plan.trainable_params, seed)
+            case Epoch():  # of a job that starts again the steps come again
+                losses.update(event.losses)
 
     try:
         job = TrialJob(
@@ -256,7 +262,7 @@ def _run_one(
             keep_weights=keeps_weights,
             lm_eval=asked,
         )
-        result = workers.run(job, on_event=begun)
+        result = workers.run(job, on_event=heard)
         metrics, test_rows, scores = result.metrics, result.test_rows, result.lm_eval
         if (error_text := result.lm_eval_error) is not None:
             view.message(f"confirmation of trial {row['number']}, seed {seed}: {error_text}")
@@ -271,11 +277,15 @@ def _run_one(
     if metrics:
         logged = _on_test(metrics, metric) | as_metrics(scores)
         epochs = config.train.epochs * plan.length
-        relay.append(partial(journal.epoch, run, epochs, {"metrics": logged}, now_ms()))
+        told = {"metrics": logged, LOSSES: sorted(losses.items())}
+        relay.append(partial(journal.epoch, run, epochs, told, now_ms()))
         if keeps_weights:
             _keep_weights(kept, run, workers, confirmed.job_id)
     value = float(metrics[metric]) if metrics else None
-    end = end_of_trial(state, error_text, {}, collapsed=is_collapsed(metrics))
+    name = measured_name(
+        trial_name(row["number"], choice, row["arm"], seed), f"test {metric}", value
+    )
+    end = end_of_trial(state, error_text, {}, collapsed=is_collapsed(metrics), name=name)
     relay.append(partial(journal.end, run, end, now_ms(), value, test_rows))
     if value is None:
         return None

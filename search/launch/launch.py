@@ -27,14 +27,17 @@ from search.launch.report import leave_report
 from search.launch.result import LaunchResult, constant_answers
 from search.launch.resume import as_begun, check_data, check_name
 from search.launch.sweep_lock import alone
+from search.launch.sweep_note import datasets_of, summary_metrics, sweep_note
 from search.launch.task_summary import task_summary
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.redaction import redacted
-from search.tracking.facts import RunFacts, State, at_step
+from search.tracking.facts import RunFacts, State, at_step, now_ms
 from search.tracking.liveness import launched_here
 from search.tracking.mlflow import absolute_uri
+from search.tracking.system_metrics import check_system_metrics, system_metrics
 from search.tracking.tracker import Tracker
+from search.tracking.ui import sweep_view
 from search.wording import classes_line, tokens_line
 from spaces.errors import RanksweepError, TrackingError
 from trainables.engine.section import said_of_division
@@ -84,6 +87,8 @@ def launch(
     if not profile_only:
         check_data(config, paths, prepared, resume)
         check_lm_eval(config, load_all=True)
+    if config.tracking.system_metrics:
+        check_system_metrics()
     tracker = Tracker(config.tracking.uri, config.tracking.experiment)
     stage = ProfileStage(config, prepared, paths, view)
     result = LaunchResult(
@@ -115,6 +120,7 @@ def launch(
             if not profile_only:
                 tracked_before = tracking_of(paths)
                 result.sweep_run_id = _open_sweep(config, prepared, tracker, paths, view, resume)
+                result.experiment_id = tracker.experiment_id
                 tracker.log(
                     result.sweep_run_id,
                     metrics=at_step(result.constant_metrics, 0),
@@ -123,6 +129,7 @@ def launch(
             result.seconds["prepare"] = time.monotonic() - started
             with (
                 _told_how_it_ends(
+                    config,
                     tracker,
                     result,
                     view,
@@ -138,6 +145,7 @@ def launch(
                         lambda: interrupts.hurried,
                     ),
                 ),
+                _machine_watched(config, result),
                 _resident_workers(config, prepared, paths, view, interrupts) as workers,
             ):
                 profile = stage.obtained(workers, tracker, result.sweep_run_id)
@@ -156,6 +164,7 @@ def launch(
                         tracked_before,
                     )
                     search.search(profile, workers)
+                    _describe(config, tracker, result)
                     search.confirm(profile, workers)
     return result
 
@@ -206,6 +215,10 @@ def _open_sweep(
         run_id = tracker.start_sweep(
             config.name, config.resolved(), _tags(config, prepared, paths), begun.mark
         )
+    ranks = any("rank" in space for space in config.search_space.domains.values())
+    metric, mode = config.search.metric, config.search.mode
+    tracker.share_view(run_id, sweep_view(config.name, metric, mode, ranks, now_ms()))
+    tracker.log_datasets(run_id, datasets_of(config, prepared))
     tracker.log_task(run_id, {**task_summary(prepared.task), "notes": prepared.task.notes})
     with private_files():
         paths.sweep_file.write_text(yaml.safe_dump(config.resolved(), sort_keys=False))
@@ -256,6 +269,7 @@ def borrowed_from(prepared: SweepInputs) -> dict[str, str]:
 
 @contextmanager
 def _told_how_it_ends(
+    config: SweepConfig,
     tracker: Tracker,
     result: LaunchResult,
     view: Progress,
@@ -280,8 +294,9 @@ def _told_how_it_ends(
         raise
     finally:
         with interrupts.deferred():
-            _close_sweep(tracker, result, state, reason)
+            _close_sweep(config, tracker, result, state, reason)
             last()
+            _describe(config, tracker, result)
             if result.states:
                 on_result(result)
 
@@ -320,7 +335,36 @@ def _leave_without_ray(
     os._exit(EXIT_INTERRUPTED if interrupts.heard else 1)
 
 
-def _close_sweep(tracker: Tracker, result: LaunchResult, state: State, error: str | None) -> None:
+def _describe(config: SweepConfig, tracker: Tracker, result: LaunchResult) -> None:
+    """Have MLflow's UI show what has come out so far, once there is something."""
+    if result.sweep_run_id is None or not result.states:
+        return
+    try:
+        report = tracker.files_in(result.sweep_run_id, "report")
+        report += tracker.files_in(result.sweep_run_id, "report/figures")
+        note = sweep_note(config, result, tracker.experiment_id, report)
+        tracker.describe(result.sweep_run_id, note)
+    except TrackingError as gone:
+        logger.warning("the sweep's run could not be described: %s", gone)
+
+
+@contextmanager
+def _machine_watched(config: SweepConfig, result: LaunchResult) -> Iterator[None]:
+    """While open, what this machine does goes to the sweep's run, where that was asked for."""
+    if not config.tracking.system_metrics or result.sweep_run_id is None:
+        yield
+        return
+    with system_metrics(absolute_uri(config.tracking.uri), result.sweep_run_id):
+        yield
+
+
+def _close_sweep(
+    config: SweepConfig,
+    tracker: Tracker,
+    result: LaunchResult,
+    state: State,
+    error: str | None,
+) -> None:
     if result.sweep_run_id is None:
         return
     try:
@@ -328,7 +372,10 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: State, error: st
         tracker.end(
             result.sweep_run_id,
             state,
-            metrics={f"seconds.{stage}": spent for stage, spent in result.seconds.items()},
+            metrics={
+                **{f"seconds.{stage}": spent for stage, spent in result.seconds.items()},
+                **summary_metrics(config, result),
+            },
             tags={
                 "states": result.states,
                 "ended_by": result.ended_by,

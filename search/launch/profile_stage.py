@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from search.config.sweep import SweepConfig
@@ -15,13 +18,15 @@ from search.store import keys
 from search.store.lease import Lease, Leases, Owner, this_process
 from search.tracking.tracker import Tracker
 from search.wording import duration
-from spaces.errors import JobError, StoreError
+from spaces.errors import JobError, RanksweepError, StoreError
 from spaces.profile import Profile
 from trainables.resident.jobs import Event, Message, ProfileJob, ProfileSteps, Started
 
 if TYPE_CHECKING:
     from search.store.objects import ObjectStorage
     from trainables.resident.groups import ResidentWorkers
+
+logger = logging.getLogger(__name__)
 
 
 class _LeaseLostError(Exception):
@@ -86,8 +91,24 @@ class ProfileStage(AbstractContextManager["ProfileStage"]):
             tracker.end(run_id, "failed", error=str(error) or type(error).__name__)
             raise
         if self.seconds is not None or tracker.find_profile(prepared.key) != run_id:
+            self._log_pictures(tracker, run_id)
             tracker.end(run_id, "complete", metrics=metrics, tags=tags)
         return self.profile
+
+    def _log_pictures(self, tracker: Tracker, run_id: str) -> None:
+        """Keep the figures of `profiles show` with the profile's run."""
+        # Not at the top: they load matplotlib, which a launch with a known profile has no use for.
+        from search.reports.profile_figures import profile_report
+        from search.reports.profile_pictures import write_pictures
+
+        assert self.profile is not None, "it has just been had"
+        with TemporaryDirectory(prefix="ranksweep-") as folder:
+            try:
+                write_pictures(profile_report(self.profile), Path(folder))
+            except RanksweepError as error:  # one without what the figures show, or a full disk
+                logger.warning("the figures of profile %s: %s", self._prepared.key[:12], error)
+                return
+            tracker.log_folder(run_id, Path(folder), "figures")
 
     # Finding and claiming ---------------------------------------------------------------------
 

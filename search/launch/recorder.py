@@ -12,10 +12,12 @@ from search.study.trial import EndState
 from search.tracking.facts import look_metrics, now_ms, plan_counts
 from search.tracking.journal import end_of_trial
 from search.tracking.relay import Relay
+from search.tracking.run_names import measured_name, trial_name
 from search.tracking.weights import KeptWeights
 from spaces.choice import Choice
 from spaces.errors import JobError
 from spaces.plan import Plan
+from trainables.resident.jobs import LOSSES
 from trainables.tasks.collapse import is_collapsed
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Recorder:
         self._leader = leader
         self._methods: dict[int, tuple[str, int]] = {}
         self._epochs: dict[int, int] = {}
+        self._names: dict[int, str] = {}
         self._unbegun: dict[int, dict[str, Any]] = {}
         self._said_that_epochs_go = False
 
@@ -50,6 +53,7 @@ class Recorder:
         arm = self._searcher.arm_of(choice)
         self._methods[number] = arm, plan.trainable_params
         self._epochs[number] = self._config.train.epochs * plan.length
+        self._names[number] = trial_name(number, choice.as_dict(), arm)
         self._relay.keep_plan(number, plan)
         own = self._searcher.tags_of(number)
         self._unbegun[number] = {
@@ -68,7 +72,9 @@ class Recorder:
         self.trial_began(number, now_ms())  # where nobody has said when
         collapsed = is_collapsed(metrics)
         self._view.trial_epoch(number, epoch, self._epochs[number], value, collapsed)
-        body = {"metrics": _epoch_metrics(metrics)}
+        body: dict[str, Any] = {"metrics": _epoch_metrics(metrics)}
+        if losses := metrics.get(LOSSES):
+            body[LOSSES] = [[int(step), float(loss)] for step, loss in losses]
         journal = self._relay.journal
         self._relay.append(partial(journal.epoch, number, epoch, body, now_ms()))
         if journal.gave_up_epochs and not self._said_that_epochs_go:
@@ -104,7 +110,8 @@ class Recorder:
             if (best := self._leader()) is not None:
                 self._view.best(best.number, best.arm, best.value, best.trainable_params)
         last = {k: float(metrics[k]) for k in ("head_params",) if metrics.get(k) is not None}
-        body = end_of_trial(state, error, last, collapsed=is_collapsed(metrics))
+        name = measured_name(self._names.pop(number, ""), self._config.search.metric, value)
+        body = end_of_trial(state, error, last, collapsed=is_collapsed(metrics), name=name)
         self._relay.append(partial(self._relay.journal.end, number, body, now_ms()))
 
     def _keep_weights(self, number: int) -> None:

@@ -24,6 +24,8 @@ class LaunchResult:
     profile_kept_in: str | None = None
     """File of a profile that the store did not take."""
     sweep_run_id: str | None = None
+    experiment_id: str | None = None
+    """MLflow's id of the experiment that the sweep's run is in."""
     states: dict[str, int] = field(default_factory=dict)
     best: list[BestChoice] = field(default_factory=list)
     front: list[BestChoice] = field(default_factory=list)

@@ -370,7 +370,17 @@ class SearchStage:
             plan_of=plan_of,
             say=self.view.message,
             on_run=on_run,
+            shown_of=self._shown_of,
         )
+
+    def _shown_of(self, test_rows: bytes) -> Mapping[str, str | bytes]:
+        """What a person is shown of the test rows of a confirmation."""
+        # Not at the top: it loads matplotlib, which a search has no use for.
+        from search.reports.on_test import files_of_rows
+
+        task = self.inputs.task
+        members = {name: member.labels for name, member in task.suite.items()}
+        return files_of_rows(test_rows, {"": task.labels, **members})
 
     def _closed(self, relay: Relay) -> dict[int, str]:
         """Have MLflow told the rest, while it answers.

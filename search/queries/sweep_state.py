@@ -169,7 +169,7 @@ class SweepReader:
             arm=run.arm or run.method,
             state=run.status or "running",
             trainable_params=None if params is None else int(params),
-            epoch=int(run.metrics.get("epoch", 0)),
+            epoch=run.epoch,
             epochs=self._asked_for("train", "epochs") * _length(run),
             value=run.metrics.get(value),
             started_ms=run.started_ms,

@@ -46,6 +46,7 @@ class Sweep:
     ended_ms: int | None = None
     scheduled_by: str | None = None
     run_id: str | None = None
+    experiment_id: str | None = None
     host: str | None = None
     folder: Path | None = None
 
@@ -134,6 +135,7 @@ def _of_run(
         ended_ms=run.ended_ms,
         scheduled_by=run.scheduled_by,
         run_id=run.run_id,
+        experiment_id=run.experiment_id,
         host=run.host,
         folder=folder,
     )

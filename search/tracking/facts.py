@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,8 @@ PREFIX = "ranksweep."
 STATUS = PREFIX + "status"
 TOKEN = PREFIX + "token"
 PARENT = "mlflow.parentRunId"
+NAME, NOTE = "mlflow.runName", "mlflow.note.content"
+"""MLflow's own tags of what a run is called, and of its description, in Markdown."""
 TEST_ROWS = "test_rows.safetensors"
 """Artifact of a confirmation: what it said of every test row."""
 State = Literal["complete", "pruned", "failed", "stopped", "cancelled", "interrupted"]
@@ -48,6 +51,9 @@ INHERITED = (
     "metric",
     "mode",
     "profile_key",
+)
+# What nobody looks for a run by: of a trial it is in one file, of a sweep and its profile in tags.
+PROVENANCE = (
     "profile_run",
     "profile_of_task",
     "profile_of_base",
@@ -56,6 +62,8 @@ INHERITED = (
     "git_commit",
     "versions",
 )
+RECORD = "run.json"
+"""Artifact of a trial: what its tags do not say of where it comes from."""
 _PACKAGES = (
     "ranksweep",
     "torch",
@@ -75,6 +83,8 @@ _KEY_CHARACTERS = 250
 ENTITIES_PER_BATCH = 100
 METRICS_PER_BATCH = 900  # of 1000 entities, 100 of them params or tags
 _LOOK = "look_"
+STEP_LOSS = "step_loss"
+"""Metric of a trial: its training loss within an epoch, by optimizer steps."""
 NOT_IN_A_KEY = re.compile(r"[^\w\-. :/]")
 
 
@@ -95,9 +105,17 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "warm_from": int,
     "clone_of": int,
     "trials": int,
+    "epoch": int,
+    "head_params": int,
     "choice": json.loads,
     "features": json.loads,
     "collapsed": "true".__eq__,
+}
+
+# What older runs say in metrics, by the names that it had there, the newest first.
+_WERE_METRICS: Mapping[str, tuple[str, ...]] = {
+    "epoch": ("epochs", "epoch"),
+    "head_params": ("head_params",),
 }
 
 
@@ -129,6 +147,10 @@ class RunFacts:
     number: int | None = None
     seed: int | None = None
     repeat: str | None = None
+    epoch: int = 0
+    """Of a trial: how many epochs it has ended; 0 where it does not say."""
+    head_params: int = 0
+    """Of a trial that has ended: the numbers of the task's head."""
     collapsed: bool = False
     """Whether its last epoch has predicted one class for every row of dev."""
     asked_by: str | None = None
@@ -180,6 +202,10 @@ class RunFacts:
             for field in fields(cls)
             if field.default is not MISSING and field.name in tags
         }
+        for name, older in _WERE_METRICS.items():
+            told = [run.data.metrics[each] for each in older if each in run.data.metrics]
+            if told and name not in said:
+                said[name] = int(told[0])
         said["collapsed"] = said.get("collapsed", False) or is_collapsed(run.data.metrics)
         return cls(
             run_id=run.info.run_id,
@@ -198,6 +224,7 @@ def without_prefix(tags: Mapping[str, str]) -> dict[str, str]:
     return {k.removeprefix(PREFIX): v for k, v in tags.items() if k.startswith(PREFIX)}
 
 
+@cache
 def provenance() -> dict[str, str]:
     """The tags `git_commit` (where there is one) and `versions` (JSON) of this program."""
     versions = {}

@@ -510,12 +510,18 @@ def _append(
 
 
 def end_of_trial(
-    state: str, error: str | None, metrics: Mapping[str, float], *, collapsed: bool = False
+    state: str,
+    error: str | None,
+    metrics: Mapping[str, float],
+    *,
+    collapsed: bool = False,
+    name: str | None = None,
 ) -> dict[str, Any]:
-    """What the journal says of a trial that is over."""
+    """What the journal says of a trial that is over; `name` is what its run is called then."""
     return {
         "state": state,
         "error": None if error is None else redacted_text(error),
         "metrics": dict(metrics),
         **({"collapsed": True} if collapsed else {}),
+        **({} if name is None else {"name": name}),
     }

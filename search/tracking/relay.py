@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from search.tracking.facts import Point, flattened
+from search.tracking.facts import STEP_LOSS, Point, flattened
 from search.tracking.journal import Journal, JournalError, Record
 from search.tracking.mlflow import RefusedError
 from search.tracking.tracker import Tracker
@@ -45,6 +45,8 @@ class Relay:
         say: shows a line to the user; called from the thread.
         on_run: hears the number and the run id of every trial whose run is created; called from
             the thread.
+        shown_of: what a person is shown of the test rows of a confirmation, path -> content;
+            called from the thread with their file.
         first_pause_s, longest_pause_s: between two tries to tell an MLflow that is away.
     """
 
@@ -57,12 +59,14 @@ class Relay:
         plan_of: Callable[[Mapping[str, Any]], Plan],
         say: Callable[[str], object] = logger.info,
         on_run: Callable[[int, str], object] = lambda number, run_id: None,
+        shown_of: Callable[[bytes], Mapping[str, str | bytes]] = lambda content: {},
         first_pause_s: float = FIRST_PAUSE_S,
         longest_pause_s: float = LONGEST_PAUSE_S,
     ) -> None:
         self.journal, self.tracker = journal, tracker.impatient()
         self._sweep_run_id = sweep_run_id
         self._plan_of, self._say, self.on_run = plan_of, say, on_run
+        self._shown_of = shown_of
         self._first_pause_s, self._longest_pause_s = first_pause_s, longest_pause_s
         self._plans: dict[int, Plan] = {}
         self._refused: set[int] = set()
@@ -209,19 +213,28 @@ class Relay:
             run_id = self._open_run(number, start, run.token, in_doubt=tries > 0)
             tries += 1
         if start is not None:
-            tracker.log_plan(run_id, start.body["choice"], self._plan(number, start.body))
+            plan = self._plan(number, start.body)
+            tracker.log_plan(run_id, self._sweep_run_id, start.body["choice"], plan)
         tracker.log(
             run_id,
             params=None if start is None else flattened(start.body["choice"]),
             metrics=[point for record in records for point in _points(record)],
-            tags=None if end is None else _end_tags(end),
+            tags=_tags(records),
+            name=None if end is None else end.body.get("name"),
         )
         if end is not None:
             if (test_rows := self.journal.test_rows_of(number)) is not None:
-                tracker.log_test_rows(run_id, test_rows)
+                tracker.log_test_rows(run_id, test_rows, self._shown(number, test_rows))
             if tries > 1:
                 tracker.delete_doubles(run_id, run.token)
             tracker.end(run_id, end.body["state"], ended_ms=end.at_ms)
+
+    def _shown(self, number: int, test_rows: bytes) -> Mapping[str, str | bytes]:
+        try:
+            return self._shown_of(test_rows)
+        except Exception as error:  # of whatever draws: the rows themselves are kept all the same
+            logger.warning("%s: its test rows are not drawn: %s", _named(number), error)
+            return {}
 
     def _open_run(self, number: int, start: Record, token: str, in_doubt: bool) -> str:
         self.journal.about_to_create(number)
@@ -257,17 +270,34 @@ class Relay:
         return plan
 
 
-def _end_tags(end: Record) -> dict[str, Any]:
-    return {"error": end.body["error"], "collapsed": end.body.get("collapsed")}
+_IN_TAGS = ("epoch", "head_params")
+"""What a record says among its metrics that is no curve."""
+
+
+def _tags(records: Sequence[Record]) -> dict[str, Any]:
+    """What the records of one trial say of it that changes."""
+    tags: dict[str, Any] = {}
+    for record in records:
+        told = record.body.get("metrics", {})
+        tags |= {key: int(told[key]) for key in _IN_TAGS if key in told}
+        if record.kind == "epoch":
+            tags["epoch"] = int(record.body["epoch"])
+        if record.kind == "end":
+            tags |= {"error": record.body["error"], "collapsed": record.body.get("collapsed")}
+    return tags
 
 
 def _points(record: Record) -> list[Point]:
-    """The metrics of a record, at the step and the time that it says."""
+    """The metrics of a record, at the step and the time that it says: epochs, but for the losses
+    within one, which are by optimizer steps."""
     step = int(record.body.get("epoch", 0))
-    metrics: dict[str, float] = dict(record.body["metrics"])
-    if record.kind == "epoch":
-        metrics["epoch"] = step
-    return [Point(key, float(value), step, record.at_ms) for key, value in metrics.items()]
+    points = [
+        Point(key, float(value), step, record.at_ms)
+        for key, value in record.body["metrics"].items()
+        if key not in _IN_TAGS
+    ]
+    losses = record.body.get("losses", ())
+    return points + [Point(STEP_LOSS, float(loss), int(at), record.at_ms) for at, loss in losses]
 
 
 def _named(number: int) -> str:

@@ -17,6 +17,7 @@ from search.tracking.mlflow import (
     is_refused,
     search_runs,
 )
+from search.tracking.ui import ui_link
 
 
 class RecordedRuns:
@@ -63,6 +64,11 @@ class RecordedRuns:
     def histories(self, run_ids: Sequence[str], key: str) -> dict[str, list[Point]]:
         """Run id -> the points of a metric by step; runs that do not have it are left out."""
         return histories(self._client, self.uri, run_ids, key, self._patience)
+
+    def link_to(self, run_id: str) -> str | None:
+        """The page of a run in MLflow's UI; None where no server is named, or the run is gone."""
+        found = self.find(run_id)
+        return None if found is None else ui_link(self.uri, found.experiment_id, run_id)
 
     def files(self, run_id: str) -> frozenset[str]:
         """The names of a run's artifacts."""

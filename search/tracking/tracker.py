@@ -8,6 +8,7 @@ all trials on it share. `ranksweep.status` is written last of all: a run without
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import threading
 import uuid
@@ -20,15 +21,21 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from search import paths
+from search.redaction import redacted_text
 from search.tracking.artifacts import check_artifacts
+from search.tracking.datasets import DatasetFacts
 from search.tracking.facts import (
     ENTITIES_PER_BATCH,
     INHERITED,
     METRICS_PER_BATCH,
     MLFLOW_STATUS,
+    NAME,
     NOT_IN_A_KEY,
+    NOTE,
     PARENT,
     PREFIX,
+    PROVENANCE,
+    RECORD,
     STATUS,
     TEST_ROWS,
     TOKEN,
@@ -54,11 +61,17 @@ from search.tracking.mlflow import (
     search_runs,
     sqlite_file,
 )
+from search.tracking.run_names import profile_name, trial_name
+from search.tracking.ui import VIEW, view_made_at
 from spaces.errors import ConfigError
 from spaces.plan import Plan
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+
+_NOTE_CHARACTERS = 7900  # of a tag's 8000
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Tracker:
@@ -120,6 +133,39 @@ class Tracker:
         text = json.dumps(told, indent=2, ensure_ascii=False)
         self._log_files(sweep_run_id, {"task.json": text})
 
+    def describe(self, run_id: str, markdown: str) -> None:
+        """Set the description that MLflow's UI shows above a run, in place of one of before."""
+        text = redacted_text(markdown)
+        text = text if len(text) <= _NOTE_CHARACTERS else text[:_NOTE_CHARACTERS] + "…"
+        self._call(lambda: self.client.set_tag(run_id, NOTE, text))
+
+    def share_view(self, key: str, view: str, at_most: int = 30) -> None:
+        """Keep a shared view of the experiment's runs (search/tracking/ui.py) under its key.
+
+        Beyond `at_most` of those that are named so the oldest go: each is sent with the experiment.
+        """
+        own = f"{VIEW}{key}"
+        self._call(lambda: self.client.set_experiment_tag(self.experiment_id, own, view))
+        tags = self._call(lambda: self.client.get_experiment(self.experiment_id)).tags
+        kept = sorted(
+            (view_made_at(text), tag)
+            for tag, text in tags.items()
+            if tag.startswith(VIEW) and _RUN_ID.fullmatch(tag.removeprefix(VIEW))
+        )
+        for _, tag in kept[: max(0, len(kept) - at_most)]:
+            if tag != own:
+                self._call(partial(self.client.delete_experiment_tag, self.experiment_id, tag))
+
+    def log_datasets(self, run_id: str, datasets: Iterable[DatasetFacts]) -> None:
+        """Log what a run was trained and measured on; what it has already stays."""
+        inputs = [each.as_input() for each in datasets]
+        self._call(lambda: self.client.log_inputs(run_id, datasets=inputs))
+
+    def files_in(self, run_id: str, folder: str) -> list[str]:
+        """The paths of the artifacts of a run in a folder of them, sorted."""
+        found = self._call(lambda: self.client.list_artifacts(run_id, folder))
+        return sorted(each.path for each in found if not each.is_dir)
+
     def find_sweep(self, name: str, mark: str | None = None) -> RunFacts | None:
         """The newest run of a sweep of this name, and mark, in the experiment; None without one."""
         marked = {} if mark is None else {"token": mark}
@@ -179,9 +225,11 @@ class Tracker:
         run_id = self.find_profile(key)
         if run_id is None:
             above = provenance() if sweep_run_id is None else self._sweep_tags(sweep_run_id)
-            own = {**self._inherited(above), **tag_texts(tags), "profile_key": key}
+            where = {name: above[name] for name in PROVENANCE if name in above}
+            own = {**self._inherited(above), **where, **tag_texts(tags), "profile_key": key}
             own.pop("profile_run", None)
-            run_id = self._create_run(f"profile {key[:12]}", "profile", own, parent=sweep_run_id)
+            name = profile_name(own.get("task"), own.get("base_uri"), key)
+            run_id = self._create_run(name, "profile", own, parent=sweep_run_id)
             self.log(run_id, params=flattened(params or {}))
         if sweep_run_id is not None:
             links = {"profile_key": key, "profile_run": run_id}
@@ -219,22 +267,31 @@ class Tracker:
             "number": str(number),
             "choice": choice_tag(choice),
         }
-        name = f"{kind} {number} {method}"
+        name = trial_name(number, choice, tags.get("arm"), _seed(kind, tags))
         return self._create_run(name, kind, own, sweep_run_id, token, started_ms, in_doubt)
 
-    def log_plan(self, run_id: str, choice: Mapping[str, Any], plan: Plan | None) -> None:
-        """Keep `choice.yaml` and, of a plan, `plan.safetensors` and `plan.json`."""
+    def log_plan(
+        self, run_id: str, sweep_run_id: str, choice: Mapping[str, Any], plan: Plan | None
+    ) -> None:
+        """Keep `choice.yaml`, `run.json` and, of a plan, `plan.safetensors` and `plan.json`."""
+        sweep = self._sweep_tags(sweep_run_id)
+        told = {key: sweep[key] for key in PROVENANCE if key in sweep} | provenance()
+        told["versions"] = json.loads(told["versions"])
         files: dict[str, str | bytes] = {
-            "choice.yaml": yaml.safe_dump(dict(choice), sort_keys=False)
+            "choice.yaml": yaml.safe_dump(dict(choice), sort_keys=False),
+            RECORD: json.dumps(told, indent=2),
         }
         if plan is not None:
             files["plan.safetensors"] = plan.to_bytes()
             files["plan.json"] = json.dumps(plan.summary(), indent=2)
         self._log_files(run_id, files)
 
-    def log_test_rows(self, run_id: str, content: bytes) -> None:
-        """Keep `test_rows.safetensors`: what a confirmation said of each test row."""
-        self._log_files(run_id, {TEST_ROWS: content})
+    def log_test_rows(
+        self, run_id: str, content: bytes, shown: Mapping[str, str | bytes] | None = None
+    ) -> None:
+        """Keep `test_rows.safetensors`: what a confirmation said of each test row; and what is
+        `shown` of it, path -> content."""
+        self._log_files(run_id, {TEST_ROWS: content, **(shown or {})})
 
     def delete_doubles(self, run_id: str, token: str) -> None:
         """Delete every other run that carries the token of this one.
@@ -270,15 +327,18 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         metrics: Iterable[Point] = (),
         tags: Mapping[str, Any] | None = None,
+        name: str | None = None,
     ) -> None:
         """Log params, metrics and tags together, in one call where they fit into one.
 
-        A point that the run has already, with the same step, value and time, is not logged again.
+        `name` is what the run is called from now on. A point that the run has already, with the
+        same step, value and time, is not logged again.
         """
         from mlflow.entities import Metric, RunTag
 
         written = run_params(params or {})
         named = [RunTag(PREFIX + key, value) for key, value in tag_texts(tags).items()]
+        named += [] if name is None else [RunTag(NAME, name)]
         points = [
             Metric(NOT_IN_A_KEY.sub("_", point.key), point.value, point.at_ms, point.step)
             for point in metrics
@@ -407,8 +467,14 @@ class Tracker:
         with tempfile.TemporaryDirectory(prefix="ranksweep-") as folder:
             for name, content in files.items():
                 data = content.encode() if isinstance(content, str) else content
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / name).write_bytes(data)
             self._call(lambda: self.client.log_artifacts(run_id, folder))
 
     def _call(self, work: Callable[[], Result]) -> Result:
         return call(self.uri, work, self.patience)
+
+
+def _seed(kind: str, tags: Mapping[str, Any]) -> int | None:
+    """The seed that a confirmation is told by; that of a trial is the sweep's own."""
+    return tags.get("seed") if kind == "confirm" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from spaces.methods.registry import parse_choice
 from spaces.planner import Planner
 from spaces.profile import Profile
 from spaces.target import BaseSize, TargetModule
-from trainables.resident.jobs import Cancelled, Done, Epoch, Failed, TrialJob, TrialResult
+from trainables.resident.jobs import LOSSES, Cancelled, Done, Epoch, Failed, TrialJob, TrialResult
 from trainables.resident.queue import events_of
 from trainables.training.settings import TrainSettings
 
@@ -111,7 +111,8 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
             return
         tune.report({**told[-1].metrics, **counts, "look": share, "epoch": 0})
     for done in _epochs(full, queue, context.metric, epochs):
-        row = {**done.metrics, **counts, "epoch": done.epoch, "epochs_done": done.epoch}
+        told = {"epoch": done.epoch, "epochs_done": done.epoch, LOSSES: done.losses}
+        row = {**done.metrics, **counts, **told}
         if done.result is not None:
             tune.report({**row, "head_params": done.result.head_params})
         elif done.epoch < epochs:
@@ -123,6 +124,7 @@ class _EpochOf(NamedTuple):
 
     epoch: int
     metrics: Mapping[str, float]
+    losses: Sequence[tuple[int, float]]
     result: TrialResult | None = None
 
 
@@ -143,7 +145,7 @@ def _epochs(job: TrialJob, queue: Any, metric: str, epochs: int) -> Iterator[_Ep
                         f"{metric}; use one of these"
                     )
                 last = event
-                yield _EpochOf(epoch, metrics)
+                yield _EpochOf(epoch, metrics, event.losses)
             case Done(TrialResult() as result):
                 if last is None or last.epoch < epochs:
                     reported = 0 if last is None else last.epoch
@@ -151,7 +153,7 @@ def _epochs(job: TrialJob, queue: Any, metric: str, epochs: int) -> Iterator[_Ep
                         f"{job.job_id}: ended after epoch {reported} of {epochs}; look for its "
                         "worker's log"
                     )
-                yield _EpochOf(last.epoch, last.metrics, result)
+                yield _EpochOf(last.epoch, last.metrics, last.losses, result)
             case Failed(error):
                 raise JobError(one_line(error))
             case Cancelled():

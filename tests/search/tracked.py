@@ -24,10 +24,10 @@ def start_trial(
     run_id = tracker.open_trial(sweep_run_id, number, choice, own, kind=kind)
     counts = {} if plan is None else plan_counts(plan)
     tracker.log(run_id, params=flattened(choice), metrics=at_step(counts, 0))
-    tracker.log_plan(run_id, choice, plan)
+    tracker.log_plan(run_id, sweep_run_id, choice, plan)
     return run_id
 
 
 def log_epoch(tracker: Tracker, run_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
     """Log what an epoch has measured."""
-    tracker.log(run_id, metrics=at_step({**metrics, "epoch": float(epoch)}, epoch))
+    tracker.log(run_id, metrics=at_step(metrics, epoch), tags={"epoch": epoch})

@@ -6,7 +6,7 @@ is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -124,12 +124,21 @@ class Started:
     """A group has taken the job."""
 
 
+LOSSES = "losses"
+"""What Tune's reports and the journal call `Epoch.losses`."""
+
+
 @dataclass(frozen=True)
 class Epoch:
-    """A trial has trained so many epochs; `metrics` is the report of the last."""
+    """A trial has trained so many epochs; `metrics` is the report of the last.
+
+    `losses` has its training loss within the epoch: pairs of the optimizer steps that the job has
+    done and the mean loss of a target since the pair before.
+    """
 
     epoch: int
     metrics: Mapping[str, float]
+    losses: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
@@ -264,6 +264,7 @@ class _TrialObserver(Observer):
     def __init__(self, channel: Channel, trained: Callable[[], bytes]) -> None:
         self._channel, self._trained = channel, trained
         self.ready_at = self.first_step_at = 0.0
+        self._losses: Sequence[tuple[int, float]] = ()
 
     def on_ready(self) -> None:
         self.ready_at = time.time()
@@ -275,8 +276,11 @@ class _TrialObserver(Observer):
     def should_stop(self) -> bool:
         return self._channel.should_stop()
 
+    def on_losses(self, losses: Sequence[tuple[int, float]]) -> None:
+        self._losses = losses
+
     def on_epoch(self, epoch: int, report: dict[str, float]) -> None:
-        self._channel.send(Epoch(epoch, report))
+        self._channel.send(Epoch(epoch, report, self._losses))
         self._channel.leave_if_asked(self._trained)
 
 

@@ -2,7 +2,8 @@
 
 One safetensors file. Of a task of classes: `labels` int32 [n] and `predictions` int32 [n], indices
 of classes; for a metric that is made of more than the predicted class also `logits` float32 [n,
-classes]. Of any other: `statistics` float64 [n, k] of its metric (trainables/tasks/row_metrics.py).
+classes]. Of any other: `statistics` float64 [n, k] of its metric (trainables/tasks/row_metrics.py),
+and among the facts `answers`, what is answered for each row, and `right`, where that is one thing.
 Of a suite the tensors of each member, as `<member>/labels` and so on. The facts below are JSON
 under the metadata key `ranksweep`. Neither torch nor scikit-learn is needed to read one.
 """
@@ -32,6 +33,8 @@ RESAMPLES, FEW_RESAMPLES = 1000, 200
 
 Indices = NDArray[np.int32]
 Floats = NDArray[np.float64]
+Answer = str | int | float
+"""A class, the index of an option, a number, or what is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +101,15 @@ class MeasuredRows(ABC):
 
 @dataclass(frozen=True, eq=False)
 class RowStatistics(MeasuredRows):
-    """Rows by the statistics [n, k] that their metric is made of."""
+    """Rows by the statistics [n, k] that their metric is made of.
+
+    `answers` are what the model answers for each row, and `right` what is right; None where that is
+    not known, or of more than one answer that is.
+    """
 
     statistics: Statistics
+    answers: tuple[Answer, ...] | None = None
+    right: tuple[Answer, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.statistics)
@@ -117,6 +126,10 @@ class RowStatistics(MeasuredRows):
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         return {"statistics": self.statistics}
+
+    def facts(self) -> dict[str, Any]:
+        told = {"answers": self.answers, "right": self.right}
+        return {**super().facts(), **{key: each for key, each in told.items() if each is not None}}
 
     def is_of(self, other: MeasuredRows) -> bool:
         return (
@@ -291,7 +304,8 @@ def _parsed(facts: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Me
         }
         return SuiteRows(facts["metric"], facts["rows"], members)
     if "statistics" in tensors:
-        return RowStatistics(facts["metric"], facts["rows"], tensors["statistics"])
+        told = {key: tuple(facts[key]) for key in ("answers", "right") if key in facts}
+        return RowStatistics(facts["metric"], facts["rows"], tensors["statistics"], **told)
     return ClassRows(
         labels=tensors["labels"],
         predictions=tensors["predictions"],

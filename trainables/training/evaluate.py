@@ -40,8 +40,9 @@ def evaluate(
 def evaluate_rows(
     model: nn.Module, adaptation: Adaptation, task: Task, name: str, workers: Workers
 ) -> tuple[dict[str, float], MeasuredRows | None]:
-    """The same, and what the model says of every row, where that can be compared with another."""
-    measured = _measured(model, adaptation, task, name, workers)
+    """The same, and what the model says of every row, where that can be compared with another; its
+    answers are in it."""
+    measured = _measured(model, adaptation, task, name, workers, answers=True)
     return _report(name, measured), measured.rows
 
 
@@ -51,19 +52,42 @@ def _report(name: str, measured: Measurement) -> dict[str, float]:
 
 @torch.no_grad()
 def _measured(
-    model: nn.Module, adaptation: Adaptation, task: Task, name: str, workers: Workers
+    model: nn.Module,
+    adaptation: Adaptation,
+    task: Task,
+    name: str,
+    workers: Workers,
+    answers: bool = False,
 ) -> Measurement:
     model.eval()
     adaptation.eval()
-    if task.suite:
-        every = {key: _of_one(model, each, name, workers) for key, each in task.suite.items()}
-        return _of_suite(task, every)
-    return _of_one(model, task, name, workers)
+    every = {}
+    for key, each in (task.suite or {"": task}).items():
+        readings = each.its_kind.readings(model, each, name, workers)
+        every[key] = _of_one(each, name, readings, workers)
+        if answers:
+            every[key] = _with_answers(every[key], each, name, readings)
+    return _of_suite(task, every) if task.suite else every[""]
 
 
-def _of_one(model: nn.Module, task: Task, name: str, workers: Workers) -> Measurement:
+def _with_answers(measured: Measurement, task: Task, name: str, readings: Any) -> Measurement:
+    """The same with what is answered for each row, where its numbers do not say that already."""
+    rows = measured.rows
+    if not isinstance(rows, RowStatistics):
+        return measured
+    try:
+        answers, right = task.its_kind.answers(task, name, readings)
+    except NotImplementedError:  # a kind without answers
+        return measured
+    if len(answers) != len(rows):  # nothing is written where only the loss is measured
+        return measured
+    one_each = all(isinstance(each, str | int | float) for each in right)
+    labels = tuple(right) if one_each else None
+    return replace(measured, rows=replace(rows, answers=tuple(answers), right=labels))
+
+
+def _of_one(task: Task, name: str, readings: Any, workers: Workers) -> Measurement:
     kind = task.its_kind
-    readings = kind.readings(model, task, name, workers)
     if task.metric not in task.own:
         return kind.measure(task, name, readings)
     usual = kind.measure(replace(task, metric=kind.metrics[0]), name, readings)

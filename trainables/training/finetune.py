@@ -37,6 +37,7 @@ from trainables.training.stage import Schedule, Stages, engine_config
 from trainables.training.unhurried import LossCheck, StepClock
 
 LOSS_CHECK_EVERY = 10  # steps between two looks at the loss for NaN
+LOSSES_OF_AN_EPOCH = 20  # of which the observer hears, at most
 AGREE_EVERY = 5  # steps after which the workers of a group wait for each other, to stop as one
 
 
@@ -122,6 +123,8 @@ def _train_epoch(
     clock, check = StepClock(workers.device), LossCheck(workers)
     trained = 0
     last = done + len(batches)
+    every = math.ceil(len(batches) / LOSSES_OF_AN_EPOCH)
+    seen: list[tuple[int, int, torch.Tensor]] = []
     with made_ahead(partial(stages.micro_batches, split), batches, workers.device) as made:
         for step, batch in enumerate(batches, start=done + 1):
             with clock.step():
@@ -129,6 +132,8 @@ def _train_epoch(
                 trained += int(split.targets[batch].sum()) if stages.trains else 0
             stages.keep(step)
             observer.on_step(step, stages.steps, stages.last_learning_rate)
+            if (step - done) % every == 0 or step == last:
+                seen.append((step, trained, loss_sum.clone()))
             if step % LOSS_CHECK_EVERY == 0 or step == last:
                 check.look(loss_sum, step)
             agrees = workers.size == 1 or step % AGREE_EVERY == 0 or step == last
@@ -136,12 +141,30 @@ def _train_epoch(
                 raise CancelledError
     check.settle()
     times = clock.seconds()
+    observer.on_losses(_losses(seen, workers))
     return {
         "train_loss": float(workers.sum_(loss_sum)) / max(trained, 1),
         "learning_rate": stages.last_learning_rate,
         "step_time": float(np.median(times)),
         "training_seconds": sum(times),
     }
+
+
+def _losses(
+    seen: Sequence[tuple[int, int, torch.Tensor]], workers: Workers
+) -> list[tuple[int, float]]:
+    """The mean loss of a target since what was seen before, by the steps done; where none was
+    trained there is no loss. `seen` has steps, targets and this worker's summed loss [], each
+    since the epoch's beginning. A collective."""
+    if not seen:
+        return []
+    sums = workers.sum_(torch.stack([loss for _, _, loss in seen])).tolist()
+    found, targets, total = [], 0, 0.0
+    for (step, trained, _), summed in zip(seen, sums, strict=True):
+        if trained > targets:
+            found.append((step, (summed - total) / (trained - targets)))
+        targets, total = trained, summed
+    return found
 
 
 def untimed(report: Mapping[str, float]) -> dict[str, float]:

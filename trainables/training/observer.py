@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -32,6 +33,10 @@ class Observer:
         answer counts, and between what is written when a split is measured, where any rank's
         does."""
         return False
+
+    def on_losses(self, losses: Sequence[tuple[int, float]]) -> None:
+        """Called after every epoch, before `on_epoch`, with the training loss within it: pairs of
+        the steps done and the mean loss of a target since the pair before."""
 
     def on_epoch(self, epoch: int, report: dict[str, float]) -> None:
         """Called after every epoch, the first is 1, with its report."""

@@ -19,6 +19,7 @@ import yaml
 
 from search.cli.main import main
 from search.store.profiles import ProfileStore
+from search.tracking.ui import ui_link
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = hashlib.sha256(b"a key").hexdigest()
@@ -290,7 +291,7 @@ def test_a_launch_prints_its_table_and_how_to_look_further(tmp_path: Path) -> No
     for words in (KEY, "2 complete, 1 pruned", "taso", "0.75", "45,624", "retention=0.1"):
         assert words in done.out
     assert "ranksweep best --task movie" in done.out
-    assert "mlflow ui --backend-store-uri sqlite:////tmp/x.db" in done.out
+    assert "mlflow server --backend-store-uri sqlite:////tmp/x.db" in done.out
     assert "search: resume=True profile_only=False" in done.err
     assert "noise" not in done.out
 
@@ -318,11 +319,12 @@ def test_the_commands_that_a_launch_hints_at_can_be_given_as_they_stand(tmp_path
 @pytest.mark.command
 def test_a_server_of_mlflow_is_named_by_its_own_address(tmp_path: Path) -> None:
     uri = "http://mlflow:5000"
-    body = f"return launched(**{TOOK | {'tracking_uri': uri}!r})"
+    place = {"tracking_uri": uri, "sweep_run_id": "a" * 32, "experiment_id": "3"}
+    body = f"return launched(**{TOOK | place!r})"
     sweep = sweep_file(tmp_path, tracking={"uri": uri})
     shown = replaced(tmp_path, body, "launch", sweep).out.splitlines()
-    assert shown[-1].strip() == uri
-    assert not any("mlflow ui" in line for line in shown)
+    assert shown[-1].strip() == ui_link(uri, "3", view="a" * 32)
+    assert not any("mlflow server" in line for line in shown)
     assert any(line.endswith(f"--tracking {uri}") for line in shown)
 
 
@@ -366,7 +368,8 @@ def test_a_launch_that_is_cut_off_shows_what_is_done(
     tmp_path: Path, cut_off: str, code: int, last: str
 ) -> None:
     body = f"""
-    from spaces.errors import JobError
+    from search.tracking.ui import ui_link
+from spaces.errors import JobError
     view.listener = lambda text: print("log:", text)
     on_result(launched(**{TOOK!r}))
     raise {cut_off}

@@ -133,10 +133,10 @@ def test_a_confirmation_says_what_it_is_and_what_it_measured(faultless: dict[str
     assert tags["ranksweep.arm"] == tags["ranksweep.method"] == "taso"
     assert tags["ranksweep.plan_digest"] == plan_of(CHOSEN[1]["choice"]).digest
     assert run["metrics"]["test_accuracy"] == [(2, "0.25")]
-    assert run["metrics"]["epoch"] == [(2, "2.0")]
+    assert run["tags"]["ranksweep.epoch"] == "2"
     assert "accuracy" not in run["metrics"], "the dev metric of a trial"
-    files = {"choice.yaml", "plan.json", "plan.safetensors", "test_rows.safetensors"}
-    assert set(run["files"]) == files
+    plan = {"choice.yaml", "plan.json", "plan.safetensors", "run.json"}
+    assert set(run["files"]) == {*plan, "test_rows.safetensors"}
     rows = read_measured_rows(run["files"]["test_rows.safetensors"])
     assert isinstance(rows, ClassRows)
     assert rows.predictions.tolist() == [0, 0, *[1] * 6]

@@ -172,17 +172,22 @@ def test_mlflow_holds_the_sweep_the_profile_and_every_trial(
         assert trial.info.status == "FINISHED"
         assert tags["ranksweep.status"] == "complete"
         assert tags["mlflow.parentRunId"] == sweep.info.run_id
-        assert tags["ranksweep.profile_run"] == profile.info.run_id
+        assert tags["ranksweep.profile_key"] == profile.data.tags["ranksweep.profile_key"]
         assert tags["ranksweep.task"] == "tiny-sentiment"
-        assert {"ranksweep.base", "ranksweep.method", "ranksweep.versions"} <= set(tags)
+        assert {"ranksweep.base", "ranksweep.method"} <= set(tags)
+        told = client.download_artifacts(trial.info.run_id, "run.json")
+        assert json.loads(Path(told).read_text())["profile_run"] == profile.info.run_id
         for metric in ("accuracy", "dev_loss", "train_loss", "learning_rate", "step_time"):
             history = client.get_metric_history(trial.info.run_id, metric)
             assert [point.step for point in history] == [1, 2], metric
+        steps = [p.step for p in client.get_metric_history(trial.info.run_id, "step_loss")]
+        assert len(steps) > 2, "points within an epoch"
+        assert steps == sorted(set(steps))
         path = client.download_artifacts(trial.info.run_id, "plan.safetensors")
         plan = Plan.read(path)
         assert plan.digest == tags["ranksweep.plan_digest"]
         assert plan.trainable_params == trial.data.metrics["trainable_params"]
-        assert trial.data.metrics["head_params"] == 2 * 32 + 2
+        assert tags["ranksweep.head_params"] == str(2 * 32 + 2)
 
 
 @pytest.mark.ray
@@ -322,7 +327,7 @@ def test_a_second_sweep_takes_the_profile_from_the_store(
         assert trial.state.name == "COMPLETE"
         assert trial.values[1] == trial.user_attrs["trainable_params"]
     only = runs_of(folder, "trial", "again")[0]
-    assert only.data.tags["ranksweep.profile_run"] == runs_of(folder, "profile")[0].info.run_id
+    assert only.data.tags["ranksweep.profile_key"] == first.profile_key
 
 
 @pytest.mark.ray

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +213,12 @@ def test_a_trial_says_all_that_a_query_needs(tracker: Tracker, uri: str, tmp_pat
         "mode": "max",
     }
     assert (tags["kind"], tags["method"], tags["sweep"]) == ("trial", "pilora", "sweep")
-    assert (tags["profile_key"], tags["profile_run"]) == ("k" * 64, profile)
+    assert tags["profile_key"] == "k" * 64
+    assert not {"profile_run", "versions", "git_commit"} & tags.keys()
+    kept = json.loads(artifact(uri, run_id, "run.json", tmp_path))
+    assert kept["profile_run"] == profile
+    assert kept["versions"]["optuna"] == version("optuna")
+    assert run.info.run_name == "4 pilora r8 2e-4"
     assert (tags["status"], tags["group"], tags["number"]) == ("running", "0", "4")
     assert tags["plan_digest"] == plan.digest
     assert json.loads(tags["choice"]) == CHOICE

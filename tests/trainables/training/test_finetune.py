@@ -304,6 +304,34 @@ def test_stages_divide_the_steps_as_the_formula_says(
         assert all(schedule.stage_of(step) == stage for step in trained)
 
 
+def test_losses_within_an_epoch_are_means_over_the_rows_since_the_point_before(
+    alone: Workers,
+) -> None:
+    model, task, told = tiny_bert(), tiny_task(train=123), []
+    settings = SETTINGS.model_copy(update={"epochs": 2})
+    # At such a rate every row's loss stays that of the base with its fresh head.
+    reports = reports_of(
+        model, lora(model), alone, settings, task=task, rate=1e-14, on_losses=told.append
+    )
+    split = task.splits["train"]
+    model.classifier.load_state_dict(head_of(model, 3)["classifier"].state_dict())
+    batch = split.batch(np.arange(123))
+    labels = torch.as_tensor(batch.pop("labels"))
+    inputs = {key: torch.as_tensor(value) for key, value in batch.items()}
+    losses = torch.nn.functional.cross_entropy(
+        model(**inputs).logits, labels, reduction="none"
+    ).detach().numpy()  # fmt: skip
+    for epoch, points in enumerate(told, start=1):
+        order = epoch_order(123, 3, epoch)
+        ends = [*range(12, 121, 12), 123]  # 21 steps of 6 rows: a point for every two, and the last
+        starts = [0, *ends[:-1]]
+        steps = [21 * (epoch - 1) + math.ceil(end / 6) for end in ends]
+        assert [step for step, _ in points] == steps
+        means = [losses[order[a:b]].mean() for a, b in zip(starts, ends, strict=True)]
+        assert [loss for _, loss in points] == pytest.approx(means, rel=1e-9)
+        assert reports[epoch - 1]["train_loss"] == pytest.approx(losses.mean(), rel=1e-9)
+
+
 def test_a_loss_that_is_not_finite_ends_the_job_and_says_so(alone: Workers) -> None:
     model = tiny_bert(torch.float32)
     with pytest.raises(DivergedError, match=r"not finite at step .*lower learning_rate"):

@@ -1,0 +1,223 @@
+"""What a sweep's run in MLflow says of the sweep itself: its numbers, its description, its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+
+from scipy import stats
+
+from search.config.sweep import SweepConfig
+from search.launch.prepare import SweepInputs
+from search.launch.result import LaunchResult
+from search.queries.best_choice import BestChoice
+from search.queries.comparison import Confirmation, verdict
+from search.queries.differences import CONFIDENCE
+from search.tracking.datasets import DatasetFacts, SourceType
+from search.tracking.run_names import short_base, short_rate
+from search.wording import duration, figure
+from trainables.tasks.settings import DataSettings, TaskSettings
+from trainables.tasks.suite import member_settings
+from trainables.tasks.task import Task
+
+FIGURES = 4
+"""Figures of the report that a description shows; the rest is behind its link."""
+
+
+def summary_metrics(config: SweepConfig, result: LaunchResult) -> dict[str, float]:
+    """The sweep's own numbers, by the names that they have in MLflow."""
+    metric = config.search.metric
+    told = {f"trials.{state}": float(count) for state, count in result.states.items()}
+    told["seconds"] = sum(result.seconds.values())
+    if result.best:
+        best = result.best[0]
+        told[f"best_{metric}"] = best.value
+        told["trainable_params"] = float(best.trainable_params)
+    if not result.confirmation:
+        return told
+    first = result.confirmation[0]
+    name = f"test_{first.metric}"
+    told[name] = first.mean
+    told["trainable_params"] = float(first.trainable_params)
+    if (interval := _interval(first.values)) is not None:
+        told[f"{name}_low"], told[f"{name}_high"] = interval
+    lora = next((row for row in result.confirmation if row.arm == "lora"), None)
+    if lora is not None and lora is not first:
+        told[f"{name}_above_lora"] = first.mean - lora.mean
+        if first.difference is not None:
+            told[f"{name}_above_lora_low"], told[f"{name}_above_lora_high"] = first.difference
+    return told
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's interval of the mean over seeds; None where they do not tell one."""
+    if len(values) < 2 or not stdev(values) > 0:
+        return None
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values)
+    half /= math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def sweep_note(
+    config: SweepConfig,
+    result: LaunchResult,
+    experiment_id: str,
+    report: Sequence[str] = (),
+) -> str:
+    """The description of a sweep's run, in Markdown: the answer, its tables, where to look.
+
+    `report` has the paths of the run's artifacts that belong to its report; its figures are shown.
+    """
+    return "\n\n".join(part for part in _parts(config, result, experiment_id, report) if part)
+
+
+def _parts(
+    config: SweepConfig, result: LaunchResult, experiment_id: str, report: Sequence[str]
+) -> Iterator[str]:
+    yield answer(config, result)
+    yield _links(result.sweep_run_id, experiment_id, report)
+    metric = config.search.metric
+    if result.confirmation:
+        yield f"**On test** ({metric}, {len(result.confirmation[0].values)} seeds)"
+        yield _confirmed_table(result.confirmation)
+        yield from result.fallen
+    if result.best:
+        yield f"**Best of each method on dev** ({metric})"
+        yield _best_table(result.best, metric)
+    yield _figures(result.sweep_run_id, report)
+    yield f"```\n{_commands(config, result)}\n```"
+
+
+def answer(config: SweepConfig, result: LaunchResult) -> str:
+    """What was searched, what has won and by how much, in sentences."""
+    over = sum(result.states.values())
+    arms = ", ".join(config.search_space.methods)
+    said = (
+        f"`{config.task.name}` on `{short_base(config.base)}`: {over} of {config.search.trials} "
+        f"trials of {arms} are over"
+    )
+    said += f" ({duration(sum(result.seconds.values()))})." if result.seconds else "."
+    if result.reason is not None:
+        said += f" {result.reason.rstrip('.')}."
+    if result.nothing_learned is not None:
+        return f"{said} {result.nothing_learned[0].upper()}{result.nothing_learned[1:]}."
+    if result.confirmation:
+        first = result.confirmation[0]
+        won = f"Confirmed with {len(first.values)} seeds, **{first.arm}** has "
+        won += f"{first.metric} {figure(first.mean)} on test with {first.trainable_params:,} "
+        won += f"parameters; {verdict(result.confirmation)}"
+        return f"{said} {won.rstrip('.')}."
+    if result.best:
+        best = result.best[0]
+        return (
+            f"{said} The best on dev is **{best.arm}** (trial {best.number}): "
+            f"{config.search.metric} {figure(best.value)} with {best.trainable_params:,} "
+            "parameters. Nothing is confirmed on test yet."
+        )
+    return said
+
+
+def _links(run_id: str | None, experiment_id: str, report: Sequence[str]) -> str:
+    """Within the UI that shows them, whatever its address."""
+    if run_id is None:
+        return ""
+    pages, runs = "workflowType=machine_learning", f"#/experiments/{experiment_id}/runs"
+    links = [f"[Its runs, best first]({runs}?viewStateShareKey={run_id}&{pages})"]
+    if any(path.endswith("index.html") for path in report):
+        links.append(f"[the report]({runs}/{run_id}/artifacts/report/index.html?{pages})")
+    return " · ".join(links)
+
+
+def _figures(run_id: str | None, report: Sequence[str]) -> str:
+    pictures = [path for path in report if path.endswith(".png")][:FIGURES]
+    if run_id is None:
+        return ""
+    return "\n\n".join(
+        f"![{path.rpartition('/')[2].removesuffix('.png').replace('-', ' ')}]"
+        f"(get-artifact?path={path}&run_uuid={run_id})"
+        for path in pictures
+    )
+
+
+def _best_table(rows: Sequence[BestChoice], metric: str) -> str:
+    return _table(
+        ("method", metric, "parameters", "learning rate", "trial"),
+        [
+            (
+                row.arm,
+                figure(row.value),
+                f"{row.trainable_params:,}",
+                _rate(row.choice),
+                str(row.number),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _confirmed_table(rows: Sequence[Confirmation]) -> str:
+    def beside(row: Confirmation) -> str:
+        if row.difference is None:
+            return "-"
+        low, high = row.difference
+        return f"{low:+.4f} to {high:+.4f}"
+
+    return _table(
+        ("method", "mean", "parameters", "difference from LoRA", "verdict"),
+        [
+            (
+                row.arm,
+                figure(row.mean),
+                f"{row.trainable_params:,}",
+                beside(row),
+                row.verdict or "-",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _rate(choice: Mapping[str, object]) -> str:
+    rate = choice.get("learning_rate")
+    return short_rate(rate) if isinstance(rate, int | float) else "-"
+
+
+def _commands(config: SweepConfig, result: LaunchResult) -> str:
+    lines = [f"ranksweep best --task {config.task.name} --metric {config.search.metric}"]
+    if result.confirmation:
+        lines.append(f"ranksweep compare {config.name}")
+    lines.append(f"ranksweep report {config.name} --out report")
+    return "\n".join(lines)
+
+
+# -- the rows -------------------------------------------------------------------------------------
+
+
+def datasets_of(config: SweepConfig, inputs: SweepInputs) -> list[DatasetFacts]:
+    """The splits of a sweep's task, and of the members of its suite, as MLflow's datasets."""
+    tasks = [(config.task, inputs.task)]
+    tasks += [(each, inputs.task.suite[each.name]) for each in member_settings(config.task)]
+    return [found for settings, task in tasks for found in _splits(settings, task)]
+
+
+def _splits(settings: TaskSettings, task: Task) -> Iterator[DatasetFacts]:
+    for split, rows in task.splits.items():
+        if (digest := task.rows.get(split)) is not None:
+            source, source_type = _source(settings.data, split)
+            name, counted = f"{settings.name} {split}", {"num_rows": len(rows)}
+            yield DatasetFacts(name, digest, source, source_type, split, counted)
+
+
+def _source(data: DataSettings, split: str) -> tuple[dict[str, str], SourceType]:
+    """Where the rows of a split are from: those of dev and test may be a part of another split."""
+    named = getattr(data, split) or getattr(data, "test" if split == "dev" else "train")
+    if data.hub is None:
+        return {"uri": str(named)}, "local"
+    told = {"path": data.hub, "config_name": data.name, "revision": data.revision, "split": named}
+    return {key: value for key, value in told.items() if value is not None}, "hugging_face"
