@@ -8,10 +8,10 @@ DATA := data/movie
 PIP := $(BIN)/python -m pip install --quiet --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long check format docs bench bench-table clean
+.PHONY: help setup demo test test-fast test-long check format docs screenshots bench bench-table clean
 
 help:  ## Show what there is to make
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
@@ -57,6 +57,15 @@ docs: setup  ## Build the documentation into site/
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo built site/index.html
+
+# Of a sweep on all that the demo has, which is launched in build/screenshots where it is not there.
+screenshots: $(DATA)/train.parquet  ## Take the pictures of the README and the guides; needs Chromium
+	mkdir -p build/screenshots
+	ln -sfn $(CURDIR)/data $(CURDIR)/examples build/screenshots/
+	test -d build/screenshots/.ranksweep/sweeps/movie || (cd build/screenshots && \
+	  $(CURDIR)/$(BIN)/ranksweep launch examples/demo.yaml --set name=movie --set search.trials=24 \
+	  --set "confirm={top: 1, seeds: 5}")
+	$(BIN)/python docs/screenshots.py movie --folder build/screenshots
 
 # Each appends what it found to benchmarks/results.jsonl, which bench-table makes a table of.
 bench: $(DATA)/train.parquet  ## Run the benchmarks; best with nothing else on the machine

@@ -176,6 +176,9 @@ def _wide_table(rows: Sequence[TrialRow]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("choice", "origin"):
         table.add_column(name, overflow="fold")
+    tells_why = any(row.reason for row in rows)
+    if tells_why:
+        table.add_column("why", overflow="fold")
     for row in rows:
         add_row(
             table,
@@ -188,6 +191,7 @@ def _wide_table(rows: Sequence[TrialRow]) -> Table:
             figure(row.choice.get("learning_rate")),
             knobs(row.choice),
             row.asked,
+            *([row.reason or ""] if tells_why else []),
         )
     return table
 
@@ -209,6 +213,7 @@ def _narrow_table(rows: Sequence[TrialRow]) -> Table:
         told = [
             f"{row.arm}, {row.trainable_params:,} parameters, origin: {row.asked}",
             f"learning_rate={figure(row.choice.get('learning_rate'))} {knobs(row.choice)}",
+            *([row.reason] if row.reason else []),
         ]
         how_far, value = _how_far(row), figure(row.value)
         add_row(table, row.number, _state(row), how_far, value, "\n".join(told))

@@ -39,7 +39,8 @@ class TrialRow:
     """A trial of the study. `epochs` are those that it has done, `value` is its newest; `looks` are
     its values after training on shares of the rows.
 
-    `asked` says where it comes from: the sweep, an earlier one, or a user.
+    `asked` says where it comes from: the sweep, an earlier one, or a user. `reason` says why it
+    has ended before its last epoch, or was answered from another; None where there is none.
     """
 
     number: int
@@ -111,12 +112,20 @@ def _row(trial: FrozenTrial) -> TrialRow:
         float(value) if value is not None and math.isfinite(value) else None,
         int(attributes[TRAINABLE_PARAMS]),
         _asked(attributes),
-        attributes.get(REASON),
+        _reason(attributes),
         attributes.get(RUN_ID),
         choice_of(trial).as_dict(),
         looks_of(trial),
         COLLAPSED in attributes,
     )
+
+
+def _reason(attributes: Mapping[str, Any]) -> str | None:
+    """Why a trial is not complete, or was not trained."""
+    if DUPLICATE_OF in attributes:
+        return f"the same training as trial {attributes[DUPLICATE_OF]}"
+    reason = attributes.get(REASON)
+    return None if reason is None else str(reason)
 
 
 def _asked(attributes: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from search.study.ranking import best_of_each_method
 from search.study.sampling import Snapshot
 from search.study.standing import interrupted
 from search.study.study import directions, make_sampler, open_study, states_of
+from search.study.trial_list import trial_rows
 from search.tuning.searcher import StudySearcher
 from spaces.errors import ConfigError
 from spaces.methods.registry import make_plan, parse_choice
@@ -511,6 +512,7 @@ def test_another_method_s_choice_of_the_same_plan_is_answered_from_the_finished_
     assert answered.values == [0.73]
     assert answered.intermediate_values == original.intermediate_values
     assert answered.user_attrs["ranksweep_duplicate_of"] == 0
+    assert trial_rows(study)[1].reason == "the same training as trial 0"
     assert json.loads(answered.user_attrs["choice"]) == other.as_dict()
     assert searcher.handed == 2
     assert searcher.counts == {"lora": 1, method: 1}

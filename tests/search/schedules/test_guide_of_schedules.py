@@ -1,4 +1,4 @@
-"""What the README says of sweeps for new models, done as it says: from no model to a champion."""
+"""What the guide says of sweeps for new models, done as it says: from no model to a champion."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from tests.search.launches import environment
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples" / "schedules"
-SECTION = (ROOT / "README.md").read_text().partition("## Sweeps for new models")[2]
-SECTION = SECTION.partition("\n## ")[0]
+GUIDE = (ROOT / "docs" / "guides" / "new-models.md").read_text()
 
 
-def test_the_schedule_of_the_readme_is_the_example() -> None:
-    (shown,) = re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
+def test_the_schedule_of_the_guide_is_the_example() -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
     example = (EXAMPLES / "new-models.yaml").read_text()
-    assert parse_yaml(shown, "README", words=("on",)) == parse_yaml(example, "it", words=("on",))
+    assert parse_yaml(shown, "the guide", words=("on",)) == parse_yaml(example, "it", words=("on",))
 
 
 @pytest.mark.ray
@@ -43,9 +42,11 @@ def test_a_reader_gets_from_nothing_to_a_champion(
     (tmp_path / "data" / "movie").mkdir(parents=True)
     for split, file in tiny_sweep["task"]["data"].items():
         shutil.copy(file, tmp_path / "data" / "movie" / f"{split}.parquet")
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
-             for line in block.splitlines() if line.startswith("ranksweep")]  # fmt: skip
-    check, run, status, champion = lines
+    words = ("schedule check", "schedule run", "schedule status", "champion")
+    check, run, status, champion = (
+        re.findall(rf"^ranksweep {each} .*|^ranksweep {each}$", GUIDE, re.MULTILINE)[0]
+        for each in words
+    )
 
     checked = done(tmp_path, check)
     assert checked.returncode == 0, checked.stderr
