@@ -201,9 +201,8 @@ def report(
     `sweep` is a name or a run id. `store` is where its profile is, by default the sweep's own.
     Raises Error where there is no such sweep, ConfigError where the folder holds something else.
     """
-    from search.reports.write import write_sweep_report
-
     from search.config.reading import resolve_tracking
+    from search.reports.write import write_sweep_report
 
     folder = Path(out)
     write_sweep_report(resolve_tracking(tracking), sweep, folder, store)

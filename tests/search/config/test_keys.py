@@ -127,7 +127,7 @@ def test_what_other_tools_call_a_key_is_known(path: str, meant: str) -> None:
             "train.dropout: should be a number, not '5e-2'; write it without",
         ),
         ("train.weight_decay", float("nan"), "train.weight_decay: should be a finite number"),
-        ("search.time_budget", "1:30", "search.time_budget: should be a number or null, not '1:30'"),
+        ("search.time_budget", "1:30", "search.time_budget: should be a number or null, not '1:3"),
         ("search.warm_start", "nope", "search.warm_start: should be true or false, not 'nope'"),
         ("search.warm_start", 1, "search.warm_start: should be true or false, not 1"),
         ("name", False, "name: should be text, not false; put it in quotes"),
