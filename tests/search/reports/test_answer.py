@@ -44,7 +44,8 @@ CASES: list[tuple[str, SweepRecord, str, str, str]] = [
      "On test taso is better than tuned LoRA beyond the noise: accuracy 0.8100 against 0.7100, "
      "+0.1000 (95 % interval", "ranksweep export 00000000000000000000000000000001 --to peft"),
     ("within the noise", record([LORA, TASO], NEAR), "2 trials", "no method is better than tuned "
-     "LoRA (accuracy 0.7500) beyond the noise: the nearest, taso, is +0.0067 from it", "export"),
+     "LoRA (accuracy 0.7500) beyond the noise: the best of the others, taso, is +0.0067 from it",
+     "export"),
     ("worse", record([LORA, TASO], WORSE), "2 trials", "taso is worse",
      "ranksweep export 00000000000000000000000000000000"),
     ("one seed", record([LORA, TASO], {0: [0.7], 1: [0.8]}), "2 trials",
@@ -74,7 +75,7 @@ def test_the_luck_of_the_choice_is_what_dev_has_lost_since() -> None:
     assert sweep.comparison is not None
     taso = sweep.comparison.rows[0]
     assert luck_of(sweep, taso) == pytest.approx(0.02)
-    assert "of its accuracy on dev when it was chosen, 0.0200 did not hold" in \
+    assert "of taso's accuracy on dev when it was chosen, 0.0200 did not hold" in \
         answer_of(sweep).sentences[1]  # fmt: skip
     less = record([trial(0, "lora", 0.2), trial(1, "taso", 0.15)], FAR, on_dev=0.17,
                   objective=Objective("accuracy", "min"))  # fmt: skip
