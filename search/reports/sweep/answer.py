@@ -199,8 +199,8 @@ class _Found:
             )
         told = (
             f"On test no method is better than tuned LoRA ({metric} {value(lora.mean)}) beyond the "
-            f"noise: the best of the others, {near.arm}, is {change(near.mean - lora.mean)} from it (95 % "
-            f"interval {_interval(near)}) with {count(near.trainable_params)} parameters against "
+            f"noise: the best of the others, {near.arm}, is {change(near.mean - lora.mean)} from "
+            f"it (95 % interval {_interval(near)}) with {count(near.trainable_params)} parameters against "
             f"{count(lora.trainable_params)}"
         )
         if worse:
@@ -215,8 +215,8 @@ class _Found:
         if lost is None or lost < TELLING * abs(row.mean):
             return ""
         return (
-            f"; of {row.arm}'s {self._metric} on dev when it was chosen, {value(lost)} did not hold "
-            "over the seeds that confirm it"
+            f"; of {row.arm}'s {self._metric} on dev when it was chosen, {value(lost)} did not "
+            "hold over the seeds that confirm it"
         )
 
     # -- next ----------------------------------------------------------------------------------
