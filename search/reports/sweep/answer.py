@@ -200,8 +200,8 @@ class _Found:
         told = (
             f"On test no method is better than tuned LoRA ({metric} {value(lora.mean)}) beyond the "
             f"noise: the best of the others, {near.arm}, is {change(near.mean - lora.mean)} from "
-            f"it (95 % interval {_interval(near)}) with {count(near.trainable_params)} parameters against "
-            f"{count(lora.trainable_params)}"
+            f"it (95 % interval {_interval(near)}) with {count(near.trainable_params)} parameters "
+            f"against {count(lora.trainable_params)}"
         )
         if worse:
             told += (
