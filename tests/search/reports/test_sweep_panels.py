@@ -158,12 +158,14 @@ def test_a_key_that_a_method_lacks_has_a_place_of_its_own_below_all_values() -> 
     assert axes["threshold"]["tickvals"][0] < min(having)
     # Of a key over two powers of ten the axis has the logarithm.
     rates = axes["learning rate"]["values"]
-    assert rates == pytest.approx([math.log10(row["learning_rate"]) for row in rows], abs=1e-4)
+    assert rates == pytest.approx(
+        [math.log10(float(row["learning_rate"])) for row in rows], abs=1e-4
+    )
 
 
 def test_what_makes_the_difference_is_found() -> None:
     draw = random.Random(0)
-    choices = [
+    choices: list[dict[str, Any]] = [
         {"rate": 10 ** draw.uniform(-4, -2), "rank": draw.choice([1, 2, 4, 8]), "kind": "a"}
         for _ in range(60)
     ]
