@@ -43,6 +43,16 @@
     return each;
   }
 
+  /** A title of an axis on two lines where it would not fit on one. */
+  function wrapped(text, narrow) {
+    if (!narrow || text.length < 22) return text;
+    const spaces = [...text.matchAll(/ /g)].map((match) => match.index);
+    if (!spaces.length) return text;
+    const middle = spaces.reduce((best, at) =>
+      (Math.abs(at - text.length / 2) < Math.abs(best - text.length / 2) ? at : best));
+    return `${text.slice(0, middle)}<br>${text.slice(middle + 1)}`;
+  }
+
   function themed(given, width, dark) {
     const style = getComputedStyle(root);
     const colour = (name) => style.getPropertyValue(name).trim();
@@ -56,14 +66,17 @@
       ["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))]
         .map((key) => {
           const own = layout[key] ?? {};
-          const title = own.title ? { standoff: 12, ...own.title } : undefined;
+          const title = own.title
+            ? { standoff: 12, ...own.title, text: wrapped(own.title.text ?? "", narrow) }
+            : undefined;
           return [key, { ...axis, ...own, ...(title && { title }) }];
         }));
     const legends = data.filter((trace) => trace.showlegend !== false && trace.name).length;
     const rows = Math.ceil(legends / (narrow ? 2 : 6));
     const below = {
       orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", yref: "paper",
-      bgcolor: "rgba(0,0,0,0)", itemsizing: "constant",
+      bgcolor: "rgba(0,0,0,0)", itemsizing: "constant", itemwidth: 30,
+      font: { size: narrow ? 11 : 13 },
     };
     return {
       data,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from errno import ENOTDIR
 from pathlib import Path
 
 from PIL import Image
 
 from search.config.reading import resolve_store
+from search.paths import nearest_there
 from search.queries.sweep_record import SweepRecord, read_sweep
 from search.reports.drawing import as_png
 from search.reports.page import Answer, How, Section, page
@@ -60,10 +63,13 @@ class WrittenReport:
 def check_out(out: Path) -> None:
     """Raise ConfigError where a report may not be written: a file is there, or a folder with other
     things than an earlier report, or it cannot be written to."""
+    above = nearest_there(out)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {out} cannot be written (no permission); name another")
     try:
-        if not out.exists():
-            out.mkdir(parents=True)
-        held = sorted(each.name for each in out.iterdir())
+        held = sorted(each.name for each in out.iterdir()) if out.exists() else []
+        if not above.is_dir():
+            raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
     except OSError as error:
         raise _unwritable(out, error) from None
     first = out / PAGE

@@ -17,6 +17,8 @@ from search.reports.sweep.measured import Choice, arms_of, choices_of, tuned_lor
 from search.reports.words import change, count, hours, listed, plural, value
 from search.tracking.liveness import fate
 
+TELLING = 0.002
+"""Share of a metric below which what did not hold is not worth a word."""
 MORE_SEEDS = 20
 """What more seeds are advised up to; a difference that takes more is too small to matter."""
 
@@ -197,9 +199,9 @@ class _Found:
             )
         told = (
             f"On test no method is better than tuned LoRA ({metric} {value(lora.mean)}) beyond the "
-            f"noise: the nearest, {near.arm}, is {change(near.mean - lora.mean)} from it (95 % "
-            f"interval {_interval(near)}) with {count(near.trainable_params)} parameters against "
-            f"{count(lora.trainable_params)}"
+            f"noise: the best of the others, {near.arm}, is {change(near.mean - lora.mean)} from "
+            f"it (95 % interval {_interval(near)}) with {count(near.trainable_params)} parameters "
+            f"against {count(lora.trainable_params)}"
         )
         if worse:
             told += (
@@ -210,11 +212,11 @@ class _Found:
     def _luck(self, row: Confirmation) -> str:
         """How far the winner has fallen on dev since it was chosen for its value there."""
         lost = luck_of(self.record, row)
-        if lost is None or lost <= 0:
+        if lost is None or lost < TELLING * abs(row.mean):
             return ""
         return (
-            f"; of its {self._metric} on dev when it was chosen, {value(lost)} did not hold over "
-            "the seeds that confirm it"
+            f"; of {row.arm}'s {self._metric} on dev when it was chosen, {value(lost)} did not "
+            "hold over the seeds that confirm it"
         )
 
     # -- next ----------------------------------------------------------------------------------
@@ -276,27 +278,33 @@ class _Found:
             return "Search other methods beside it, or use it as it is.", [
                 self._export(rows[0].number)
             ]
-        close = [row for row in rows if row is lora or row.verdict != "worse"]
-        smallest = min(close, key=lambda row: (row.trainable_params, row is not lora))
-        seeds = self._seeds_to_tell()
+        best = rows[0]
         told = (
-            f"Use the smallest that is not worse, {smallest.arm} with "
-            f"{count(smallest.trainable_params)} parameters"
+            f"Use LoRA as it was tuned (trial {best.number})"
+            if best is lora
+            else f"Use {best.arm} (trial {best.number}), whose lead may be luck"
         )
-        commands = [self._export(smallest.number)]
-        if seeds is None:
-            return (
-                f"{told}; the differences are too small for more seeds to tell, so a longer search "
-                "is what may help.",
-                [
-                    *commands,
-                    self._resume("twice the trials", f"search.trials={2 * self._trials}"),
-                ],
-            )
-        return f"{told}, or tell them apart with {seeds} seeds each.", [
-            *commands,
-            self._resume(f"confirm with {seeds} seeds", f"confirm.seeds={seeds}"),
+        smaller = [
+            row
+            for row in rows
+            if row.verdict != "worse" and row.trainable_params < best.trainable_params
         ]
+        if smaller:
+            least = min(smaller, key=lambda row: row.trainable_params)
+            told += (
+                f"; where parameters count, {least.arm} has {count(least.trainable_params)}, at "
+                f"{change(least.mean - best.mean)} on test, within the noise"
+            )
+        commands, seeds = [self._export(best.number)], self._seeds_to_tell()
+        if seeds is None:
+            told += (
+                f". The differences are too small for {MORE_SEEDS} seeds to tell: search longer."
+            )
+            more = self._resume("twice the trials", f"search.trials={2 * self._trials}")
+        else:
+            told += f". With {seeds} seeds each the largest difference would be told, were it real."
+            more = self._resume(f"confirm with {seeds} seeds", f"confirm.seeds={seeds}")
+        return told, [*commands, more]
 
     @property
     def _trials(self) -> int:

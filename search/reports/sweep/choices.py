@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 
 from search.queries.sweep_record import SweepRecord
+from search.reports.colours import both
 from search.reports.drawing import plot
 from search.reports.panel import Absent, Cell, Panel
 from search.reports.sweep.measured import arm_of, arms_of, complete, keys_of, label
@@ -190,10 +191,9 @@ def _brushed(
                 "type": "parcoords",
                 "line": {
                     "color": [round(run.metrics[record.objective.metric], 6) for run in runs],
-                    "colorscale": "Viridis",
+                    "colorscale": _colour_scale(record.objective.mode == "min"),
                     "cmin": low,
                     "cmax": high,
-                    "reversescale": record.objective.mode == "min",
                 },
                 "dimensions": dimensions,
                 "unselected": {"line": {"opacity": 0.05}},
@@ -206,6 +206,21 @@ def _brushed(
             "meta": {"least_width": 92 * len(axes)},
         },
     }
+
+
+def _grades(less_is_better: bool) -> list[tuple[str, str]]:
+    """Nine grades of viridis from the lowest to the highest metric, on light and on dark: the best
+    stands out most from its ground."""
+    shown = np.linspace(0, 1, 9)
+    light = [to_hex(colormaps["viridis"](0.86 - 0.86 * at)) for at in shown]
+    dark = [to_hex(colormaps["viridis"](0.28 + 0.72 * at)) for at in shown]
+    grades = list(zip(light, dark, strict=True))
+    return grades[::-1] if less_is_better else grades
+
+
+def _colour_scale(less_is_better: bool) -> list[list[Any]]:
+    grades = _grades(less_is_better)
+    return [[at / (len(grades) - 1), both(*each)] for at, each in enumerate(grades)]
 
 
 def _short(name: str, axes: Sequence[Axis]) -> str:
@@ -241,7 +256,9 @@ def _printed(record: SweepRecord, runs: Sequence[RunFacts], axes: Sequence[Axis]
     lines = np.array(scaled).T[order]
     at = np.arange(len(axes))
     scale = Normalize(*_colour_range(record, runs), clip=True)
-    colours = colormaps["viridis" if record.objective.mode == "max" else "viridis_r"]
+    colours = LinearSegmentedColormap.from_list(
+        "ours", [colour for colour, _ in _grades(record.objective.mode == "min")]
+    )
     plane.add_collection(
         LineCollection(
             [np.column_stack([at, line]) for line in lines],

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.ticker import MaxNLocator
+
 from search.queries.sweep_record import CurvePoint, SweepRecord
 from search.reports.colours import NOISE
 from search.reports.drawing import plot
@@ -165,7 +167,7 @@ def _printed(record: SweepRecord, curves: Sequence[Curve]) -> Figure:
                       markerfacecolor=fill, markeredgecolor=style.colour_light)  # fmt: skip
     axes.set_xlabel("epoch (open: best, filled: last)")
     axes.set_ylabel(f"{record.objective.metric} ({better(record.objective)})", parse_math=False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="0.92")
     if any(each.stands_out for each in curves):
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

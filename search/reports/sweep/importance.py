@@ -44,7 +44,7 @@ def importance_panel(record: SweepRecord) -> Panel | Absent:
     groups: dict[str, list[tuple[dict[str, Any], float]]] = {}
     if len({method for method, _, _ in told}) > 1:
         groups[ALL] = [
-            ({"method": method, **{k: keys[k] for k in keys if k in shared}}, value)
+            ({"which method": method, **{k: keys[k] for k in keys if k in shared}}, value)
             for method, keys, value in told
         ]
     for method, keys, value in told:

@@ -66,6 +66,8 @@ def _says(record: SweepRecord, choices: Sequence[Choice], front: Sequence[Choice
         f"{plural(len(choices), 'choice')} on dev, {plural(len(front), 'of them', 'of them')} on "
         f"the front"
     )
+    if any(len(each.seeds.values) > 1 for each in choices):
+        told += " (the line: what each holds, its mean less one standard error)"
     if len(front) == 1:
         told += (
             f": {most.row.arm} (trial {most.row.number}) has the best {metric}, "
@@ -120,7 +122,7 @@ def _brushed(
             "mode": "lines",
             "name": "front",
             "x": [each.row.trainable_params for each in front],
-            "y": [round(each.seeds.mean, 6) for each in front],
+            "y": [round(each.holds, 6) for each in front],
             "line": {"color": both(*INK), "width": 1.5, "shape": "hv"},
             "hoverinfo": "skip",
         }
@@ -214,7 +216,7 @@ def _printed(record: SweepRecord, choices: Sequence[Choice], front: Sequence[Cho
                     c.row.trainable_params, *c.interval, color=style.colour_light, linewidth=1
                 )
     axes.step(
-        [c.row.trainable_params for c in front], [c.seeds.mean for c in front],
+        [c.row.trainable_params for c in front], [c.holds for c in front],
         where="post", color=INK[0], linewidth=1.2, label="front", zorder=0,
     )  # fmt: skip
     if (lora := tuned_lora(choices)) is not None:
