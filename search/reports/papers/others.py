@@ -34,6 +34,8 @@ def other_profiles(store: ProfileStore, key: str, most: int = 4) -> list[OtherPr
     seen = {manifest.get("train_fingerprint")}
     every = sorted(store.list(), key=lambda each: str(each.get("published")), reverse=True)
     for each in every:
+        if len(found) >= most:
+            break
         rows = each.get("train_fingerprint")
         if each.get("base_fingerprint") != manifest["base_fingerprint"] or rows in seen:
             continue
@@ -45,6 +47,4 @@ def other_profiles(store: ProfileStore, key: str, most: int = 4) -> list[OtherPr
             continue
         if profile is not None:
             found.append(OtherProfile(printable(each.get("task")), profile))
-        if len(found) == most:
-            break
     return found

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.ticker import LogLocator
 from scipy.stats import t
 
 from search.queries.comparison import Confirmation
 from search.queries.history import Step
 from search.queries.holding import Seeds
 from search.queries.sweep_record import SweepRecord
-from search.reports.colours import INK, both, style_of
+from search.reports.colours import INK, ArmStyle, both, style_of
 from search.reports.drawing import plain, plot, ticks
 from search.reports.panel import Absent, Panel
 from search.reports.sweep.measured import Choice, choices_of, label
@@ -271,10 +272,16 @@ class _Front:
     tried: Sequence[Tried]
     front: Sequence[Tried]
 
+    @property
+    def _look(self) -> dict[str, ArmStyle]:
+        """Of the bases that are shown, as they look in all figures."""
+        shown = {each.base for each in self.tried}
+        every = style_of(self.record.bases)
+        return {base: style for base, style in every.items() if base in shown}
+
     def printed(self) -> Figure:
         figure, axes = plot(8.0, 4.6, FRONT_TITLE)
-        look = style_of([each.base for each in self.tried])
-        for base, style in look.items():
+        for base, style in self._look.items():
             of = [each.choice for each in self.tried if each.base == base]
             axes.plot(
                 [c.row.trainable_params for c in of], [c.seeds.mean for c in of],
@@ -287,8 +294,9 @@ class _Front:
             where="post", color=INK[0], linewidth=1.2, label="front", zorder=0,
         )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda x, _: short_count(x))
-        axes.xaxis.set_minor_formatter(lambda x, _: "")
+        axes.minorticks_off()
         axes.set_xlabel("trained parameters")
         axes.set_ylabel(f"{self.record.comparable[0].metric} on dev", parse_math=False)
         axes.grid(axis="y", color="0.92")
@@ -302,7 +310,7 @@ class _Front:
              "y": [round(each.choice.seeds.mean, 6) for each in self.front],
              "line": {"shape": "hv", "color": both(*INK), "width": 1.5}}
         ]  # fmt: skip
-        for base, style in style_of([each.base for each in self.tried]).items():
+        for base, style in self._look.items():
             of = [each for each in self.tried if each.base == base]
             data.append(
                 {"type": "scatter", "mode": "markers", "name": label(base),

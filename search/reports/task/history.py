@@ -33,6 +33,7 @@ def history_panels(record: TaskRecord) -> list[Panel | Absent]:
     return [
         _panel(
             [step for step in record.steps if step.metric == metric],
+            record.bases,
             KEY if metric == metrics[0] else f"{KEY}-{place}",
             TITLE if len(metrics) == 1 else f"{TITLE}, by {metric}",
         )
@@ -40,8 +41,8 @@ def history_panels(record: TaskRecord) -> list[Panel | Absent]:
     ]
 
 
-def _panel(steps: Sequence[Step], key: str, title: str) -> Panel:
-    drawn = _Drawn(title, steps)
+def _panel(steps: Sequence[Step], bases: Sequence[str], key: str, title: str) -> Panel:
+    drawn = _Drawn(title, steps, bases)
     return Panel(
         key,
         title,
@@ -114,14 +115,21 @@ def _crown(step: Step) -> str | None:
 class _Drawn:
     title: str
     steps: Sequence[Step]
+    bases: Sequence[str]
+    """Of all the task's steps, so that each has one look in all figures."""
 
     @property
     def _look(self) -> dict[str, ArmStyle]:
-        return style_of([called(step) for step in self.steps])
+        return style_of(self.bases)
 
     @property
     def _data(self) -> list[str | None]:
-        return list(dict.fromkeys(step.data for step in self.steps))
+        """The newest first."""
+        return list(dict.fromkeys(step.data for step in reversed(self.steps)))
+
+    def _alpha(self, data: str | None) -> float:
+        """What is over other data than the newest is fainter."""
+        return 1.0 if data == self._data[0] else 0.45
 
     def _name(self, base: str, data: str | None) -> str:
         return f"{base}, data {(data or 'unnamed')[:8]}" if len(self._data) > 1 else base
@@ -142,6 +150,7 @@ class _Drawn:
             axes.step(at, best_so_far(of), dash, where="post", color=colour, linewidth=1.2)
             axes.plot(
                 at, [step.value for step in of], marker, color=colour, markersize=7,
+                alpha=self._alpha(data),
                 label=plain(f"{self._name(base, data)}: best of a sweep"),
             )  # fmt: skip
             tested = [(x, step.test) for x, step in zip(at, of, strict=True) if step.test]
@@ -182,7 +191,8 @@ class _Drawn:
                 {**shared, "mode": "markers", "y": [round(s.value, 6) for s in of],
                  "name": f"{name}: best of a sweep", "text": [label(_told(s)) for s in of],
                  "hovertemplate": "%{text}<br>on dev %{y:.4f}<extra></extra>",
-                 "marker": {"color": style.colour, "symbol": style.symbol_plotly, "size": 10}}
+                 "marker": {"color": style.colour, "symbol": style.symbol_plotly, "size": 10,
+                            "opacity": self._alpha(of_data)}}
             )  # fmt: skip
             tested = [(x, s) for x, s in zip(at, of, strict=True) if s.test is not None]
             if tested:
