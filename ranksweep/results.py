@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from spaces.errors import RanksweepError
+from spaces.errors import RanksweepError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -189,21 +189,30 @@ def history(
 
 
 def report(
-    sweep: str,
-    out: str | os.PathLike[str],
+    sweep: str | None = None,
+    out: str | os.PathLike[str] = "report",
     *,
+    task: str | None = None,
     store: str | None = None,
     tracking: str | None = None,
 ) -> Path:
-    """Write the report of a sweep into the folder `out`, as `ranksweep report` does; returns its
-    page, which a browser opens from the file.
+    """Write the report of a sweep, or of all sweeps of a task, into the folder `out`, as
+    `ranksweep report` does; returns its page, which a browser opens from the file.
 
-    `sweep` is a name or a run id. `store` is where its profile is, by default the sweep's own.
+    `sweep` is a name or a run id; `store` is where its profile is, by default the sweep's own.
     Raises Error where there is no such sweep, ConfigError where the folder holds something else.
     """
     from search.config.reading import resolve_tracking
-    from search.reports.write import write_sweep_report
+    from search.reports.write import report_sweep
+    from search.tracking.runs import RecordedRuns
 
-    folder = Path(out)
-    write_sweep_report(resolve_tracking(tracking), sweep, folder, store)
-    return folder / "index.html"
+    if (sweep is None) == (task is None):
+        raise UsageError("sweep, task: name one of the two")
+    uri, folder = resolve_tracking(tracking), Path(out)
+    if sweep is not None:
+        return Path(report_sweep(RecordedRuns(uri), sweep, folder, store=store).page)
+    from search.reports.task.report import (
+        write_task_report,
+    )
+
+    return Path(write_task_report(uri, task, folder).page)

@@ -6,9 +6,11 @@ import importlib.util
 import io
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +90,14 @@ def s3(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in seaweed.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for the sockets that Ray puts into it."""
+    folder = Path(tempfile.mkdtemp(prefix="rs-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,14 +27,6 @@ def launched() -> Iterator[Callable[..., Launch]]:
         if each.process.poll() is None:
             for process in [*each.descendants(), psutil.Process(each.process.pid)]:
                 process.kill()
-
-
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """A folder whose path is short enough for the sockets that Ray puts into it."""
-    folder = Path(tempfile.mkdtemp(prefix="rs-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
