@@ -51,17 +51,13 @@ INHERITED = (
     "metric",
     "mode",
     "profile_key",
-)
-# What nobody looks for a run by: of a trial it is in one file, of a sweep and its profile in tags.
-PROVENANCE = (
-    "profile_run",
     "profile_of_task",
     "profile_of_base",
     "profile_of_base_uri",
     "profile_of_rows",
-    "git_commit",
-    "versions",
 )
+# What nobody looks for a run by: of a trial it is in one file, of a sweep and its profile in tags.
+PROVENANCE = ("profile_run", "git_commit", "versions")
 RECORD = "run.json"
 """Artifact of a trial: what its tags do not say of where it comes from."""
 _PACKAGES = (

@@ -111,8 +111,8 @@ def run_trial(config: Mapping[str, Any], *, queue: Any, context: TrialContext) -
             return
         tune.report({**told[-1].metrics, **counts, "look": share, "epoch": 0})
     for done in _epochs(full, queue, context.metric, epochs):
-        told = {"epoch": done.epoch, "epochs_done": done.epoch, LOSSES: done.losses}
-        row = {**done.metrics, **counts, **told}
+        where = {"epoch": done.epoch, "epochs_done": done.epoch, LOSSES: done.losses}
+        row = {**done.metrics, **counts, **where}
         if done.result is not None:
             tune.report({**row, "head_params": done.result.head_params})
         elif done.epoch < epochs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from mlflow.tracking import MlflowClient
 
 from search.tracking.datasets import DatasetFacts
 from search.tracking.run_names import measured_name, profile_name, short_rate, trial_name
+from search.tracking.runs import RecordedRuns
 from search.tracking.tracker import Tracker
 from search.tracking.ui import VIEW, sweep_view, ui_link
+from tests.mlflow_server import MlflowServer
 
 RUN = "a" * 32
 
@@ -130,3 +133,19 @@ def test_rows_are_logged_once_and_without_credentials(tracker: Tracker) -> None:
     assert [tag.value for tag in logged.tags] == ["train"]
     assert json.loads(logged.dataset.profile) == {"num_rows": 12}
     assert "s3cret" not in logged.dataset.source
+
+
+@pytest.mark.server
+def test_a_server_gives_a_figure_where_a_description_shows_it(
+    server: MlflowServer, tmp_path: Path
+) -> None:
+    tracker = Tracker(server.uri, "figures")
+    run_id = tracker.start_sweep("sweep", {})
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "front.png").write_bytes(b"a picture")
+    tracker.log_folder(run_id, tmp_path, "report")
+    (path,) = tracker.files_in(run_id, "report/figures")
+    place = f"{server.uri}/get-artifact?path={path}&run_uuid={run_id}"
+    assert urllib.request.urlopen(place).read() == b"a picture"
+    link = RecordedRuns(server.uri).link_to(run_id)
+    assert link == ui_link(server.uri, tracker.experiment_id, run_id)

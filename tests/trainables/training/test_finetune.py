@@ -307,7 +307,8 @@ def test_stages_divide_the_steps_as_the_formula_says(
 def test_losses_within_an_epoch_are_means_over_the_rows_since_the_point_before(
     alone: Workers,
 ) -> None:
-    model, task, told = tiny_bert(), tiny_task(train=123), []
+    model, task = tiny_bert(), tiny_task(train=123)
+    told: list[list[tuple[int, float]]] = []
     settings = SETTINGS.model_copy(update={"epochs": 2})
     # At such a rate every row's loss stays that of the base with its fresh head.
     reports = reports_of(
