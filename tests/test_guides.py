@@ -132,6 +132,7 @@ def filled_in(script: str, folder: Path) -> str:
 def plain(line: str) -> str:
     """A line without its numbers, its frame and what a comparison came to."""
     line = re.sub(r"[│┃|…]", " ", line)
+    line = re.sub(r"\d[\d.]*( h| min| s)\b( \d+( min| s)\b)*", "0", line)
     line = re.sub(r"within the noise|\bbetter\b|\bworse\b", "VERDICT", line)
     return " ".join(re.sub(r"[-+]?\b[0-9a-f]{8,}\b|[-+]?\d[\d,.e-]*", "0", line).split())
 
