@@ -113,6 +113,8 @@ def _trainer_config(
     What its keys cannot say it is given as an untrained adapter beside the file, where it can go
     on with one.
     """
+    import yaml
+
     from trainables.adaptations.lora_config import lora_config_of
     from trainables.adaptations.other_trainers import (
         ADAPTER_KEYS,

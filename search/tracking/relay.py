@@ -213,7 +213,7 @@ class Relay:
         tracker.log(
             run_id,
             params=None if start is None else flattened(start.body["choice"]),
-            metrics=[point for record in records for point in _points(record)],
+            metrics=[point for record in records for point in points_of(record)],
             tags=None if end is None else _end_tags(end),
         )
         if end is not None:
@@ -261,7 +261,7 @@ def _end_tags(end: Record) -> dict[str, Any]:
     return {"error": end.body["error"], "collapsed": end.body.get("collapsed")}
 
 
-def _points(record: Record) -> list[Point]:
+def points_of(record: Record) -> list[Point]:
     """The metrics of a record, at the step and the time that it says."""
     step = int(record.body.get("epoch", 0))
     metrics: dict[str, float] = dict(record.body["metrics"])

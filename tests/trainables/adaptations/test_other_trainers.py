@@ -75,8 +75,7 @@ def adapters_of(model: Any) -> dict[str, tuple[int, float]]:
 
 
 def check(model: Any, plan: Plan) -> None:
-    """The adapters are those of the plan, and so many numbers train, the magnitudes of DoRA
-    apart."""
+    """The adapters are those of the plan, and as many numbers train."""
     wanted = peft.get_peft_model(tiny_llama(), peft.LoraConfig(**lora_config_of(plan)))
     assert adapters_of(model) == adapters_of(wanted)
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
