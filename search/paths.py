@@ -123,6 +123,11 @@ class SweepPaths:
         return self.sweep / "report"
 
     @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files, one folder a run in it."""
+        return self.sweep / "tensorboard"
+
+    @property
     def log(self) -> Path:
         """The sweep's log file."""
         return self.sweep / "launch.log"

@@ -17,6 +17,7 @@ from spaces.errors import BaseModelError, ConfigError
 if TYPE_CHECKING:
     from spaces.plan import Plan
     from spaces.target import BaseSize, TargetModule
+    from trainables.adaptations.other_trainers import OtherTrainer
 
 
 @app.command()
@@ -40,13 +41,13 @@ def plan(
         str, typer.Option("--kind", metavar="KIND", help="With --base: kind of task.")
     ] = "classification",
     form: Annotated[
-        Literal["peft"] | None,
-        typer.Option("--as", help="Give the LoraConfig of PEFT that the choice means."),
+        Literal["peft", "axolotl", "llamafactory", "trl"] | None,
+        typer.Option("--as", help="Give the LoRA that the choice means as that tool's own keys."),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="Write PLAN.safetensors, or adapter_config.json, here."
+            "--out", metavar="FILE", help="Write PLAN.safetensors, or the tool's file, here."
         ),
     ] = None,
     store: StoreOption = None,
@@ -78,6 +79,8 @@ def plan(
     made = planner.plan(choice)
     if form == "peft":
         return _lora_config(made, out)
+    if form is not None:
+        return _trainer_config(made, form, choice.learning_rate, out)
     if out is not None:
         write_out(out, made.to_bytes())
     return Result(
@@ -100,6 +103,54 @@ def _lora_config(made: Plan, out: Path | None) -> Result:
         return Result(config, [text])
     write_out(out, f"{text}\n".encode())
     return Result(config, [f"wrote {out}"])
+
+
+def _trainer_config(
+    made: Plan, trainer: OtherTrainer, learning_rate: float, out: Path | None
+) -> Result:
+    """A plan as a trainer's YAML, written or printed.
+
+    What its keys cannot say it is given as an untrained adapter beside the file, where it can go
+    on with one.
+    """
+    import yaml
+
+    from trainables.adaptations.lora_config import lora_config_of
+    from trainables.adaptations.other_trainers import (
+        ADAPTER_KEYS,
+        keys_of_adapter,
+        lacking,
+        trainer_keys,
+    )
+
+    config, wrote = lora_config_of(made), []
+    lacks = lacking(trainer, config)
+    if lacks is None:
+        keys = trainer_keys(trainer, config, learning_rate)
+    elif trainer not in ADAPTER_KEYS or "use_dora" in config or "init_lora_weights" in config:
+        raise ConfigError(
+            f"--as {trainer}: {lacks}; use --as peft, and give the LoraConfig to "
+            "get_peft_model, or to TRL's SFTTrainer(..., peft_config=...)"
+        )
+    elif out is None:
+        raise ConfigError(
+            f"--as {trainer}: {lacks}; give --out FILE.yaml, and an untrained adapter is written "
+            "beside it, for the file to name"
+        )
+    else:
+        from trainables.trained.untrained_adapter import write_untrained_adapter
+
+        folder = out.with_name(f"{out.stem}-adapter").absolute()
+        if folder.exists():
+            raise ConfigError(f"--out: {folder} is there already; remove it or name another file")
+        write_untrained_adapter(folder, config, made)
+        keys = keys_of_adapter(trainer, config, str(folder), learning_rate)
+        wrote = [f"wrote {folder}"]
+    text = yaml.safe_dump(keys, sort_keys=False, width=1000)
+    if out is None:
+        return Result(keys, [text.rstrip()])
+    write_out(out, text.encode())
+    return Result(keys, [*wrote, f"wrote {out}"])
 
 
 def _targets_of(base: str, kind: str, targets: str) -> tuple[tuple[TargetModule, ...], BaseSize]:

@@ -20,6 +20,7 @@ from search.launch.resume import as_begun, check_data, check_name
 from search.launch.task_summary import task_summary
 from search.paths import SweepPaths
 from search.redaction import redacted
+from search.tracking.also.listeners import check_also
 from search.tracking.artifacts import check_experiment
 from search.tracking.liveness import running
 from search.wording import percent
@@ -91,6 +92,7 @@ def dry_run(config: SweepConfig, *, resume: bool = False) -> DryRun:
         check_name(config, paths, resume)
     check_experiment(config.tracking.uri, config.tracking.experiment)
     check_lm_eval(config)
+    check_also(config.tracking.also)
     inputs = prepare(config, dtype_as_begun(config, paths) if resume else None)
     check_data(config, paths, inputs, resume)
     task, targets, space = inputs.task, inputs.targets, inputs.space

@@ -32,6 +32,7 @@ from search.launch.task_summary import task_summary
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
 from search.redaction import redacted
+from search.tracking.also.listeners import check_also
 from search.tracking.facts import RunFacts, State, at_step, now_ms
 from search.tracking.liveness import launched_here
 from search.tracking.mlflow import absolute_uri
@@ -79,6 +80,7 @@ def launch(
         config = as_begun(config, paths)
     if not profile_only:
         check_name(config, paths, resume)
+        check_also(config.tracking.also)
         if config.search.study is not None:
             check_database(config.search.study)
     set_ray_environment(config.cluster.address)

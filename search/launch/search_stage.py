@@ -53,6 +53,8 @@ from search.study.warm_start import Earlier, announcement, earlier_choices, reme
 from search.surrogate.history import announcement as learned_from
 from search.surrogate.history import related_sweeps
 from search.surrogate.observation import RelatedSweep
+from search.tracking.also.feed import Feed
+from search.tracking.also.listeners import listeners
 from search.tracking.journal import Journal
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
@@ -85,6 +87,9 @@ class SearchStage:
     interrupts: Interrupts
     tracked_before: str | None = None
     """Where the launch before this one has tracked to."""
+
+    def __post_init__(self) -> None:
+        self._also: list[Feed] = []
 
     @cached_property
     def study(self) -> Study:
@@ -363,6 +368,12 @@ class SearchStage:
                 self.view.message,
                 self.tracked_before,
             ).tell_again()
+        begun, say = Begun.of(self.paths), self.view.message
+        mark = self.result.sweep_run_id if begun is None else begun.mark
+        self._also = [
+            Feed(journal, name, make, say)
+            for name, make in listeners(self.config, self.paths, mark, say).items()
+        ]
         return Relay(
             journal,
             self.tracker,
@@ -391,6 +402,8 @@ class SearchStage:
         self.result.untold = relay.close(hurried=lambda: self.interrupts.hurried)
         if self.result.untold:
             self.tracker.patience = 0.0  # MLflow is away: what follows must not wait for it too
+        for feed in self._also:
+            feed.close(hurried=lambda: self.interrupts.hurried)
         runs = relay.journal.run_ids(self.result.sweep_run_id)
         runs |= relay.journal.confirmation_run_ids(self.result.sweep_run_id)
         relay.journal.close()

@@ -65,7 +65,15 @@ CREATE TABLE IF NOT EXISTS test_rows (
     run INTEGER PRIMARY KEY,
     content BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS also (
+    listener TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (listener, number)
+);
 """
+
+#: Records that a listener reads at one time.
+RECORDS_AT_ONCE = 1000
 
 
 class JournalError(RanksweepError):
@@ -364,7 +372,7 @@ class Journal:
         stays."""
         with self.driver as database:
             gone = database.execute("DELETE FROM records WHERE number = ?", (number,)).rowcount
-            for table in ("told", "runs"):
+            for table in ("told", "runs", "also"):
                 database.execute(f"DELETE FROM {table} WHERE number = ?", (number,))
             self._kept = int(database.execute("SELECT COUNT(*) FROM told").fetchone()[0])
         self._appended -= gone
@@ -374,6 +382,29 @@ class Journal:
         with self.driver as database:
             gone = database.execute("DELETE FROM records WHERE number = ?", (number,)).rowcount
         self._appended -= gone
+
+    # What those do who listen beside MLflow (search/tracking/also) ------------------------------
+
+    def heard(self, listener: str, after: int) -> list[Record]:
+        """What was appended behind the record of this id, told to MLflow or not, in order; without
+        the runs that the listener has `heard_all` of. At most RECORDS_AT_ONCE."""
+        with self.driver as database:
+            rows = database.execute(
+                "SELECT id, number, kind, at_ms, body FROM "
+                "(SELECT * FROM told WHERE id > ?1 UNION ALL SELECT * FROM records WHERE id > ?1) "
+                "WHERE number NOT IN (SELECT number FROM also WHERE listener = ?2) "
+                "ORDER BY id LIMIT ?3",
+                (after, listener, RECORDS_AT_ONCE),
+            ).fetchall()
+        return [
+            Record(record, number, kind, at_ms, json.loads(body))
+            for record, number, kind, at_ms, body in rows
+        ]
+
+    def heard_all(self, listener: str, number: int) -> None:
+        """Note that a listener has heard of a run to its end."""
+        with self.driver as database:
+            database.execute("INSERT OR IGNORE INTO also VALUES (?, ?)", (listener, number))
 
     # What the relay does ----------------------------------------------------------------------
 

@@ -218,7 +218,7 @@ class Relay:
         tracker.log(
             run_id,
             params=None if start is None else flattened(start.body["choice"]),
-            metrics=[point for record in records for point in _points(record)],
+            metrics=[point for record in records for point in points_of(record)],
             tags=_tags(records),
             name=None if end is None else end.body.get("name"),
         )
@@ -287,7 +287,7 @@ def _tags(records: Sequence[Record]) -> dict[str, Any]:
     return tags
 
 
-def _points(record: Record) -> list[Point]:
+def points_of(record: Record) -> list[Point]:
     """The metrics of a record, at the step and the time that it says: epochs, but for the losses
     within one, which are by optimizer steps."""
     step = int(record.body.get("epoch", 0))

@@ -57,6 +57,16 @@ def lora_config_of(plan: Plan) -> dict[str, Any]:
     A matrix of several layers is named by each of them; PEFT gives each an adapter of its own.
     Raises ChoiceError, with the reason, for a plan that a LoraConfig cannot hold.
     """
+    every_module = [name for target in plan.targets for name in target.names]
+    switches = {} if plan.tuner is None else _SWITCHES.get(plan.tuner.name, {})
+    return lora_config(adapted_modules(plan), every_module) | switches
+
+
+def adapted_modules(plan: Plan) -> dict[str, tuple[int, float]]:
+    """What a LoraConfig adapts of a plan: full name of a module -> (rank, alpha).
+
+    Raises ChoiceError, with the reason, for a plan that a LoraConfig cannot hold.
+    """
     if plan.tuner is not None:
         return _of_tuner(plan, plan.tuner)
     if len(plan.stages) > 1:
@@ -79,10 +89,10 @@ def lora_config_of(plan: Plan) -> dict[str, Any]:
             modules |= dict.fromkeys(target.names, (block.rank, block.scale * block.rank))
     if not modules:
         raise _refused("no module has a block")
-    return lora_config(modules, [name for target in plan.targets for name in target.names])
+    return modules
 
 
-def _of_tuner(plan: Plan, tuner: Tuner) -> dict[str, Any]:
+def _of_tuner(plan: Plan, tuner: Tuner) -> dict[str, tuple[int, float]]:
     if tuner.name not in _SWITCHES:
         raise _refused(
             f"{tuner.name} is no LoRA of PEFT; a LoraConfig holds lora, sensitivity, pilora and "
@@ -90,13 +100,12 @@ def _of_tuner(plan: Plan, tuner: Tuner) -> dict[str, Any]:
         )
     rank = int(tuner.settings["rank"])
     alpha = float(tuner.settings.get("alpha", rank))
-    names = (name for target in plan.targets for name in target.names)
-    return lora_config(dict.fromkeys(names, (rank, alpha))) | _SWITCHES[tuner.name]
+    return {name: (rank, alpha) for target in plan.targets for name in target.names}
 
 
 def _refused(reason: str) -> ChoiceError:
     return ChoiceError(
-        f"--as peft: {reason}; write the plan with --out PLAN.safetensors, or train it with "
+        f"--as: {reason}; write the plan with --out PLAN.safetensors, or train it with "
         "`ranksweep launch` and export it"
     )
 

@@ -641,7 +641,7 @@ def test_the_config_is_written_as_peft_reads_it(plan: Command, tmp_path: Path) -
 def test_a_plan_that_no_lora_config_holds_is_refused_with_the_reason(
     plan: Command, choice: dict[str, Any], words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert_refused(plan(choice, "--out", tmp_path / "c.json"), "--as peft", *words)
+    assert_refused(plan(choice, "--out", tmp_path / "c.json"), "--as", *words)
     assert not (tmp_path / "c.json").exists()
 
 
