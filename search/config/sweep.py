@@ -54,7 +54,7 @@ def known_store(uri: str) -> str:
     return uri
 
 
-def _each_once(names: list[str]) -> list[str]:
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError("names one twice; name each once")
     return names
@@ -292,7 +292,7 @@ class TrackingSettings(Settings):
     """Log what the launch's own machine does meanwhile, every ten seconds, into the sweep's run:
     processors, memory, disk, network and, where `nvidia-ml-py` is installed, its GPUs. Other nodes
     of a cluster are not looked at."""
-    also: Annotated[list[Literal["tensorboard", "wandb"]], AfterValidator(_each_once)] = []
+    also: Annotated[tuple[Literal["tensorboard", "wandb"], ...], AfterValidator(_each_once)] = ()
     """Who hears of the trials and confirmations beside MLflow. `tensorboard`: event files in
     `.ranksweep/sweeps/NAME/tensorboard/`. `wandb`: a run each, the sweep their group; offline in
     `.ranksweep/sweeps/NAME/wandb/` where `WANDB_MODE` says so or nobody has logged in. Each is an

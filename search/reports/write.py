@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOTDIR
 from pathlib import Path
@@ -15,9 +15,12 @@ from PIL import Image
 from search.config.reading import resolve_store
 from search.paths import nearest_there
 from search.queries.sweep_record import SweepRecord, read_sweep
+from search.redaction import redacted
 from search.reports.drawing import as_png
 from search.reports.page import Answer, How, Section, page
 from search.reports.panel import Absent, Panel
+from search.reports.papers.others import OtherProfile, other_profiles
+from search.reports.papers.panels import paper_panels
 from search.reports.sweep.answer import answer_of
 from search.reports.sweep.how import how_of
 from search.reports.sweep.sections import sections_of
@@ -29,9 +32,6 @@ from spaces.profile import Profile
 PAGE, FIGURES, DATA = "index.html", "figures", "data"
 _MADE_BY = b'name="generator" content="ranksweep'
 _COLOURS = 255
-
-PapersOf = Callable[[SweepRecord, Profile | None], Sequence[Panel | Absent]]
-"""Makes the papers' figures of a sweep and its profile, which is None where it cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,6 @@ def report_sweep(
     out: Path,
     *,
     store: str | None = None,
-    papers_of: PapersOf = lambda record, profile: (),
 ) -> WrittenReport:
     """Write the report of a sweep, as MLflow has it; an earlier one in the folder is replaced.
 
@@ -99,9 +98,9 @@ def report_sweep(
     """
     check_out(out)
     record = read_sweep(recorded, sweep)
-    profile, note = profile_of(record, store)
+    profile, others, note = profiles_of(record, store)
     notes = [] if note is None else [note]
-    return write_report(record, out, papers=papers_of(record, profile), notes=notes)
+    return write_report(record, out, papers=paper_panels(record, profile, others), notes=notes)
 
 
 def write_report(
@@ -166,20 +165,25 @@ def write_pages(
     )
 
 
-def profile_of(record: SweepRecord, store: str | None = None) -> tuple[Profile | None, str | None]:
-    """The profile of a sweep from the store, and why it cannot be had where it cannot."""
+def profiles_of(
+    record: SweepRecord, store: str | None = None
+) -> tuple[Profile | None, list[OtherProfile], str | None]:
+    """The profile of a sweep and those of other tasks on its base, from the store; and why they
+    cannot be had where they cannot."""
     key = record.run.profile_key
     if key is None:
-        return None, "the sweep has no profile yet"
+        return None, [], "the sweep has no profile yet"
     named = record.config.get("store")
     try:
         uri = resolve_store(store, named if isinstance(named, str) else None)
-        found = ProfileStore(uri).get(key)
+        profiles = ProfileStore(uri)
+        found = profiles.get(key)
+        if found is None:
+            there = f"is not in {redacted(uri)}; --store names another"
+            return None, [], f"its profile {key[:12]} {there}"
+        return found, other_profiles(profiles, key), None
     except (RanksweepError, OSError) as error:
-        return None, f"its profile cannot be had: {str(error).removeprefix('store: ')}"
-    if found is None:
-        return None, f"its profile {key[:12]} is not in {uri}; --store names another"
-    return found, None
+        return None, [], f"its profile cannot be had: {str(error).removeprefix('store: ')}"
 
 
 def _replace(out: Path, files: dict[str, bytes]) -> None:
