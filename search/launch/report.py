@@ -42,7 +42,7 @@ def leave_report(
         recorded = RecordedRuns(tracker.uri, patience=0.0)
         with private_files():
             written = report_sweep(recorded, result.sweep_run_id, paths.report, store=store)
-        result.report = str(written.page)
+        result.report, result.answer = str(written.page), written.answer.sentences
         if not hurried():
             tracker.impatient().log_folder(result.sweep_run_id, paths.report, REPORT)
     except Exception as error:  # of whatever is drawn with, read from or written to

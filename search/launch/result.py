@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -50,6 +50,8 @@ class LaunchResult:
     seconds: dict[str, float] = field(default_factory=dict)
     report: str | None = None
     """The page of its report, where one was written."""
+    answer: Sequence[str] = ()
+    """What the report says in three sentences: what was searched, what won, what to do next."""
     untold: int = 0
     """Records of trials that MLflow has not been told; --resume tells them."""
 

@@ -12,11 +12,11 @@ from search.config.sweep import SweepConfig
 from search.launch.prepare import SweepInputs
 from search.launch.result import LaunchResult
 from search.queries.best_choice import BestChoice
-from search.queries.comparison import Confirmation, verdict
+from search.queries.comparison import Confirmation
 from search.queries.differences import CONFIDENCE
 from search.tracking.datasets import DatasetFacts, SourceType
-from search.tracking.run_names import short_base, short_rate
-from search.wording import duration, figure
+from search.tracking.run_names import short_rate
+from search.wording import figure
 from trainables.tasks.settings import DataSettings, TaskSettings
 from trainables.tasks.suite import member_settings
 from trainables.tasks.task import Task
@@ -75,7 +75,7 @@ def sweep_note(
 def _parts(
     config: SweepConfig, result: LaunchResult, experiment_id: str, report: Sequence[str]
 ) -> Iterator[str]:
-    yield answer(config, result)
+    yield _answer(config, result)
     yield _links(result.sweep_run_id, experiment_id, report)
     metric = config.search.metric
     if result.confirmation:
@@ -89,33 +89,13 @@ def _parts(
     yield f"```\n{_commands(config, result)}\n```"
 
 
-def answer(config: SweepConfig, result: LaunchResult) -> str:
-    """What was searched, what has won and by how much, in sentences."""
+def _answer(config: SweepConfig, result: LaunchResult) -> str:
+    """The answer of the report; where none was written, how far the search has come."""
+    if result.answer:
+        return " ".join(result.answer)
     over = sum(result.states.values())
-    arms = ", ".join(config.search_space.methods)
-    said = (
-        f"`{config.task.name}` on `{short_base(config.base)}`: {over} of {config.search.trials} "
-        f"trials of {arms} are over"
-    )
-    said += f" ({duration(sum(result.seconds.values()))})." if result.seconds else "."
-    if result.reason is not None:
-        said += f" {result.reason.rstrip('.')}."
-    if result.nothing_learned is not None:
-        return f"{said} {result.nothing_learned[0].upper()}{result.nothing_learned[1:]}."
-    if result.confirmation:
-        first = result.confirmation[0]
-        won = f"Confirmed with {len(first.values)} seeds, **{first.arm}** has "
-        won += f"{first.metric} {figure(first.mean)} on test with {first.trainable_params:,} "
-        won += f"parameters; {verdict(result.confirmation)}"
-        return f"{said} {won.rstrip('.')}."
-    if result.best:
-        best = result.best[0]
-        return (
-            f"{said} The best on dev is **{best.arm}** (trial {best.number}): "
-            f"{config.search.metric} {figure(best.value)} with {best.trainable_params:,} "
-            "parameters. Nothing is confirmed on test yet."
-        )
-    return said
+    said = f"{over} of {config.search.trials} trials are over."
+    return said if result.reason is None else f"{said} {result.reason.rstrip('.')}."
 
 
 def _links(run_id: str | None, experiment_id: str, report: Sequence[str]) -> str:
