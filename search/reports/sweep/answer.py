@@ -66,16 +66,19 @@ def _searched(record: SweepRecord) -> str:
         searched = searched[0].lower() + searched[1:]
     searched = head + searched
     states = Counter(trial.status or "running" for trial in record.trials)
+    goes_on = stands(record) == "running"
     told = [
-        f"{states.pop(state):,} {words}"
-        for state, words in (
-            ("complete", "ran to their end"),
-            ("pruned", "were stopped early for falling behind"),
-            ("failed", "failed"),
-            ("running", "still run" if stands(record) == "running" else "were cut off"),
+        plural(states.pop(state), one, many)
+        for state, one, many in (
+            ("complete", "ran to its end", "ran to their end"),
+            ("pruned", "was stopped early for falling behind",
+             "were stopped early for falling behind"),
+            ("failed", "failed", "failed"),
+            ("running", "still runs", "still run") if goes_on
+            else ("running", "was cut off", "were cut off"),
         )
         if states.get(state)
-    ]
+    ]  # fmt: skip
     told += [f"{number:,} {state}" for state, number in sorted(states.items())]
     ended = f" ({run.reason})" if run.reason else ""
     return f"{searched}: {listed(told)}{ended}." if told else f"{searched}{ended}."

@@ -116,7 +116,7 @@ def test_a_sweep_of_an_older_version_is_read(tmp_path: Path) -> None:
     trials = {run.run_id for run in found.trials}
     read = {(run_id, p.epoch, p.value) for run_id, each in found.curves.items() for p in each}
     assert read == {point for point in points if point[0] in trials}
-    assert len(found.trials) == 9 + 2  # with two repetitions
+    assert len(found.trials) == 9
     assert found.comparison is not None
     assert {run.seed for run in found.confirmations} == {1, 2}
     assert found.config["name"] == "finished"

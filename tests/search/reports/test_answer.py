@@ -66,7 +66,7 @@ def test_each_case_is_told(sweep: SweepRecord, searched: str, found: str, comman
     assert found in second
     assert any(command in each.line for each in answer.commands), answer.commands
     for sentence in (first, second, third):
-        assert re.match(r"[A-Z].*\.$", sentence), sentence
+        assert re.match(r"[A-Z\d].*\.$", sentence), sentence
         assert not re.search(r"\bnan\b|None|\binf\b| {2}|\.\.", sentence), sentence
 
 

@@ -160,7 +160,7 @@ def test_an_earlier_report_is_replaced_and_other_files_are_refused(tmp_path: Pat
     first = write_report(record([trial(n, "lora", 0.8) for n in range(9)]), out)
     (out / "data" / "old.csv").write_text("")
     check_out(out)
-    second = write_report(record([]), out)
+    second = write_report(record([], run=sweep_run(metrics={})), out)
     assert len(second.figures) < len(first.figures)
     assert not (out / "data").exists(), "nothing of the earlier one is left"
     assert sorted(each.name for each in out.iterdir()) == ["index.html"]

@@ -31,7 +31,7 @@ def test_every_figure_is_drawn_without_an_error_or_a_request(tmp_path: Path) -> 
             "--no-first-run", "--disable-background-networking", "--disable-component-update",
             "--disable-sync", "--enable-unsafe-swiftshader",  # parallel coordinates need WebGL
             f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}",
-            "--enable-logging=stderr", "--window-size=1400,12000", "--timeout=20000",
+            "--enable-logging=stderr", "--window-size=1400,12000", "--virtual-time-budget=30000",
             "--dump-dom", written.page.as_uri(),
         ],
         capture_output=True, text=True, timeout=120, check=True,
