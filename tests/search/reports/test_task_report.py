@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from search.tracking.ui import ui_link
 
 from search.reports.panel import Absent, Panel
 from search.reports.task.bases import best_of_bases, interval_of
@@ -14,7 +15,6 @@ from search.reports.task.history import best_so_far
 from search.reports.task.methods import gaps_of
 from search.reports.task.record import TaskRecord, task_record
 from search.reports.task.report import sections_of, write_task_report
-from search.tracking.ui import ui_link
 from spaces.errors import RanksweepError
 from tests.search.reports.task_runs import MINILM, ROBERTA, TaskRuns
 
@@ -77,9 +77,9 @@ def test_the_answer_says_where_the_best_is_and_that_the_last_sweep_did_not_move_
     written = write_task_report(runs.uri, "movie", tmp_path / "report")
     searched, moved, next_one = written.answer.sentences
     assert searched.startswith("4 sweeps with 9 trials looked at the task movie on 2 bases")
-    assert "joint on FacebookAI/roberta-base in the sweep larger: accuracy 0.8600" in searched
+    assert "joint on FacebookAI/roberta-base in the sweep larger: accuracy 0.860" in searched
     assert "not ranked with it" in searched
-    assert "two, found 0.7800 on dev by taso, −0.0200 from the best before it (one" in moved
+    assert "two, found 0.780 on dev by taso, −0.0200 from the best before it (one" in moved
     assert "on test it is worse beyond the noise" in moved
     assert next_one.startswith("Confirm the best of larger")
     assert "larger/sweep.yaml --resume" in written.answer.commands[0].line
