@@ -251,9 +251,9 @@ def test_a_key_has_every_whole_trial_that_stands_and_means_where_several_share_a
         ["pilora", 2, 1.0, 0.72],
         ["pilora", 3, 1.0, 0.74],
     ]
-    assert "The best, 0.740 (pilora, trial 3), is at 1" in found.says
-    assert "tuned LoRA reaches 0.700" in found.says
-    assert "0.730 at 1 (pilora, 2 trials)" in found.says
+    assert "The best, 0.7400 (pilora, trial 3), is at 1" in found.says
+    assert "tuned LoRA reaches 0.7000" in found.says
+    assert "0.7300 at 1 (pilora, 2 trials)" in found.says
     assert "Left out: 1 trial that came to one class alone" in found.says
     assert found.brushed is not None
     (mean,) = [t for t in found.brushed()["data"] if "mean" in t["name"]]

@@ -77,9 +77,9 @@ def test_the_answer_says_where_the_best_is_and_that_the_last_sweep_did_not_move_
     written = write_task_report(runs.uri, "movie", tmp_path / "report")
     searched, moved, next_one = written.answer.sentences
     assert searched.startswith("4 sweeps with 9 trials looked at the task movie on 2 bases")
-    assert "joint on FacebookAI/roberta-base in the sweep larger: accuracy 0.860" in searched
+    assert "joint on FacebookAI/roberta-base in the sweep larger: accuracy 0.8600" in searched
     assert "not ranked with it" in searched
-    assert "two, found 0.780 on dev by taso, −0.0200 from the best before it (one" in moved
+    assert "two, found 0.7800 on dev by taso, −0.0200 from the best before it (one" in moved
     assert "on test it is worse beyond the noise" in moved
     assert next_one.startswith("Confirm the best of larger")
     assert "larger/sweep.yaml --resume" in written.answer.commands[0].line
@@ -133,7 +133,7 @@ def test_where_less_is_better_a_lower_value_is_ahead(runs: TaskRuns) -> None:
     assert (record.leader.sweep, record.leader.value) == ("s1", 2.0)
     assert [gap.gap for gap in gaps_of(record.sweeps[1], 1)] == [1.0]
     assert [row[-1] for row in panel(record, "pareto-over-bases").rows].count(True) == 3
-    assert "−0.500 from the best before it" in " ".join(
+    assert "−0.5000 from the best before it" in " ".join(
         write_task_report(runs.uri, "movie", Path(runs.uri.removeprefix("sqlite:///")).parent / "r")
         .answer.sentences
     )  # fmt: skip
