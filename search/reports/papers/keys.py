@@ -183,7 +183,7 @@ def _says(drawn: _Drawn, fallen: int) -> str:
         )
         told += " and more" if len(means) > 8 else ""
     if fallen:
-        told += f". {plural(fallen, 'trial')} that predict one class alone are left out"
+        told += f". Left out: {plural(fallen, 'trial')} that came to one class alone"
     return f"{told}."
 
 

@@ -254,7 +254,7 @@ def test_a_key_has_every_whole_trial_that_stands_and_means_where_several_share_a
     assert "The best, 0.7400 (pilora, trial 3), is at 1" in found.says
     assert "tuned LoRA reaches 0.7000" in found.says
     assert "0.7300 at 1 (pilora, 2 trials)" in found.says
-    assert "1 trial that predict one class alone" in found.says
+    assert "Left out: 1 trial that came to one class alone" in found.says
     assert found.brushed is not None
     (mean,) = [t for t in found.brushed()["data"] if "mean" in t["name"]]
     assert mean["y"] == [0.73]

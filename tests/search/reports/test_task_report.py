@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from search.tracking.ui import ui_link
 
 from search.reports.panel import Absent, Panel
 from search.reports.task.bases import best_of_bases, interval_of
@@ -14,7 +15,6 @@ from search.reports.task.history import best_so_far
 from search.reports.task.methods import gaps_of
 from search.reports.task.record import TaskRecord, task_record
 from search.reports.task.report import sections_of, write_task_report
-from search.tracking.ui import ui_link
 from spaces.errors import RanksweepError
 from tests.search.reports.task_runs import MINILM, ROBERTA, TaskRuns
 
@@ -133,7 +133,7 @@ def test_where_less_is_better_a_lower_value_is_ahead(runs: TaskRuns) -> None:
     assert (record.leader.sweep, record.leader.value) == ("s1", 2.0)
     assert [gap.gap for gap in gaps_of(record.sweeps[1], 1)] == [1.0]
     assert [row[-1] for row in panel(record, "pareto-over-bases").rows].count(True) == 3
-    assert "−0.500 from the best before it" in " ".join(
+    assert "−0.5000 from the best before it" in " ".join(
         write_task_report(runs.uri, "movie", Path(runs.uri.removeprefix("sqlite:///")).parent / "r")
         .answer.sentences
     )  # fmt: skip
