@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PLACE = "the rows"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A trained trial in memory, its update merged into its base.
 
