@@ -275,8 +275,8 @@ def _told_how_it_ends(
         raise
     finally:
         with interrupts.deferred():
-            _describe(config, tracker, result)
             _close_sweep(config, tracker, result, state, reason)
+            _describe(config, tracker, result)
             if result.states:
                 on_result(result)
 
