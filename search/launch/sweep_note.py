@@ -21,8 +21,8 @@ from trainables.tasks.settings import DataSettings, TaskSettings
 from trainables.tasks.suite import member_settings
 from trainables.tasks.task import Task
 
-FIGURES = 4
-"""Figures of the report that a description shows; the rest is behind its link."""
+FIGURES = ("pareto-front", "comparison", "importance", "learning-curves")
+"""Figures of the report that a description shows; the others are behind its link."""
 
 
 def summary_metrics(config: SweepConfig, result: LaunchResult) -> dict[str, float]:
@@ -110,13 +110,13 @@ def _links(run_id: str | None, experiment_id: str, report: Sequence[str]) -> str
 
 
 def _figures(run_id: str | None, report: Sequence[str]) -> str:
-    pictures = [path for path in report if path.endswith(".png")][:FIGURES]
     if run_id is None:
         return ""
     return "\n\n".join(
-        f"![{path.rpartition('/')[2].removesuffix('.png').replace('-', ' ')}]"
-        f"(get-artifact?path={path}&run_uuid={run_id})"
-        for path in pictures
+        f"![{key.replace('-', ' ')}](get-artifact?path={path}&run_uuid={run_id})"
+        for key in FIGURES
+        for path in report
+        if path.endswith(f"/{key}.png")
     )
 
 

@@ -53,11 +53,10 @@ def short_rate(rate: float) -> str:
 def _size(choice: Mapping[str, Any]) -> list[str]:
     """The keys of a choice that say how much it trains, as far as its method has them."""
     words = []
-    rank = choice.get("rank", choice.get("mean_rank"))
+    rank, more = choice.get("rank", choice.get("mean_rank")), choice.get("supplementary_rank")
     if isinstance(rank, int | float):
-        more = choice.get("supplementary_rank")
-        words.append(f"r{rank:g}" + (f"+{more:g}" if isinstance(more, int | float) else ""))
+        words.append(f"r{rank:g}+{more:g}" if more else f"r{rank:g}")
     retention = choice.get("retention")
     if isinstance(retention, int | float):
-        words.append(f"keeps {percent(retention)}")
+        words.append(f"keeps {percent(float(f'{retention:.2g}'))}")
     return words

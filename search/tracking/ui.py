@@ -18,6 +18,7 @@ VIEW = "mlflow.sharedViewState."
 """What the tag of a shared view begins with; its key follows."""
 LOCAL_SERVER = "http://127.0.0.1:5000"
 """Where `mlflow server` listens unless it is told otherwise."""
+_NAME_COLUMN = "attributes.`Run Name`"
 _PAGES = {"workflowType": "machine_learning"}
 
 
@@ -67,6 +68,8 @@ def sweep_view(sweep: str, metric: str, mode: Mode, ranks: bool, at_ms: int) -> 
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "selectedColumns": columns,
+        "columnOrder": [_NAME_COLUMN, *columns],
+        "columnWidths": {_NAME_COLUMN: 330, **dict.fromkeys(columns, 120)},
     }
     return json.dumps(
         {

@@ -51,10 +51,13 @@ def test_there_is_no_link_where_no_server_is_named(uri: str) -> None:
             "7 pilora r8+2 1.3e-3",
         ),
         (
-            {"method": "taso", "rank": 1, "retention": 0.1, "learning_rate": 9.99e-5},
+            {"method": "taso", "rank": 1, "retention": 0.1003, "learning_rate": 9.99e-5},
             "7 taso r1 keeps 10% 1e-4",
         ),
-        ({"method": "joint", "mean_rank": 4, "learning_rate": 0.02}, "7 joint r4 2e-2"),
+        (
+            {"method": "joint", "mean_rank": 4, "supplementary_rank": 0, "retention": 1.0},
+            "7 joint r4 keeps 100%",
+        ),
         ({"method": "full", "learning_rate": 2e-5}, "7 full 2e-5"),
         ({}, "7 unknown"),
     ],
