@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from search.tracking.ui import ui_link
 
 from search.reports.panel import Absent, Panel
 from search.reports.task.bases import best_of_bases, interval_of
@@ -15,6 +14,7 @@ from search.reports.task.history import best_so_far
 from search.reports.task.methods import gaps_of
 from search.reports.task.record import TaskRecord, task_record
 from search.reports.task.report import sections_of, write_task_report
+from search.tracking.ui import ui_link
 from spaces.errors import RanksweepError
 from tests.search.reports.task_runs import MINILM, ROBERTA, TaskRuns
 
