@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KINDS_ABREAST = 16
-_LABELLED_LINES = 250
+_TALLEST = 14.0  # inches
+_LABELLED_LINES = 80
 _UPRIGHT = 8
 """More names than so many stand on end, for they would cross each other on a phone."""
 _GAP = 0.06
@@ -79,7 +80,7 @@ class HeatMap:
     def printed(self) -> Figure:
         """For paper."""
         image = np.concatenate([self._column(name) for name in self.columns], axis=1)
-        height = 2.0 + 0.22 * len(self.lines)
+        height = 2.0 + min(0.22 * len(self.lines), _TALLEST)
         width = 3.0 + min(1.1 * len(self.columns), 6.6 + 0.5 * len(self.columns))
         figure, axes = plot(width, height, self.title)
         shown = axes.imshow(
@@ -89,7 +90,7 @@ class HeatMap:
             cmap=colormaps["viridis"].with_extremes(bad=GREY),
             norm=self._norm(image),
         )
-        figure.colorbar(shown, ax=axes, pad=0.01, label=self.measure)
+        figure.colorbar(shown, ax=axes, pad=0.01, fraction=0.04, aspect=30, label=self.measure)
         for edge in range(1, len(self.columns)):
             axes.axvline(edge * self.bins - 0.5, color="white", linewidth=1.5)
         middles = [(place + 0.5) * self.bins - 0.5 for place in range(len(self.columns))]

@@ -53,13 +53,11 @@ def core_panel(
         cells={place: np.mean(given, axis=0) for place, given in cells.items()},
         bins=bins,
     )
-    rows, of_rows = _count(cores, targets, 0)
-    cols, of_cols = _count(cores, targets, 1)
     return Panel(
         *CORE,
         says=(
-            f"At {_settings(choice)} ({whose}) the core has {_share(rows, of_rows)} rows and "
-            f"{_share(cols, of_cols)} columns. {_held(choice, targets, cores, profile)}"
+            f"At {_settings(choice)} ({whose}) the core has "
+            f"{_share(cores, targets, 0)} rows and {_share(cores, targets, 1)} columns. {_held(choice, targets, cores, profile)}"
         ),
         columns=["layer", "kind", "rows_or_columns", "percent_core"],
         rows=drawn.numbers(),
@@ -95,12 +93,10 @@ def _mask(indices: NDArray[np.int32], size: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _count(cores: Sequence[Core], targets: Sequence[TargetModule], side: int) -> tuple[int, int]:
+def _share(cores: Sequence[Core], targets: Sequence[TargetModule], side: int) -> str:
     """How many rows (side 0) or columns (side 1) are in the core, and of how many."""
-    return sum(len(each[side]) for each in cores), sum(target.shape[side] for target in targets)
-
-
-def _share(part: int, whole: int) -> str:
+    part = sum(len(each[side]) for each in cores)
+    whole = sum(target.shape[side] for target in targets)
     return f"{part:,} of {whole:,} ({percent(round(part / whole, 3) if whole else 0)})"
 
 

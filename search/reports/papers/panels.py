@@ -16,6 +16,7 @@ from search.reports.profile_figures import profile_report
 from spaces.profile import Profile
 
 _NO_PROFILE = "the sweep's profile is not at hand (--store names the store that has it)"
+_EMPTY = "the sweep's profile has no modules"
 _UNREAD = "no trial of the sweep reads a profile, and it has none"
 
 
@@ -30,8 +31,8 @@ def paper_panels(
     by_key = {figure.key: key_panel(record, figure) for figure in FIGURES}
     retention = by_key.pop("retention")
     trials = list(by_key.values())
-    if profile is None:
-        why = _NO_PROFILE if record.run.profile_key else _UNREAD
+    if profile is None or not profile.targets:
+        why = _EMPTY if profile else _NO_PROFILE if record.run.profile_key else _UNREAD
         return [
             Absent(*IMPORTANCE, why),
             Absent(*PATTERN, why),

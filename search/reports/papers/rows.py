@@ -6,6 +6,8 @@ layers and kinds are shown, each module's rows from the first to the last in bin
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,7 +38,7 @@ def importance_panel(profile: Profile, report: ProfileReport) -> Panel | Absent:
         if module.row_importance is not None and np.any(module.row_importance)
     ]
     held = (
-        f" The top {percent(_TOP)} of a module's rows hold {percent(round(np.mean(shares), 3))} "
+        f" The top {percent(_TOP)} of a module's rows hold {percent(round(fmean(shares), 3))} "
         f"of its importance on average; were all alike, {percent(_TOP)}."
         if shares
         else ""

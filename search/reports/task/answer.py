@@ -77,6 +77,8 @@ def _moved(record: TaskRecord) -> str:
         f"{' and '.join(dict.fromkeys(lacks))} {'has' if len(set(lacks)) == 1 else 'have'} not "
         "confirmed it on test with two seeds or more"
         if lacks
+        else "what they measured on test cannot be had"
+        if told is None
         else "they were measured on other test rows or in another way"
     )
     return f"{on_dev}; whether that is more than luck cannot be told, for {why}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.ticker import MaxNLocator
 
 from search.queries.history import Step
 from search.reports.colours import ArmStyle, style_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 KEY, TITLE = "best-over-time", "The best over time and sweeps"
 _DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
 """Of the data, as Plotly and matplotlib call them."""
+_DAY_S = 86_400
 
 
 def history_panels(record: TaskRecord) -> list[Panel | Absent]:
@@ -105,6 +106,10 @@ def _moment(step: Step) -> datetime:
     return datetime.fromtimestamp((step.started_ms or 0) / 1000, UTC).astimezone()
 
 
+def _days(step: Step) -> float:
+    return (step.started_ms or 0) / 1000 / _DAY_S
+
+
 def _crown(step: Step) -> str | None:
     if step.champion is None:
         return None
@@ -145,7 +150,7 @@ class _Drawn:
         for (base, data), of in _lines(self.steps).items():
             style = self._look[base]
             dash = _DASHES[self._data.index(data) % len(_DASHES)][1]
-            at = [float(date2num(_moment(step))) for step in of]
+            at = [_days(step) for step in of]
             marker, colour = style.marker_matplotlib, style.colour_light
             axes.step(at, best_so_far(of), dash, where="post", color=colour, linewidth=1.2)
             axes.plot(
@@ -166,9 +171,13 @@ class _Drawn:
                         textcoords="offset points", ha="center", fontsize=8,
                         fontweight="bold" if step.reigns else "normal",
                     )  # fmt: skip
-        locator = AutoDateLocator(maxticks=8)
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        span = _days(self.steps[-1]) - _days(self.steps[0])
+        shown = "%Y-%m-%d" if span > 7 else "%m-%d %H:%M"
+        axes.xaxis.set_major_formatter(
+            lambda days, _: datetime.fromtimestamp(days * _DAY_S).strftime(shown)
+        )
+        axes.tick_params(axis="x", labelsize=8)
         axes.margins(x=0.06, y=0.12)
         axes.set_ylabel(self._axis, parse_math=False)
         axes.grid(axis="y", color="0.92")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.ticker import MaxNLocator
+
 from search.queries.sweep_record import SweepRecord
 from search.reports.colours import INK, both, style_of
 from search.reports.drawing import plain, plot, ticks
@@ -101,7 +103,7 @@ class _Wins:
         ticks(axes, "y", range(len(self.arms)), self.arms)
         axes.set_ylim(len(self.arms) - 0.5, -0.5)
         axes.set_xlim(left=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("sweeps")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         return figure
@@ -111,11 +113,11 @@ class _Wins:
         colours = [look[arm].colour for arm in self.arms]
         data = [
             {"type": "bar", "orientation": "h", "name": name, "y": names,
-             "x": [of[arm] for arm in self.arms], "marker": {"color": colours, **pattern},
+             "x": [of[arm] for arm in self.arms], "marker": {"color": colours, "pattern": {"shape": shape}},
              "hovertemplate": f"%{{y}}: {name} in %{{x}} sweeps<extra></extra>"}
-            for name, of, pattern in (
-                ("best on dev", self.on_dev, {}),
-                ("better than LoRA on test", self.better, {"pattern": {"shape": "/"}}),
+            for name, of, shape in (
+                ("best on dev", self.on_dev, ""),
+                ("better than LoRA on test", self.better, "/"),
             )
         ]  # fmt: skip
         layout = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,14 +12,17 @@ from search.queries.rivals import Rivalry, rivalry
 from search.queries.sweep_record import SweepRecord, read_sweep
 from search.queries.trial_run import TrialRun
 from search.tracking.runs import RecordedRuns
-from spaces.errors import RanksweepError
+from spaces.errors import RanksweepError, one_line
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Move:
     """What the newest sweep that has a best did to the best before it, on the same base and data.
 
-    `before` is None where there was none. `rivalry` sets the two against each other on test.
+    `before` is None where there was none. `rivalry` sets the two against each other on test, None
+    where their runs or artifacts cannot be had.
     """
 
     last: Step
@@ -105,8 +109,13 @@ def _move(recorded: RecordedRuns, steps: Sequence[Step]) -> Move | None:
     if before is None:
         return Move(last, None, None)
     ours, theirs = _run(recorded, last), _run(recorded, before)
-    told = None if ours is None or theirs is None else rivalry(ours, theirs)
-    return Move(last, before, told)
+    if ours is None or theirs is None:
+        return Move(last, before, None)
+    try:
+        return Move(last, before, rivalry(ours, theirs))
+    except (RanksweepError, OSError, ValueError) as error:
+        _log.warning("%s and %s are not compared: %s", last.sweep, before.sweep, one_line(error))
+        return Move(last, before, None)
 
 
 def _run(recorded: RecordedRuns, step: Step) -> TrialRun | None:

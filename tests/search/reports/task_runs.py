@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, RunTag
@@ -74,7 +75,9 @@ class TaskRuns:
     ) -> str:
         client = MlflowClient(tracking_uri=self.uri)
         if self.task not in self._experiments:
-            self._experiments[self.task] = client.create_experiment(f"of {self.task[:20]}")
+            folder = Path(self.uri.removeprefix("sqlite:///")).with_name("mlartifacts")
+            folder.mkdir()
+            self._experiments[self.task] = client.create_experiment("of a task", folder.as_uri())
         own: dict[str, Any] = {f"ranksweep.{key}": value for key, value in tags.items()}
         if parent:
             own["mlflow.parentRunId"] = parent
