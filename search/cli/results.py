@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from search.config.published import PublishedSettings
-    from search.queries.best import BestRow
     from search.queries.comparison import Confirmation
+    from search.queries.rows import BestRow
     from search.trained.compose import Composition
 
 OwnCodeOption = Annotated[

@@ -29,6 +29,7 @@ from search.launch.sweep_lock import alone
 from search.launch.task_summary import task_summary
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
+from search.queries.sweep_summary import summary_of
 from search.redaction import redacted
 from search.tracking.facts import RunFacts, State, at_step
 from search.tracking.liveness import launched_here
@@ -314,6 +315,7 @@ def _close_sweep(tracker: Tracker, result: LaunchResult, state: State, error: st
                 "states": result.states,
                 "ended_by": result.ended_by,
                 "reason": result.reason,
+                "summary": summary_of(tracker.children(result.sweep_run_id)).as_tag(),
             },
             error=error,
         )

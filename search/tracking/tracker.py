@@ -134,7 +134,7 @@ class Tracker:
         self._call(lambda: self.client.update_run(sweep_run_id, status="RUNNING"))
         self.log(sweep_run_id, tags={"status": "running"})
         told = self.run(sweep_run_id).data.tags
-        for tag in (PREFIX + name for name in ("error", "ended_by", "reason")):
+        for tag in (PREFIX + name for name in ("error", "ended_by", "reason", "summary")):
             if tag in told:
                 self._call(partial(self.client.delete_tag, sweep_run_id, tag))
         return closed
