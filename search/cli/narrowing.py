@@ -41,7 +41,7 @@ SinceOption = Annotated[
 ]
 UntilOption = Annotated[
     str | None,
-    typer.Option("--until", metavar="WHEN", help="Begun until; a date is its whole day."),
+    typer.Option("--until", metavar="WHEN", help="Begun until; a date is a whole day."),
 ]
 SweepOption = Annotated[
     str | None, typer.Option("--sweep", metavar="NAME", help="Only of sweeps of this name.")

@@ -33,9 +33,9 @@ class Result:
     """What a command prints on stdout and how it ends.
 
     With --json `document` is printed, a dataclass as its fields, with --csv a line of each of
-    `lines`, which are those of the document where they are not given; else each of `drawn`, a string as
-    it stands and the rest as Rich draws it. `error` is told afterwards, on stderr; what cut the
-    command off is raised again.
+    `lines`, which are those of the document where they are not given; else each of `drawn`, a
+    string as it stands and the rest as Rich draws it. `error` is told afterwards, on stderr; what
+    cut the command off is raised again.
     """
 
     document: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -269,6 +270,21 @@ class ClusterSettings(Settings):
         return gpu
 
 
+def _run_tags(tags: dict[str, str]) -> dict[str, str]:
+    if len(tags) > 20:
+        raise ValueError(f"{len(tags)} are too many; keep 20 at most")
+    for key, value in tags.items():
+        if not re.fullmatch(r"[A-Za-z0-9_\-.:/ ]{1,250}", key) or key != key.strip():
+            raise ValueError(
+                f"{key[:80]!r} is no name of a tag; use letters, digits, _, -, ., :, / and spaces"
+            )
+        if key.startswith(("mlflow.", "ranksweep.")):
+            raise ValueError(f"{key[:80]!r} is a name of MLflow's or ranksweep's own; use another")
+        if not 0 < len(value) <= 5000 or "\0" in value:
+            raise ValueError(f"{key[:80]!r} has no text or more than 5,000 characters")
+    return tags
+
+
 class TrackingSettings(Settings):
     """Where trials are logged."""
 
@@ -282,6 +298,11 @@ class TrackingSettings(Settings):
     or arm (and those on the Pareto front of a search for two objectives), every complete trial's,
     or nobody's. `best` and `all` keep those of every confirmation too, but for `full`, whose
     weights are as large as the base: `best` keeps its first seed's."""
+
+    tags: Annotated[dict[str, str], AfterValidator(_run_tags)] = {}  # noqa: RUF012 (pydantic copies it)
+    """Tags of your own, `{team: search, ticket: "1234"}`, on every run that the launch makes: at
+    most 20, by which queries choose with `--tag` and MLflow's page too. Names are of letters,
+    digits, `_`, `-`, `.`, `:`, `/` and spaces, and do not begin with `mlflow.` or `ranksweep.`."""
 
 
 class ConfirmSettings(Settings):

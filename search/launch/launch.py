@@ -84,7 +84,8 @@ def launch(
     if not profile_only:
         check_data(config, paths, prepared, resume)
         check_lm_eval(config, load_all=True)
-    tracker = Tracker(config.tracking.uri, config.tracking.experiment)
+    tracking = config.tracking
+    tracker = Tracker(tracking.uri, tracking.experiment, tags=tracking.tags)
     stage = ProfileStage(config, prepared, paths, view)
     result = LaunchResult(
         name=config.name,

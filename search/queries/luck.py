@@ -37,8 +37,8 @@ def luck_line(
         return None
     first, *others = sorted(known, key=lambda row: -objective.gain(row.chosen_at or 0.0))
     told = (
-        f"{first.arm} was best on dev when it was chosen, {first.chosen_at:.4f}; over the "
-        f"{len(first.on_dev)} seeds that confirm it it has {fmean(first.on_dev):.4f} on dev and "
+        f"{first.arm} was best on dev when it was chosen ({first.chosen_at:.4f}), and over the "
+        f"{len(first.on_dev)} seeds that confirm it has {fmean(first.on_dev):.4f} on dev and "
         f"{first.mean:.4f} on test"
     )
     if beside in others:
