@@ -4,8 +4,7 @@ The trials are written straight into MLflow's tables (many_sweeps.py), then each
 in this process, in turn with the whole reading, and their answers are compared. The time is the
 query's own: the process and its imports are there already.
 
-PostgreSQL is started in a folder of its own on a Unix socket and stopped at the end; without
-`initdb` and `postgres` (--postgres names their folder) it is left out.
+PostgreSQL (Debian's package `postgresql`) is started in a folder of its own and stopped at the end.
 
     python benchmarks/queries.py
 """
@@ -15,60 +14,18 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import pwd
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from many_sweeps import ManySweeps
 from results import Run, measured, spread
+from shared_sweep import create, postgres
 
 GOAL_S = 1.0
-SERVER_USER = "postgres"
-"""Whom the server runs as where this process is root, which PostgreSQL refuses."""
-
-
-@contextmanager
-def postgres(programs: Path) -> Iterator[str]:
-    """A server of its own; gives the URI of an empty database."""
-    with tempfile.TemporaryDirectory(prefix="ranksweep-queries-") as name:
-        folder = Path(name)
-        as_user: dict[str, Any] = {}
-        user = pwd.getpwuid(os.getuid()).pw_name
-        if os.getuid() == 0:
-            user = SERVER_USER
-            as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
-            shutil.chown(folder, user)
-        data = folder / "data"
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "cwd": folder, **as_user}
-        subprocess.run(
-            [programs / "initdb", "-D", data, "-A", "trust", "-U", user, "-E", "UTF8"],
-            check=True, **quiet,
-        )  # fmt: skip
-        server = subprocess.Popen(
-            [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses="],
-            stderr=subprocess.DEVNULL, **quiet,
-        )  # fmt: skip
-        try:
-            for _ in range(240):
-                ready = [programs / "pg_isready", "-h", folder, "-q"]
-                if subprocess.run(ready, check=False).returncode == 0:
-                    break
-                time.sleep(0.25)
-            subprocess.run(
-                [programs / "createdb", "-h", folder, "-U", user, "many"], check=True, **quiet
-            )
-            yield f"postgresql+psycopg://{user}@/many?host={folder}"
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
 
 
 def timed(work: Callable[[], Any], repeat: int) -> tuple[list[float], Any]:
@@ -122,27 +79,25 @@ def whole_reading(uri: str) -> int:
 
 def main() -> None:
     """Write the sweeps, ask, compare, and print the rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser()
     parser.add_argument("--sweeps", type=int, default=50)
     parser.add_argument("--trials", type=int, default=200, help="of each sweep")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--databases", nargs="*", default=["sqlite", "postgres"])
-    parser.add_argument("--postgres", type=Path, default=Path("/usr/lib/postgresql/15/bin"))
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     run = Run.begin()
-    for database in options.databases:
-        if database == "sqlite":
-            with tempfile.TemporaryDirectory(prefix="ranksweep-queries-") as folder:
-                ask(run, "SQLite", f"sqlite:///{folder}/mlflow.db", options)
-        elif (options.postgres / "initdb").exists():
-            with postgres(options.postgres) as uri:
+    with tempfile.TemporaryDirectory(prefix="ranksweep-queries-") as name:
+        folder = Path(name)
+        if "sqlite" in options.databases:
+            ask(run, "SQLite", f"sqlite:///{folder}/mlflow.db", options)
+        if "postgres" in options.databases:
+            folder.chmod(0o711)  # the server runs as another user
+            with postgres(folder) as server:
+                create(server, "many")
+                uri = f"postgresql+psycopg://ranksweep@{server}/many"
                 ask(run, "PostgreSQL", uri, options)
-        else:
-            print(f"no {options.postgres}/initdb: PostgreSQL is left out", file=sys.stderr)
 
 
 def ask(run: Run, name: str, uri: str, options: argparse.Namespace) -> None:
@@ -162,8 +117,9 @@ def ask(run: Run, name: str, uri: str, options: argparse.Namespace) -> None:
         told.append(f"{each} {spread(taken)}")
         slowest = max(slowest, statistics.median(taken))
         print(f"{name}: {each}: {spread(taken)} s", flush=True)
+    trials = options.sweeps * options.trials
     run.record(
-        f"queries over {options.sweeps * options.trials:,} trials in {options.sweeps} sweeps, {name}",
+        f"queries over {trials:,} trials in {options.sweeps} sweeps, {name}",
         figures,
         "; ".join(told) + " s",
         f"**{slowest:.2f} s** the slowest (goal {GOAL_S:.0f} s)",

@@ -9,12 +9,15 @@ import pytest
 
 from benchmarks.many_sweeps import ManySweeps
 from search.queries.best import best
-from search.queries.filters import Filters
+from search.queries.filters import Filters, moment_ms, tags_of
+from search.queries.history import history
 from search.queries.leaders import Leaders
 from search.queries.rows import BestRow, front_of, recorded
 from search.queries.sweep_summary import summary_of, told_by
+from search.queries.sweeps import sweeps
 from search.tracking.facts import RunFacts
 from search.tracking.runs import RecordedRuns
+from spaces.errors import ConfigError
 
 WORLDS: list[dict[str, Any]] = [
     {},
@@ -93,6 +96,90 @@ def test_a_sweep_s_own_run_tells_what_its_trials_do(database: str) -> None:
         assert (
             told_by(type(sweep)(**{**vars(sweep), "summary": json.dumps({"version": 9})})) is None
         )
+
+
+def test_history_and_the_list_of_sweeps_tell_what_reading_all_does(
+    database: str, tmp_path: Path
+) -> None:
+    """Half of the sweeps tell it themselves, of one of them a leader was deleted since."""
+    ManySweeps(
+        sweeps=6, trials=25, seeds=2, repeats=0.2, summaries="some", padding=False, seed=3
+    ).write(database)
+    runs = RecordedRuns(database)
+    names = runs.experiments()
+    gone = next(
+        told.leaders[0].run_id
+        for run in runs.search({"kind": "sweep"}, names)
+        if (told := told_by(run)) is not None
+    )
+    MlflowClient(database).delete_run(gone)
+    rows: dict[str | None, list[BestRow]] = {}
+    for sweep_run, row in recorded(database, {"task": "task0"}):
+        rows.setdefault(sweep_run, []).append(row)
+    confirmed = runs.search({"kind": "confirm"}, names)
+    begun = Counter(run.parent for run in runs.search({"kind": "trial"}, names))
+    for asked in (Filters(), Filters(method="taso"), Filters(max_params=5000), Filters(base="e-1")):
+        kept = {
+            sweep_run: [
+                row
+                for row in its
+                if asked.method in (None, row.method)
+                and row.trainable_params <= (asked.max_params or row.trainable_params)
+                and (asked.base or "") in row.base_uri
+            ]
+            for sweep_run, its in rows.items()
+        }
+        best_of = {run: min(its, key=lambda row: row.rank) for run, its in kept.items() if its}
+        steps = {step.sweep_run: step for step in history(database, "task0", where=asked)}
+        assert steps.keys() == best_of.keys()
+        for sweep_run, row in best_of.items():
+            step = steps[str(sweep_run)]
+            assert (step.run_id, step.value, step.holds) == (row.run_id, row.value, row.holds)
+            test = [
+                run.metrics["test_score"]
+                for run in confirmed
+                if run.parent == sweep_run and run.choice == row.choice
+            ]
+            assert (step.seeds, step.test) == (len(test), fmean(test) if test else None)
+        listed = {each.run_id: each for each in sweeps(database, tmp_path, where=asked)}
+        assert listed.keys() >= best_of.keys()
+        for sweep_run, row in best_of.items():
+            each = listed[sweep_run]
+            assert (each.best_run, each.value) == (row.run_id, row.value)
+            assert each.begun - begun[sweep_run] in (0, 1)  # one counts what was deleted
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [
+        ("2026-11-30T10:00:00+00:00", 1_796_032_800_000),
+        ("90min", 1_796_027_400_000),
+        ("7d", 1_795_428_000_000),
+        ("2w", 1_794_823_200_000),
+    ],
+)
+def test_a_time_is_a_date_or_an_age(text: str, ms: int) -> None:
+    assert moment_ms("--since", text, datetime(2026, 11, 30, 10, tzinfo=UTC)) == ms
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: moment_ms("--since", "yesterday", datetime.now(UTC)),
+            "--since: 'yesterday' is no",
+        ),
+        (lambda: moment_ms("--until", "9" * 30 + "d", datetime.now(UTC)), "--until: .* before all"),
+        (lambda: tags_of(["team"]), "--tag: 'team' is no tag; write KEY=VALUE"),
+        (lambda: tags_of(["a=1", "a=2"]), "--tag: 'a' cannot be two"),
+        (lambda: Filters(min_params=0), "--min-params: 0 is not a number of parameters"),
+        (lambda: Filters(max_step_time=0.0), "--max-step-time"),
+        (lambda: Filters(since_ms=2, until_ms=1), "--since: it is after --until"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make()
 
 
 HOSTILE = [
