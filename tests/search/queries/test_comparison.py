@@ -241,7 +241,7 @@ def test_an_arm_of_one_sweep_can_be_named(several: Sweeps) -> None:
 def test_what_was_not_measured_alike_is_not_compared(several: Sweeps) -> None:
     with pytest.raises(UsageError, match=r"it was measured by f1 \(max\), that by accuracy"):
         compare(several.uri, ["one", "by f1"])
-    with pytest.raises(UsageError, match="other cannot be set beside one: .* on other test rows"):
+    with pytest.raises(UsageError, match=r"other cannot be set beside one: .* on other test rows"):
         compare(several.uri, ["one", "other"])
 
 

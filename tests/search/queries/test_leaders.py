@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from benchmarks.many_sweeps import ManySweeps
 from search.queries.best import best
@@ -149,6 +155,9 @@ def test_history_and_the_list_of_sweeps_tell_what_reading_all_does(
             assert each.begun - begun[sweep_run] in (0, 1)  # one counts what was deleted
 
 
+NOW = datetime(2026, 11, 30, 10, tzinfo=UTC)
+
+
 @pytest.mark.parametrize(
     ("text", "ms"),
     [
@@ -159,17 +168,17 @@ def test_history_and_the_list_of_sweeps_tell_what_reading_all_does(
     ],
 )
 def test_a_time_is_a_date_or_an_age(text: str, ms: int) -> None:
-    assert moment_ms("--since", text, datetime(2026, 11, 30, 10, tzinfo=UTC)) == ms
+    assert moment_ms("--since", text, NOW) == ms
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (
-            lambda: moment_ms("--since", "yesterday", datetime.now(UTC)),
+            lambda: moment_ms("--since", "yesterday", NOW),
             "--since: 'yesterday' is no",
         ),
-        (lambda: moment_ms("--until", "9" * 30 + "d", datetime.now(UTC)), "--until: .* before all"),
+        (lambda: moment_ms("--until", "9" * 30 + "d", NOW), "--until: .* before all"),
         (lambda: tags_of(["team"]), "--tag: 'team' is no tag; write KEY=VALUE"),
         (lambda: tags_of(["a=1", "a=2"]), "--tag: 'a' cannot be two"),
         (lambda: Filters(min_params=0), "--min-params: 0 is not a number of parameters"),
