@@ -157,7 +157,7 @@ def step_memory(step: Step) -> int:
     import psutil  # type: ignore[import-untyped]
     import torch
 
-    from trainables.profiling.memory import give_back
+    from trainables.engine.memory import give_back
 
     step()
     give_back(torch.device("cpu"))

@@ -105,8 +105,8 @@ def held(case: dict[str, Any], stage: str, recompute: bool) -> dict[str, int]:
     from trainables.adaptations.registry import adaptation_for
     from trainables.bases.loading import fresh_head, load_base
     from trainables.bases.structure import resolve_targets
+    from trainables.engine.memory import give_back, held_bytes
     from trainables.engine.workers import join
-    from trainables.profiling.memory import give_back, held_bytes
     from trainables.profiling.profile import compute_profile
     from trainables.training import finetune as loop
     from trainables.training.evaluate import evaluate

@@ -76,7 +76,7 @@ def _peak_memory() -> Iterator[_Peak]:
     """Watch the resident memory, from a state in which freed memory has gone back."""
     import torch
 
-    from trainables.profiling.memory import give_back
+    from trainables.engine.memory import give_back
 
     give_back(torch.device("cpu"))
     peak = _Peak()

@@ -36,9 +36,9 @@ def run(limit: int | None, out: Path) -> dict[str, Any]:
 
     from trainables.bases.loading import fresh_head, load_base
     from trainables.bases.structure import resolve_targets
+    from trainables.engine.memory import give_back, held_bytes
     from trainables.engine.workers import join
     from trainables.profiling import static_pass
-    from trainables.profiling.memory import give_back, held_bytes
     from trainables.profiling.profile import compute_profile
     from trainables.profiling.settings import ProfileSettings
     from trainables.tasks.settings import DataSettings, RowsSettings, TaskSettings

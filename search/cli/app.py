@@ -41,6 +41,9 @@ TrackingOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")
 ]
+CsvOption = Annotated[
+    bool, typer.Option("--csv", help="Print the result as CSV on stdout, a line of each row.")
+]
 ChoiceFile = Annotated[
     Path, typer.Option("--choice", metavar="CHOICE.yaml", help="A method and its settings.")
 ]

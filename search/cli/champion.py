@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from search.cli.app import EXIT_FAILED, JsonOption, TrackingOption, app
+from search.cli.app import EXIT_FAILED, CsvOption, JsonOption, TrackingOption, app
+from search.cli.narrowing import (
+    ArmOption,
+    BaseOption,
+    MaxMemoryOption,
+    MaxParamsOption,
+    MaxStepTimeOption,
+    MethodOption,
+    MinParamsOption,
+    SinceOption,
+    SweepOption,
+    TagOption,
+    UntilOption,
+    narrowed,
+)
 from search.cli.output import ByWidth, Result, add_row, prints_result
 from search.cli.results import OwnCodeOption
 from search.wording import knobs, moment
@@ -24,10 +38,6 @@ if TYPE_CHECKING:
 WIDE_HISTORY = 130
 """From so many columns on a sweep of `history` stands on a line of its own."""
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task.")]
-BaseOption = Annotated[
-    str | None,
-    typer.Option("--base", metavar="B", help="Part of the base's name, or its fingerprint."),
-]
 
 
 @app.command()
@@ -98,20 +108,45 @@ def champion(
 @prints_result
 def history(
     task: TaskArgument,
+    *,
     base: BaseOption = None,
+    method: MethodOption = None,
+    arm: ArmOption = None,
+    min_params: MinParamsOption = None,
+    max_params: MaxParamsOption = None,
+    max_memory: MaxMemoryOption = None,
+    max_step_time: MaxStepTimeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    sweep: SweepOption = None,
+    tag: TagOption = None,
     top: Annotated[
         int | None, typer.Option("--top", metavar="K", help="The K newest sweeps of each base.")
     ] = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
+    csv_output: CsvOption = False,
 ) -> Result:
     """Tell how the best of a task has moved from sweep to sweep, base by base."""
     from search.config.reading import resolve_tracking
     from search.queries import history as its
 
     uri = resolve_tracking(tracking)
-    steps = its.history(uri, task, base=base, top=top)
-    error = "" if steps else its.why_none(uri, task, base)
+    where = narrowed(
+        base=base,
+        method=method,
+        arm=arm,
+        min_params=min_params,
+        max_params=max_params,
+        max_memory=max_memory,
+        max_step_time=max_step_time,
+        since=since,
+        until=until,
+        sweep=sweep,
+        tag=tag,
+    )
+    steps = its.history(uri, task, top=top, where=where)
+    error = "" if steps else its.why_none(uri, task, where=where)
     return Result(steps, history_tables(steps), error)
 
 
@@ -228,6 +263,7 @@ def _marks(step: Step, steps: Sequence[Step]) -> list[str]:
     crown = "champion" if step.reigns else "was champion"
     return [
         *([f"on {step.base_uri.rpartition('/')[2]}"] if step.base_name else []),
+        *({"running": ["still runs"], "gone": ["its launch is gone"]}.get(step.state, [])),
         *(["best so far"] if step.is_best else []),
         *([] if step.champion is None else [f"{crown}, version {step.champion}"]),
         *([] if step.data == steps[-1].data else ["other data"]),

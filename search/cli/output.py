@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -31,19 +32,22 @@ P = ParamSpec("P")
 class Result:
     """What a command prints on stdout and how it ends.
 
-    With --json `document` is printed, a dataclass as its fields; else each of `drawn`, a string as
-    it stands and the rest as Rich draws it. `error` is told afterwards, on stderr; what cut the
-    command off is raised again.
+    With --json `document` is printed, a dataclass as its fields, with --csv a line of each of
+    `lines`, which are those of the document where they are not given; else each of `drawn`, a
+    string as it stands and the rest as Rich draws it. `error` is told afterwards, on stderr; what
+    cut the command off is raised again.
     """
 
     document: Any
     drawn: Iterable[RenderableType] = ()
     error: str | BaseException = ""
     exit_code: int = 0
+    lines: Sequence[Any] | None = None
 
 
 def prints_result(command: Callable[P, Result]) -> Callable[P, None]:
-    """Print what `command` returns, as JSON where its `json_output` is set.
+    """Print what `command` returns, as JSON where its `json_output` is set, as CSV where its
+    `csv_output` is.
 
     While it works, whatever libraries and child processes write to stdout goes to stderr. Raises
     BrokenPipeError, without an errno, where nobody reads stdout any more: Typer ends the process
@@ -52,6 +56,9 @@ def prints_result(command: Callable[P, Result]) -> Callable[P, None]:
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_csv = bool(kwargs.get("csv_output"))
+        if as_csv and kwargs["json_output"]:
+            raise ConfigError("--csv: goes with --json no more than a table does; leave one out")
         try:
             with _logs_on_stderr():
                 result = command(*args, **kwargs)
@@ -60,10 +67,13 @@ def prints_result(command: Callable[P, Result]) -> Callable[P, None]:
                 "a connection was closed by its other side; check that what it leads to runs, and "
                 "try again"
             ) from error
-        if kwargs["json_output"]:
-            document = json.dumps(json_document(result.document), indent=2, allow_nan=False)
+        if kwargs["json_output"] or as_csv:
+            if as_csv:
+                text = csv_text(result.document if result.lines is None else result.lines)
+            else:
+                text = json.dumps(json_document(result.document), indent=2, allow_nan=False) + "\n"
             try:
-                print(document)
+                print(text, end="")
             except BrokenPipeError:
                 raise BrokenPipeError from None
         else:
@@ -135,6 +145,30 @@ def json_document(value: Any) -> Any:
         return {str(key): json_document(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [json_document(inner) for inner in value]
+    return value
+
+
+def csv_text(rows: Iterable[Any]) -> str:
+    """Rows as CSV under one head: what is nested in dotted columns, a list as JSON, and null, or
+    what a row does not have, as nothing."""
+    from search.tracking.facts import flattened
+
+    flat = [flattened(json_document(row)) for row in rows]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if columns:
+        writer.writerow(columns)
+    for row in flat:
+        writer.writerow([_cell(row.get(key)) for key in columns])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None or value == {}:
+        return ""
+    if isinstance(value, bool | list):
+        return json.dumps(value)
     return value
 
 

@@ -9,16 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Column, Table
 
-from search.cli.app import JsonOption, TrackingOption, app
+from search.cli.app import CsvOption, JsonOption, TrackingOption, app
 from search.cli.lm_eval_table import lm_eval_table
+from search.cli.narrowing import (
+    ArmOption,
+    BaseOption,
+    MaxMemoryOption,
+    MaxParamsOption,
+    MaxStepTimeOption,
+    MethodOption,
+    MinParamsOption,
+    SinceOption,
+    SweepOption,
+    TagOption,
+    UntilOption,
+    narrowed,
+)
 from search.cli.output import ByWidth, Result, add_row, prints_result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from search.config.published import PublishedSettings
-    from search.queries.best import BestRow
     from search.queries.comparison import Confirmation
+    from search.queries.rows import BestRow
     from search.trained.compose import Composition
 
 OwnCodeOption = Annotated[
@@ -35,20 +49,21 @@ WIDE_BEST = 130
 def best(
     *,
     task: Annotated[str, typer.Option("--task", metavar="T", help="Name of the task.")],
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="B", help="Part of the base's name, or its fingerprint."),
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option("--method", metavar="M", help="Only trials of this method.")
-    ] = None,
+    base: BaseOption = None,
+    method: MethodOption = None,
     metric: Annotated[
         str | None,
         typer.Option("--metric", metavar="M", help="Rank by this metric, not the searched one."),
     ] = None,
-    max_params: Annotated[
-        int | None, typer.Option("--max-params", metavar="N", help="At most N parameters.")
-    ] = None,
+    arm: ArmOption = None,
+    min_params: MinParamsOption = None,
+    max_params: MaxParamsOption = None,
+    max_memory: MaxMemoryOption = None,
+    max_step_time: MaxStepTimeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    sweep: SweepOption = None,
+    tag: TagOption = None,
     top: Annotated[
         int | None, typer.Option("--top", metavar="K", help="How many to show; default 1.")
     ] = None,
@@ -61,19 +76,27 @@ def best(
     ] = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
+    csv_output: CsvOption = False,
 ) -> Result:
     """Show the best complete trials of a task, from MLflow alone."""
     from search.config.reading import resolve_tracking
     from search.queries import best
 
     uri = resolve_tracking(tracking)
-    asked: dict[str, Any] = {
-        "base": base,
-        "method": method,
-        "metric": metric,
-        "max_params": max_params,
-        "data": data,
-    }
+    where = narrowed(
+        base=base,
+        method=method,
+        arm=arm,
+        min_params=min_params,
+        max_params=max_params,
+        max_memory=max_memory,
+        max_step_time=max_step_time,
+        since=since,
+        until=until,
+        sweep=sweep,
+        tag=tag,
+    )
+    asked: dict[str, Any] = {"metric": metric, "data": data, "where": where}
     rows = best.best(uri, task, **asked, top=top, pareto=pareto)
     error = "" if rows else best.why_none(uri, task, **asked)
     return Result(rows, _best_of(uri, rows) if rows else [], error)
@@ -93,19 +116,28 @@ def _best_of(uri: str, rows: Sequence[BestRow]) -> list[RenderableType]:
 @app.command()
 @prints_result
 def compare(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name or run id.")],
+    sweeps: Annotated[
+        list[str],
+        typer.Argument(metavar="SWEEP...", help="A sweep's name or run id; several of one task."),
+    ],
     against: Annotated[
-        str, typer.Option("--against", metavar="ARM", help="What the others are set beside.")
+        str,
+        typer.Option(
+            "--against",
+            metavar="ARM",
+            help="What the others are set beside; of one of several sweeps, SWEEP:ARM.",
+        ),
     ] = "lora",
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
+    csv_output: CsvOption = False,
 ) -> Result:
-    """Set a sweep's methods side by side on test, as confirmed, from MLflow alone."""
+    """Set the methods of sweeps side by side on test, as confirmed, from MLflow alone."""
     from search.config.reading import resolve_tracking
     from search.queries import comparison
 
     uri = resolve_tracking(tracking)
-    compared = comparison.compare(uri, sweep, against)
+    compared = comparison.compare(uri, sweeps, against)
     rows = compared.rows
     verdict = comparison.verdict(rows, against)
     drawn: list[RenderableType] = [
@@ -113,6 +145,7 @@ def compare(
         *([] if (of_each := suite_table(rows, compared.published)) is None else [of_each]),
         *compared.fallen,
         verdict,
+        *([] if compared.luck is None else [compared.luck]),
         *comparison.resolution(rows),
     ]
     if compared.constant is not None and rows:
@@ -124,12 +157,13 @@ def compare(
     document = {
         "choices": rows,
         "verdict": verdict,
+        "luck": compared.luck,
         "fallen": compared.fallen,
         "constant_answer": compared.constant,
         "lm_eval_of_base": compared.lm_eval_of_base,
         "published": None if published is None else published.model_dump(mode="json"),
     }
-    return Result(document, drawn)
+    return Result(document, drawn, lines=rows)
 
 
 @app.command("export")
@@ -303,13 +337,15 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
     The interval is the one for all comparisons together, which the verdict goes by. Where a paper
     prints a figure for any of them, it stands beside the mean, which is then called "here".
     """
-    from search.queries.comparison import called
+    from search.queries.comparison import called, names_of
 
     metric = rows[0].metric if rows else "metric"
     table = Table("method", title=f"confirmed on test ({metric})", title_justify="left")
     has_paper = any(row.paper is not None for row in rows)
     has_collapsed = any(row.collapsed for row in rows)
+    has_minus = any(row.minus_paper is not None for row in rows)
     means = ("paper", "here") if has_paper else ("mean",)
+    means += ("minus paper (95%)",) if has_minus else ()
     collapsed = ("collapsed",) if has_collapsed else ()
     for name in (
         *means,
@@ -320,16 +356,17 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
         f"minus {called(reference)} (95%)",
     ):
         table.add_column(name, justify="right")
-    for row in rows:
+    for row, name in zip(rows, names_of(rows), strict=True):
         difference = None
         if row.adjusted is not None:
             low, high = row.adjusted
             difference = f"{low:+.4f} to {high:+.4f}, {row.verdict}"
         add_row(
             table,
-            row.arm,
+            name,
             *([None if row.paper is None else f"{row.paper:.4f}"] if has_paper else []),
             f"{row.mean:.4f}",
+            *([_interval_text(row.minus_paper)] if has_minus else []),
             None if row.deviation is None else f"{row.deviation:.4f}",
             len(row.values),
             *([f"{row.collapsed} of {len(row.values)}"] if has_collapsed else []),
@@ -337,6 +374,10 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
             difference,
         )
     return table
+
+
+def _interval_text(interval: tuple[float, float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
 
 
 def members_text(suite: Mapping[str, float]) -> str:

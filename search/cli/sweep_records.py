@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from search.cli.app import JsonOption, TrackingOption, app
+from search.cli.app import CsvOption, JsonOption, TrackingOption, app
+from search.cli.narrowing import (
+    ArmOption,
+    BaseOption,
+    MaxMemoryOption,
+    MaxParamsOption,
+    MaxStepTimeOption,
+    MethodOption,
+    MinParamsOption,
+    SinceOption,
+    SweepOption,
+    TagOption,
+    UntilOption,
+    narrowed,
+)
 from search.cli.output import ByWidth, Result, add_row, prints_result
 from search.wording import moment
 
@@ -29,6 +43,7 @@ SweepName = Annotated[
 @sweeps_app.command("list")
 @prints_result
 def sweeps_list(
+    *,
     task: Annotated[
         str | None, typer.Option("--task", metavar="T", help="Only those of this task.")
     ] = None,
@@ -40,14 +55,40 @@ def sweeps_list(
             help="Only those that are running, gone, complete, failed, interrupted or unrecorded.",
         ),
     ] = None,
+    base: BaseOption = None,
+    method: MethodOption = None,
+    arm: ArmOption = None,
+    min_params: MinParamsOption = None,
+    max_params: MaxParamsOption = None,
+    max_memory: MaxMemoryOption = None,
+    max_step_time: MaxStepTimeOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    sweep: SweepOption = None,
+    tag: TagOption = None,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,
+    csv_output: CsvOption = False,
 ) -> Result:
     """List the sweeps that MLflow has, and those that have a folder here, the newest first."""
     from search.paths import SweepPaths
     from search.queries.sweeps import sweeps
 
-    found = sweeps(_tracking(tracking), SweepPaths().absolute().root, task=task, state=state)
+    where = narrowed(
+        base=base,
+        method=method,
+        arm=arm,
+        min_params=min_params,
+        max_params=max_params,
+        max_memory=max_memory,
+        max_step_time=max_step_time,
+        since=since,
+        until=until,
+        sweep=sweep,
+        tag=tag,
+    )
+    root = SweepPaths().absolute().root
+    found = sweeps(_tracking(tracking), root, task=task, state=state, where=where)
     return Result(_documents(found), [sweeps_table(found)] if found else ["no sweeps"])
 
 
@@ -165,7 +206,11 @@ def _wide_sweeps_table(found: Sequence[Sweep]) -> Table:
 
 
 def _trials(sweep: Sweep) -> str:
-    return f"{sweep.trials}/{sweep.begun}"
+    """Complete of begun; of a sweep that runs, of all that it is to try."""
+    whole = sweep.begun
+    if sweep.state == "running" and sweep.asked is not None:
+        whole = max(whole, sweep.asked)
+    return f"{sweep.trials}/{whole}"
 
 
 def _best(sweep: Sweep) -> str | None:
@@ -178,7 +223,8 @@ def sweep_table(sweep: Sweep) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     best = None if sweep.value is None else f"{sweep.metric} {sweep.value:.4f}, {sweep.best_run}"
-    trials = f"{sweep.trials} complete of {sweep.begun}"
+    trials = f"{sweep.trials} complete of {sweep.begun} begun"
+    trials += f", {sweep.asked} asked for" if sweep.asked is not None else ""
     for name, told in (
         ("name", sweep.name),
         ("state", sweep.state),

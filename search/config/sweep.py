@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -275,6 +276,21 @@ class ClusterSettings(Settings):
         return gpu
 
 
+def _run_tags(tags: dict[str, str]) -> dict[str, str]:
+    if len(tags) > 20:
+        raise ValueError(f"{len(tags)} are too many; keep 20 at most")
+    for key, value in tags.items():
+        if not re.fullmatch(r"[A-Za-z0-9_\-.:/ ]{1,250}", key) or key != key.strip():
+            raise ValueError(
+                f"{key[:80]!r} is no name of a tag; use letters, digits, _, -, ., :, / and spaces"
+            )
+        if key.startswith(("mlflow.", "ranksweep.")):
+            raise ValueError(f"{key[:80]!r} is a name of MLflow's or ranksweep's own; use another")
+        if not 0 < len(value) <= 5000 or "\0" in value:
+            raise ValueError(f"{key[:80]!r} has no text or more than 5,000 characters")
+    return tags
+
+
 class TrackingSettings(Settings):
     """Where trials are logged."""
 
@@ -297,6 +313,11 @@ class TrackingSettings(Settings):
     `.ranksweep/sweeps/NAME/tensorboard/`. `wandb`: a run each, the sweep their group; offline in
     `.ranksweep/sweeps/NAME/wandb/` where `WANDB_MODE` says so or nobody has logged in. Each is an
     extra: `ranksweep[tensorboard]`, `ranksweep[wandb]`."""
+
+    tags: Annotated[dict[str, str], AfterValidator(_run_tags)] = {}  # noqa: RUF012 (pydantic copies it)
+    """Tags of your own, `{team: search, ticket: "1234"}`, on every run that the launch makes: at
+    most 20, by which queries choose with `--tag` and MLflow's page too. Names are of letters,
+    digits, `_`, `-`, `.`, `:`, `/` and spaces, and do not begin with `mlflow.` or `ranksweep.`."""
 
 
 class ConfirmSettings(Settings):

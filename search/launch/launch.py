@@ -31,6 +31,7 @@ from search.launch.sweep_note import datasets_of, summary_metrics, sweep_note
 from search.launch.task_summary import task_summary
 from search.paths import SweepPaths, private_files
 from search.progress import Progress
+from search.queries.sweep_summary import summary_of
 from search.redaction import redacted
 from search.tracking.also.listeners import check_also
 from search.tracking.facts import RunFacts, State, at_step, now_ms
@@ -91,7 +92,8 @@ def launch(
         check_lm_eval(config, load_all=True)
     if config.tracking.system_metrics:
         check_system_metrics()
-    tracker = Tracker(config.tracking.uri, config.tracking.experiment)
+    tracking = config.tracking
+    tracker = Tracker(tracking.uri, tracking.experiment, tags=tracking.tags)
     stage = ProfileStage(config, prepared, paths, view)
     result = LaunchResult(
         name=config.name,
@@ -382,6 +384,7 @@ def _close_sweep(
                 "states": result.states,
                 "ended_by": result.ended_by,
                 "reason": result.reason,
+                "summary": summary_of(tracker.children(result.sweep_run_id)).as_tag(),
             },
             error=error,
         )

@@ -21,9 +21,12 @@ from search.queries.differences import (
     difference,
     drawn_values,
     holm,
+    mean_interval,
 )
 from search.queries.fallen import fallen
 from search.queries.lm_eval_scores import base_scores, scores_of
+from search.queries.luck import luck_line, luck_of
+from search.queries.same_test import named_alike, same_test
 from search.queries.sweep_state import best_of_arms
 from search.tracking import liveness
 from search.tracking.facts import TEST_ROWS, RunFacts, of_members
@@ -103,46 +106,141 @@ class Comparison:
     constant: float | None
     lm_eval_of_base: Mapping[str, float]
     published: PublishedSettings | None
+    luck: str | None = None
+    """What the choice that was best on dev has kept of its lead, in one sentence."""
 
 
-def compare(tracking_uri: str, sweep: str, against: str = "lora") -> Comparison:
-    """The confirmed choices of a sweep side by side; `sweep` is its name or its run id.
+@dataclass(frozen=True)
+class _Part:
+    """One of the sweeps that are compared: its run, what its confirmations measured, and what they
+    were chosen from."""
 
-    `against` is the arm or method that the others are set beside. A choice has what a paper prints
-    for it where the sweep says so. Of several sweeps of one name the newest is taken; one that
-    still runs is compared as far as it is, with a warning. lm-eval's scores are those by the
-    settings that the sweep was last launched with. Raises RanksweepError where there is no such
-    sweep or nothing of it was confirmed, TrackingError where MLflow cannot be read.
+    run: RunFacts
+    objective: Objective
+    choices: list[Found]
+    chosen_from: list[BestChoice]
+    published: PublishedSettings | None
+
+
+def compare(tracking_uri: str, sweep: str | Sequence[str], against: str = "lora") -> Comparison:
+    """The confirmed choices of a sweep, or of several, side by side; a sweep is its name or its run
+    id.
+
+    `against` is the arm or method that the others are set beside, of several sweeps the best of
+    that name on dev, or one's as `SWEEP:ARM`. Sweeps are compared where they were measured on the
+    same test rows by the same metric and rule. A choice has what a paper prints for it where the
+    sweep says so. Of several sweeps of one name the newest is taken; one that still runs is
+    compared as far as it is, with a warning. lm-eval's scores are those by the settings that the
+    first sweep was last launched with. Raises RanksweepError where there is no such sweep or
+    nothing of it was confirmed, UsageError where sweeps cannot be compared, TrackingError where
+    MLflow cannot be read.
     """
     recorded = RecordedRuns(tracking_uri)
-    newest = newest_sweep(recorded, sweep)
+    names = [sweep] if isinstance(sweep, str) else list(dict.fromkeys(sweep))
+    runs = {run.run_id: run for run in (newest_sweep(recorded, name) for name in names)}
+    first = next(iter(runs.values()))
+    parts = [_part(recorded, run, first.lm_eval_digest) for run in runs.values()]
+    objective = parts[0].objective
+    every = parts[0].choices if len(parts) == 1 else _together(recorded, parts)
+    arms = {
+        name
+        for row, _ in every
+        for key in ("arm", "method")
+        for name in (str(row[key]), *([f"{row['sweep']}:{row[key]}"] if len(parts) > 1 else []))
+    }
+    if against != "lora" and against not in arms:
+        raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
+    rows = summarize(every, objective, against)
+    rows = [_of_its_sweep(row, parts) for row in rows]
+    its = next((_trained(row) for row, seen in every if seen and _is_called(against, row)), None)
+    beside = next((row for row in rows if _trained(vars(row)) == its), None)
+    of_part = [[row for row in rows if row.sweep_run == part.run.run_id] for part in parts]
+    papers = [part.published for part in parts if part.published is not None]
+    constants = [part.run.metrics.get("constant_answer_test") for part in parts]
+    return Comparison(
+        rows=rows,
+        fallen=[
+            line if len(parts) == 1 else f"{part.run.sweep}: {line}"
+            for part, own in zip(parts, of_part, strict=True)
+            for line in fallen(own, part.chosen_from, objective)
+        ],
+        constant=next((each for each in constants if each is not None), None),
+        lm_eval_of_base=base_scores(
+            recorded, first.experiment_id, first.run_id, first.lm_eval_digest
+        )
+        if len({part.run.base for part in parts}) == 1
+        else {},
+        published=papers[0] if papers and all(each == papers[0] for each in papers) else None,
+        luck=luck_line(rows, objective, beside, called(against)),
+    )
+
+
+def _part(recorded: RecordedRuns, newest: RunFacts, lm_eval_digest: str | None) -> _Part:
     children = recorded.search({"status": "complete"}, [newest.experiment_id], newest.run_id)
     if (told := liveness.told(newest)) is not None:
         _log.warning("%s; what it has not confirmed is missing", told)
     confirmed = [run for run in children if run.kind == "confirm"]
     if not confirmed:
         raise RanksweepError(
-            f"{sweep}: nothing of it is confirmed on test yet; where the sweep has `confirm`, a "
-            "launch does so once its search is over, also one that goes on with --resume"
+            f"{newest.sweep}: nothing of it is confirmed on test yet; where the sweep has "
+            "`confirm`, a launch does so once its search is over, also one that goes on with "
+            "--resume"
         )
     objective = Objective(newest.metric or "accuracy", newest.mode or "max")
     trials = [run for run in children if run.kind == "trial"]
-    digest = newest.lm_eval_digest
     trials.sort(key=lambda run: run.number or 0)
     chosen_from = best_of_arms(trials, objective, top=len(trials))
-    choices = _choices(confirmed, chosen_from, objective, recorded, digest)
-    arms = {str(row[key]) for row, _ in choices for key in ("arm", "method")}
-    if against != "lora" and against not in arms:
-        raise UsageError(f"--against: {against!r} was not confirmed; {nearest(against, arms)}")
-    published = _published(newest)
-    rows = summarize(choices, objective, against)
-    return Comparison(
-        rows=beside_paper(rows, published),
-        fallen=fallen(rows, chosen_from, objective),
-        constant=newest.metrics.get("constant_answer_test"),
-        lm_eval_of_base=base_scores(recorded, newest.experiment_id, newest.run_id, digest),
-        published=published,
+    choices = _choices(confirmed, chosen_from, objective, recorded, lm_eval_digest)
+    named = {"sweep": newest.sweep, "sweep_run": newest.run_id}
+    return _Part(
+        newest,
+        objective,
+        [({**row, **named}, tested) for row, tested in choices],
+        chosen_from,
+        _published(newest),
     )
+
+
+def _together(recorded: RecordedRuns, parts: Sequence[_Part]) -> list[Found]:
+    """The choices of several sweeps, best on dev first, their test rows under one name.
+
+    Raises UsageError where they were not measured alike.
+    """
+    first, *others = parts
+    data: Mapping[str, str] = {}
+    for part in others:
+        beside = f"SWEEP: {part.run.sweep} cannot be set beside {first.run.sweep}"
+        if part.objective != first.objective:
+            one, other = (f"{p.objective.metric} ({p.objective.mode})" for p in (part, first))
+            raise UsageError(f"{beside}: it was measured by {one}, that by {other}")
+        its = same_test(recorded, (part.run.run_id, part.run), (first.run.run_id, first.run))
+        if its is None:
+            raise UsageError(f"{beside}: it was measured on other test rows, or by another rule")
+        data = its
+    objective = first.objective
+    ranked: list[tuple[float, Found]] = []
+    for part in parts:
+        held = {row.number: objective.gain(row.holds) for row in part.chosen_from}
+        ranked += [(held.get(row["number"], -math.inf), (row, seen)) for row, seen in part.choices]
+    ranked.sort(key=lambda each: -each[0])
+    return [
+        (row, {seed: _named_alike(each, data) for seed, each in tested.items()})
+        for _, (row, tested) in ranked
+    ]
+
+
+def _named_alike(tested: OnTest, data: Mapping[str, str]) -> OnTest:
+    return tested if tested.rows is None else replace(tested, rows=named_alike(tested.rows, data))
+
+
+def _of_its_sweep(row: Confirmation, parts: Sequence[_Part]) -> Confirmation:
+    """A row with what its own sweep says of it: what it was chosen for, and what a paper prints."""
+    part = next(part for part in parts if part.run.run_id == row.sweep_run)
+    chosen = next((each for each in part.chosen_from if each.number == row.number), None)
+    if chosen is not None:
+        luck = luck_of(row, chosen.value, part.objective)
+        row = replace(row, chosen_at=chosen.value, luck=luck)
+    return beside_paper([row], part.published)[0]
 
 
 def _published(newest: RunFacts) -> PublishedSettings | None:
@@ -248,7 +346,10 @@ class Confirmation:
     `suite` has the mean of "<member>/<metric>" for each member of a suite. `on_dev` are the values
     of the seeds on dev, as far as they are known, and `collapsed` counts those that predict one
     class alone there. `lm_eval` maps each of lm-eval's scores to its values, one of each seed that
-    has it.
+    has it. `paper` is what a paper prints for it, and `minus_paper` the 95% interval of its own
+    mean over the seeds, less that. `chosen_at` is its value on dev when it was chosen, and `luck`
+    by how much it is worse there over the seeds that confirm it. `sweep` and `sweep_run` are the
+    name and the run id of its sweep.
     """
 
     method: str
@@ -274,6 +375,11 @@ class Confirmation:
     suite: Mapping[str, float] = field(default_factory=dict)
     on_dev: tuple[float, ...] = ()
     collapsed: int = 0
+    minus_paper: tuple[float, float] | None = None
+    chosen_at: float | None = None
+    luck: float | None = None
+    sweep: str = ""
+    sweep_run: str | None = None
 
 
 def beside_paper(
@@ -282,7 +388,14 @@ def beside_paper(
     """The confirmations, each with what a paper prints for it."""
     if published is None:
         return list(rows)
-    return [replace(row, paper=published.figure(row.metric, row.arm)) for row in rows]
+    beside = []
+    for row in rows:
+        paper = published.figure(row.metric, row.arm)
+        own = mean_interval(row.values)
+        known = paper is not None and own is not None
+        minus = (own[0] - paper, own[1] - paper) if known else None  # type: ignore[operator,index]
+        beside.append(replace(row, paper=paper, minus_paper=minus))
+    return beside
 
 
 def summarize(
@@ -294,13 +407,11 @@ def summarize(
     are set beside.
     """
     measured = [(row, tested) for row, tested in found if tested]
-    beside = next(
-        (each for each in measured if reference in (each[0]["arm"], each[0]["method"])), None
-    )
+    beside = next((each for each in measured if _is_called(reference, each[0])), None)
     differences: list[Difference | None] = [None] * len(measured)
     if beside is not None:
         # Two arms of one trial are one training: compared with itself it says nothing.
-        others = {i for i, (row, _) in enumerate(measured) if row["number"] != beside[0]["number"]}
+        others = {i for i, (row, _) in enumerate(measured) if _trained(row) != _trained(beside[0])}
         drawn = _drawn([tested for _, tested in measured], objective.metric)
         for i in others:
             differences[i] = _difference(measured[i][1], beside[1], drawn)
@@ -311,6 +422,21 @@ def summarize(
         for (row, tested), each in zip(measured, differences, strict=True)
     ]
     return sorted(summary, key=lambda each: -objective.gain(each.mean))
+
+
+def _is_called(reference: str, row: Mapping[str, Any]) -> bool:
+    names = row["arm"], row["method"]
+    return reference in (*names, *(f"{row.get('sweep')}:{name}" for name in names))
+
+
+def _trained(row: Mapping[str, Any]) -> tuple[Any, int]:
+    return row.get("sweep_run"), row["number"]
+
+
+def names_of(rows: Sequence[Confirmation]) -> list[str]:
+    """What each row is called: its arm, with its sweep before it where there are several."""
+    several = len({row.sweep_run for row in rows}) > 1
+    return [f"{row.sweep}:{row.arm}" if several else row.arm for row in rows]
 
 
 def _drawn(every: Sequence[Mapping[int, OnTest]], metric: str) -> dict[int, Floats]:
@@ -381,6 +507,8 @@ def _summary(
         },
         on_dev=tuple(each.on_dev for each in tested.values() if each.on_dev is not None),
         collapsed=sum(each.collapsed for each in tested.values()),
+        sweep=row.get("sweep", ""),
+        sweep_run=row.get("sweep_run"),
     )
 
 
@@ -395,10 +523,11 @@ def verdict(rows: Sequence[Confirmation], reference: str = "lora") -> str:
     compared = [row for row in rows if row.difference is not None]
     if not compared:
         return _why_none_is_told(rows, reference)
+    named = list(zip(rows, names_of(rows), strict=True))
     told = [
         f"{how} than {beside} beyond the noise: {', '.join(names)}"
         for how in ("better", "worse")
-        if (names := [row.arm for row in compared if row.verdict == how])
+        if (names := [name for row, name in named if row.verdict == how])
     ]
     if not told:
         return f"no difference from {beside} is beyond the noise ({len(compared)} compared)"
@@ -425,8 +554,8 @@ def resolution(rows: Sequence[Confirmation]) -> list[str]:
 
 def _why_none_is_told(rows: Sequence[Confirmation], reference: str) -> str:
     beside = called(reference)
-    own = next((row for row in rows if reference in (row.arm, row.method)), None)
-    if own is not None and all(row.number == own.number for row in rows):
+    own = next((row for row in rows if _is_called(reference, vars(row))), None)
+    if own is not None and all(_trained(vars(row)) == _trained(vars(own)) for row in rows):
         return f"nothing but {beside} was confirmed: there is no difference to tell"
     lacks = [] if own is not None else [beside]
     lacks += ["two seeds of each choice"] if any(len(row.values) < 2 for row in rows) else []

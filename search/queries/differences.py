@@ -169,6 +169,16 @@ def _no_rounding(variance: float) -> float:
     return 0.0 if variance < 1e-24 else variance
 
 
+def mean_interval(values: Sequence[float], level: float = 1 - CONFIDENCE) -> Part | None:
+    """The interval of a mean over seeds by Student's t; None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    own = np.array(values)
+    error = float(own.std(ddof=1)) / math.sqrt(len(own))
+    half = float(student.isf(level / 2, len(own) - 1)) * error
+    return float(own.mean()) - half, float(own.mean()) + half
+
+
 def holm(p_values: Sequence[float]) -> list[tuple[float, float]]:
     """Each p-value adjusted for all (Holm 1979), and the level that its own interval is read at.
 

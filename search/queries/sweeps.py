@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import yaml
 
 from search.paths import SweepPaths, check_sweep_name
-from search.queries.best import BestRow, rows_of
+from search.queries.filters import Filters
+from search.queries.rows import BestRow
+from search.queries.sweep_summary import Summaries, SweepSummary
 from search.tracking.facts import RunFacts
 from search.tracking.liveness import fate, running
 from search.tracking.runs import RecordedRuns
@@ -26,8 +27,9 @@ class Sweep:
 
     `state` is `running` also where a launch on another machine has not said that it ended, `gone`
     where its launch here was killed, and `unrecorded` where there is a folder that MLflow has no
-    run of. `trials` are those that ran to their end, of `begun` in all; `value` is the best of
-    them on dev, as `best` ranks them. `folder` is that of this directory, None where it has none;
+    run of. `trials` are those that ran to their end, of `begun` in all; `asked` is how many its
+    last launch was to try, None where it has not said. `value` is the best of them on dev, as
+    `best` ranks them. `folder` is that of this directory, None where it has none;
     `host` is where it was last launched. `started_ms` and `ended_ms` are in milliseconds of Unix
     time.
     """
@@ -38,6 +40,7 @@ class Sweep:
     base_uri: str = ""
     trials: int = 0
     begun: int = 0
+    asked: int | None = None
     metric: str | None = None
     value: float | None = None
     best_run: str | None = None
@@ -57,30 +60,55 @@ def sweeps(
     *,
     task: str | None = None,
     state: str | None = None,
+    where: Filters | None = None,
 ) -> list[Sweep]:
-    """Those of a task, and in a state, the newest first; `root` is the `.ranksweep` of a directory.
+    """Those of a task, in a state and that meet `where`, the newest first; `root` is the
+    `.ranksweep` of a directory.
 
-    Without a tracking URI they are those that have a folder. Raises ConfigError for an unknown
-    state, TrackingError where MLflow cannot be read.
+    Where trials are asked for, by their method or what they take, a sweep's best is the best of
+    those, and one without such a trial is left out. Without a tracking URI, or where nothing is
+    asked that only MLflow knows, sweeps that have a folder alone are among them. Raises ConfigError
+    for an unknown state, TrackingError where MLflow cannot be read.
     """
     if state is not None and state not in STATES:
         raise ConfigError(f"--state: {state!r} is no state of a sweep; {nearest(state, STATES)}")
-    found = [*_recorded(tracking_uri, root)] if tracking_uri is not None else []
-    known = {each.folder for each in found}
-    found += [each for each in _in_folders(root) if each.folder not in known]
+    filters = where or Filters()
+    found: list[Sweep] = []
+    known: set[Path | None] = set()
+    if tracking_uri is not None:
+        found, known = _recorded(tracking_uri, root, task, filters)
+    if replace(filters, sweep=None, base=None) == Filters():
+        found += [each for each in _in_folders(root) if each.folder not in known]
     return [
         each
         for each in found
-        if (task is None or each.task == task) and (state is None or each.state == state)
+        if task in (None, each.task)
+        and state in (None, each.state)
+        and filters.sweep in (None, each.name)
+        and (each.run_id is not None or filters.is_of_base("", each.base_uri))
     ]
 
 
 def sweep_called(tracking_uri: str | None, root: Path, name: str) -> Sweep:
     """The newest sweep of a name, or that of a run id. Raises RanksweepError without one."""
-    every = sweeps(tracking_uri, root)
-    found = next((each for each in every if name in (each.name, each.run_id)), None)
+    if tracking_uri is not None:
+        recorded = RecordedRuns(tracking_uri)
+        experiments = recorded.experiments()
+        every = recorded.search({"kind": "sweep"}, experiments)
+        run = next((each for each in every if name in (each.sweep, each.run_id)), None)
+        if run is not None:
+            same = [each for each in every if each.task == run.task]
+            summaries = Summaries(recorded, experiments, same)
+            newest = next(each for each in every if each.sweep == run.sweep)
+            folder = _folder(root, run.sweep) if newest is run else None
+            _, best = summaries.leaders([run.run_id]).get(run.run_id, (None, None))
+            return _of_run(run, summaries.of(run.run_id), best, folder)
+    else:
+        every = []
+    folders = _in_folders(root)
+    found = next((each for each in folders if each.name == name), None)
     if found is None:
-        names = sorted({each.name for each in every})
+        names = sorted({each.sweep for each in every} | {each.name for each in folders})
         hint = nearest(name, names) if names else "there is none"
         raise RanksweepError(
             f"NAME: no sweep {name[:80]!r} is in MLflow or in {root}; {hint}; "
@@ -92,45 +120,50 @@ def sweep_called(tracking_uri: str | None, root: Path, name: str) -> Sweep:
 # -- MLflow ----------------------------------------------------------------------------------------
 
 
-def _recorded(tracking_uri: str, root: Path) -> list[Sweep]:
-    every = RecordedRuns(tracking_uri)
-    experiments = every.experiments()
-    trials = every.search({"kind": "trial"}, experiments)
-    runs: dict[str | None, list[RunFacts]] = {}
-    confirmed = every.search({"kind": "confirm"}, experiments)
-    for run in (*trials, *confirmed):
-        runs.setdefault(run.parent, []).append(run)
-    complete = [(experiments[run.experiment_id], run) for run in trials if run.status == "complete"]
-    ranked: dict[str | None, list[BestRow]] = {}
-    done = [run for run in confirmed if run.status == "complete"]
-    for sweep_run, row in rows_of(complete, confirmed=done):
-        ranked.setdefault(sweep_run, []).append(row)
-    seen: set[str] = set()
+def _recorded(
+    tracking_uri: str, root: Path, task: str | None, filters: Filters
+) -> tuple[list[Sweep], set[Path | None]]:
+    """The sweeps that meet the filters, and the folders of all that MLflow has of the task."""
+    recorded = RecordedRuns(tracking_uri)
+    experiments = recorded.experiments()
+    wanted = {"kind": "sweep"} | ({} if task is None else {"task": task})
+    every = recorded.search({"kind": "sweep"}, experiments)
+    folders: dict[str, Path | None] = {}
+    for run in every:  # the folder of a name is that of the newest sweep of it
+        folders.setdefault(run.sweep, _folder(root, run.sweep))
+    owners = {run.sweep: run.run_id for run in reversed(every)}
+    # The noise is of all sweeps of the tasks, also of those that are not shown.
+    summaries = Summaries(recorded, experiments, every)
+    met = every
+    if asked := filters.of_sweeps():
+        met = recorded.search(wanted, experiments, where=asked)
+    met = [run for run in met if task in (None, run.task) and filters.is_on(run)]
+    bests = summaries.bests([run.run_id for run in met], task, filters)
+    if filters.looks_into_trials or filters.method is not None:
+        met = [run for run in met if run.run_id in bests]
     found = []
-    for run in every.search({"kind": "sweep"}, experiments):
-        # The folder of a name is that of the newest sweep of it.
-        folder = None if run.sweep in seen else _folder(root, run.sweep)
-        seen.add(run.sweep)
-        best = min(ranked.get(run.run_id, []), key=lambda row: row.rank, default=None)
-        found.append(_of_run(run, runs.get(run.run_id, []), best, folder))
-    return found
+    for run in met:
+        folder = folders[run.sweep] if owners[run.sweep] == run.run_id else None
+        _, best = bests.get(run.run_id, (None, None))
+        found.append(_of_run(run, summaries.of(run.run_id), best, folder))
+    return found, set(folders.values())
 
 
 def _of_run(
-    run: RunFacts, children: Sequence[RunFacts], best: BestRow | None, folder: Path | None
+    run: RunFacts, summary: SweepSummary, best: BestRow | None, folder: Path | None
 ) -> Sweep:
-    trials = [each for each in children if each.kind == "trial"]
     return Sweep(
         name=run.sweep,
         state=_state(run, folder),
         task=run.task,
         base_uri=run.base_uri,
-        trials=sum(each.status == "complete" for each in trials),
-        begun=len(trials),
+        trials=summary.complete,
+        begun=summary.begun,
+        asked=run.trials,
         metric=run.metric if best is None else best.metric,
         value=None if best is None else best.value,
         best_run=None if best is None else best.run_id,
-        confirmed=sum(each.kind == "confirm" and each.status == "complete" for each in children),
+        confirmed=summary.confirmed,
         started_ms=run.started_ms,
         ended_ms=run.ended_ms,
         scheduled_by=run.scheduled_by,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from search.objective import Objective
-from search.queries.best import on_dev, rows_of
 from search.queries.comparison import newest_sweep
+from search.queries.rows import on_dev, rows_of
 from search.tracking.runs import RecordedRuns
 from spaces.errors import RanksweepError
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import optuna
 
-from search.queries.best import BestRow, recorded
+from search.queries.rows import BestRow, recorded
 from search.study.in_time import in_time
 from search.study.study import choice_text
 from search.tracking.facts import flattened

@@ -178,6 +178,8 @@ class RunFacts:
     host: str | None = None
     folder: str | None = None
     """Of a sweep: where it was last launched."""
+    summary: str | None = None
+    """Of a sweep: what queries over many sweeps need of it (search/queries/sweep_summary.py)."""
     published: str | None = None
     """Of a sweep: what a paper prints for it, its section `published` as JSON."""
     scheduled_by: str | None = None

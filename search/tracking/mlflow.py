@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_expon
 
 from search.paths import artifacts_beside, private_files, sqlite_uri
 from search.redaction import redacted, redacted_text
+from search.tracking.conditions import Condition, Text
 from search.tracking.facts import PARENT, PREFIX, RunFacts
 from spaces.errors import ConfigError, RanksweepError, TrackingError, nearest, one_line
 
@@ -222,18 +224,28 @@ def search_runs(
     tags: Mapping[str, str],
     parent: str | None = None,
     patience: float = PATIENCE_S,
+    *,
+    where: Sequence[Condition] = (),
+    at_most: int | None = None,
 ) -> list[RunFacts]:
-    """All active runs that carry these tags (without the prefix), newest first."""
-    wanted = {PREFIX + key: value for key, value in tags.items()}
+    """The active runs that carry these tags (without the prefix) and meet all conditions, newest
+    first; the newest `at_most` of them, and all without it.
+
+    MLflow's server or database chooses them. What its filter language cannot hold it is asked for
+    in part, and the rest is compared here.
+    """
+    wanted: list[Condition] = [Text(PREFIX + key, value) for key, value in tags.items()]
     if parent is not None:
-        wanted[PARENT] = parent
-    # MLflow's filter language cannot hold every text; what it cannot hold is compared here.
-    clauses = [f"tags.`{k}` = '{v}'" for k, v in wanted.items() if not re.search(r"['\"\\`]", v)]
-    query = partial(
-        client.search_runs, list(experiment_ids), " and ".join(clauses), max_results=PAGE
-    )
+        wanted.append(Text(PARENT, parent))
+    wanted += where
+    if not all(each.may_hold for each in wanted):
+        return []
+    clauses = " and ".join(clause for each in wanted for clause in each.clauses())
+    size = PAGE if at_most is None else min(PAGE, at_most)
+    query = partial(client.search_runs, list(experiment_ids), clauses, max_results=size)
     found = every_page(uri, query, patience)
-    return [RunFacts.of(run) for run in found if wanted.items() <= run.data.tags.items()]
+    runs = (RunFacts.of(run) for run in found if all(each.holds(run) for each in wanted))
+    return list(islice(runs, at_most))
 
 
 def every_page(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from search.tracking.artifacts import moved_with_database
+from search.tracking.conditions import Condition
 from search.tracking.facts import Point, RunFacts
 from search.tracking.histories import histories
 from search.tracking.mlflow import (
@@ -39,13 +40,29 @@ class RecordedRuns:
         return experiment_names(self._client, self.uri)
 
     def search(
-        self, tags: Mapping[str, str], experiments: Collection[str], parent: str | None = None
+        self,
+        tags: Mapping[str, str],
+        experiments: Collection[str],
+        parent: str | None = None,
+        *,
+        where: Sequence[Condition] = (),
+        at_most: int | None = None,
     ) -> list[RunFacts]:
         """The active runs with these tags (without the prefix) in these experiments, newest first.
 
-        `parent` is the run id of a sweep, whose runs alone are wanted.
+        `parent` is the run id of a sweep, whose runs alone are wanted; `where` are further
+        conditions, and `at_most` the most runs that are read.
         """
-        return search_runs(self._client, self.uri, list(experiments), tags, parent, self._patience)
+        return search_runs(
+            self._client,
+            self.uri,
+            list(experiments),
+            tags,
+            parent,
+            self._patience,
+            where=where,
+            at_most=at_most,
+        )
 
     def find(self, run_id: str) -> RunFacts | None:
         """The run of this id; None where there is none."""

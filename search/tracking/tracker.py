@@ -81,16 +81,25 @@ class Tracker:
     MLflow server; the experiment is created when it is not there. For a local SQLite database its
     artifacts lie beside it, under `mlartifacts`. Safe to use from several threads. With
     `writes_files` false the tracker may be of an experiment whose artifacts cannot be reached.
+    `tags` are a user's own, by their whole names, on every run that it makes.
 
     Raises:
         ConfigError: a URI that MLflow cannot track to, or artifacts that are elsewhere.
         TrackingError: the server or the database cannot be reached, or refuses a write.
     """
 
-    def __init__(self, uri: str, experiment: str, *, writes_files: bool = True) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        *,
+        writes_files: bool = True,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         self.uri = absolute_uri(uri)
         """The tracking URI, absolute for a local database. It may hold credentials."""
         self.experiment = experiment
+        self._own_tags = tag_texts(tags)
         self.client = connect(self.uri)
         self.patience = PATIENCE_S
         self.experiment_id = self._call(partial(self._open_experiment, writes_files))
@@ -177,10 +186,12 @@ class Tracker:
         Returns the run ids of those trials. What the last launch ended with is no longer said.
         """
         closed = self.close_interrupted(sweep_run_id)
+        for key, value in self._own_tags.items():
+            self._call(partial(self.client.set_tag, sweep_run_id, key, value))
         self._call(lambda: self.client.update_run(sweep_run_id, status="RUNNING"))
         self.log(sweep_run_id, tags={"status": "running"})
         told = self.run(sweep_run_id).data.tags
-        for tag in (PREFIX + name for name in ("error", "ended_by", "reason")):
+        for tag in (PREFIX + name for name in ("error", "ended_by", "reason", "summary")):
             if tag in told:
                 self._call(partial(self.client.delete_tag, sweep_run_id, tag))
         return closed
@@ -430,7 +441,7 @@ class Tracker:
         in_doubt: bool = False,
     ) -> str:
         token = token or uuid.uuid4().hex
-        every = {PREFIX + key: value for key, value in tags.items()}
+        every = self._own_tags | {PREFIX + key: value for key, value in tags.items()}
         every |= {PREFIX + "kind": kind, STATUS: "running", TOKEN: token}
         if parent is not None:
             every[PARENT] = parent

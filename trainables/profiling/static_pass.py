@@ -25,6 +25,7 @@ from spaces.target import TargetModule
 from trainables.bases.quantization import is_packed
 from trainables.bases.whole_weights import whole_weights
 from trainables.engine.divided import evened, is_divided
+from trainables.engine.memory import HighestHeld, give_back, in_words, limit_of
 from trainables.engine.workers import CancelledError, Workers
 from trainables.layers.hooks import FLOAT16_LOSS_SCALE, Hooks, accumulated_in, weight_of
 from trainables.profiling.accumulators import Accumulators, Readings
@@ -42,7 +43,6 @@ from trainables.profiling.mask_counts import (
     mask_sizes,
     weight_counts,
 )
-from trainables.profiling.memory import HighestHeld, give_back, in_words, limit_of
 from trainables.profiling.settings import ProfileSettings
 from trainables.tasks.split import epoch_order, outputs_of, to_device
 from trainables.tasks.task import Task

@@ -23,6 +23,7 @@ from torch import nn
 
 from trainables.adaptations.adaptation import Adaptation
 from trainables.adaptations.training_rows import TrainingRows
+from trainables.engine.memory import HighestHeld
 from trainables.engine.workers import CancelledError, Workers
 from trainables.layers.dropout import quick_dropout
 from trainables.layers.recomputed import recomputed
@@ -64,7 +65,8 @@ def finetune(
     Every step takes `settings.batch_size` rows over all workers, the last of an epoch what is
     left; its loss is the mean over their targets, however they are divided. A report holds
     train_loss, learning_rate (of scale 1, at the epoch's last step), step_time (median seconds),
-    training_seconds and, where `evaluate_on` names a split, its loss and metric,
+    training_seconds, memory_bytes (the most that this worker held: of a GPU, or resident at the
+    ends of epochs) and, where `evaluate_on` names a split, its loss and metric,
     evaluation_seconds and the adaptation's own figures. Where the observer has steps done, the job
     goes on after them and its first report covers the steps since then. With `recompute` the base's
     layers keep their inputs alone and are computed again for their gradients.
@@ -93,6 +95,7 @@ def finetune(
     _reseed(seed + 7919 * workers.rank)
     report: dict[str, float] = {}
     step = observer.steps_done
+    memory = HighestHeld(workers.device)
     with quick_dropout(model), recomputed(model, recompute), stages:
         for epoch in range(step // schedule.per_epoch + 1, epochs + 1):
             model.train(base_dropout)
@@ -106,6 +109,8 @@ def finetune(
                 report |= evaluate(model, adaptation, task, evaluate_on, hearing)
                 report |= adaptation.figures()
                 report["evaluation_seconds"] = time.perf_counter() - started
+            memory.look()
+            report["memory_bytes"] = float(memory.bytes)
             observer.on_epoch(epoch, report)
     return report
 
@@ -168,8 +173,8 @@ def _losses(
 
 
 def untimed(report: Mapping[str, float]) -> dict[str, float]:
-    """A report without what the clock said: equal where the training was."""
-    timed = ("step_time", "training_seconds", "evaluation_seconds")
+    """A report without what the clock and the machine said: equal where the training was."""
+    timed = ("step_time", "training_seconds", "evaluation_seconds", "memory_bytes")
     return {key: value for key, value in report.items() if key not in timed}
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
@@ -39,16 +43,24 @@ class Sweeps:
     def sweep(self, name: str) -> str:
         return self.run({"kind": "sweep", "sweep": name, "metric": "accuracy", "mode": "max"})
 
-    def choice(self, sweep: str, number: int, arm: str, dev: float, test: list[float]) -> None:
+    def choice(
+        self,
+        sweep: str,
+        number: int,
+        arm: str,
+        chosen_at: float,
+        test: list[float],
+        dev: list[float] | None = None,
+    ) -> None:
         method = arm.partition(" ")[0]
         tags = {"method": method, "arm": arm, "number": str(number), "status": "complete",
                 "choice": json.dumps({"method": method, "learning_rate": 1e-3})}  # fmt: skip
         size = {"trainable_params": 100.0 * (number + 1)}
-        self.run({**tags, "kind": "trial"}, sweep, accuracy=dev, **size)
+        self.run({**tags, "kind": "trial"}, sweep, accuracy=chosen_at, **size)
         for seed, value in enumerate(test, start=1):
-            self.run(
-                {**tags, "kind": "confirm", "seed": str(seed)}, sweep, test_accuracy=value, **size
-            )
+            on_dev = {} if dev is None else {"dev_accuracy": dev[seed - 1]}
+            of_seed = {**tags, "kind": "confirm", "seed": str(seed), "task_fingerprint": "f" * 64}
+            self.run(of_seed, sweep, test_accuracy=value, **on_dev, **size)
 
 
 PUBLISHED = {
@@ -168,6 +180,103 @@ def test_what_is_not_there_is_said(sweeps: Sweeps) -> None:
         compare(sweeps.uri, "unconfirmed")
     with pytest.raises(UsageError, match="--against: 'pilor' was not confirmed"):
         compare(sweeps.uri, "movie", "pilor")
+
+
+# -- several sweeps --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
+    made = Sweeps(tmp_path_factory.mktemp("several"))
+    tags = {"kind": "sweep", "metric": "accuracy", "mode": "max", "task_fingerprint": "f" * 64}
+    one = made.run({**tags, "sweep": "one", "published": json.dumps(PUBLISHED)})
+    made.choice(one, 0, "lora", 0.80, [0.70, 0.72, 0.74], dev=[0.79, 0.79, 0.79])
+    made.choice(one, 1, "pilora", 0.84, [0.80, 0.81, 0.82], dev=[0.80, 0.81, 0.82])
+    two = made.run({**tags, "sweep": "two"})
+    made.choice(two, 0, "lora", 0.83, [0.75, 0.76, 0.78], dev=[0.8, 0.8, 0.8])
+    made.choice(two, 1, "taso", 0.82, [0.60, 0.61, 0.65], dev=[0.8, 0.8, 0.8])
+    by_f1 = made.run({**tags, "sweep": "by f1", "metric": "f1"})
+    size = {"trainable_params": 10.0}
+    said = {"method": "lora", "number": "0", "status": "complete", "choice": "{}", "seed": "1"}
+    made.run({**said, "kind": "confirm"}, by_f1, test_f1=0.7, **size)
+    other = made.run({**tags, "sweep": "other", "task_fingerprint": "e" * 64})
+    made.choice(other, 0, "lora", 0.8, [0.7, 0.7])
+    return made
+
+
+def test_sweeps_stand_side_by_side_beside_the_best_lora_of_them(several: Sweeps) -> None:
+    compared = compare(several.uri, ["one", "two", "one"])
+    rows = {(row.sweep, row.arm): row for row in compared.rows}
+    assert len(compared.rows) == 4
+    assert rows["two", "lora"].difference is None  # the best on dev of both
+    values = {key: np.array(row.values) for key, row in rows.items()}
+    others = [key for key in rows if key != ("two", "lora")]
+    p_values = {}
+    for key in others:  # the same seeds: pairs, or Welch where that is wider
+        gaps = values[key] - values["two", "lora"]
+        row = rows[key]
+        paired = scipy.stats.ttest_rel(values[key], values["two", "lora"])
+        welch = scipy.stats.ttest_ind(values[key], values["two", "lora"], equal_var=False)
+        widths = [np.diff(test.confidence_interval())[0] for test in (paired, welch)]
+        wider = (paired, welch)[int(np.argmax(widths))]
+        assert row.difference == pytest.approx(tuple(wider.confidence_interval()))
+        assert sum(row.difference or ()) / 2 == pytest.approx(gaps.mean())
+        p_values[key] = float(wider.pvalue)
+    running = 0.0
+    for step, key in enumerate(sorted(others, key=lambda key: p_values[key])):
+        running = max(running, min(1.0, (len(others) - step) * p_values[key]))
+        assert rows[key].p_adjusted == pytest.approx(running, rel=1e-4)
+    worse = "worse than tuned LoRA beyond the noise: two:taso"
+    assert worse in verdict(compared.rows)
+
+
+def test_an_arm_of_one_sweep_can_be_named(several: Sweeps) -> None:
+    rows = compare(several.uri, ["one", "two"], "one:lora").rows
+    beside = [(row.sweep, row.arm) for row in rows if row.difference is None]
+    assert beside == [("one", "lora")]
+    with pytest.raises(UsageError, match="--against: 'two:pilora' was not confirmed"):
+        compare(several.uri, ["one", "two"], "two:pilora")
+
+
+def test_what_was_not_measured_alike_is_not_compared(several: Sweeps) -> None:
+    with pytest.raises(UsageError, match=r"it was measured by f1 \(max\), that by accuracy"):
+        compare(several.uri, ["one", "by f1"])
+    with pytest.raises(UsageError, match=r"other cannot be set beside one: .* on other test rows"):
+        compare(several.uri, ["one", "other"])
+
+
+def test_what_a_paper_prints_is_set_against_what_its_sweep_has(several: Sweeps) -> None:
+    rows = {(row.sweep, row.arm): row for row in compare(several.uri, ["one", "two"]).rows}
+    assert rows["two", "lora"].paper is None
+    low, high = rows["one", "lora"].minus_paper or (0, 0)
+    # mean 0.72, s = 0.02, n = 3, t of 2 degrees of freedom 4.3027
+    assert (low, high) == pytest.approx((0.005 - 0.04968, 0.005 + 0.04968), abs=1e-4)
+
+
+def test_what_was_luck_is_said(several: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    compared = compare(several.uri, "one")
+    rows = {row.arm: row for row in compared.rows}
+    assert (rows["pilora"].chosen_at, rows["lora"].chosen_at) == (0.84, 0.80)
+    assert rows["pilora"].luck == pytest.approx(0.84 - 0.81)
+    assert rows["lora"].luck == pytest.approx(0.01)
+    # it led by 0.04 when it was chosen, and by 0.81 - 0.79 over the seeds
+    assert compared.luck == (
+        "pilora was best on dev when it was chosen (0.8400), and over the 3 seeds that confirm it "
+        "has 0.8100 on dev and 0.8100 on test: of the 0.0400 by which it led tuned LoRA on dev, "
+        "0.0200 did not hold"
+    )
+    assert (compare(several.uri, "two").luck or "").endswith(
+        "nothing of the 0.0100 by which it led taso on dev holds"
+    )
+    assert compare(several.uri, "by f1").luck is None
+    with pytest.raises(SystemExit):
+        main(["compare", "one", "two", "--tracking", several.uri, "--csv"])
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [line["sweep"] for line in table] == ["one", "two", "one", "two"]
+    means = [float(line["mean"]) for line in table]
+    assert means == pytest.approx([0.81, 0.76333, 0.72, 0.62], abs=1e-4)
+    assert table[0]["choice.learning_rate"] == "0.001"
+    assert json.loads(table[0]["values"]) == [0.80, 0.81, 0.82]
 
 
 # -- beside what a paper prints --------------------------------------------------------------------

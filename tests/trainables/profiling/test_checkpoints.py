@@ -22,8 +22,9 @@ from spaces.profile import Profile
 from tests.trainables.conftest import head_of, run_group, tiny_bert, tiny_task
 from trainables.bases.location import fingerprint
 from trainables.bases.structure import resolve_targets
+from trainables.engine import memory
 from trainables.engine.workers import Workers
-from trainables.profiling import memory, static_pass
+from trainables.profiling import static_pass
 from trainables.profiling.accumulators import Accumulators
 from trainables.profiling.checkpoints import MANIFEST, remove_checkpoints
 from trainables.profiling.profile import compute_profile

@@ -16,12 +16,12 @@ from tests.fake_cuda.process import run_on_fake_cuda
 from tests.trainables.conftest import tiny_bert
 from tests.trainables.profile_oracle import mask_counts
 from trainables.bases.structure import resolve_targets
+from trainables.engine import memory
+from trainables.engine.memory import HighestHeld, limit_of
 from trainables.layers.hooks import Hooks, weight_of
-from trainables.profiling import memory
 from trainables.profiling.accumulators import Accumulators, squares_at_once, squares_in_parts
 from trainables.profiling.determinism import CUBLAS, allow_determinism, deterministic
 from trainables.profiling.mask_counts import counts_on_device, mask_sizes
-from trainables.profiling.memory import HighestHeld, limit_of
 from trainables.resident.jobs import ProfileJob
 
 GIB = 2**30
