@@ -24,7 +24,7 @@ from spaces.errors import RanksweepError as Error  # noqa: E402
 if TYPE_CHECKING:
     from ranksweep.models import LoadedModel, load, predict
     from ranksweep.plans import Count, count, peft_config, plan
-    from ranksweep.results import best, compare, frame, history, report
+    from ranksweep.results import Filters, best, compare, frame, history, report
     from ranksweep.sweeps import StoredProfile, launch, profile
 
     __version__: str
@@ -33,6 +33,7 @@ __all__ = [
     "ConfigError",
     "Count",
     "Error",
+    "Filters",
     "LoadedModel",
     "StoredProfile",
     "UsageError",
@@ -54,7 +55,7 @@ __all__ = [
 _MODULES = {
     "sweeps": ("StoredProfile", "launch", "profile"),
     "plans": ("Count", "count", "peft_config", "plan"),
-    "results": ("best", "compare", "frame", "history", "report"),
+    "results": ("Filters", "best", "compare", "frame", "history", "report"),
     "models": ("LoadedModel", "load", "predict"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from search.queries.filters import Filters as Filters  # a notebook gets it from here
 from spaces.errors import RanksweepError, UsageError
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
     from search.queries.best import BestRow
     from search.queries.comparison import Comparison
@@ -40,6 +41,7 @@ def best(
     top: int | None = ...,
     pareto: bool = ...,
     data: str | None = ...,
+    where: Filters | None = ...,
     tracking: str | None = ...,
     rows: Literal[False] = ...,
 ) -> pd.DataFrame: ...
@@ -56,6 +58,7 @@ def best(
     top: int | None = ...,
     pareto: bool = ...,
     data: str | None = ...,
+    where: Filters | None = ...,
     tracking: str | None = ...,
     rows: Literal[True],
 ) -> list[BestRow]: ...
@@ -71,6 +74,7 @@ def best(
     top: int | None = 10,
     pareto: bool = False,
     data: str | None = None,
+    where: Filters | None = None,
     tracking: str | None = None,
     rows: bool = False,
 ) -> pd.DataFrame | list[BestRow]:
@@ -79,9 +83,10 @@ def best(
 
     `base` is a part of a base's name or the start of its fingerprint; `metric` ranks by another
     than the searched one; `pareto` gives the front of metric against parameters; `data` is the
-    start of the fingerprint of other data than the newest trial's. `tracking` is MLflow's URI, by
-    default MLFLOW_TRACKING_URI or that of the working directory. Raises Error, with the reason,
-    where there is none.
+    start of the fingerprint of other data than the newest trial's; `where` has the other filters of
+    `ranksweep best`, as `ranksweep.Filters(sweep="mine", max_step_time=0.2)`. `tracking` is
+    MLflow's URI, by default MLFLOW_TRACKING_URI or that of the working directory. Raises Error,
+    with the reason, where there is none.
     """
     from search.config.reading import resolve_tracking
     from search.queries import best as its
@@ -93,6 +98,7 @@ def best(
         "metric": metric,
         "max_params": max_params,
         "data": data,
+        "where": where,
     }
     found = its.best(uri, task, **asked, top=top, pareto=pareto)
     if not found:
@@ -102,7 +108,7 @@ def best(
 
 @overload
 def compare(
-    sweep: str,
+    sweep: str | Sequence[str],
     *,
     against: str = ...,
     tracking: str | None = ...,
@@ -112,15 +118,24 @@ def compare(
 
 @overload
 def compare(
-    sweep: str, *, against: str = ..., tracking: str | None = ..., rows: Literal[True]
+    sweep: str | Sequence[str],
+    *,
+    against: str = ...,
+    tracking: str | None = ...,
+    rows: Literal[True],
 ) -> Comparison: ...
 
 
 def compare(
-    sweep: str, *, against: str = "lora", tracking: str | None = None, rows: bool = False
+    sweep: str | Sequence[str],
+    *,
+    against: str = "lora",
+    tracking: str | None = None,
+    rows: bool = False,
 ) -> pd.DataFrame | Comparison:
-    """A sweep's methods side by side on test, as confirmed, best mean first: a row each
-    (`Confirmation` in search/queries/comparison.py has the columns).
+    """The methods of a sweep, or of several, side by side on test, as confirmed, best mean first.
+
+    A frame with a row each (`Confirmation` in search/queries/comparison.py has the columns).
 
     The frame's `attrs` have the `verdict` in one sentence, lines on what `fallen` choices do not
     hold, and the metric of a `constant_answer`; with `rows`, the `Comparison` itself has all that.
@@ -148,6 +163,7 @@ def history(
     *,
     base: str | None = ...,
     top: int | None = ...,
+    where: Filters | None = ...,
     tracking: str | None = ...,
     rows: Literal[False] = ...,
 ) -> pd.DataFrame: ...
@@ -159,6 +175,7 @@ def history(
     *,
     base: str | None = ...,
     top: int | None = ...,
+    where: Filters | None = ...,
     tracking: str | None = ...,
     rows: Literal[True],
 ) -> list[Step]: ...
@@ -169,6 +186,7 @@ def history(
     *,
     base: str | None = None,
     top: int | None = None,
+    where: Filters | None = None,
     tracking: str | None = None,
     rows: bool = False,
 ) -> pd.DataFrame | list[Step]:
@@ -182,7 +200,7 @@ def history(
     from search.queries import history as its
 
     uri = resolve_tracking(tracking)
-    found = its.history(uri, task, base=base, top=top)
+    found = its.history(uri, task, base=base, top=top, where=where)
     if not found:
         raise RanksweepError(its.why_none(uri, task, base))
     return found if rows else frame(found)
@@ -211,8 +229,7 @@ def report(
     uri, folder = resolve_tracking(tracking), Path(out)
     if sweep is not None:
         return Path(report_sweep(RecordedRuns(uri), sweep, folder, store=store).page)
-    from search.reports.task.report import (
-        write_task_report,
-    )
+    assert task is not None
+    from search.reports.task.report import write_task_report
 
     return Path(write_task_report(uri, task, folder).page)

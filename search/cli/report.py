@@ -52,10 +52,9 @@ def report(
         recorded = RecordedRuns(tracking_of_sweep(sweep, tracking))
         written = report_sweep(recorded, sweep, out, store=store)
     else:
+        assert task is not None
         from search.config.reading import resolve_tracking
-        from search.reports.task.report import (  # type: ignore[import-not-found]
-            write_task_report,
-        )
+        from search.reports.task.report import write_task_report
 
         written = write_task_report(resolve_tracking(tracking), task, out)
     return Result(written_document(written), drawn_report(written))

@@ -69,6 +69,7 @@ def test_a_lora_config_has_the_ranks_of_the_plan() -> None:
         name: block.rank
         for name, (block,) in ranksweep.plan(CHOICE, profile=profile).stages[0].items()
     }
+    assert config.rank_pattern is not None
     told = {name: config.rank_pattern.get(name, config.r) for name in config.target_modules or ()}
     assert told == ranks
 
@@ -178,7 +179,7 @@ def test_a_launch_says_what_it_does_in_plain_lines_and_uses_the_ray_that_runs(
 def test_frames_have_the_columns_and_the_values_of_the_typed_rows(
     launched: tuple[LaunchResult, ranksweep.StoredProfile, str], folder: Path
 ) -> None:
-    at = {"tracking": f"sqlite:///{folder / 'mlflow.db'}"}
+    at: dict[str, Any] = {"tracking": f"sqlite:///{folder / 'mlflow.db'}"}
     asked: list[tuple[Any, list[Any], type[Any]]] = [
         (
             ranksweep.best("tiny-sentiment", **at),
@@ -216,7 +217,7 @@ def test_predictions_on_the_test_rows_have_the_metric_that_the_run_has(
     tiny_sweep: dict[str, Any],
     folder: Path,
 ) -> None:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
     from mlflow import MlflowClient
 
     result, _, _ = launched

@@ -22,7 +22,7 @@ from trainables.tasks.settings import DataSettings, TaskSettings
 from trainables.trained.answering import Answering, records_of
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 TASK_FILE = "ranksweep_task.json"
 _PLACE = "the rows"

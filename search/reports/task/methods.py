@@ -111,9 +111,13 @@ class _Wins:
     def brushed(self) -> Mapping[str, Any]:
         look, names = style_of(self.arms), [label(arm) for arm in self.arms]
         colours = [look[arm].colour for arm in self.arms]
+
+        def marker(shape: str) -> dict[str, Any]:
+            return {"color": colours, "pattern": {"shape": shape}}
+
         data = [
             {"type": "bar", "orientation": "h", "name": name, "y": names,
-             "x": [of[arm] for arm in self.arms], "marker": {"color": colours, "pattern": {"shape": shape}},
+             "x": [of[arm] for arm in self.arms], "marker": marker(shape),
              "hovertemplate": f"%{{y}}: {name} in %{{x}} sweeps<extra></extra>"}
             for name, of, shape in (
                 ("best on dev", self.on_dev, ""),

@@ -202,8 +202,8 @@ def test_no_name_finds_more_than_itself_or_breaks_anything(database: str, name: 
     ManySweeps(sweeps=1, trials=3, padding=False).write(database)
     assert best(database, name) == []
     assert best(database, "task0") != []
-    for asked in ("base", "arm", "sweep"):
-        assert best(database, "task0", where=Filters(**{asked: name})) == [] or name in (
+    for asked in (Filters(base=name), Filters(arm=name), Filters(sweep=name)):
+        assert best(database, "task0", where=asked) == [] or name in (
             "",
             " ",
             "'",

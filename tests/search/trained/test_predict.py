@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -207,9 +207,11 @@ def test_each_kind_of_task_is_predicted_as_it_was_measured(
         assert sorted(told["text"]) == sorted(one.readings.written)
     if kind != "causal":  # which has no prediction
         answer = {"regression": "number", "multiple_choice": "right", "generation": "a"}[kind]
-        without = [{k: v for k, v in row.items() if k != answer} for row in ROWS[::-1]]
+        without: list[dict[str, Any]] = [
+            {k: v for k, v in row.items() if k != answer} for row in ROWS[::-1]
+        ]
         if kind == "multiple_choice":
-            without = [{**row, "right": None} for row in without]
+            without = [row | {"right": None} for row in without]
         again = ranksweep.predict(one.run_id, without, tracking=one.uri)
         assert again["prediction"].tolist() == told["prediction"].tolist()
 
@@ -245,6 +247,7 @@ def test_whatever_a_method_trains_predicts(
 def test_a_model_is_loaded_as_transformers_has_it(bert: Kept) -> None:
     loaded = ranksweep.load(bert.run_id, tracking=bert.uri)
     texts = [row["text"] for row in rows_of(bert)]
+    assert loaded.tokenizer is not None
     batch = loaded.tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
     with torch.no_grad():
         logits = loaded.model(**batch).logits

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlflow.pyfunc
 import mlflow.transformers
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 import pytest
 import torch
 from mlflow.tracking import MlflowClient

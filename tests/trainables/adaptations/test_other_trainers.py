@@ -105,7 +105,9 @@ def test_trl_trains_what_the_plan_trains(choice: dict[str, Any], tmp_path: Path)
     on_cpu = ["--use_cpu", "true", "--bf16", "false", "--output_dir", str(tmp_path)]
     model_args, training = parser.parse_args_and_config(["--config", str(file), *on_cpu])
     assert training.learning_rate == RATE
-    check(peft.get_peft_model(tiny_llama(), get_peft_config(model_args)), plan)
+    config = get_peft_config(model_args)
+    assert config is not None
+    check(peft.get_peft_model(tiny_llama(), config), plan)
 
 
 @pytest.mark.parametrize(
