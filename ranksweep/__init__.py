@@ -24,8 +24,9 @@ from spaces.errors import RanksweepError as Error  # noqa: E402
 if TYPE_CHECKING:
     from ranksweep.models import LoadedModel, load, predict
     from ranksweep.plans import Count, count, peft_config, plan
-    from ranksweep.results import Filters, best, compare, frame, history, report
+    from ranksweep.results import best, compare, frame, history, report
     from ranksweep.sweeps import StoredProfile, launch, profile
+    from search.queries.filters import Filters
 
     __version__: str
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from search.queries.filters import Filters as Filters  # a notebook gets it from here
+from search.queries.filters import Filters
 from spaces.errors import RanksweepError, UsageError
 
 if TYPE_CHECKING:
