@@ -57,7 +57,8 @@ def core_panel(
         *CORE,
         says=(
             f"At {_settings(choice)} ({whose}) the core has "
-            f"{_share(cores, targets, 0)} rows and {_share(cores, targets, 1)} columns. {_held(choice, targets, cores, profile)}"
+            f"{_share(cores, targets, 0)} rows and {_share(cores, targets, 1)} columns. "
+            f"{_held(choice, targets, cores, profile)}"
         ),
         columns=["layer", "kind", "rows_or_columns", "percent_core"],
         rows=drawn.numbers(),

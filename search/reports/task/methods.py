@@ -113,7 +113,8 @@ class _Wins:
         colours = [look[arm].colour for arm in self.arms]
         data = [
             {"type": "bar", "orientation": "h", "name": name, "y": names,
-             "x": [of[arm] for arm in self.arms], "marker": {"color": colours, "pattern": {"shape": shape}},
+             "x": [of[arm] for arm in self.arms],
+             "marker": {"color": colours, "pattern": {"shape": shape}},
              "hovertemplate": f"%{{y}}: {name} in %{{x}} sweeps<extra></extra>"}
             for name, of, shape in (
                 ("best on dev", self.on_dev, ""),
