@@ -65,8 +65,8 @@ def _moved(record: TaskRecord) -> str:
     )
     told = move.rivalry
     if told is not None and told.gap is not None and told.low is not None:
-        span = f"{change(told.gap)} better on test, 95 % interval {change(told.low)} to "
-        span += change(told.high or 0.0)
+        by = f"{'better' if told.gap >= 0 else 'worse'} by {value(abs(told.gap))}"
+        span = f"on test {by}, 95 % interval {change(told.low)} to {change(told.high or 0.0)}"
         if told.low > 0:
             return f"{on_dev}, and that is beyond the noise ({span})."
         if (told.high or 0.0) < 0:

@@ -76,7 +76,7 @@ def test_the_answer_says_where_the_best_is_and_that_the_last_sweep_did_not_move_
     four_sweeps(runs)
     written = write_task_report(runs.uri, "movie", tmp_path / "report")
     searched, moved, next_one = written.answer.sentences
-    assert searched.startswith("4 sweeps with 9 trials looked at the task movie on 2 bases")
+    assert searched.startswith("4 sweeps with 8 trials looked at the task movie on 2 bases")
     assert "joint on FacebookAI/roberta-base in the sweep larger: accuracy 0.8600" in searched
     assert "not ranked with it" in searched
     assert "two, found 0.7800 on dev by taso, −0.0200 from the best before it (one" in moved
