@@ -117,12 +117,8 @@ class _Wins:
 
         data = [
             {"type": "bar", "orientation": "h", "name": name, "y": names,
-<<<<<<< HEAD
-             "x": [of[arm] for arm in self.arms], "marker": marker(shape),
-=======
              "x": [of[arm] for arm in self.arms],
              "marker": {"color": colours, "pattern": {"shape": shape}},
->>>>>>> h-papers
              "hovertemplate": f"%{{y}}: {name} in %{{x}} sweeps<extra></extra>"}
             for name, of, shape in (
                 ("best on dev", self.on_dev, ""),
