@@ -87,7 +87,8 @@ class Leaders:
         counts: dict[str | None, int] = {}
         for run in self.sweeps:
             data = self._summaries.data_of(run)
-            is_on = self._filters.is_of_base(run.base, run.base_uri)
+            asked = self._filters
+            is_on = asked.is_of_base(run.base, run.base_uri) and asked.sweep in (None, run.sweep)
             if data != self.data and is_on and self._has_trials(run):
                 counts[data] = counts.get(data, 0) + 1
         return {data: f"{n} sweep{'' if n == 1 else 's'}" for data, n in counts.items()}

@@ -54,7 +54,7 @@ cluster: {address: local, groups: 1, workers_per_group: 1, resources_per_worker:
           max_failures: 2}
 store: file://.ranksweep/store
 tracking: {uri: "sqlite:///.ranksweep/mlflow.db", experiment: movie-sentiment,
-           keep_weights: best}
+           keep_weights: best, tags: {team: search}}
 confirm: {top: 1, seeds: 3}
 """
 
@@ -111,6 +111,24 @@ def test_every_section_of_a_whole_sweep_is_read(tmp_path: Path) -> None:
         assert {**resolved[section], **given[section]} | {"data": None} == (
             resolved[section] | {"data": None}
         )
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"mlflow.user": "me"}, "a name of MLflow's or ranksweep's own"),
+        ({"ranksweep.kind": "trial"}, "a name of MLflow's or ranksweep's own"),
+        ({"a`b": "x"}, "is no name of a tag"),
+        ({"": "x"}, "is no name of a tag"),
+        ({"team": ""}, "has no text or more than 5,000"),
+        ({"team": "x" * 5001}, "has no text or more than 5,000"),
+        ({"ticket": 12}, "tracking.tags.ticket"),
+        ({f"tag {i}": "x" for i in range(21)}, "21 are too many"),
+    ],
+)
+def test_a_tag_that_mlflow_would_not_keep_is_refused(tags: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_sweep(raw(tracking={"tags": tags}))
 
 
 def test_what_is_resolved_is_plain_and_means_the_same_sweep(tmp_path: Path) -> None:

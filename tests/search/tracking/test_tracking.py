@@ -139,6 +139,19 @@ def test_a_sweep_that_goes_on_no_longer_says_what_it_had_ended_with(
     assert "ranksweep.error" not in run.data.tags
 
 
+def test_tags_of_a_user_s_own_are_on_every_run(uri: str) -> None:
+    tracker = Tracker(uri, "own tags", tags={"team": "search", "ticket: a": "12"})
+    sweep = tracker.start_sweep("tagged", CONFIG, TAGS)
+    runs = [sweep, start_trial(tracker, sweep, 0, CHOICE)]
+    tracker.end(sweep, "complete", tags={"summary": "{}"})
+    later = Tracker(uri, "own tags", tags={"team": "other"})
+    later.resume_sweep(sweep)
+    tags = [run_of(uri, run_id).data.tags for run_id in runs]
+    assert [each["team"] for each in tags] == ["other", "search"]
+    assert [each["ticket: a"] for each in tags] == ["12", "12"]
+    assert "ranksweep.summary" not in tags[0], "its trials are not told by one that is going on"
+
+
 def test_a_config_of_any_size_is_kept(tracker: Tracker, uri: str, tmp_path: Path) -> None:
     config = {f"key{number}": number for number in range(250)}
     long = {"modules": ["layer.with.a.long.name"] * 400, "odd key é!": "x" * 5999}
