@@ -384,7 +384,7 @@ class _Drawn:
                 "title": {"text": f"{label(objective.metric)} on dev ({better(objective)})"},
                 "automargin": True,
             },
-            "legend": {"orientation": "h", "y": -0.28, "x": 0},
+            "legend": {"orientation": "h", "y": -0.28, "yanchor": "top", "x": 0},
             "shapes": [],
             "annotations": [],
         }

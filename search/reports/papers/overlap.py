@@ -172,6 +172,6 @@ class _Drawn:
             "yaxis": {
                 "title": {"text": "% in both"}, "rangemode": "tozero", "automargin": True,
             },
-            "legend": {"orientation": "h", "y": -0.28, "x": 0},
+            "legend": {"orientation": "h", "y": -0.28, "yanchor": "top", "x": 0},
         }  # fmt: skip
         return {"data": data, "layout": layout}

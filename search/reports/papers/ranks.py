@@ -149,6 +149,6 @@ class _LayerRanks:
             "height": 380,
             "xaxis": {"type": "category", "title": {"text": "layer"}, "automargin": True},
             "yaxis": {"title": {"text": "ranks"}, "automargin": True},
-            "legend": {"orientation": "h", "y": -0.25, "x": 0},
+            "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
         }
         return {"data": data, "layout": layout}

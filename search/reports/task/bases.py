@@ -183,7 +183,7 @@ class _Bases:
             "height": 200 + 46 * len(names),
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
             "xaxis": {"title": {"text": label(self.found[0].step.metric)}, "automargin": True},
-            "legend": {"orientation": "h", "y": -0.3, "x": 0},
+            "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
         }
         return {"data": data, "layout": layout}
 
@@ -323,11 +323,16 @@ class _Front:
             )  # fmt: skip
         layout = {
             "height": 440,
-            "xaxis": {"type": "log", "dtick": "D2", "title": {"text": "trained parameters"}},
+            "xaxis": {
+                "type": "log",
+                "dtick": "D2",
+                "tickformat": "~s",
+                "title": {"text": "trained parameters"},
+            },
             "yaxis": {
                 "title": {"text": label(f"{self.record.comparable[0].metric} on dev")},
                 "automargin": True,
             },
-            "legend": {"orientation": "h", "y": -0.25, "x": 0},
+            "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
         }
         return {"data": data, "layout": layout}

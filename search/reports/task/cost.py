@@ -139,6 +139,6 @@ class _Hours:
                 "ticktext": [label(sweep.run.sweep) for sweep in self.sweeps],
             },
             "xaxis": {"title": {"text": unit}, "rangemode": "tozero"},
-            "legend": {"orientation": "h", "y": -0.25, "x": 0},
+            "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
         }  # fmt: skip
         return {"data": data, "layout": layout}

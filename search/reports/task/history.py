@@ -218,7 +218,7 @@ class _Drawn:
             "height": 440,
             "yaxis": {"title": {"text": label(self._axis)}, "automargin": True},
             "xaxis": {"type": "date", "automargin": True},
-            "legend": {"orientation": "h", "y": -0.2, "x": 0},
+            "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
             "annotations": [
                 {"x": _moment(step).strftime("%Y-%m-%d %H:%M:%S"), "y": step.value,
                  "text": ("champion v" if step.reigns else "v") + str(step.champion),

@@ -130,7 +130,7 @@ class _Wins:
             "barmode": "group",
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
             "xaxis": {"title": {"text": "sweeps"}, "tickformat": "d", "rangemode": "tozero"},
-            "legend": {"orientation": "h", "y": -0.3, "x": 0},
+            "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
         }
         return {"data": data, "layout": layout}
 
@@ -272,7 +272,7 @@ class _Gaps:
                 "range": [-0.6, len(self.sweeps) - 0.4],
             },
             "yaxis": {"title": {"text": "better than tuned LoRA by"}, "automargin": True},
-            "legend": {"orientation": "h", "y": -0.3, "x": 0},
+            "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
             "shapes": [
                 {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0,
                  "line": {"color": both(*INK), "width": 1}}

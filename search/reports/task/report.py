@@ -65,6 +65,9 @@ def how_of(record: TaskRecord) -> list[How]:
         data.setdefault(step.data or "unnamed", []).append(step.sweep)
     if data:
         found.append(
-            How("Data, by fingerprint", rows=[(key, ", ".join(of)) for key, of in data.items()])
+            How(
+                "Data, by fingerprint",
+                rows=[(key[:12], f"{', '.join(of)}; {key}") for key, of in data.items()],
+            )
         )
     return found
