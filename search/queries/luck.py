@@ -52,7 +52,7 @@ def luck_line(
     left = objective.gain(fmean(first.on_dev)) - objective.gain(fmean(other.on_dev))
     if f"{lead:.4f}" == f"{0:.4f}":
         return f"{told}; {name} stood level with it then"
-    if left >= lead:
+    if left >= lead or f"{lead - left:.4f}" == f"{0:.4f}":
         return f"{told}: all of the {lead:.4f} by which it led {name} on dev holds"
     if left <= 0:
         return f"{told}: nothing of the {lead:.4f} by which it led {name} on dev holds"

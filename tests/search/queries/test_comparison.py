@@ -226,8 +226,10 @@ def test_sweeps_stand_side_by_side_beside_the_best_lora_of_them(several: Sweeps)
     for step, key in enumerate(sorted(others, key=lambda key: p_values[key])):
         running = max(running, min(1.0, (len(others) - step) * p_values[key]))
         assert rows[key].p_adjusted == pytest.approx(running, rel=1e-4)
-    worse = "worse than tuned LoRA beyond the noise: two:taso"
-    assert worse in verdict(compared.rows)
+    assert verdict(compared.rows) == (
+        "better than tuned LoRA beyond the noise: one:pilora; worse than tuned LoRA beyond the "
+        "noise: one:lora, two:taso (3 compared, at 5% over all of them)"
+    )
 
 
 def test_an_arm_of_one_sweep_can_be_named(several: Sweeps) -> None:
