@@ -43,8 +43,10 @@ class LoadedModel:
     columns: tuple[str, ...]
     """The columns of a row that are read."""
     model: PreTrainedModel = field(repr=False)
-    tokenizer: Any | None = field(repr=False)
-    image_processor: Any | None = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    """None where the base has none."""
+    image_processor: Any = field(repr=False)
+    """None where the base has none."""
     _answering: Answering = field(repr=False)
 
     def predict(self, rows: Rows) -> pd.DataFrame:

@@ -220,12 +220,12 @@ def report(
     `sweep` is a name or a run id; `store` is where its profile is, by default the sweep's own.
     Raises Error where there is no such sweep, ConfigError where the folder holds something else.
     """
+    if (sweep is None) == (task is None):
+        raise UsageError("sweep, task: name one of the two")
     from search.config.reading import resolve_tracking
     from search.reports.write import report_sweep
     from search.tracking.runs import RecordedRuns
 
-    if (sweep is None) == (task is None):
-        raise UsageError("sweep, task: name one of the two")
     uri, folder = resolve_tracking(tracking), Path(out)
     if sweep is not None:
         return Path(report_sweep(RecordedRuns(uri), sweep, folder, store=store).page)
