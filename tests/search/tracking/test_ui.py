@@ -144,9 +144,10 @@ def test_a_server_gives_a_figure_where_a_description_shows_it(
 ) -> None:
     tracker = Tracker(server.uri, "figures")
     run_id = tracker.start_sweep("sweep", {})
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "front.png").write_bytes(b"a picture")
-    tracker.log_folder(run_id, tmp_path, "report")
+    report = tmp_path / "report"
+    (report / "figures").mkdir(parents=True)
+    (report / "figures" / "front.png").write_bytes(b"a picture")
+    tracker.log_folder(run_id, report, "report")
     (path,) = tracker.files_in(run_id, "report/figures")
     place = f"{server.uri}/get-artifact?path={path}&run_uuid={run_id}"
     assert urllib.request.urlopen(place).read() == b"a picture"
