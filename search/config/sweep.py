@@ -54,7 +54,7 @@ def known_store(uri: str) -> str:
     return uri
 
 
-def _each_once(names: list[str]) -> list[str]:
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError("names one twice; name each once")
     return names
@@ -288,9 +288,7 @@ class TrackingSettings(Settings):
     or arm (and those on the Pareto front of a search for two objectives), every complete trial's,
     or nobody's. `best` and `all` keep those of every confirmation too, but for `full`, whose
     weights are as large as the base: `best` keeps its first seed's."""
-    also: Annotated[
-        list[Literal["tensorboard", "wandb"]], AfterValidator(_each_once)
-    ] = []
+    also: Annotated[tuple[Literal["tensorboard", "wandb"], ...], AfterValidator(_each_once)] = ()
     """Who hears of the trials and confirmations beside MLflow. `tensorboard`: event files in
     `.ranksweep/sweeps/NAME/tensorboard/`. `wandb`: a run each, the sweep their group; offline in
     `.ranksweep/sweeps/NAME/wandb/` where `WANDB_MODE` says so or nobody has logged in. Each is an

@@ -43,7 +43,9 @@ def end(journal: Journal, number: int, at_s: int, state: str, error: str | None 
     journal.end(number, end_of_trial(state, error, {}), at_s * SECOND)
 
 
-def told(folder: Path, make: Callable[[], Listener], *steps: Callable[[Journal], None]) -> list[str]:
+def told(
+    folder: Path, make: Callable[[], Listener], *steps: Callable[[Journal], None]
+) -> list[str]:
     """What is said while a launch of the sweep in `folder` goes these steps."""
     said: list[str] = []
     journal = Journal(folder / "journal.db")
