@@ -58,6 +58,7 @@ from search.tracking.also.listeners import listeners
 from search.tracking.journal import Journal
 from search.tracking.relay import Relay
 from search.tracking.tracker import Tracker
+from search.tracking.ui import ui_link
 from search.tracking.weights import KeptWeights, WeightFiles
 from search.tuning.searcher import StudySearcher
 from search.tuning.trial import job_name
@@ -311,7 +312,11 @@ class SearchStage:
                 worth()
             return worth.leader
 
-        relay = self._relay(searcher.proposals.planner, searcher.set_run_id, recalls=True)
+        def on_run(number: int, run_id: str) -> None:
+            link = ui_link(self.tracker.uri, self.tracker.experiment_id, run_id)
+            searcher.set_run_id(number, run_id, link)
+
+        relay = self._relay(searcher.proposals.planner, on_run, recalls=True)
         try:
             yield Recorder(config, leader, relay, self.view, searcher, kept)
         finally:

@@ -44,6 +44,7 @@ from search.study.study import (
     DUPLICATE_OF,
     FEATURES,
     INTERRUPTED,
+    LINK,
     LOOKS,
     METHOD,
     PLAN_DIGEST,
@@ -187,13 +188,17 @@ class Ledger:
             return replace(ended, state="cancelled", values=None, reason=reason)
         return ended
 
-    def set_run_id(self, number: int, run_id: str) -> None:
-        """Write down the tracking run of an open trial. May be called from another thread.
+    def set_run_id(self, number: int, run_id: str, link: str | None = None) -> None:
+        """Write down the tracking run of an open trial, and a link to it. May be called from
+        another thread.
 
         Raises:
             KeyError: no trial of this number is open.
         """
-        self._open[number].trial.set_user_attr(RUN_ID, run_id)
+        trial = self._open[number].trial
+        trial.set_user_attr(RUN_ID, run_id)
+        if link is not None:
+            trial.set_user_attr(LINK, link)
 
     def tags_of(self, number: int) -> dict[str, Any]:
         """What a record of an open trial should say beside its choice: seed, repetition, origin,

@@ -43,6 +43,8 @@ REPEAT = "repeat"
 WARM_START_FROM = "warm_start_from"
 """MLflow run of an earlier sweep that the choice is from."""
 RUN_ID = "mlflow_run_id"
+LINK = "mlflow_link"
+"""To its page in MLflow, where that is a server."""
 REASON = "reason"
 CURVE = "curve"
 LOOKS = "looks"
@@ -158,6 +160,10 @@ def open_study(
         )
     if not trials:
         study.set_user_attr(_BEGUN_BY, _VERSION)
+    if study.metric_names != list(objectives):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(objectives))
     study.sampler = make_sampler(sampler, seed, asked=len(trials))
     return study
 

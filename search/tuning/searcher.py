@@ -137,13 +137,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         the features of its plan."""
         return self.proposals.ledger.tags_of(number)
 
-    def set_run_id(self, number: int, run_id: str) -> None:
-        """Write down the tracking run of an open trial. May be called from another thread.
+    def set_run_id(self, number: int, run_id: str, link: str | None = None) -> None:
+        """Write down the tracking run of an open trial, and a link to it. May be called from
+        another thread.
 
         Raises:
             KeyError: no trial of this number is open.
         """
-        self.proposals.ledger.set_run_id(number, run_id)
+        self.proposals.ledger.set_run_id(number, run_id, link)
 
     def job_names(self, number: int) -> list[str]:
         """The jobs that a trial may come to have: one for each share of the rows."""

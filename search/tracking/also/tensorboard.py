@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ class TensorBoard:
 
     def start(self, run: ToldRun, at_ms: int) -> None:
         folder = self._folder / run.name
-        # A file in the same folder that starts at a step takes the place of what stands there.
-        again = 0 if folder.exists() else None
-        writer = self._writers[run.key] = SummaryWriter(str(folder), purge_step=again)
+        if folder.exists():  # an earlier launch has not told it to its end
+            shutil.rmtree(folder)
+        # A TensorBoard that has read what was there forgets it from this step on.
+        writer = self._writers[run.key] = SummaryWriter(str(folder), purge_step=0)
         # Without a list of all columns, which TensorBoard then makes of all runs.
         params = {key: _plain(value) for key, value in run.params.items()}
         _, session, _ = hparams(params, {})  # type: ignore[no-untyped-call]

@@ -699,8 +699,9 @@ def test_a_tracking_run_is_noted_on_the_open_trial(tmp_path: Path) -> None:
     study = toy_study(tmp_path)
     searcher = searcher_over(study)
     number = asked(searcher, "t0")["number"]
-    searcher.set_run_id(number, "abc123")
-    assert study.trials[number].user_attrs["mlflow_run_id"] == "abc123"
+    searcher.set_run_id(number, "abc123", "https://host/run")
+    said = study.trials[number].user_attrs
+    assert (said["mlflow_run_id"], said["mlflow_link"]) == ("abc123", "https://host/run")
     finish(searcher, "t0")
     with pytest.raises(KeyError):
         searcher.set_run_id(number, "later")

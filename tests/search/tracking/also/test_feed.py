@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from search.config.reading import parse_sweep
+from search.config.sweep import TrackingSettings
 from search.tracking.also.feed import Feed
 from search.tracking.also.listener import ToldRun
 from search.tracking.also.listeners import check_also
@@ -126,9 +127,8 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
 
 
 @pytest.mark.parametrize(
-    ("also", "words"), [(["comet"], "tracking.also"), (["wandb", "wandb"], "each once")]
+    ("also", "words"), [(["comet"], "tensorboard"), (["wandb", "wandb"], "each once")]
 )
 def test_what_also_cannot_be_is_refused(also: list[str], words: str) -> None:
-    task = {"kind": "classification", "data": {"train": "a.csv", "dev": "b.csv"}}
-    with pytest.raises(ConfigError, match=words):
-        parse_sweep({"base": "path:x", "task": {"name": "t", **task}, "tracking": {"also": also}})
+    with pytest.raises(ValidationError, match=words):
+        TrackingSettings.model_validate({"also": also})
