@@ -304,13 +304,10 @@ class TrackingSettings(Settings):
     or arm (and those on the Pareto front of a search for two objectives), every complete trial's,
     or nobody's. `best` and `all` keep those of every confirmation too, but for `full`, whose
     weights are as large as the base: `best` keeps its first seed's."""
-<<<<<<< HEAD
     system_metrics: bool = False
     """Log what the launch's own machine does meanwhile, every ten seconds, into the sweep's run:
     processors, memory, disk, network and, where `nvidia-ml-py` is installed, its GPUs. Other nodes
     of a cluster are not looked at."""
-=======
->>>>>>> h-also
     also: Annotated[tuple[Literal["tensorboard", "wandb"], ...], AfterValidator(_each_once)] = ()
     """Who hears of the trials and confirmations beside MLflow. `tensorboard`: event files in
     `.ranksweep/sweeps/NAME/tensorboard/`. `wandb`: a run each, the sweep their group; offline in

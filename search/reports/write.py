@@ -143,7 +143,7 @@ def write_pages(
         files[f"{FIGURES}/{panel.key}.png"] = images[panel.key]
         files[f"{DATA}/{panel.key}.csv"] = panel.as_csv().encode()
     try:
-        _replace(out, files)
+        _put_in_place(out, files)
     except OSError as error:
         raise _unwritable(out, error) from None
     return WrittenReport(
@@ -186,7 +186,7 @@ def profiles_of(
         return None, [], f"its profile cannot be had: {str(error).removeprefix('store: ')}"
 
 
-def _replace(out: Path, files: dict[str, bytes]) -> None:
+def _put_in_place(out: Path, files: dict[str, bytes]) -> None:
     """Write all files beside what is there, and put them in its place."""
     fresh = out / ".new"
     shutil.rmtree(fresh, ignore_errors=True)

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Where MLflow's UI shows what was logged: links to it, and the view of a sweep that they open.
 
 MLflow 3 has two kinds of pages and opens an experiment among those for generative AI, unless the
@@ -33,19 +32,6 @@ def ui_link(
     """The page of an experiment's runs, or of one run, in MLflow's UI, without credentials.
 
     `view` is the key of a shared view of the runs. None where the tracking URI is no http server.
-=======
-"""Where MLflow's UI shows what was logged."""
-
-from __future__ import annotations
-
-from urllib.parse import quote, urlsplit, urlunsplit
-
-
-def ui_link(tracking_uri: str, experiment_id: str, run_id: str | None = None) -> str | None:
-    """The page of an experiment's runs, or of one run, in MLflow's UI, without credentials.
-
-    None where the tracking URI is no http server.
->>>>>>> h-also
     """
     server = urlsplit(tracking_uri)
     if server.scheme not in ("http", "https") or not server.hostname:
@@ -55,7 +41,6 @@ def ui_link(tracking_uri: str, experiment_id: str, run_id: str | None = None) ->
     page = f"{root}/#/experiments/{quote(experiment_id, safe='')}/runs"
     if run_id is not None:
         page += f"/{quote(run_id, safe='')}"
-<<<<<<< HEAD
     shared = {} if view is None else {"viewStateShareKey": view}
     return f"{page}?{urlencode({**shared, **_PAGES})}"
 
@@ -102,6 +87,3 @@ def view_made_at(text: str) -> int:
         return int(json.loads(text)["createdAt"])
     except (ValueError, TypeError, KeyError):
         return 0
-=======
-    return f"{page}?workflowType=machine_learning"
->>>>>>> h-also
