@@ -21,6 +21,7 @@ from search.progress import Progress
 from search.queries.comparison import (
     Confirmation,
     OnTest,
+    as_chosen,
     beside_paper,
     kept_rows,
     summarize,
@@ -123,8 +124,13 @@ def confirm_best(
         for job, tested in zip(jobs, pool.map(run, jobs), strict=True):
             if tested is not None:
                 measured[job.row["number"]][job.seed] = tested
-    found = [(row, measured[row["number"]]) for row in chosen]
-    summary = summarize(found, Objective(config.task.metric, config.search.mode))
+    named = {"sweep": config.name, "sweep_run": sweep_run_id}
+    found = [({**row, **named}, measured[row["number"]]) for row in chosen]
+    objective = Objective(config.task.metric, config.search.mode)
+    values = {row["number"]: row.get("value") for row in chosen}
+    summary = [
+        as_chosen(row, values[row.number], objective) for row in summarize(found, objective)
+    ]
     return beside_paper(summary, config.published)
 
 

@@ -237,9 +237,7 @@ def _of_its_sweep(row: Confirmation, parts: Sequence[_Part]) -> Confirmation:
     """A row with what its own sweep says of it: what it was chosen for, and what a paper prints."""
     part = next(part for part in parts if part.run.run_id == row.sweep_run)
     chosen = next((each for each in part.chosen_from if each.number == row.number), None)
-    if chosen is not None:
-        luck = luck_of(row, chosen.value, part.objective)
-        row = replace(row, chosen_at=chosen.value, luck=luck)
+    row = as_chosen(row, None if chosen is None else chosen.value, part.objective)
     return beside_paper([row], part.published)[0]
 
 
@@ -380,6 +378,14 @@ class Confirmation:
     luck: float | None = None
     sweep: str = ""
     sweep_run: str | None = None
+
+
+def as_chosen(row: Confirmation, value: float | None, objective: Objective) -> Confirmation:
+    """A confirmation with what its choice was worth on dev when it was chosen, where that is known,
+    and how much of it was luck."""
+    if value is None:
+        return row
+    return replace(row, chosen_at=value, luck=luck_of(row, value, objective))
 
 
 def beside_paper(

@@ -76,6 +76,7 @@ def confirm(
     plans: Sequence[Plan] = PLANS,
 ) -> list[Confirmation]:
     config: Any = SimpleNamespace(
+        name=tracker.experiment,
         confirm=SimpleNamespace(seeds=len(SEEDS), lm_eval=None),
         published=None,
         train=TrainSettings(epochs=2),

@@ -26,7 +26,7 @@ def test_it_holds_every_file_of_the_floors_and_its_record_names_them(tmp_path: P
     expected = {
         file.relative_to(ROOT).as_posix()
         for floor in ("ranksweep", "search", "trainables", "spaces")
-        for pattern in ("*.py", "*.yaml", "py.typed")
+        for pattern in ("*.py", "*.yaml", "page.*[!py]", "py.typed")
         for file in (ROOT / floor).rglob(pattern)
     }
     assert {name for name in content if ".dist-info/" not in name} == expected
