@@ -128,9 +128,7 @@ def confirm_best(
     found = [({**row, **named}, measured[row["number"]]) for row in chosen]
     objective = Objective(config.task.metric, config.search.mode)
     values = {row["number"]: row.get("value") for row in chosen}
-    summary = [
-        as_chosen(row, values[row.number], objective) for row in summarize(found, objective)
-    ]
+    summary = [as_chosen(row, values[row.number], objective) for row in summarize(found, objective)]
     return beside_paper(summary, config.published)
 
 
