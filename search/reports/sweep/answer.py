@@ -293,10 +293,10 @@ class _Found:
             if row.verdict != "worse" and row.trainable_params < best.trainable_params
         ]
         if smaller:
-            least = min(smaller, key=lambda row: row.trainable_params)
+            near = smaller[0]
             told += (
-                f"; where parameters count, {least.arm} has {count(least.trainable_params)}, at "
-                f"{change(least.mean - best.mean)} on test, within the noise"
+                f"; where parameters count, {near.arm} has {count(near.trainable_params)}, at "
+                f"{change(near.mean - best.mean)} on test, within the noise"
             )
         commands, seeds = [self._export(best.number)], self._seeds_to_tell()
         if seeds is None:
