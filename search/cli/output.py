@@ -58,7 +58,7 @@ def prints_result(command: Callable[P, Result]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         as_csv = bool(kwargs.get("csv_output"))
         if as_csv and kwargs["json_output"]:
-            raise ConfigError("--csv: goes with --json no more than a table does; leave one out")
+            raise ConfigError("--csv: does not go with --json; leave one out")
         try:
             with _logs_on_stderr():
                 result = command(*args, **kwargs)
