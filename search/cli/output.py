@@ -121,7 +121,11 @@ def plain_text(drawn: Iterable[RenderableType]) -> str:
     """What a command prints, for a file."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=PIPE_WIDTH, highlight=False)
+    # A notebook too: else Rich shows there what it is to write.
+    console = Console(
+        file=io.StringIO(), width=PIPE_WIDTH, highlight=False, force_jupyter=False,
+        force_terminal=False, color_system=None,
+    )  # fmt: skip
     _draw_on(console, drawn)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
