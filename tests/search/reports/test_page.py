@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from search.reports.page import MOST_ROWS, Section, packed_plotly, script_json
 from search.reports.panel import Panel
 from search.reports.sweep.answer import answer_of
 from search.reports.sweep.how import how_of
+from search.reports.sweep.pareto import pareto_panel
 from search.reports.sweep.sections import sections_of
 from search.reports.write import WrittenReport, check_out, write_pages, write_report
 from spaces.errors import ConfigError
@@ -139,6 +141,20 @@ def test_a_long_table_is_cut_and_says_so(tmp_path: Path) -> None:
     page = Page(written.page.read_text())
     assert page.tags.count("tr") == 1 + MOST_ROWS
     assert f"The first {MOST_ROWS} rows; data/choices.csv has all." in page.text
+
+
+def test_an_address_in_mlflow_is_a_link_and_no_other_text_is(tmp_path: Path) -> None:
+    at = "http://server/#/experiments/1/runs/2?workflowType=machine_learning"
+    rows = [("javascript:alert(1)", at), ("http://a.name", "javascript:alert(1)")]
+    panel = pareto_panel(long_record(9))
+    assert isinstance(panel, Panel)
+    panel = replace(panel, columns=["sweep", "in MLflow"], rows=rows)
+    write_pages(
+        "a task", answer_of(long_record(9)), [Section("s", "S", [panel])], [], tmp_path / "out"
+    )
+    places = Page((tmp_path / "out" / "index.html").read_text()).places
+    assert at in places
+    assert not [each for each in places if "alert" in each or "a.name" in each]
 
 
 def test_plotly_is_packed_as_it_is_installed() -> None:
