@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from search.cli.view import View
 from search.config.reading import load_sweep
@@ -80,6 +82,7 @@ def launched(
         tiny_sweep, folder,
         **{
             "search.trials": 7, "confirm": {"seeds": 2}, "search.scheduler": "none",
+            "tracking.also": ["tensorboard"],
             "published": {"source": "A paper", "metric": "accuracy", "figures": {"taso": 55.5}},
         },
     )  # fmt: skip
@@ -220,6 +223,25 @@ def test_the_study_says_of_every_trial_what_mlflow_says(
         assert trial.user_attrs.get("mlflow_run_id") in (logged.info.run_id, None)
         assert logged.data.metrics["accuracy"] == trial.value
         assert sorted(trial.intermediate_values) == [1, 2]
+
+
+@pytest.mark.ray
+def test_tensorboard_has_the_curves_that_mlflow_has(
+    launched: tuple[SweepConfig, LaunchResult], folder: Path
+) -> None:
+    metrics = {"trial": "accuracy", "confirm": "test_accuracy"}
+    logged = sorted(
+        (kind, point.step, point.value)
+        for kind, metric in metrics.items()
+        for run in runs_of(folder, kind, "tiny")
+        for point in client_of(folder).get_metric_history(run.info.run_id, metric)
+    )
+    told = []
+    for place in (folder / ".ranksweep" / "sweeps" / "tiny" / "tensorboard").iterdir():
+        kind = place.name.partition("-")[0]
+        events = EventAccumulator(str(place)).Reload().Tensors(metrics[kind])
+        told += [(kind, e.step, float(make_ndarray(e.tensor_proto))) for e in events]
+    assert sorted(told) == logged
 
 
 @pytest.mark.ray

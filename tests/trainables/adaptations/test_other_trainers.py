@@ -83,7 +83,7 @@ def check(model: Any, plan: Plan) -> None:
 
 
 def file_of(trainer: OtherTrainer, choice: Mapping[str, Any], folder: Path) -> tuple[Path, Plan]:
-    """The trainer's file as `plan --as` writes it, with an untrained adapter where it needs one."""
+    """The trainer's file, as `plan --as` writes it, with an untrained adapter where need be."""
     plan = plan_of(choice)
     config = lora_config_of(plan)
     if lacking(trainer, config) is None:
