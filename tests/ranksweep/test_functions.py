@@ -207,7 +207,7 @@ def test_frames_have_the_columns_and_the_values_of_the_typed_rows(
     assert "lora" in asked[1][0].attrs["verdict"].lower()
     with pytest.raises(ranksweep.Error, match="no complete trial of task 'other'"):
         ranksweep.best("other", **at)
-    with pytest.raises(ranksweep.Error, match="no complete trial of task 'other'"):
+    with pytest.raises(ranksweep.Error, match="no sweep of task 'other'"):
         ranksweep.history("other", **at)
 
 

@@ -368,8 +368,7 @@ def test_a_launch_that_is_cut_off_shows_what_is_done(
     tmp_path: Path, cut_off: str, code: int, last: str
 ) -> None:
     body = f"""
-    from search.tracking.ui import ui_link
-from spaces.errors import JobError
+    from spaces.errors import JobError
     view.listener = lambda text: print("log:", text)
     on_result(launched(**{TOOK!r}))
     raise {cut_off}
