@@ -82,7 +82,9 @@ def history(
     sweeps = every.search({"kind": "sweep", "task": task}, experiments)
     # The noise is of all sweeps, also of those that are not shown.
     summaries = Summaries(every, experiments, sweeps)
-    met = every.search({"kind": "sweep", "task": task}, experiments, where=filters.of_sweeps())
+    met: Sequence[RunFacts] = sweeps
+    if asked := filters.of_sweeps():
+        met = every.search({"kind": "sweep", "task": task}, experiments, where=asked)
     wanted = {run.run_id: run for run in met if filters.is_on(run)}
     found = summaries.bests(list(wanted), task, filters)
     crowned = promoted(tracking_uri, task) if found else []

@@ -20,7 +20,7 @@ from search.tracking.conditions import Bound, Condition, Text
 from search.tracking.facts import PREFIX, RunFacts
 from search.tracking.runs import RecordedRuns
 
-FIRST, PAGE = 100, 400
+FIRST, PAGE = 50, 150
 """Trials that are read before there is a bound, and above one at a time."""
 
 
@@ -53,10 +53,10 @@ class Leaders:
         wanted = {"kind": "trial", "status": "complete", "task": task}
         newest = recorded.search(wanted, self._experiments, at_most=first)
         if len(newest) == first:
-            self._begin(first)
+            is_all = filters.base is None and not self._where
+            self._begin(first, newest if is_all else self._read(self._where, first))
 
-    def _begin(self, first: int) -> None:
-        newest = self._read(self._where, first)
+    def _begin(self, first: int, newest: Sequence[RunFacts]) -> None:
         self._all_read = len(newest) < first
         self._take(newest)
         rows = [row for run in self._newest_first() if (row := self._summaries.row(run))]
@@ -171,7 +171,7 @@ class Leaders:
             if at_most is None or len(found) < at_most:
                 break
             bound = level
-        self._take_held(count, most)
+        self._take_held(count, most, more)
         return self._ranked(most)[:count]
 
     def _level(self, count: int, most: int | None) -> float | None:
@@ -195,7 +195,7 @@ class Leaders:
             return Bound(self._objective.metric, least=level - slack)
         return Bound(self._objective.metric, most=slack - level)
 
-    def _take_held(self, count: int, most: int | None) -> None:
+    def _take_held(self, count: int, most: int | None, more: Sequence[Bound]) -> None:
         """Take the choices that were measured more than once and may belong to so many."""
         ranked = [row for row in self._ranked(most) if not row.collapsed][:count]
         level = self._objective.gain(ranked[-1].holds) if len(ranked) == count else None
@@ -206,7 +206,7 @@ class Leaders:
                 best = self._objective.gain(held.seeds.holds(0.0, self._objective))
                 if held.run_id not in self._known and (level is None or best >= level):
                     wanted.append(held.run_id)
-        where = [*self._where, Text(PREFIX + "task", self._task)]
+        where = [*self._where, *more, Text(PREFIX + "task", self._task)]
         found: Mapping[str, RunFacts] = {}
         for base in self._filters.of_bases():
             found = {**found, **self._summaries.runs(wanted, [*where, *base])}

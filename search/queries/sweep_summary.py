@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from search.queries.filters import Filters
@@ -59,7 +60,7 @@ class SweepSummary:
     leaders: tuple[Leader, ...] = ()
     held: tuple[Held, ...] = ()
 
-    @property
+    @cached_property
     def noise(self) -> float:
         """Between the seeds of its choices; 0 where none was measured twice."""
         return noise_of(each.seeds for each in self.held)
