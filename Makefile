@@ -41,7 +41,7 @@ test-long: setup  ## Run the tests of accidents and clusters that take minutes e
 
 # In two processes.
 test-fast: setup  ## Run the tests that start no Ray, no server and no other processes that take long
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not server and not group and not command"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not (ray or server or group or command or long)"
 
 check: setup  ## Check format, lint, types, and which package may import which
 	$(BIN)/ruff check .
