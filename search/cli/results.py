@@ -333,7 +333,7 @@ def confirmation_table(rows: Sequence[Confirmation], reference: str = "lora") ->
     has_paper = any(row.paper is not None for row in rows)
     has_collapsed = any(row.collapsed for row in rows)
     has_minus = any(row.minus_paper is not None for row in rows)
-    means = ("paper", "here") if has_paper else ("mean",)
+    means: tuple[str, ...] = ("paper", "here") if has_paper else ("mean",)
     means += ("minus paper (95%)",) if has_minus else ()
     collapsed = ("collapsed",) if has_collapsed else ()
     for name in (
