@@ -54,7 +54,7 @@ cluster: {address: local, groups: 1, workers_per_group: 1, resources_per_worker:
           max_failures: 2}
 store: file://.ranksweep/store
 tracking: {uri: "sqlite:///.ranksweep/mlflow.db", experiment: movie-sentiment,
-           keep_weights: best}
+           keep_weights: best, also: [tensorboard]}
 confirm: {top: 1, seeds: 3}
 """
 
