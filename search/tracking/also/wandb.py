@@ -26,7 +26,7 @@ class Wandb:
     """Logs into the project `project`, the files below `folder`/wandb.
 
     `mark` is what no other sweep has: from it come the ids of runs, so that a run that is told
-    again is the same one. Where W&B cannot be reached, a run is given up after half a minute.
+    again is the same one. Where W&B cannot be reached, it is given up within half a minute.
     """
 
     def __init__(
@@ -80,9 +80,11 @@ class Wandb:
                 x_disable_stats=True,
                 x_disable_machine_info=True,
                 x_save_requirements=False,
-                init_timeout=30,
+                init_timeout=20,
                 login_timeout=5,
-                finish_timeout=20,
+                finish_timeout=10,
+                x_graphql_retry_max=3,
+                x_graphql_timeout_seconds=10,
                 stop_fn=_stays,
             ),
         )

@@ -34,7 +34,7 @@ def shown(storage: str) -> dict[str, Any]:
 
 
 def named(entries: list[dict[str, Any]], value: str = "value") -> dict[str, Any]:
-    return {entry["name" if "name" in entry else "key"]: entry[value] for entry in entries}
+    return {str(entry.get("name", entry.get("key"))): entry[value] for entry in entries}
 
 
 def test_a_sweep_of_an_older_version_has_its_metrics_name_and_mlflows_numbers(

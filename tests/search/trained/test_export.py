@@ -645,6 +645,30 @@ def test_a_plan_that_no_lora_config_holds_is_refused_with_the_reason(
     assert not (tmp_path / "c.json").exists()
 
 
+def test_another_trainer_gets_its_keys_or_an_adapter_or_the_reason(
+    plan: Command, tmp_path: Path
+) -> None:
+    choice = {"method": "sensitivity", "mean_rank": 3, "learning_rate": 3e-4}
+    file, folder = tmp_path / "lora.yaml", tmp_path / "lora-adapter"
+
+    code, out, err = plan(choice, "--as", "axolotl")
+    assert code == 0, err
+    keys, config = yaml.safe_load(out), json.loads(plan(choice)[1])
+    assert keys["lora_rank_pattern"] == config["rank_pattern"]
+    assert keys["learning_rate"] == 3e-4
+    plan(choice, "--as", "axolotl", "--out", file)
+    assert (yaml.safe_load(file.read_text()), folder.exists()) == (keys, False)
+
+    assert_refused(plan(choice, "--as", "llamafactory"), "one rank", "--out")
+    assert plan(choice, "--as", "llamafactory", "--out", file)[0] == 0
+    assert yaml.safe_load(file.read_text())["adapter_name_or_path"] == str(folder)
+    assert json.loads((folder / "adapter_config.json").read_text()) == config
+    assert_refused(plan(choice, "--as", "llamafactory", "--out", file), str(folder), "another")
+
+    assert_refused(plan(choice, "--as", "trl", "--out", file), "one rank", "--as peft")
+    assert_refused(plan(CHOICE, "--as", "axolotl"), "2 blocks")
+
+
 def test_a_choice_without_a_profile_takes_the_base_alone(bert: Kept, plan: Command) -> None:
     base = ("--base", bert.made.uri, "--targets", "query,value")
     code, out, err = plan({"method": "lora", "rank": 2}, *base)

@@ -98,16 +98,13 @@ def file_of(trainer: OtherTrainer, choice: Mapping[str, Any], folder: Path) -> t
 
 @pytest.mark.parametrize("choice", UNIFORM.values(), ids=UNIFORM.keys())
 def test_trl_trains_what_the_plan_trains(choice: dict[str, Any], tmp_path: Path) -> None:
-    from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
-
+    trl: Any = pytest.importorskip("trl")
     file, plan = file_of("trl", choice, tmp_path)
-    parser = TrlParser((ModelConfig, SFTConfig))
+    parser = trl.TrlParser((trl.ModelConfig, trl.SFTConfig))
     on_cpu = ["--use_cpu", "true", "--bf16", "false", "--output_dir", str(tmp_path)]
     model_args, training = parser.parse_args_and_config(["--config", str(file), *on_cpu])
     assert training.learning_rate == RATE
-    config = get_peft_config(model_args)
-    assert config is not None
-    check(peft.get_peft_model(tiny_llama(), config), plan)
+    check(peft.get_peft_model(tiny_llama(), trl.get_peft_config(model_args)), plan)
 
 
 @pytest.mark.parametrize(
