@@ -308,8 +308,10 @@ def test_a_sweep_that_says_nothing_of_a_paper_has_none(
 
 
 def test_the_command_prints_paper_beside_here(
-    sweeps: Sweeps, capsys: pytest.CaptureFixture[str]
+    sweeps: Sweeps, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
     def run(uri: str, *arguments: str) -> str:
         with pytest.raises(SystemExit) as ended:
             main(["compare", *arguments, "--tracking", uri])
