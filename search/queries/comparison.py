@@ -184,7 +184,7 @@ def _part(recorded: RecordedRuns, newest: RunFacts, lm_eval_digest: str | None) 
         raise RanksweepError(
             f"{newest.sweep}: nothing of it is confirmed on test yet; where the sweep has "
             "`confirm`, a launch does so once its search is over, also one that goes on with "
-            "--resume"
+            "--resume (and --set 'confirm={top: 1, seeds: 5}' where it has none)"
         )
     objective = Objective(newest.metric or "accuracy", newest.mode or "max")
     trials = [run for run in children if run.kind == "trial"]

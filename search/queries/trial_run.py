@@ -9,6 +9,7 @@ from search.config.yaml_file import parse_yaml
 from search.objective import Objective
 from search.redaction import redacted
 from search.tracking.facts import RunFacts
+from search.tracking.liveness import fate
 from search.tracking.runs import RecordedRuns
 from spaces.errors import ConfigError, UsageError
 from spaces.plan import Plan
@@ -107,6 +108,10 @@ class TrialRun:
                 best = TrialRun(run, files, self.recorded)
         return best or self
 
+    def _sweep_runs(self) -> bool:
+        sweep = None if self.facts.parent is None else self.recorded.find(self.facts.parent)
+        return sweep is not None and fate(sweep) == "runs"
+
     def _why_no_weights(self) -> str:
         if self.facts.kind == "confirm":
             number = "?" if self.facts.number is None else self.facts.number
@@ -121,6 +126,10 @@ class TrialRun:
             return (
                 f"has no weights, for it is {status}; export a complete trial "
                 "(`ranksweep best` shows them)"
+            )
+        if self._sweep_runs():
+            return (
+                "has no weights in MLflow yet; they are sent when the search of its sweep is over"
             )
         return (
             "has kept no weights; launch with tracking.keep_weights: all (best keeps those of each "

@@ -6,7 +6,7 @@ The figures themselves stand where their numbers are made.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,6 +26,17 @@ def as_png(figure: Figure) -> bytes:
     # Nothing of the program's version or of the time.
     figure.savefig(held, format="png", dpi=DPI, metadata={"Software": None})
     return held.getvalue()
+
+
+def room(values: Iterable[float | None]) -> dict[str, list[float]]:
+    """The range of a Plotly axis whose values are all one, which Plotly would show from one less to
+    one more; empty for others, whose range it finds itself."""
+    known = {round(each, 9) for each in values if each is not None}
+    if len(known) != 1:
+        return {}
+    (value,) = known
+    around = 0.05 * abs(value) or 1.0
+    return {"range": [value - around, value + around]}
 
 
 def plots(

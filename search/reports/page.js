@@ -97,8 +97,8 @@
   }
 
   const CONFIG = {
-    responsive: true, displaylogo: false, plotlyServerURL: "", showTips: false,
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+    // Its bar of buttons would lie over the data; a drag zooms, a double click shows all.
+    responsive: true, displaylogo: false, plotlyServerURL: "", showTips: false, displayModeBar: false,
   };
 
   async function draw(plot) {

@@ -59,8 +59,8 @@ def importance_panel(record: SweepRecord) -> Panel | Absent:
     few = [of for of, each in groups.items() if len(each) < FEWEST]
     if not parts:
         why = (
-            f"it takes {FEWEST} trials of a method that ran to their end and did not collapse, "
-            f"with keys that differ; there are {len(runs):,}"
+            f"it takes {FEWEST} trials of a method that ran to their end and did not collapse, or "
+            f"of methods with keys in common, that differ; there are {len(runs):,} of all methods"
         )
         return Absent(KEY, TITLE, why)
     return Panel(

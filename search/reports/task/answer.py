@@ -6,11 +6,12 @@ import shlex
 
 from search.queries.history import Step
 from search.reports.page import Answer, Command, KeyNumber
+from search.reports.sweep.answer import stands
 from search.reports.sweep.hours import gpus_of
 from search.reports.task.bases import best_of_bases
 from search.reports.task.cost import gpu_hours
 from search.reports.task.record import TaskRecord, called
-from search.reports.words import change, count, hours, plural, value
+from search.reports.words import change, count, hours, listed, plural, value
 from search.wording import moment
 
 
@@ -86,6 +87,11 @@ def _moved(record: TaskRecord) -> str:
 
 def _next(record: TaskRecord) -> tuple[str, list[Command]]:
     best, last = record.leader, record.sweeps[-1].run.sweep
+    running = [each.run.sweep for each in record.sweeps if stands(each) == "running"]
+    if running:
+        return f"{listed(running)} still {'runs' if len(running) == 1 else 'run'}: watch.", [
+            _command(record, "how it stands", "watch", running[-1])
+        ]
     if best is None:
         return "Look at why the trials ended, mend that, and launch again.", [
             _command(record, "the newest sweep's trials, with their errors", "trials", last, "list")

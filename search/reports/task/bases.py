@@ -15,7 +15,7 @@ from search.queries.history import Step
 from search.queries.holding import Seeds
 from search.queries.sweep_record import SweepRecord
 from search.reports.colours import INK, ArmStyle, both, style_of
-from search.reports.drawing import plain, plot, ticks
+from search.reports.drawing import plain, plot, room, ticks
 from search.reports.panel import Absent, Panel
 from search.reports.sweep.measured import Choice, choices_of, label
 from search.reports.task.record import TaskRecord, called, gain
@@ -159,7 +159,7 @@ class _Bases:
     def brushed(self) -> Mapping[str, Any]:
         names = [label(name) for name in self._names()]
         looks = ((both("#0072b2", "#56b4e9"), "circle"), (both("#d55e00", "#f28e4b"), "square"))
-        data = []
+        data: list[dict[str, Any]] = []
         for (name, values, spans), (colour, symbol) in zip(self._series(), looks, strict=True):
             known = [
                 (label_, v, span)
@@ -182,7 +182,11 @@ class _Bases:
         layout = {
             "height": 200 + 46 * len(names),
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
-            "xaxis": {"title": {"text": label(self.found[0].step.metric)}, "automargin": True},
+            "xaxis": {
+                "title": {"text": label(self.found[0].step.metric)},
+                "automargin": True,
+                **room(v for each in data for v in list(each["x"])),
+            },
             "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
         }
         return {"data": data, "layout": layout}
@@ -332,6 +336,7 @@ class _Front:
             "yaxis": {
                 "title": {"text": label(f"{self.record.comparable[0].metric} on dev")},
                 "automargin": True,
+                **room(each.choice.seeds.mean for each in self.tried),
             },
             "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
         }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import MaxNLocator
 
 from search.queries.history import Step
 from search.reports.colours import ArmStyle, style_of
-from search.reports.drawing import plain, plot
+from search.reports.drawing import plain, plot, room
 from search.reports.panel import Absent, Panel
 from search.reports.sweep.measured import label
 from search.reports.task.record import TaskRecord, called
@@ -145,6 +145,14 @@ class _Drawn:
         way = "higher" if step.mode == "max" else "lower"
         return f"{step.metric} on dev ({way} is better)"
 
+    def _days_around(self) -> dict[str, Any]:
+        """A range for the axis of time where all sweeps are of one moment, which has no scale."""
+        first, last = (_moment(step) for step in (self.steps[0], self.steps[-1]))
+        if last - first > timedelta(minutes=1):
+            return {}
+        ends = first - timedelta(days=1), last + timedelta(days=1)
+        return {"range": [end.strftime("%Y-%m-%d %H:%M") for end in ends]}
+
     def printed(self) -> Figure:
         figure, axes = plot(9.0, 4.6, self.title)
         for (base, data), of in _lines(self.steps).items():
@@ -216,8 +224,9 @@ class _Drawn:
         crowned = [step for step in self.steps if step.champion is not None]
         layout = {
             "height": 440,
-            "yaxis": {"title": {"text": label(self._axis)}, "automargin": True},
-            "xaxis": {"type": "date", "automargin": True},
+            "yaxis": {"title": {"text": label(self._axis)}, "automargin": True,
+                      **room(each for s in self.steps for each in (s.value, s.test))},
+            "xaxis": {"type": "date", "automargin": True, **self._days_around()},
             "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
             "annotations": [
                 {"x": _moment(step).strftime("%Y-%m-%d %H:%M:%S"), "y": step.value,

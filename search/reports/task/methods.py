@@ -20,6 +20,8 @@ from search.reports.words import change, plural
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FEW = 8
+"""Sweeps that are counted one by one on an axis."""
 WINS_KEY, WINS_TITLE = "wins-by-arm", "Which arm won how often"
 GAP_KEY, GAP_TITLE = "difference-from-lora", "Difference from tuned LoRA, sweep by sweep"
 
@@ -57,7 +59,7 @@ def wins_panel(record: TaskRecord) -> Panel | Absent:
     arms = sorted(took_part, key=lambda arm: (-on_dev[arm], -better[arm], arm))
     drawn = _Wins(arms, on_dev, better)
     told = ", ".join(
-        f"{arm} in {on_dev[arm]} of the {plural(took_part[arm], 'sweep')} that it took part in"
+        f"{arm} in {on_dev[arm]:,} of {plural(took_part[arm], 'sweep')} with it"
         for arm in arms
         if on_dev[arm]
     )
@@ -129,7 +131,12 @@ class _Wins:
             "height": 180 + 44 * len(names),
             "barmode": "group",
             "yaxis": {"type": "category", "autorange": "reversed", "automargin": True},
-            "xaxis": {"title": {"text": "sweeps"}, "tickformat": "d", "rangemode": "tozero"},
+            "xaxis": {
+                "title": {"text": "sweeps"},
+                "tickformat": "d",
+                "rangemode": "tozero",
+                **({"dtick": 1} if max(self.on_dev.values(), default=0) < FEW else {}),
+            },
             "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
         }
         return {"data": data, "layout": layout}

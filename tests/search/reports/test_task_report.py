@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from search.reports.drawing import room
 from search.reports.panel import Absent, Panel
 from search.reports.task.bases import best_of_bases, interval_of
 from search.reports.task.cost import gpu_hours
@@ -196,3 +197,9 @@ def test_a_sweep_without_a_whole_trial_is_a_line_of_the_table(runs: TaskRuns) ->
     record = task_record(runs.uri, "movie")
     found = panels(record)
     assert [key for key, each in found.items() if isinstance(each, Panel)] == ["sweeps"]
+
+
+def test_an_axis_of_one_value_is_shown_around_it() -> None:
+    assert room([0.8, None, 0.8]) == {"range": pytest.approx([0.76, 0.84])}
+    assert room([0.8, 0.81]) == room([]) == {}
+    assert room([0.0]) == {"range": [-1.0, 1.0]}
