@@ -9,12 +9,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ranksweep
+from search.queries.comparison import Confirmation
+from search.queries.history import Step
+from search.queries.rows import BestRow
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "mlflow", "pandas", "numpy", "pydantic", "typer", "transformers")
@@ -90,3 +94,14 @@ def test_the_code_of_the_page_that_needs_no_training_runs(
     assert blocks
     monkeypatch.chdir(tmp_path)
     exec("\n".join(blocks), {})
+
+
+def test_the_page_names_the_columns_of_frames_and_the_filters() -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    found = [
+        re.findall(r"`(\w+)`", each)
+        for each in re.findall(r"^Columns: (.*?)\.$", page, re.M | re.S)
+    ]
+    assert found == [[each.name for each in fields(row)] for row in (BestRow, Confirmation, Step)]
+    (filters,) = re.findall(r"^`Filters` takes (.*?);", page, re.M | re.S)
+    assert re.findall(r"`(\w+)`", filters) == [each.name for each in fields(ranksweep.Filters)]
