@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean, stdev
-
-from scipy import stats
 
 from search.config.sweep import SweepConfig
 from search.launch.prepare import SweepInputs
 from search.launch.result import LaunchResult
 from search.queries.best_choice import BestChoice
 from search.queries.comparison import Confirmation
-from search.queries.differences import CONFIDENCE
+from search.queries.differences import mean_interval
 from search.tracking.datasets import DatasetFacts, SourceType
 from search.tracking.run_names import short_rate
 from search.wording import figure
@@ -40,7 +36,8 @@ def summary_metrics(config: SweepConfig, result: LaunchResult) -> dict[str, floa
     name = f"test_{first.metric}"
     told[name] = first.mean
     told["trainable_params"] = float(first.trainable_params)
-    if (interval := _interval(first.values)) is not None:
+    interval = mean_interval(first.values)
+    if interval is not None and len(set(first.values)) > 1:  # seeds that agree tell none
         told[f"{name}_low"], told[f"{name}_high"] = interval
     lora = next((row for row in result.confirmation if row.arm == "lora"), None)
     if lora is not None and lora is not first:
@@ -48,15 +45,6 @@ def summary_metrics(config: SweepConfig, result: LaunchResult) -> dict[str, floa
         if first.difference is not None:
             told[f"{name}_above_lora_low"], told[f"{name}_above_lora_high"] = first.difference
     return told
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's interval of the mean over seeds; None where they do not tell one."""
-    if len(values) < 2 or not stdev(values) > 0:
-        return None
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values)
-    half /= math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
 
 
 def sweep_note(

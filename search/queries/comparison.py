@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,8 +138,23 @@ def compare(tracking_uri: str, sweep: str | Sequence[str], against: str = "lora"
     recorded = RecordedRuns(tracking_uri)
     names = [sweep] if isinstance(sweep, str) else list(dict.fromkeys(sweep))
     runs = {run.run_id: run for run in (newest_sweep(recorded, name) for name in names)}
-    first = next(iter(runs.values()))
-    parts = [_part(recorded, run, first.lm_eval_digest) for run in runs.values()]
+    read = (
+        (run, recorded.search({"status": "complete"}, [run.experiment_id], run.run_id))
+        for run in runs.values()
+    )
+    return compared(recorded, read, against)
+
+
+def compared(
+    recorded: RecordedRuns,
+    sweeps: Iterable[tuple[RunFacts, Sequence[RunFacts]]],
+    against: str = "lora",
+) -> Comparison:
+    """As `compare`, of sweeps that were read: the run of each, and the complete runs of its trials
+    and confirmations, newest first."""
+    read = list(sweeps)
+    first = read[0][0]
+    parts = [_part(recorded, run, children, first.lm_eval_digest) for run, children in read]
     objective = parts[0].objective
     every = parts[0].choices if len(parts) == 1 else _together(recorded, parts)
     arms = {
@@ -175,8 +190,12 @@ def compare(tracking_uri: str, sweep: str | Sequence[str], against: str = "lora"
     )
 
 
-def _part(recorded: RecordedRuns, newest: RunFacts, lm_eval_digest: str | None) -> _Part:
-    children = recorded.search({"status": "complete"}, [newest.experiment_id], newest.run_id)
+def _part(
+    recorded: RecordedRuns,
+    newest: RunFacts,
+    children: Sequence[RunFacts],
+    lm_eval_digest: str | None,
+) -> _Part:
     if (told := liveness.told(newest)) is not None:
         _log.warning("%s; what it has not confirmed is missing", told)
     confirmed = [run for run in children if run.kind == "confirm"]

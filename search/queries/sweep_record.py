@@ -10,7 +10,7 @@ from typing import Any
 from search.config.yaml_file import parse_yaml
 from search.objective import Objective
 from search.queries.best_choice import BestChoice
-from search.queries.comparison import Comparison, compare
+from search.queries.comparison import Comparison, compared
 from search.queries.sweep_state import best_of_arms, numbered
 from search.queries.trial_run import SWEEP
 from search.redaction import redacted
@@ -112,7 +112,7 @@ def read_sweep(recorded: RecordedRuns, sweep: str, *, max_curves: int = 200) -> 
         trials=tuple(trials),
         confirmations=tuple(confirmations),
         best=tuple(best),
-        comparison=_comparison(recorded, run) if confirmations else None,
+        comparison=_comparison(recorded, run, complete) if confirmations else None,
         curves={run_id: _curve(points) for run_id, points in histories.items()},
         profile=_profile(recorded, run),
         base=next((each for each in children if each.kind == "base"), None),
@@ -144,9 +144,11 @@ def _mapping(recorded: RecordedRuns, run_id: str, name: str) -> dict[str, Any]:
     return dict(read) if isinstance(read, Mapping) else {}
 
 
-def _comparison(recorded: RecordedRuns, run: RunFacts) -> Comparison | None:
+def _comparison(
+    recorded: RecordedRuns, run: RunFacts, complete: Sequence[RunFacts]
+) -> Comparison | None:
     try:
-        return compare(recorded.uri, run.run_id)
+        return compared(recorded, [(run, complete)])
     except TrackingError:
         raise
     except RanksweepError:  # what was confirmed has no value on test

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import sqrt
 from typing import Any
-
-from scipy.stats import t
 
 from search.objective import Objective
 from search.queries.best import on_dev
 from search.queries.best_choice import BestChoice
+from search.queries.differences import mean_interval
 from search.queries.holding import Seeds, noise_of
 from search.queries.sweep_record import SweepRecord
 from search.queries.sweep_state import best_of_arms
 from search.reports.colours import ArmStyle, style_of
 from search.tracking.facts import RunFacts, flattened
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -36,11 +32,7 @@ class Choice:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95% interval of the mean over seeds, by Student's t; None of one seed."""
-        count = len(self.seeds.values)
-        if count < 2:
-            return None
-        half = t.ppf(0.5 + CONFIDENCE / 2, count - 1) * self.seeds.deviation / sqrt(count)
-        return self.seeds.mean - half, self.seeds.mean + half
+        return mean_interval(self.seeds.values)
 
 
 def choices_of(record: SweepRecord) -> list[Choice]:

