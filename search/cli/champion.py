@@ -24,7 +24,7 @@ from search.cli.narrowing import (
     narrowed,
 )
 from search.cli.output import ByWidth, Result, add_row, prints_result
-from search.cli.results import OwnCodeOption
+from search.cli.results import ItsBaseOption, OwnCodeOption
 from search.wording import knobs, moment
 from spaces.errors import ConfigError
 
@@ -58,10 +58,7 @@ def promote(
             help="Also where it does not beat the champion, or cannot be compared with it.",
         ),
     ] = False,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="BASE", help="Where the trial's base is now."),
-    ] = None,
+    base: ItsBaseOption = None,
     own_code: OwnCodeOption = False,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,

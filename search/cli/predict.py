@@ -9,7 +9,7 @@ import typer
 
 from search.cli.app import JsonOption, TrackingOption, app
 from search.cli.output import Result, prints_result
-from search.cli.results import OwnCodeOption
+from search.cli.results import AsSearchedOption, ItsBaseOption, OwnCodeOption
 
 
 @app.command()
@@ -34,14 +34,8 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that is written to.")
     ] = False,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="BASE", help="Where the trial's base is now."),
-    ] = None,
-    as_searched: Annotated[
-        bool,
-        typer.Option("--as-searched", help="The trial itself, not the confirmation of it."),
-    ] = False,
+    base: ItsBaseOption = None,
+    as_searched: AsSearchedOption = False,
     own_code: OwnCodeOption = False,
     tracking: TrackingOption = None,
     json_output: JsonOption = False,

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from search.queries.rows import BestRow
     from search.trained.compose import Composition
 
+ItsBaseOption = Annotated[
+    str | None, typer.Option("--base", metavar="BASE", help="Where the trial's base is now.")
+]
+AsSearchedOption = Annotated[
+    bool, typer.Option("--as-searched", help="The trial itself, not the confirmation of it.")
+]
 OwnCodeOption = Annotated[
     bool,
     typer.Option("--own-code", help="Run the code of the task's own that the run names."),
@@ -178,14 +184,8 @@ def export_trial(
         Path, typer.Option("--out", metavar="DIR", help="Write here: a folder that is not there.")
     ],
     *,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="BASE", help="Where the trial's base is now."),
-    ] = None,
-    as_searched: Annotated[
-        bool,
-        typer.Option("--as-searched", help="The trial itself, not the confirmation of it."),
-    ] = False,
+    base: ItsBaseOption = None,
+    as_searched: AsSearchedOption = False,
     prune: Annotated[
         float | None,
         typer.Option(

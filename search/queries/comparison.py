@@ -27,7 +27,7 @@ from search.queries.fallen import fallen
 from search.queries.lm_eval_scores import base_scores, scores_of
 from search.queries.luck import luck_line, luck_of
 from search.queries.same_test import named_alike, same_test
-from search.queries.sweep_state import best_of_arms
+from search.queries.sweep_state import best_of_arms, sweep_named
 from search.tracking import liveness
 from search.tracking.facts import TEST_ROWS, RunFacts, of_members
 from search.tracking.runs import RecordedRuns
@@ -273,10 +273,8 @@ def _published(newest: RunFacts) -> PublishedSettings | None:
 
 def newest_sweep(recorded: RecordedRuns, sweep: str) -> RunFacts:
     """The newest sweep of this name, or that of this run id. Raises RanksweepError without one."""
-    sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
-    newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
+    newest, names = sweep_named(recorded, sweep)
     if newest is None:
-        names = sorted({run.sweep for run in sweeps})
         raise RanksweepError(
             f"{sweep}: no sweep of this name or run id in MLflow; it has "
             f"{', '.join(names[:10]) or 'none'}"

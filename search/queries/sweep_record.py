@@ -11,7 +11,7 @@ from search.config.yaml_file import parse_yaml
 from search.objective import Objective
 from search.queries.best_choice import BestChoice
 from search.queries.comparison import Comparison, compared
-from search.queries.sweep_state import best_of_arms, numbered
+from search.queries.sweep_state import best_of_arms, numbered, sweep_named
 from search.queries.trial_run import SWEEP
 from search.redaction import redacted
 from search.tracking.facts import Point, RunFacts
@@ -122,10 +122,8 @@ def read_sweep(recorded: RecordedRuns, sweep: str, *, max_curves: int = 200) -> 
 
 
 def _found(recorded: RecordedRuns, sweep: str) -> RunFacts:
-    sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
-    newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
+    newest, names = sweep_named(recorded, sweep)
     if newest is None:
-        names = sorted({run.sweep for run in sweeps})
         hint = nearest(sweep, names) if names else "it has none"
         raise ConfigError(
             f"SWEEP: MLflow has no sweep of the name or run id {sweep[:80]!r}; {hint} "

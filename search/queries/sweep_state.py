@@ -93,13 +93,11 @@ class SweepReader:
 
     def __init__(self, recorded: RecordedRuns, sweep: str) -> None:
         self._recorded = recorded
-        sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
-        newest = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
+        newest, names = sweep_named(recorded, sweep)
         if newest is None:
-            names = ", ".join(sorted({run.sweep for run in sweeps})[:10])
             raise ConfigError(
                 f"SWEEP: MLflow has no sweep of the name or run id {sweep!r}; it has "
-                f"{names or 'none'} (--tracking names another)"
+                f"{', '.join(names[:10]) or 'none'} (--tracking names another)"
             )
         self.run = newest
         self.config = self._config()
@@ -179,6 +177,14 @@ class SweepReader:
             looks=looks_in(run.metrics),
             collapsed=run.collapsed,
         )
+
+
+def sweep_named(recorded: RecordedRuns, sweep: str) -> tuple[RunFacts | None, list[str]]:
+    """The newest sweep of this name, or that of this run id, None without one; and the names of
+    all that there are, sorted."""
+    sweeps = recorded.search({"kind": "sweep"}, recorded.experiments())
+    found = next((run for run in sweeps if sweep in (run.run_id, run.sweep)), None)
+    return found, sorted({run.sweep for run in sweeps})
 
 
 def best_of_arms(
